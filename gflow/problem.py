@@ -1,0 +1,190 @@
+"""A problem: network, data set, loss and perturbation, and what they say of parameters.
+
+The only place where one example becomes all of them (`vmap`). Every function is pure; the public
+methods are compiled on first use.
+"""
+
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float, Int
+
+from gflow._numerics import tree_scale
+from gflow._typing import Inputs, Params
+from gflow.datasets import Dataset
+from gflow.losses import AbstractLoss
+from gflow.networks import AbstractNetwork
+from gflow.perturbations import AbstractPerturbation, clean
+
+GradientMode = Literal["frozen", "total"]
+
+
+class Ascent(NamedTuple):
+    """The negative gradient of the loss, split so that nothing overflows.
+
+    `-grad Loss(params) = exp(log_weight) * vector` where `log_weight = log sum_i -l'(q_i)` and
+    `vector = sum_i p_i grad q_i` with `p_i = -l'(q_i) / sum_j -l'(q_j)`.
+    """
+
+    margins: Float[Array, "n ..."]
+    weights: Float[Array, "n ..."]
+    log_weight: Float[Array, ""]
+    vector: Params
+
+
+class Problem(eqx.Module):
+    """Adversarial training of a network on a data set: what is minimised.
+
+    `Loss(params) = sum_i l(q_i)`, `q_i = y_i f(x_i + delta_i(params); params)`; a *sum* over
+    examples, not a mean.
+
+    Args:
+        network: from `gflow.networks`.
+        dataset: a `gflow.Dataset`.
+        loss: from `gflow.losses`.
+        perturbation: from `gflow.perturbations`; `clean()` by default.
+        gradient: "frozen" differentiates with delta held fixed, as adversarial training does
+            (Danskin's theorem at an exact adversary); "total" differentiates through delta, which
+            is what makes the smoothed margin monotone (Lyu & Zhu 2022). They agree for linear
+            networks and for exact adversaries.
+
+    Raises:
+        TypeError: an argument is not what it should be.
+        ValueError: the network's inputs or outputs do not fit the data set.
+    """
+
+    network: AbstractNetwork
+    dataset: Dataset
+    loss: AbstractLoss
+    perturbation: AbstractPerturbation
+    starts: Inputs | None
+    gradient_mode: GradientMode = eqx.field(static=True)
+
+    def __init__(
+        self,
+        network: AbstractNetwork,
+        dataset: Dataset,
+        *,
+        loss: AbstractLoss,
+        perturbation: AbstractPerturbation | None = None,
+        gradient: GradientMode = "frozen",
+    ):
+        perturbation = clean() if perturbation is None else perturbation
+        _check_kind(network, AbstractNetwork, "network")
+        _check_kind(dataset, Dataset, "dataset")
+        _check_kind(loss, AbstractLoss, "loss")
+        _check_kind(perturbation, AbstractPerturbation, "perturbation")
+        if gradient not in ("frozen", "total"):
+            raise ValueError(f"`Problem(gradient={gradient!r})`: choose 'frozen' or 'total'.")
+        network.check_fits(dataset.x.shape[1], dataset.num_outputs)
+        self.network = network
+        self.dataset = dataset
+        self.loss = loss
+        self.perturbation = perturbation
+        self.starts = perturbation.starts(*dataset.x.shape)
+        self.gradient_mode = gradient
+
+    @property
+    def degree(self) -> float:
+        """Homogeneity degree L of the network, and so of the margins, in the parameters."""
+        return self.network.degree
+
+    @eqx.filter_jit
+    def perturbations(self, params: Params) -> Float[Array, "n d"]:
+        """`delta_i(params)` for every example, in input units. Shapes: (n, d)."""
+        x, y = self._examples()
+        axes = (None, 0, 0, None if self.starts is None else 0)
+        return jax.vmap(self._perturb, axes)(params, x, y, self.starts)
+
+    @eqx.filter_jit
+    def margins(self, params: Params) -> Float[Array, "n ..."]:
+        """Adversarial margins `q_i = y_i f(x_i + delta_i; params)`.
+
+        Shapes: (n,); for classes (n, k - 1), the margins against every other class.
+        """
+        return self.margins_at(params, self.perturbations(params))
+
+    @eqx.filter_jit
+    def clean_margins(self, params: Params) -> Float[Array, "n ..."]:
+        """Margins `y_i f(x_i; params)` without perturbation, in the shape of `margins`."""
+        x, _ = self._examples()
+        return self.margins_at(params, jnp.zeros_like(x))
+
+    @eqx.filter_jit
+    def margins_at(self, params: Params, delta: Float[Array, "n d"]) -> Float[Array, "n ..."]:
+        """Margins at given perturbations `delta`, held fixed. Shapes: delta (n, d)."""
+        x, y = self._examples()
+        return jax.vmap(self._margin, (None, 0, 0))(params, x + delta, y)
+
+    @eqx.filter_jit
+    def log_loss(self, params: Params) -> Float[Array, ""]:
+        """`log sum_i l(q_i)`, the logarithm of the adversarial loss."""
+        return self.loss.log_loss(self.margins(params))
+
+    @eqx.filter_jit
+    def gradient(self, params: Params) -> Params:
+        """`grad Loss(params)`, in the problem's gradient mode, with the structure of `params`.
+
+        It underflows to 0 where every margin exceeds about 700; `ascent` does not.
+        """
+        ascent = self.ascent(params)
+        return tree_scale(-jnp.exp(ascent.log_weight), ascent.vector)
+
+    @eqx.filter_jit
+    def ascent(self, params: Params, log_kappa: Float[Array, ""] | float = 0.0) -> Ascent:
+        """Margins and the weighted mean of their gradients at `params`.
+
+        The weights are those of parameters `kappa^(1/L) params`: margins are L-homogeneous, so that
+        `kappa q_i(params)` enters the loss. This reads a flow at any norm from a unit direction.
+        """
+        margins, pull_back = self.linearize(params)
+        log_weights = self.loss.log_weights(jnp.exp(log_kappa) * margins)
+        log_weight = logsumexp(log_weights)
+        weights = jnp.exp(log_weights - log_weight)
+        return Ascent(margins, weights, log_weight, pull_back(weights)[0])
+
+    def linearize(self, params: Params):
+        """Margins, and the function that maps weights w to `(sum_i w_i grad q_i,)`.
+
+        The gradients are those of the gradient mode: at fixed delta for "frozen", through delta for
+        "total". In frozen mode delta enters as a value computed outside, so that a derivative of
+        the gradients themselves still sees how delta depends on `params`.
+        """
+        if self.gradient_mode == "total":
+            return jax.vjp(self.margins, params)
+        delta = self.perturbations(params)
+        return jax.vjp(lambda free: self.margins_at(free, delta), params)
+
+    def _examples(self) -> tuple[Array, Array]:
+        return jnp.asarray(self.dataset.x), jnp.asarray(self.dataset.y)
+
+    def _margin(self, params: Params, x: Array, y: Array) -> Array:
+        output = self.network.apply(params, x)
+        return y * output if self.dataset.binary else _against_others(output, y)
+
+    def _attacked_margin(self, params: Params, x: Array, y: Array) -> Array:
+        """The margin that the attack lowers: for classes, that against the runner-up."""
+        margin = self._margin(params, x, y)
+        return margin if self.dataset.binary else jnp.min(margin)
+
+    def _perturb(self, params: Params, x: Array, y: Array, start: Array | None) -> Array:
+        return self.perturbation(lambda point: self._attacked_margin(params, point, y), x, start)
+
+
+def _against_others(output: Float[Array, " k"], y: Int[Array, ""]) -> Float[Array, " c"]:
+    """`f_y - f_j` for the k - 1 other classes j = y+1, .., y+k-1 (mod k)."""
+    num_classes = output.shape[0]
+    others = (y + jnp.arange(1, num_classes, dtype=y.dtype)) % num_classes
+    return output[y] - output[others]
+
+
+def _check_kind(value: object, kind: type, name: str) -> None:
+    if not isinstance(value, kind):
+        hint = " Call it first: `gflow.losses.logistic()`." if callable(value) else ""
+        raise TypeError(
+            f"`Problem(...)`: `{name}` is {value!r}, expected a {kind.__module__}.{kind.__name__}."
+            + hint
+        )

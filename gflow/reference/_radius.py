@@ -1,0 +1,96 @@
+"""The largest radius of attack under which some linear classifier still separates the data."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import linprog
+
+from gflow._numerics import dual_order
+from gflow.reference._cones import norm_margin_by_cones
+from gflow.reference._least_norm import least_norm
+from gflow.reference._norms import Array, lp_norm
+
+# A linear program whose two bounds on the radius differ by more than this is solved again.
+_GAP = 1e-9
+
+
+class NormMargin(NamedTuple):
+    """The largest feasible radius and a direction that attains it.
+
+    Shapes: weights (d,), with `min_i y_i <w, x_i> = 1`; all zero where radius is 0.
+    """
+
+    radius: float
+    weights: Array
+
+
+def norm_margin(signed: Array, order: float, separator: Array | None) -> NormMargin:
+    """`max min_i <w, y_i x_i>` over `|w|_q <= 1`, 1/p + 1/q = 1.
+
+    In the equivalent form `min |w|_q` subject to `<w, y_i x_i> >= 1`, which keeps its relative
+    accuracy however small the margin. The radius given is the one that `weights` attains, hence
+    a lower bound up to rounding.
+
+    Args: `separator` is the l_2 solution of `least_norm(signed)`, None if there is none.
+    Shapes: signed (n, d), rows `y_i x_i`.
+    """
+    if separator is None:
+        return NormMargin(0.0, np.zeros(signed.shape[1]))
+    candidates = [separator]
+    if order != 2:
+        # In units of the l_2 margin all numbers are of moderate size.
+        unit = 1 / np.linalg.norm(separator)
+        candidates += [weights / unit for weights in _shortest(signed / unit, order)]
+    return max((_attained(signed, order, weights) for weights in candidates), key=lambda m: m.radius)
+
+
+def _attained(signed: Array, order: float, weights: Array) -> NormMargin:
+    margin = (signed @ weights).min()
+    if not margin > 0:
+        return NormMargin(0.0, np.zeros_like(weights))
+    weights = weights / margin
+    return NormMargin(float(1 / lp_norm(weights, dual_order(order))), weights)
+
+
+def _shortest(signed: Array, order: float) -> list[Array]:
+    """Candidates for `argmin |w|_q` subject to `signed w >= 1`."""
+    candidates = []
+    if order == 1 or math.isinf(order):
+        weights, multipliers = _by_linear_program(signed, order)
+        candidates.append(weights)
+        if _relative_gap(signed, order, weights, multipliers) <= _GAP:
+            return candidates
+    weights, _ = norm_margin_by_cones(signed, order)
+    return [*candidates, weights]
+
+
+def _by_linear_program(signed: Array, order: float) -> tuple[Array, Array]:
+    """Weights and multipliers from HiGHS; zeros if it gives up."""
+    num_rows, dim = signed.shape
+    bound = -np.ones(num_rows)
+    if order == 1:
+        # (w, t) with -t <= w_j <= t, minimise t.
+        identity, column = np.eye(dim), np.ones((dim, 1))
+        margins = np.hstack([-signed, np.zeros((num_rows, 1))])
+        box = np.vstack([np.hstack([identity, -column]), np.hstack([-identity, -column])])
+        system, bound = np.vstack([margins, box]), np.concatenate([bound, np.zeros(2 * dim)])
+        cost, limits = np.concatenate([np.zeros(dim), [1.0]]), (None, None)
+    else:
+        # w = a - b with a, b >= 0, minimise sum a + b.
+        system = np.hstack([-signed, signed])
+        cost, limits = np.ones(2 * dim), (0, None)
+    program = linprog(cost, A_ub=system, b_ub=bound, bounds=limits)
+    if program.x is None:
+        return np.zeros(dim), np.zeros(num_rows)
+    weights = program.x[:dim] if order == 1 else program.x[:dim] - program.x[dim:]
+    return weights, -program.ineqlin.marginals[:num_rows]
+
+
+def _relative_gap(signed: Array, order: float, weights: Array, multipliers: Array) -> float:
+    """By duality no radius exceeds `|sum_i a_i y_i x_i|_p`, whatever the weights `a_i` of mean 1/n."""
+    total = multipliers.sum()
+    attained = _attained(signed, order, weights).radius
+    if not total > 0 or attained == 0:
+        return math.inf
+    return float(lp_norm(multipliers @ signed / total, order)) / attained - 1

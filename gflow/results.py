@@ -1,0 +1,46 @@
+"""Every sentence that the outcome of a run can have."""
+
+import diffrax
+
+
+class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
+    """How a run ended. `str(result)` is a sentence; `result == RESULTS.successful` tells success.
+
+    Extends `diffrax.RESULTS`; a numerical outcome is always one of these members in the object that
+    is returned, and is raised as an error only where `throw=True`.
+    """
+
+    successful = "The run reached what `until` asked for."
+    max_steps_reached = (
+        "The step budget was spent before anything that `until` names was reached. What was "
+        "computed is kept. The steps of an explicit solver shrink like 1/kappa, and with kinks "
+        "(FGSM without smoothing, plain ReLU) further still: ask for less, raise `max_steps`, "
+        "smooth the kink, or choose an implicit solver."
+    )
+    dt_min_reached = (
+        "The step size underflowed: the flow meets a kink or a discontinuity that the solver "
+        "cannot cross. Smooth it (`fgsm(radius, smoothing=...)`, `mlp(..., smoothing=...)`)."
+    )
+    nonfinite = (
+        "A NaN or an infinity appeared in the flow. The points before it are kept. This usually "
+        "means that the network overflows on its unit sphere or divides by zero."
+    )
+    kappa_overflow = (
+        "kappa left the range of floating-point numbers (log kappa > 700) before anything that "
+        "`until` names was reached. Ask for a smaller `log_kappa`, or for a log-loss or a time."
+    )
+    not_separated = (
+        "The examples were never separated: the smallest margin is still negative or zero. For "
+        "clean data this means that the network cannot fit these labels from this start; try a "
+        "wider network, another initialisation, or a longer run."
+    )
+    radius_above_margin = (
+        "The clean examples are separated but the perturbed ones never were: the radius exceeds "
+        "the margin that the network reached. Try a smaller radius (for linear networks "
+        "`gflow.max_margin` tells the largest feasible one) or a longer run."
+    )
+    interrupted = "The run was interrupted from the keyboard. What was computed is kept."
+    diverged = (
+        "Descent left the range of floating-point numbers. The step size is too large for this "
+        "problem; the points before it are kept."
+    )
