@@ -1,10 +1,13 @@
 """Norms and log-domain sums that stay finite, with their derivatives.
 
 Nothing else in gflow divides by a norm. Each function first scales its argument by its largest
-entry, so that neither 1e-200 nor 1e+200 over- or underflows in a square.
+entry, so that neither 1e-200 nor 1e+200 over- or underflows in a square. Norms and unit vectors
+have value and derivative 0 at 0; a NaN stays NaN.
 """
 
+import functools
 import math
+import operator
 from typing import Any
 
 import jax
@@ -19,52 +22,72 @@ def scalar(value: Any, name: str, *, minimum: float = 0.0) -> Any:
     """A number that may be swept, as a zero-dimensional float64 NumPy array.
 
     NumPy rather than JAX, so that a description built before `jax_enable_x64` is set keeps all its
-    digits. JAX arrays and tracers pass through unchecked.
+    digits. Tracers (under `jax.vmap` or `jax.grad`) pass through with their value unchecked.
 
     Raises:
-        TypeError: `value` is no number.
+        TypeError: `value` is not one real number.
         ValueError: `value` is NaN, infinite or below `minimum`.
     """
-    if isinstance(value, jax.Array):
+    if np.ndim(value):
+        raise TypeError(
+            f"`{name}={value!r}` must be one number, not a sequence. Map over several with "
+            f"`jax.vmap` or in a loop; nothing is compiled again for another `{name}`."
+        )
+    if isinstance(value, jax.core.Tracer):
         return value
-    try:
-        number = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"`{name}={value!r}` is not a number.") from None
-    if number.ndim and not isinstance(value, np.ndarray):
-        raise TypeError(f"`{name}={value!r}` must be one number, not a sequence.")
-    if not np.all(np.isfinite(number)):
+    if np.asarray(value).dtype.kind not in "fiu":
+        raise TypeError(f"`{name}={value!r}` is not a real number.")
+    number = np.asarray(value, dtype=np.float64)
+    if not np.isfinite(number):
         raise ValueError(f"`{name}={value!r}` must be finite.")
-    if np.any(number < minimum):
+    if number < minimum:
         raise ValueError(f"`{name}={value!r}` must be at least {minimum:g}.")
     return number
 
 
 def smoothing_leaf(smoothing: Any) -> Any:
     """None for zero smoothing, which is another program; otherwise a number that may be swept."""
-    if isinstance(smoothing, (int, float)) and smoothing == 0:
-        return None
-    return scalar(smoothing, "smoothing")
+    number = scalar(smoothing, "smoothing")
+    # A tracer's value is unknown: it takes the smoothed program, which is right at 0 too.
+    return None if isinstance(number, np.ndarray) and number == 0 else number
 
 
 def _scaled(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`vector / s` and `s = max |vector|` (1 for a zero vector), s held constant."""
+    """`vector / s` and `s = max |vector|`, s held constant; for a zero vector 0 and s = 1.
+
+    Whatever is homogeneous may treat s as constant: then its derivatives come out right as well.
+    """
     largest = lax.stop_gradient(jnp.max(jnp.abs(vector), initial=0.0))
-    # The reciprocal of a subnormal overflows; below the smallest normal all counts as zero.
-    scale = jnp.where(largest > jnp.finfo(vector.dtype).tiny, largest, jnp.ones_like(largest))
-    return vector / scale, scale
+    # Subnormal numbers count as zero: XLA flushes them on some devices, and 1/s would overflow.
+    zero = largest <= jnp.finfo(vector.dtype).tiny
+    scale = jnp.where(zero, jnp.ones_like(largest), largest)
+    return jnp.where(zero, 0.0, vector / scale), scale
 
 
 def _safe_sqrt(square: jax.Array) -> jax.Array:
     """sqrt with value and derivative 0 at 0."""
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+    zero = square == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
 def norm(vector: jax.Array) -> jax.Array:
     """Euclidean norm of an array of any shape; its derivative at 0 is 0."""
     scaled, scale = _scaled(vector)
     return scale * _safe_sqrt(jnp.sum(scaled * scaled))
+
+
+def window_norms(
+    image: jax.Array, size: tuple[int, int], stride: tuple[int, int], padding: str
+) -> jax.Array:
+    """Euclidean norm of each window of an image, over all channels; derivative 0 at 0.
+
+    Shapes: image (channels, height, width) -> (1, rows of windows, columns of windows).
+    """
+    scaled, scale = _scaled(image)
+    squares = jnp.sum(scaled * scaled, axis=0, keepdims=True)
+    zero = np.zeros((), image.dtype)
+    sums = lax.reduce_window(squares, zero, lax.add, (1, *size), (1, *stride), padding)
+    return scale * _safe_sqrt(sums)
 
 
 def tree_norm(params: Params) -> jax.Array:
@@ -76,7 +99,7 @@ def tree_norm(params: Params) -> jax.Array:
 def tree_dot(left: Params, right: Params) -> jax.Array:
     """`<left, right>` over all leaves."""
     products = jax.tree.map(lambda a, b: jnp.sum(a * b), left, right)
-    return sum(jax.tree.leaves(products), start=jnp.zeros(()))
+    return functools.reduce(operator.add, jax.tree.leaves(products))
 
 
 def tree_scale(factor: Any, params: Params) -> Params:
@@ -87,7 +110,7 @@ def tree_scale(factor: Any, params: Params) -> Params:
 def unit(params: Params) -> tuple[Params, jax.Array]:
     """`params / |params|_2` and `|params|_2`; zero stays zero."""
     length = tree_norm(params)
-    safe = jnp.where(length > 0, length, 1.0)
+    safe = jnp.where(length == 0, 1.0, length)
     return jax.tree.map(lambda leaf: leaf / safe, params), length
 
 
@@ -120,8 +143,8 @@ def lp_norm(vector: jax.Array, order: float) -> jax.Array:
 
 def _safe_power(base: jax.Array, exponent: float) -> jax.Array:
     """`base^exponent` for base >= 0, with value and derivative 0 at 0."""
-    positive = base > 0
-    return jnp.where(positive, jnp.where(positive, base, 1.0) ** exponent, 0.0)
+    zero = base == 0
+    return jnp.where(zero, 0.0, jnp.where(zero, 1.0, base) ** exponent)
 
 
 def steepest(gradient: jax.Array, order: float) -> jax.Array:
@@ -129,24 +152,22 @@ def steepest(gradient: jax.Array, order: float) -> jax.Array:
 
     With q dual to p, `v_j = sign(g_j) |g_j|^(q-1) / |g|_q^(q-1)`: `g / |g|_2` for p = 2, `sign(g)`
     for p = inf; for p = 1 the first coordinate of largest magnitude. Zero gradient gives zero.
-    It is invariant under `g -> c g`, c > 0, and its derivative is finite everywhere.
+    It is invariant under `g -> c g`, c > 0. Its derivative is finite everywhere; for p > 2 the
+    true one is infinite where a coordinate passes through 0, and is taken as 0 there.
     """
-    scaled, _ = _scaled(gradient)
     if math.isinf(order):
-        return jnp.sign(scaled)
+        return jnp.sign(gradient)
+    scaled, _ = _scaled(gradient)
     if order == 1:
-        flat = scaled.ravel()
-        largest = jnp.argmax(jnp.abs(flat))
-        peak = jnp.zeros_like(flat).at[largest].set(jnp.sign(flat[largest]))
-        return peak.reshape(scaled.shape)
+        largest = jnp.argmax(jnp.abs(gradient))  # ravelled; unscaled, since rounding makes ties
+        peak = jnp.zeros(scaled.size, scaled.dtype).at[largest].set(1.0)
+        return peak.reshape(scaled.shape) * jnp.sign(scaled)
     if order == 2:
-        square = jnp.sum(scaled * scaled)
-        return scaled / jnp.sqrt(jnp.where(square > 0, square, 1.0))
-    dual = dual_order(order)
+        return _ratio(scaled, jnp.sum(scaled * scaled))
     magnitude = jnp.abs(scaled)
-    total = jnp.sum(_safe_power(magnitude, dual))
-    denominator = jnp.where(total > 0, total, 1.0) ** (1 / order)
-    return jnp.sign(scaled) * _safe_power(magnitude, dual - 1) / denominator
+    total = jnp.sum(_safe_power(magnitude, dual_order(order)))
+    denominator = jnp.where(total == 0, 1.0, total) ** (1 / order)
+    return jnp.sign(scaled) * _safe_power(magnitude, 1 / (order - 1)) / denominator
 
 
 def smoothed_sign(gradient: jax.Array, smoothing: Any) -> jax.Array:
@@ -155,18 +176,27 @@ def smoothed_sign(gradient: jax.Array, smoothing: Any) -> jax.Array:
     Like sign(g) it does not change under `g -> c g`, c > 0. Zero gradient gives zero.
     """
     scaled, _ = _scaled(gradient)
-    mean_square = jnp.mean(scaled * scaled)
-    square = scaled * scaled + smoothing**2 * mean_square
-    return scaled / jnp.sqrt(jnp.where(square > 0, square, 1.0))
+    square = scaled * scaled
+    return _ratio(scaled, square + smoothing**2 * jnp.mean(square))
+
+
+def _ratio(value: jax.Array, square: jax.Array) -> jax.Array:
+    """`value / sqrt(square)`, with value and derivative 0 where the square is 0."""
+    zero = square == 0
+    return jnp.where(zero, 0.0, value / jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
 def smoothed_relu(value: jax.Array, width: jax.Array) -> jax.Array:
     """`(a + sqrt(a^2 + w^2)) / 2`, elementwise: max(a, 0) with its kink rounded to width w.
 
     Written without the cancellation for a < 0, where it equals `w^2 / (2 (sqrt(a^2 + w^2) - a))`.
+    It is 1-homogeneous in (a, w), so each pair is scaled by its larger member.
     """
+    scale = lax.stop_gradient(jnp.maximum(jnp.abs(value), width))
+    scale = jnp.where(scale <= jnp.finfo(scale.dtype).tiny, 1.0, scale)
+    value, width = value / scale, width / scale
     root = _safe_sqrt(value * value + width * width)
     negative = value < 0
     distance = jnp.where(negative, root - value, 1.0)
-    # w/distance <= 1, so this order of operations cannot overflow.
-    return jnp.where(negative, 0.5 * width * (width / distance), 0.5 * (value + root))
+    rounded = jnp.where(negative, width * (width / distance), value + root)
+    return 0.5 * scale * rounded

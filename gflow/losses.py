@@ -72,19 +72,22 @@ class Logistic(AbstractLoss):
     """`l(q) = log(1 + exp(-q))`; see `gflow.losses.logistic`."""
 
     def log_value(self, margin: Float[Array, "..."]) -> Float[Array, "..."]:
-        near = jnp.log(jax.nn.softplus(-jnp.minimum(margin, _TAIL)))
-        far = jnp.maximum(margin, _TAIL)
-        return jnp.where(margin > _TAIL, -far - 0.5 * jnp.exp(-far), near)
+        # `where` and not `minimum`, whose derivative at a tie is a half.
+        tail = margin > _TAIL
+        near = jnp.log(jax.nn.softplus(-jnp.where(tail, _TAIL, margin)))
+        far = jnp.where(tail, margin, _TAIL)
+        return jnp.where(tail, -far - 0.5 * jnp.exp(-far), near)
 
     def log_slope(self, margin: Float[Array, "..."]) -> Float[Array, "..."]:
         return jax.nn.log_sigmoid(-margin)
 
     def inverse(self, log_loss: Float[Array, "..."]) -> Float[Array, "..."]:
         # -log(expm1(x)) with x = exp(log_loss), which underflows long before its logarithm does.
-        loss = jnp.exp(jnp.maximum(log_loss, -_TAIL))
+        tail = log_loss < -_TAIL
+        loss = jnp.exp(jnp.where(tail, -_TAIL, log_loss))
         near = -loss - jnp.log(-jnp.expm1(-loss))
-        tail = jnp.minimum(log_loss, -_TAIL)
-        return jnp.where(log_loss < -_TAIL, -tail - 0.5 * jnp.exp(tail), near)
+        far = jnp.where(tail, log_loss, -_TAIL)
+        return jnp.where(tail, -far - 0.5 * jnp.exp(far), near)
 
 
 def exponential() -> Exponential:

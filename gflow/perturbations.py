@@ -11,6 +11,7 @@ runner-up, `f_y - max_{j != y} f_j`.
 
 import abc
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from jax import lax
 from jaxtyping import Array, Float
 from optax import projections
 
+from gflow._balls import onto_unit_ball, uniform_in_unit_ball
 from gflow._numerics import scalar, smoothed_sign, smoothing_leaf, steepest
 
 Margin = Callable[[Array], Array]
@@ -55,6 +57,9 @@ class AbstractPerturbation(eqx.Module):
         """Starts of the iteration in the unit l_p ball, or None for zero. Shapes: (n, d)."""
         return None
 
+    def check_fits(self, inputs: np.ndarray) -> None:
+        """Raises ValueError if these examples cannot be perturbed. Shapes: inputs (n, d)."""
+
 
 class Clean(AbstractPerturbation):
     """No perturbation; see `gflow.perturbations.clean`."""
@@ -75,9 +80,10 @@ class FastGradient(AbstractPerturbation):
 
     def __call__(self, margin: Margin, x: Array, start: Array | None) -> Array:
         gradient = jax.grad(margin)(x)
+        radius = jnp.asarray(self.radius, x.dtype)
         if self.smoothing is None:
-            return -self.radius * steepest(gradient, self.order)
-        return -self.radius * smoothed_sign(gradient, self.smoothing)
+            return -radius * steepest(gradient, self.order)
+        return -radius * smoothed_sign(gradient, jnp.asarray(self.smoothing, x.dtype))
 
 
 class ProjectedGradient(AbstractPerturbation):
@@ -91,34 +97,49 @@ class ProjectedGradient(AbstractPerturbation):
     box: Any
 
     def __call__(self, margin: Margin, x: Array, start: Array | None) -> Array:
-        step_size = self.step_size
-        if step_size is None:
-            step_size = 2.5 * self.radius / self.num_steps
+        # The iterate lives in the unit ball, in units of the radius: there the projections have
+        # finite derivatives everywhere, and a radius of 0 is a number like any other.
+        radius = jnp.asarray(self.radius, x.dtype)
+        unit = jnp.where(radius > 0, radius, 1.0)
+        step_size = self._step_size(unit)
 
-        def step(delta: Array, _: None) -> tuple[Array, None]:
-            gradient = jax.grad(margin)(x + delta)
-            return self._project(x, delta - step_size * steepest(gradient, self.order)), None
+        def clip(point: Array) -> Array:
+            if self.box is None:
+                return point
+            low, high = (jnp.asarray(edge, x.dtype) for edge in self.box)
+            # It moves each coordinate towards 0, as x lies in the box: the ball is kept.
+            return projections.projection_box(point, (low - x) / unit, (high - x) / unit)
 
-        first = jnp.zeros_like(x) if start is None else self._project(x, self.radius * start)
-        return lax.scan(step, first, None, length=self.num_steps)[0]
+        def step(point: Array, _: None) -> tuple[Array, None]:
+            gradient = jax.grad(margin)(x + radius * point)
+            moved = point - step_size * steepest(gradient, self.order)
+            return clip(onto_unit_ball(moved, self.order)), None
+
+        first = jnp.zeros_like(x) if start is None else clip(jnp.asarray(start, x.dtype))
+        return radius * lax.scan(step, first, None, length=self.num_steps)[0]
 
     def starts(self, num_examples: int, num_inputs: int) -> np.ndarray | None:
         if self.random_start is None:
             return None
         generator = np.random.default_rng(self.random_start)
-        return _uniform_in_ball(generator, num_examples, num_inputs, self.order)
+        return uniform_in_unit_ball(generator, num_examples, num_inputs, self.order)
 
-    def _project(self, x: Array, delta: Array) -> Array:
-        project = {
-            1.0: projections.projection_l1_ball,
-            2.0: projections.projection_l2_ball,
-            math.inf: projections.projection_linf_ball,
-        }[self.order]
-        delta = project(delta, self.radius)
-        if self.box is None:
-            return delta
-        # Clipping moves each coordinate towards 0 while x lies in the box, so it keeps the ball.
-        return projections.projection_box(x + delta, self.box[0], self.box[1]) - x
+    def check_fits(self, inputs: np.ndarray) -> None:
+        if self.box is None or any(isinstance(edge, jax.core.Tracer) for edge in self.box):
+            return
+        low, high = self.box
+        if np.min(inputs) < low or np.max(inputs) > high:
+            raise ValueError(
+                f"`pgd(box=({low:g}, {high:g}))`: the examples reach from {np.min(inputs):g} to "
+                f"{np.max(inputs):g}, beyond the box that perturbed examples must keep. Usually "
+                "the box is meant for pixels of another scale: change it, or rescale the data."
+            )
+
+    def _step_size(self, unit: Array) -> Any:
+        """Length of a step, in units of the radius."""
+        if self.step_size is None:
+            return 2.5 / self.num_steps
+        return jnp.asarray(self.step_size, unit.dtype) / unit
 
 
 def clean() -> Clean:
@@ -126,7 +147,7 @@ def clean() -> Clean:
     return Clean()
 
 
-def fgm(radius: Any, *, order: float = 2) -> FastGradient:
+def fgm(radius: Any, *, order: float | np.number = 2) -> FastGradient:
     """Fast gradient method: `delta = -radius * steepest_p(grad_x margin)`.
 
     `steepest_p(g)` is the vector of unit l_p norm with the largest product with g; `g / |g|_2` for
@@ -157,7 +178,7 @@ def fgsm(radius: Any, *, smoothing: Any = 0.0) -> FastGradient:
 def pgd(
     radius: Any,
     *,
-    order: float = math.inf,
+    order: float | np.number = math.inf,
     step_size: Any = None,
     num_steps: int = 10,
     random_start: int | None = None,
@@ -172,7 +193,8 @@ def pgd(
     Args:
         radius: radius of the l_p ball, input units, >= 0.
         order: p, one of 1, 2 and inf.
-        step_size: length of a step in the l_p norm, input units; `2.5 * radius / num_steps` if None.
+        step_size: length of a step in the l_p norm, input units; by default
+            `2.5 * radius / num_steps`.
         num_steps: number of steps, >= 1.
         random_start: None starts from 0; a seed starts each example from its own point, uniform in
             the ball, the same at every evaluation.
@@ -183,56 +205,52 @@ def pgd(
     order = _order(order, "pgd")
     if order not in (1.0, 2.0, math.inf):
         raise ValueError(f"`pgd(order={order:g})`: projections exist for order 1, 2 and inf.")
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+    if not _is_integer(num_steps) or num_steps < 1:
         raise ValueError(f"`pgd(num_steps={num_steps!r})` must be an integer of at least 1.")
     return ProjectedGradient(
         scalar(radius, "radius"),
         order,
         None if step_size is None else scalar(step_size, "step_size"),
-        num_steps,
+        int(num_steps),
         _seed(random_start),
         _box(box),
     )
 
 
-def _order(order: float, name: str) -> float:
-    number = float(order)
-    if not number >= 1:
+def _order(order: Any, name: str) -> float:
+    if not isinstance(order, numbers.Real) or isinstance(order, bool):
+        raise TypeError(
+            f"`{name}(order={order!r})`: the order of an l_p norm is a number in [1, inf], such as "
+            "2 or `math.inf`. It decides which program is compiled, so it cannot be traced."
+        )
+    if not order >= 1:
         raise ValueError(f"`{name}(order={order!r})`: the order of an l_p norm lies in [1, inf].")
-    return number
+    return float(order)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _seed(random_start: int | None) -> int | None:
     if random_start is None:
         return None
-    if isinstance(random_start, bool) or not isinstance(random_start, (int, np.integer)):
+    if not _is_integer(random_start):
         raise TypeError(f"`pgd(random_start={random_start!r})`: None, or an integer seed.")
     if random_start < 0:
         raise ValueError(f"`pgd(random_start={random_start!r})`: a seed is not negative.")
     return int(random_start)
 
 
-def _uniform_in_ball(
-    generator: np.random.Generator, num_points: int, dimension: int, order: float
-) -> np.ndarray:
-    """Points uniform in the unit l_p ball, p in {1, 2, inf}. Shapes: (num_points, dimension).
-
-    p = 2: the first d coordinates of a uniform point on the sphere in d + 2 dimensions; p = 1: of a
-    uniform point on the l_1 sphere in d + 1 dimensions (Barthe, Guedon, Mendelson & Naor 2005).
-    """
-    if math.isinf(order):
-        return generator.uniform(-1.0, 1.0, (num_points, dimension))
-    if order == 2:
-        normal = generator.normal(size=(num_points, dimension + 2))
-        return normal[:, :-2] / np.linalg.norm(normal, axis=1, keepdims=True)
-    laplace = generator.laplace(size=(num_points, dimension + 1))
-    return laplace[:, :-1] / np.abs(laplace).sum(axis=1, keepdims=True)
-
-
 def _box(box: tuple[float, float] | None) -> tuple[Any, Any] | None:
     if box is None:
         return None
-    low, high = (scalar(edge, "box", minimum=-math.inf) for edge in box)
-    if np.any(low >= high):
+    try:
+        low, high = box
+    except (TypeError, ValueError):
+        raise TypeError(f"`pgd(box={box!r})`: None, or a pair (low, high).") from None
+    low, high = (scalar(edge, "box", minimum=-math.inf) for edge in (low, high))
+    traced = any(isinstance(edge, jax.core.Tracer) for edge in (low, high))
+    if not traced and low >= high:
         raise ValueError(f"`pgd(box={box!r})`: the lower edge must be below the upper edge.")
     return low, high

@@ -4,6 +4,7 @@ The only place where one example becomes all of them (`vmap`). Every function is
 methods are compiled on first use.
 """
 
+import inspect
 from typing import Literal, NamedTuple
 
 import equinox as eqx
@@ -13,7 +14,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
 from gflow._numerics import tree_scale
-from gflow._typing import Inputs, Params
+from gflow._typing import Inputs, Params, Scalar
 from gflow.datasets import Dataset
 from gflow.losses import AbstractLoss
 from gflow.networks import AbstractNetwork
@@ -21,12 +22,20 @@ from gflow.perturbations import AbstractPerturbation, clean
 
 GradientMode = Literal["frozen", "total"]
 
+_MAKERS = {
+    "network": "a function of `gflow.networks`",
+    "dataset": "`gflow.Dataset(x, y)`",
+    "loss": "a function of `gflow.losses`",
+    "perturbation": "a function of `gflow.perturbations`",
+}
+
 
 class Ascent(NamedTuple):
     """The negative gradient of the loss, split so that nothing overflows.
 
     `-grad Loss(params) = exp(log_weight) * vector` where `log_weight = log sum_i -l'(q_i)` and
-    `vector = sum_i p_i grad q_i` with `p_i = -l'(q_i) / sum_j -l'(q_j)`.
+    `vector = sum_i p_i grad q_i` with `p_i = -l'(q_i) / sum_j -l'(q_j)`; for classes the sums run
+    over all n (k - 1) margins, with `-dLoss/dm_ij` in place of `-l'(q_i)`.
     """
 
     margins: Float[Array, "n ..."]
@@ -80,6 +89,7 @@ class Problem(eqx.Module):
         if gradient not in ("frozen", "total"):
             raise ValueError(f"`Problem(gradient={gradient!r})`: choose 'frozen' or 'total'.")
         network.check_fits(dataset.x.shape[1], dataset.num_outputs)
+        perturbation.check_fits(dataset.x)
         self.network = network
         self.dataset = dataset
         self.loss = loss
@@ -128,23 +138,29 @@ class Problem(eqx.Module):
     def gradient(self, params: Params) -> Params:
         """`grad Loss(params)`, in the problem's gradient mode, with the structure of `params`.
 
-        It underflows to 0 where every margin exceeds about 700; `ascent` does not.
+        It underflows to 0 where every margin exceeds about 700, and with the exponential loss it
+        overflows at margins below about -700; `ascent` does neither.
         """
         ascent = self.ascent(params)
         return tree_scale(-jnp.exp(ascent.log_weight), ascent.vector)
 
-    @eqx.filter_jit
-    def ascent(self, params: Params, log_kappa: Float[Array, ""] | float = 0.0) -> Ascent:
+    def ascent(self, params: Params, log_kappa: Scalar = 0.0) -> Ascent:
         """Margins and the weighted mean of their gradients at `params`.
 
         The weights are those of parameters `kappa^(1/L) params`: margins are L-homogeneous, so that
         `kappa q_i(params)` enters the loss. This reads a flow at any norm from a unit direction.
+        Margins and their gradients remain those of `params` itself.
         """
+        # An array, since a Python number would be compiled into the program.
+        return self._ascent(params, jnp.asarray(log_kappa, float))
+
+    @eqx.filter_jit
+    def _ascent(self, params: Params, log_kappa: Array) -> Ascent:
         margins, pull_back = self.linearize(params)
         log_weights = self.loss.log_weights(jnp.exp(log_kappa) * margins)
-        log_weight = logsumexp(log_weights)
-        weights = jnp.exp(log_weights - log_weight)
-        return Ascent(margins, weights, log_weight, pull_back(weights)[0])
+        # Not exp(log_weights - log_weight): at weights of e^-1e20 that sum has lost its log 2.
+        weights = jax.nn.softmax(log_weights, axis=None)
+        return Ascent(margins, weights, logsumexp(log_weights), pull_back(weights)[0])
 
     def linearize(self, params: Params):
         """Margins, and the function that maps weights w to `(sum_i w_i grad q_i,)`.
@@ -168,7 +184,8 @@ class Problem(eqx.Module):
     def _attacked_margin(self, params: Params, x: Array, y: Array) -> Array:
         """The margin that the attack lowers: for classes, that against the runner-up."""
         margin = self._margin(params, x, y)
-        return margin if self.dataset.binary else jnp.min(margin)
+        # Indexing rather than the minimum, whose gradient at a tie is a mean over the rivals.
+        return margin if self.dataset.binary else margin[jnp.argmin(margin)]
 
     def _perturb(self, params: Params, x: Array, y: Array, start: Array | None) -> Array:
         return self.perturbation(lambda point: self._attacked_margin(params, point, y), x, start)
@@ -182,9 +199,11 @@ def _against_others(output: Float[Array, " k"], y: Int[Array, ""]) -> Float[Arra
 
 
 def _check_kind(value: object, kind: type, name: str) -> None:
-    if not isinstance(value, kind):
-        hint = " Call it first: `gflow.losses.logistic()`." if callable(value) else ""
-        raise TypeError(
-            f"`Problem(...)`: `{name}` is {value!r}, expected a {kind.__module__}.{kind.__name__}."
-            + hint
-        )
+    if isinstance(value, kind):
+        return
+    # `loss=gflow.losses.logistic`, without the brackets
+    uncalled = isinstance(value, type) or inspect.isroutine(value)
+    hint = f" Call it first: `{value.__name__}(...)`." if uncalled else ""
+    raise TypeError(
+        f"`Problem(...)`: `{name}` is {value!r}, expected what {_MAKERS[name]} makes.{hint}"
+    )

@@ -4,20 +4,19 @@ import diffrax
 
 
 class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
-    """How a run ended. `str(result)` is a sentence; `result == RESULTS.successful` tells success.
+    """How a run ended. `RESULTS[result]` is a sentence, empty for `RESULTS.successful`.
 
     Extends `diffrax.RESULTS`; a numerical outcome is always one of these members in the object that
     is returned, and is raised as an error only where `throw=True`.
     """
 
-    successful = "The run reached what `until` asked for."
-    max_steps_reached = (
+    step_budget_spent = (
         "The step budget was spent before anything that `until` names was reached. What was "
         "computed is kept. The steps of an explicit solver shrink like 1/kappa, and with kinks "
         "(FGSM without smoothing, plain ReLU) further still: ask for less, raise `max_steps`, "
         "smooth the kink, or choose an implicit solver."
     )
-    dt_min_reached = (
+    step_underflow = (
         "The step size underflowed: the flow meets a kink or a discontinuity that the solver "
         "cannot cross. Smooth it (`fgsm(radius, smoothing=...)`, `mlp(..., smoothing=...)`)."
     )
@@ -44,3 +43,29 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "Descent left the range of floating-point numbers. The step size is too large for this "
         "problem; the points before it are kept."
     )
+
+
+SUCCESS = "The run reached what was asked for."
+
+NAMES = (
+    "successful",
+    "step_budget_spent",
+    "step_underflow",
+    "nonfinite",
+    "kappa_overflow",
+    "not_separated",
+    "radius_above_margin",
+    "interrupted",
+    "diverged",
+)
+"""The outcomes that a run of gflow can have."""
+
+
+def name_of(result: RESULTS) -> str:
+    """The name of an outcome."""
+    return next(name for name in NAMES if bool(result == getattr(RESULTS, name)))
+
+
+def message_of(result: RESULTS) -> str:
+    """The sentence of an outcome."""
+    return RESULTS[result] or SUCCESS

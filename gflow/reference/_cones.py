@@ -75,7 +75,8 @@ def _norm_epigraph(dim: int, order: float) -> tuple[Any, int, list[float]]:
     if order == 1:
         return sparse.bmat([[identity, -ones], [-identity, -ones]]), 2 * dim, []
     if math.isinf(order):
-        bounds = sparse.bmat([[identity, None, -identity], [-identity, None, -identity]])
+        blank = sparse.csc_matrix((dim, 1))
+        bounds = sparse.bmat([[identity, blank, -identity], [-identity, blank, -identity]])
         return _with_sum(bounds, dim), 2 * dim + 1, []
     row = np.arange(dim)
     column = np.concatenate([dim + 1 + row, np.full(dim, dim), row])
@@ -101,10 +102,16 @@ def _solve(
     settings.max_iter = _MAX_ITERATIONS
     settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = _TOLERANCE
     # One thread: the same digits on every machine.
-    settings.max_threads = 1
+    if hasattr(settings, "max_threads"):  # older releases have one thread only
+        settings.max_threads = 1
     cones = [clarabel.NonnegativeConeT(num_linear), *map(clarabel.PowerConeT, powers)]
     solver = clarabel.DefaultSolver(
-        sparse.diags(curvature, format="csc"), slope, sparse.csc_matrix(system), bound, cones, settings
+        sparse.diags(curvature, format="csc"),
+        slope,
+        sparse.csc_matrix(system),
+        bound,
+        cones,
+        settings,
     )
     solution = solver.solve()
     return np.asarray(solution.x), np.asarray(solution.z)

@@ -12,11 +12,13 @@ only changes the rows. Two steps:
    squares solutions"): errors at rounding level while the condition number stays below 1e15.
 """
 
+from typing import Any
+
 import numpy as np
 from scipy.linalg import LinAlgError, qr, solve_triangular
-from scipy.optimize import nnls
 
 from gflow.reference._cones import least_norm_by_cones
+from gflow.reference._nonnegative import nonnegative_least_squares
 from gflow.reference._norms import Array
 
 # A margin below this fraction of the largest entry of `rows` cannot be told from no margin:
@@ -31,8 +33,9 @@ _REFINEMENT_STEPS = 3
 def least_norm(rows: Array) -> tuple[Array, Array] | None:
     """`argmin 1/2 |v|^2` subject to `rows v >= 1`, and multipliers `>= 0` with `v = rows^T lambda`.
 
-    None where no direction has a margin above `SMALLEST_RELATIVE_MARGIN`. The multipliers are basic:
-    the rows that carry one are linearly independent.
+    None where none is found: as a rule (see `inseparable`) because no direction has a margin above
+    `SMALLEST_RELATIVE_MARGIN`. The multipliers are basic: the rows that carry one are linearly
+    independent.
 
     Shapes: rows (n, d); v (d,), multipliers (n,).
     """
@@ -48,11 +51,24 @@ def least_norm(rows: Array) -> tuple[Array, Array] | None:
             return vector / unit, multipliers / unit**2
         # The margin is the distance from 0 to the convex hull of the rows. Least squares sees it
         # down to about 1e-8 of the unit: take its estimate as the new unit and look again.
-        distance = np.linalg.norm(weights @ rows) / max(weights.sum(), _EPSILON)
+        if not weights.any():
+            break
+        distance = np.linalg.norm(weights @ rows) / weights.sum()
         if distance <= SMALLEST_RELATIVE_MARGIN * largest:
             return None
         unit = distance
-    return None
+    solution = _solve_on(rows / largest, np.flatnonzero(least_norm_by_cones(rows / largest)))
+    return None if solution is None else (solution[0] / largest, solution[1] / largest**2)
+
+
+def inseparable(rows: Array) -> bool:
+    """Whether nonnegative least squares finds 0 in the convex hull of the rows, up to rounding."""
+    largest = np.abs(rows).max(initial=0.0)
+    if largest == 0:
+        return True
+    weights = _hull_weights(rows / largest)
+    distance = np.linalg.norm(weights @ rows)
+    return bool(weights.any() and distance <= SMALLEST_RELATIVE_MARGIN * largest * weights.sum())
 
 
 def _hull_weights(rows: Array) -> Array:
@@ -60,23 +76,28 @@ def _hull_weights(rows: Array) -> Array:
     system = np.vstack([rows.T, np.ones(len(rows))])
     target = np.zeros(len(system))
     target[-1] = 1.0
-    try:
-        # SciPy's default limit, 3n, is enough on all data tried; the rest is a margin of safety.
-        return nnls(system, target, maxiter=30 * sum(rows.shape))[0]
-    except RuntimeError:
-        return least_norm_by_cones(rows)
+    solution = nonnegative_least_squares(system, target)
+    return np.zeros(len(rows)) if solution is None else solution[0]
 
 
 def _solve_on(rows: Array, support: Array) -> tuple[Array, Array] | None:
-    """The least-norm solution if exactly the rows in `support` carry a multiplier, else None."""
+    """The least-norm solution if rows in `support`, and no others, carry multipliers, else None."""
     support = _independent(rows, support)
-    solution = _solve_equalities(rows[support])
-    if solution is None:
+    while support.size:
+        solution = _solve_equalities(rows[support])
+        if solution is None:
+            return None
+        vector, weights = solution
+        if weights.min() >= 0:
+            break
+        # At a degenerate vertex least squares may name a row whose multiplier is zero up to
+        # rounding. Without it the equalities decide again.
+        support = np.delete(support, np.argmin(weights))
+    else:
         return None
-    vector, weights = solution
     reach = np.linalg.norm(rows, axis=1).max() * np.linalg.norm(vector)
     tolerance = 1e-10 + 64 * _EPSILON * reach
-    if not (tolerance < 0.5 and weights.min() >= 0 and (rows @ vector).min() >= 1 - tolerance):
+    if not (tolerance < 0.5 and (rows @ vector).min() >= 1 - tolerance):
         return None
     multipliers = np.zeros(len(rows))
     multipliers[support] = weights
@@ -87,7 +108,8 @@ def _independent(rows: Array, support: Array) -> Array:
     """A subset of `support` whose rows are linearly independent (all of it, as a rule)."""
     if not support.size:
         return support
-    triangle, pivots = qr(rows[support].T, mode="r", pivoting=True, check_finite=False)
+    factors: Any = qr(rows[support].T, mode="r", pivoting=True, check_finite=False)
+    triangle, pivots = factors
     diagonal = np.abs(np.diag(triangle))
     rank = np.count_nonzero(diagonal > 4 * len(diagonal) * _EPSILON * diagonal[0])
     return np.sort(support[pivots[:rank]])
@@ -98,14 +120,14 @@ def _solve_equalities(active: Array) -> tuple[Array, Array] | None:
     if not active.size:
         return None
     exact = active.astype(np.longdouble)
-    orthogonal, triangle = qr(active.T, mode="economic", check_finite=False)
+    orthogonal, triangle = np.linalg.qr(active.T)
     vector = np.zeros(active.shape[1], np.longdouble)
     multipliers = np.zeros(len(active), np.longdouble)
     try:
         for _ in range(_REFINEMENT_STEPS):
             stationarity = (exact.T @ multipliers - vector).astype(np.float64)
             violation = (1 - exact @ vector).astype(np.float64)
-            step = solve_triangular(triangle, violation, trans="T") - orthogonal.T @ stationarity
+            step = solve_triangular(triangle, violation, trans=1) - orthogonal.T @ stationarity
             vector = vector + stationarity + orthogonal @ step
             multipliers = multipliers + solve_triangular(triangle, step)
     except (LinAlgError, ValueError):
@@ -122,9 +144,8 @@ def shortest_multipliers(rows: Array, vector: Array, multipliers: Array) -> Arra
     part of any solution orthogonal to the null space N of `rows_A^T`, `lambda = lambda_0 + N t`
     and `t` is another least-distance problem, `min |t|^2, N t >= -lambda_0`.
     """
-    slack = rows @ vector - 1
     reach = np.linalg.norm(rows, axis=1).max() * np.linalg.norm(vector)
-    active = np.flatnonzero(slack <= 1e-10 + 16 * _EPSILON * reach)
+    active = np.flatnonzero(rows @ vector <= 1 + 1e-13 + 16 * _EPSILON * reach)
     if len(active) <= np.count_nonzero(multipliers):
         return multipliers
     left, sizes, _ = np.linalg.svd(rows[active])
@@ -146,8 +167,8 @@ def _least_distance(matrix: Array, bound: Array) -> Array:
     system = np.vstack([matrix.T, bound / scale])
     target = np.zeros(len(system))
     target[-1] = 1.0
-    try:
-        residual = system @ nnls(system, target, maxiter=30 * sum(system.shape))[0] - target
-    except RuntimeError:
+    solution = nonnegative_least_squares(system, target)
+    if solution is None:
         return np.zeros(matrix.shape[1])
+    residual = system @ solution[0] - target
     return -scale * residual[:-1] / residual[-1] if residual[-1] else np.zeros(matrix.shape[1])

@@ -1,14 +1,15 @@
 """l_q norms and their subgradients in NumPy, for any floating type, `np.longdouble` included."""
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.floating]
+Array = NDArray[Any]
 
 
-def lp_norm(vector: Array, order: float) -> np.floating:
+def lp_norm(vector: Array, order: float) -> Any:
     """`|vector|_order` for order in [1, inf], scaled so that no power over- or underflows."""
     magnitude = np.abs(vector)
     largest = magnitude.max(initial=0)

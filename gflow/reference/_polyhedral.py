@@ -15,11 +15,12 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import nnls
 
 from gflow.reference._least_norm import least_norm
-from gflow.reference._norms import Array, subgradient
-from gflow.reference._point import Point
+from gflow.reference._multipliers import explained
+from gflow.reference._nonnegative import nonnegative_least_squares
+from gflow.reference._norms import Array
+from gflow.reference._solution import Point
 
 _MAX_FACES = 60
 # From this face on one coordinate changes at a time, so that two cannot chase each other.
@@ -65,6 +66,10 @@ def solve_on_faces(signed: Array, radius: float, start: Face) -> Point | None:
         signs = _mended_signs(face, point, tolerance, one_by_one=step >= _CAREFUL_FROM)
         if np.array_equal(signs, face.signs):
             return point
+        # The face may be right and only the choice among its multipliers wrong.
+        other = explained(signed, radius, face.order, point.weights)
+        if other is not None:
+            return other
         face = face._replace(signs=signs)
     return point
 
@@ -80,7 +85,8 @@ def _solve_on_face(signed: Array, radius: float, face: Face) -> tuple[Point, flo
     force = radius * multipliers.sum()
     pull = multipliers @ signed
     slope = (pull - weights) / force
-    return Point(weights, slope, multipliers), _TOLERANCE + 8 * _EPSILON * np.abs(pull).max() / force
+    rounding = 8 * _EPSILON * np.abs(pull).max() / force
+    return Point(weights, slope, multipliers), _TOLERANCE + rounding
 
 
 def _mended_signs(face: Face, point: Point, tolerance: float, *, one_by_one: bool) -> Array:
@@ -94,8 +100,9 @@ def _mended_signs(face: Face, point: Point, tolerance: float, *, one_by_one: boo
     else:
         # A maximal coordinate needs a subgradient of its own sign; no other may exceed them.
         largest = np.max(face.signs * point.weights)
+        scale = np.abs(point.weights).max()
         leave = -face.signs * point.slope
-        enter, entering = (np.abs(point.weights) - largest) / abs(largest), point.weights
+        enter, entering = (np.abs(point.weights) - largest) / scale, point.weights
     violation = np.where(named, leave, enter)
     violated = violation > np.where(named == math.isinf(face.order), 1e-15, tolerance)
     if one_by_one and violated.any():
@@ -130,8 +137,10 @@ def nearest_face(weights: Array, order: float) -> Face:
 def split_variables(signed: Array, radius: float) -> tuple[Array, Array] | None:
     """Order inf as one least-distance problem in `w = a - b`, a and b nonnegative.
 
-    `min 1/2 (|a|^2 + |b|^2)` subject to `<z_i, a - b> - radius sum_j (a_j + b_j) >= 1`, `a, b >= 0`.
-    At its solution one of a_j, b_j vanishes. None if SciPy gives up.
+        min 1/2 (|a|^2 + |b|^2)   subject to   <z_i, a - b> - radius sum_j (a_j + b_j) >= 1.
+
+    At its solution one of a_j, b_j vanishes. Returns w and the multipliers of the margins; None if
+    SciPy gives up.
     """
     num_rows, dim = signed.shape
     margins = np.hstack([signed - radius, -signed - radius])
@@ -139,10 +148,10 @@ def split_variables(signed: Array, radius: float) -> tuple[Array, Array] | None:
     system[-1, :num_rows] = 1.0
     target = np.zeros(2 * dim + 1)
     target[-1] = 1.0
-    try:
-        duals = nnls(system, target, maxiter=30 * sum(system.shape))[0]
-    except RuntimeError:
+    solution = nonnegative_least_squares(system, target)
+    if solution is None:
         return None
+    duals = solution[0]
     residual = system @ duals - target
     if not residual[-1] < 0:
         return None

@@ -8,8 +8,7 @@ from scipy.optimize import linprog
 
 from gflow._numerics import dual_order
 from gflow.reference._cones import norm_margin_by_cones
-from gflow.reference._least_norm import least_norm
-from gflow.reference._norms import Array, lp_norm
+from gflow.reference._norms import Array, lp_norm, subgradient
 
 # A linear program whose two bounds on the radius differ by more than this is solved again.
 _GAP = 1e-9
@@ -18,51 +17,54 @@ _GAP = 1e-9
 class NormMargin(NamedTuple):
     """The largest feasible radius and a direction that attains it.
 
-    Shapes: weights (d,), with `min_i y_i <w, x_i> = 1`; all zero where radius is 0.
+    Shapes: weights (d,), with `min_i y_i <w, x_i> = 1`; slope (d,), a subgradient of the dual norm
+    there.
     """
 
     radius: float
     weights: Array
+    slope: Array
 
 
-def norm_margin(signed: Array, order: float, separator: Array | None) -> NormMargin:
+def norm_margin(signed: Array, order: float, separator: Array) -> NormMargin:
     """`max min_i <w, y_i x_i>` over `|w|_q <= 1`, 1/p + 1/q = 1.
 
     In the equivalent form `min |w|_q` subject to `<w, y_i x_i> >= 1`, which keeps its relative
     accuracy however small the margin. The radius given is the one that `weights` attains, hence
     a lower bound up to rounding.
 
-    Args: `separator` is the l_2 solution of `least_norm(signed)`, None if there is none.
+    Args: `separator` is the l_2 solution, `least_norm(signed)`.
     Shapes: signed (n, d), rows `y_i x_i`.
     """
-    if separator is None:
-        return NormMargin(0.0, np.zeros(signed.shape[1]))
-    candidates = [separator]
+    candidates = [(separator, subgradient(separator, dual_order(order)))]
     if order != 2:
         # In units of the l_2 margin all numbers are of moderate size.
         unit = 1 / np.linalg.norm(separator)
-        candidates += [weights / unit for weights in _shortest(signed / unit, order)]
-    return max((_attained(signed, order, weights) for weights in candidates), key=lambda m: m.radius)
+        candidates += _shortest(signed / unit, order)
+    return max((_attained(signed, order, *pair) for pair in candidates), key=lambda m: m.radius)
 
 
-def _attained(signed: Array, order: float, weights: Array) -> NormMargin:
+def _attained(signed: Array, order: float, weights: Array, slope: Array) -> NormMargin:
     margin = (signed @ weights).min()
     if not margin > 0:
-        return NormMargin(0.0, np.zeros_like(weights))
+        return NormMargin(0.0, np.zeros_like(weights), np.zeros_like(weights))
     weights = weights / margin
-    return NormMargin(float(1 / lp_norm(weights, dual_order(order))), weights)
+    return NormMargin(float(1 / lp_norm(weights, dual_order(order))), weights, slope)
 
 
-def _shortest(signed: Array, order: float) -> list[Array]:
-    """Candidates for `argmin |w|_q` subject to `signed w >= 1`."""
+def _shortest(signed: Array, order: float) -> list[tuple[Array, Array]]:
+    """Candidates for `argmin |w|_q` subject to `signed w >= 1`, each with a subgradient.
+
+    Where `multipliers` solve the dual problem, `sum_i multipliers_i signed_i` is the subgradient.
+    """
     candidates = []
     if order == 1 or math.isinf(order):
         weights, multipliers = _by_linear_program(signed, order)
-        candidates.append(weights)
+        candidates.append((weights, multipliers @ signed))
         if _relative_gap(signed, order, weights, multipliers) <= _GAP:
             return candidates
-    weights, _ = norm_margin_by_cones(signed, order)
-    return [*candidates, weights]
+    weights, multipliers = norm_margin_by_cones(signed, order)
+    return [*candidates, (weights, multipliers @ signed)]
 
 
 def _by_linear_program(signed: Array, order: float) -> tuple[Array, Array]:
@@ -84,13 +86,16 @@ def _by_linear_program(signed: Array, order: float) -> tuple[Array, Array]:
     if program.x is None:
         return np.zeros(dim), np.zeros(num_rows)
     weights = program.x[:dim] if order == 1 else program.x[:dim] - program.x[dim:]
-    return weights, -program.ineqlin.marginals[:num_rows]
+    return weights, np.maximum(-program.ineqlin.marginals[:num_rows], 0.0)
 
 
 def _relative_gap(signed: Array, order: float, weights: Array, multipliers: Array) -> float:
-    """By duality no radius exceeds `|sum_i a_i y_i x_i|_p`, whatever the weights `a_i` of mean 1/n."""
+    """How far the attained radius is below the dual bound.
+
+    No radius exceeds `|sum_i a_i y_i x_i|_p`, for any weights `a_i >= 0` of sum 1.
+    """
     total = multipliers.sum()
-    attained = _attained(signed, order, weights).radius
+    attained = _attained(signed, order, weights, weights).radius
     if not total > 0 or attained == 0:
         return math.inf
     return float(lp_norm(multipliers @ signed / total, order)) / attained - 1

@@ -1,0 +1,125 @@
+"""What every benchmark shares: its arguments, its clock, and a record that says where it ran.
+
+A benchmark is a script, `python benchmarks/NAME.py [--smoke] [--output results.json]`. `--smoke`
+makes it small: it then only shows that it runs. Full results are kept in `benchmarks/results/`.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+PACKAGES = ("gflow", "jax", "jaxlib", "diffrax", "equinox", "optax", "numpy", "scipy")
+
+
+class Timing(NamedTuple):
+    """A result, and the median over its repetitions of the seconds that it took."""
+
+    result: Any
+    seconds: float
+    first_seconds: float
+    """The first call, which compiles."""
+
+
+def timed(function: Callable[[], Any], repeats: int = 5) -> Timing:
+    """Calls `function` once to compile, then `repeats` times, each to the end of its computation.
+
+    An exception passes through: what failed has no time. Check the result before reporting it.
+    """
+    if repeats < 1:
+        raise ValueError(f"`timed(repeats={repeats})`: at least one repetition is needed.")
+    result, first = _seconds(function)
+    seconds = []
+    for _ in range(repeats):
+        result, elapsed = _seconds(function)
+        seconds.append(elapsed)
+    return Timing(result, statistics.median(seconds), first)
+
+
+def _seconds(function: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    result = jax.block_until_ready(function())
+    return result, time.perf_counter() - start
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, without anything that names the machine."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_model(),
+        "cpu_count": os.cpu_count(),
+        "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
+        "float64": jax.config.read("jax_enable_x64"),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or None
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else None
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """`smoke` and `output` from the command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--smoke", action="store_true", help="a small run that shows it works")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the record as JSON")
+    return parser.parse_args()
+
+
+def run_benchmark(description: str, measure: Callable[[bool], Any]) -> None:
+    """A benchmark's whole main part: `measure(smoke)` returns what is recorded.
+
+    The first line of `description`, usually the script's `__doc__`, names the benchmark.
+    """
+    given = arguments(description)
+    jax.config.update("jax_enable_x64", True)
+    record = {
+        "benchmark": description.strip().splitlines()[0],
+        "smoke": given.smoke,
+        "environment": environment(),
+        "results": measure(given.smoke),
+    }
+    text = json.dumps(plain(record), indent=1, allow_nan=False)
+    print(text)
+    if given.output is not None:
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        given.output.write_text(text + "\n")
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: arrays become lists, NaN and infinity become null."""
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return plain(np.asarray(value).tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, int)):
+        return value
+    return str(value)

@@ -1,0 +1,166 @@
+"""The command line: `gflow run`, `gflow config` and `gflow report`.
+
+Only declarations, and no import of JAX: help, and refusing a wrong field, take no time.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from gflow.commands.reading import UserError
+
+_INTERRUPTED = 130
+_DEFAULT_FOLDER = "gflow-run"
+
+
+class _RunCommand(click.Command):
+    """A command whose help goes on with the fields of the configuration."""
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from gflow.commands.explaining import fields_text
+
+        super().format_help(ctx, formatter)
+        colour = sys.stdout.isatty()
+        formatter.write("\n" + fields_text(width=formatter.width, colour=colour))
+
+
+def _version() -> str:
+    try:
+        return metadata.version("gflow")
+    except metadata.PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(_version(), prog_name="gflow")
+def cli() -> None:
+    """The gradient flow of adversarial training, integrated and certified.
+
+    Start with `gflow run`.
+    """
+
+
+@cli.command(cls=_RunCommand)
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one field, such as until.log_loss=-5; may be repeated.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="The same as --set seed=...")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help=f"Folder of the results.  [default: {_DEFAULT_FOLDER}, or the next that is free]",
+)
+@click.option("--overwrite", is_flag=True, help="Write into a folder that holds results already.")
+@click.option("--quick", is_flag=True, help="A small form of the job, to see whether it runs.")
+@click.option("--no-report", is_flag=True, help="Write no report.html.")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep compiled programs in this folder; the next run of the same job starts sooner.",
+)
+def run(
+    config: Path | None,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    output: Path | None,
+    overwrite: bool,
+    quick: bool,
+    no_report: bool,
+    cache: Path | None,
+) -> int:
+    """Integrate every network under every perturbation.
+
+    CONFIG is a TOML file; without it the main job is run: handwritten digits 3 against 8; a deep
+    linear network, a ReLU and a ReLU^2 perceptron; clean, l2-FGM, linf-FGSM, l2-PGD and linf-PGD.
+    The folder of results gets results.json, the trajectories and report.html.
+
+    Exit code 0: every run reached what was asked for; 1: some did not; 2: something in CONFIG or
+    the options is wrong; 130: interrupted, with a report of what was computed.
+    """
+    from gflow.commands.reading import read_configuration
+    from gflow.commands.running import run_job
+
+    changes = [*overrides, *([f"seed={seed}"] if seed is not None else [])]
+    configuration = read_configuration(config, changes)
+    if not no_report:
+        _check_extra("matplotlib", "jinja2")
+    folder = _output_folder(output, overwrite)
+    return run_job(configuration, folder, Console(), small=quick, cache=cache, report=not no_report)
+
+
+@cli.command()
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one field.")
+def config(config: Path | None, overrides: tuple[str, ...]) -> int:
+    """Print a complete configuration: that of the main job, or of CONFIG.
+
+    Every field is there with its meaning. `gflow config > job.toml` is a file to begin with.
+    """
+    from gflow.commands.explaining import example_toml
+    from gflow.commands.reading import read_configuration
+
+    click.echo(example_toml(read_configuration(config, overrides)), nl=False)
+    return 0
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def report(folder: Path) -> int:
+    """Write report.html anew from the results and trajectories in FOLDER."""
+    from gflow.commands.reporting import rebuild_report
+
+    _check_extra("matplotlib", "jinja2")
+    click.echo(f"Written: {rebuild_report(folder)}")
+    return 0
+
+
+def _check_extra(*packages: str) -> None:
+    missing = [package for package in packages if util.find_spec(package) is None]
+    if missing:
+        raise UserError(
+            f"report.html needs {' and '.join(missing)}: `pip install 'gflow[plot]'`. "
+            "`gflow run --no-report` goes without."
+        )
+
+
+def _output_folder(given: Path | None, overwrite: bool) -> Path:
+    """The folder to write into; results that are there are not lost by accident."""
+    if given is None:
+        names = (f"{_DEFAULT_FOLDER}-{n}" if n > 1 else _DEFAULT_FOLDER for n in range(1, 10_000))
+        folder = Path(next(name for name in names if overwrite or not Path(name).exists()))
+    else:
+        folder = given
+    if not overwrite and (folder / "results.json").exists():
+        raise UserError(f"`{folder}` holds results already: choose another, or add --overwrite.")
+    return folder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit code. A user's mistake is a message, never a traceback."""
+    try:
+        code: Any = cli.main(arguments, prog_name="gflow", standalone_mode=False)
+        return code or 0
+    except UserError as error:
+        click.echo(f"gflow: {error}", err=True)
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("gflow: interrupted.", err=True)
+        return _INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

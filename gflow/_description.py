@@ -1,0 +1,112 @@
+"""Descriptions (networks, losses, perturbations, data sets, problems) as JSON and arrays, and back.
+
+A description is an `equinox.Module` of gflow. Its class is written by name and its fields by value;
+arrays go to a separate table. Functions cannot be written: what holds one is not restored.
+"""
+
+import importlib
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+
+class NotRestorable(Exception):
+    """The description holds something that a file cannot, such as a user's function."""
+
+
+def encode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """`value` as JSON; arrays with axes are added to `arrays` and named in their place."""
+    if isinstance(value, eqx.Module) and type(value).__module__.startswith("gflow."):
+        return _encode_module(value, arrays)
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return _encode_array(np.asarray(value), arrays)
+    if isinstance(value, tuple):
+        return {"tuple": [encode(item, arrays) for item in value]}
+    if isinstance(value, float):
+        return {"float": repr(value)}  # JSON has no infinity
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return {"opaque": getattr(value, "__qualname__", repr(value))}
+
+
+def decode(value: Any, arrays: Any) -> Any:
+    """The inverse of `encode`.
+
+    Raises:
+        NotRestorable: a function, or a class that gflow does not have.
+    """
+    if not isinstance(value, dict):
+        return value
+    if "float" in value:
+        return float(value["float"])
+    if "tuple" in value:
+        return tuple(decode(item, arrays) for item in value["tuple"])
+    if "array" in value:
+        return np.asarray(arrays[value["array"]])
+    if "number" in value:
+        return np.asarray(value["number"], value["dtype"])
+    if "class" in value:
+        return _decode_module(value, arrays)
+    raise NotRestorable(f"`{value.get('opaque', value)}` is not stored in files")
+
+
+def _encode_module(module: eqx.Module, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    fields = {name: encode(item, arrays) for name, item in vars(module).items()}
+    return {"class": f"{type(module).__module__}:{type(module).__qualname__}", "fields": fields}
+
+
+def _encode_array(array: np.ndarray, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    if array.ndim == 0 and np.isfinite(array):
+        return {"number": array.item(), "dtype": array.dtype.str}
+    name = f"array{len(arrays)}"
+    arrays[name] = array
+    return {"array": name}
+
+
+def _decode_module(value: dict[str, Any], arrays: Any) -> Any:
+    module_name, _, class_name = value["class"].partition(":")
+    try:
+        if not module_name.startswith("gflow."):
+            raise NotRestorable(f"`{module_name}` is not a module of gflow")
+        kind = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise NotRestorable(f"this version of gflow has no {value['class']}") from error
+    if not (isinstance(kind, type) and issubclass(kind, eqx.Module)):
+        raise NotRestorable(f"{value['class']} is no description")
+    # The fields were checked when the description was first built.
+    restored = object.__new__(kind)
+    for name, item in value["fields"].items():
+        object.__setattr__(restored, name, decode(item, arrays))
+    return restored
+
+
+def encode_structure(tree: Any) -> Any:
+    """The skeleton of a pytree of tuples, lists and dicts, with the shapes of its leaves.
+
+    Raises:
+        TypeError: another kind of container.
+    """
+    if isinstance(tree, dict):
+        return {"dict": {key: encode_structure(item) for key, item in tree.items()}}
+    for kind in (tuple, list):
+        if type(tree) is kind:
+            return {kind.__name__: [encode_structure(item) for item in tree]}
+    if hasattr(tree, "shape"):
+        return {"leaf": list(tree.shape)}
+    raise TypeError(
+        f"parameters of type {type(tree).__name__} cannot be written to a file; use tuples, lists "
+        "and dicts of arrays."
+    )
+
+
+def decode_structure(skeleton: Any) -> Any:
+    """The inverse of `encode_structure`, with abstract leaves."""
+    ((kind, content),) = skeleton.items()
+    if kind == "leaf":
+        return jax.ShapeDtypeStruct(tuple(content), np.float64)
+    if kind == "dict":
+        return {key: decode_structure(item) for key, item in content.items()}
+    items = [decode_structure(item) for item in content]
+    return tuple(items) if kind == "tuple" else items

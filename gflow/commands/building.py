@@ -1,0 +1,131 @@
+"""From a `Configuration` to problems with their starts. Here JAX is first imported."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gflow import configuration as tables
+from gflow import datasets, losses, networks, perturbations
+from gflow._typing import Params
+from gflow.commands.reading import UserError
+from gflow.configuration import Configuration
+from gflow.problem import Problem
+from gflow.validation import check_start
+
+
+class Case(NamedTuple):
+    """One run to do: a network under a perturbation, and where it starts."""
+
+    network: str
+    perturbation: str
+    problem: Problem
+    params: Params
+
+
+def build_cases(configuration: Configuration, *, num_examples: int | None = None) -> list[Case]:
+    """Every network under every perturbation, checked to the point of integrating.
+
+    All perturbations of a network share its starting point. `num_examples` keeps so many examples.
+
+    Raises:
+        UserError: the data cannot be read, or a network, perturbation and data do not fit.
+    """
+    dataset = _named("[data]", build_dataset, configuration.data)
+    if num_examples is not None:
+        dataset = first_of_each(dataset, num_examples)
+    loss = getattr(losses, configuration.loss)()
+    network_labels = tables.labels(configuration.network)
+    perturbation_labels = tables.labels(configuration.perturbation)
+    attacks = [
+        _named(label, build_perturbation, table)
+        for label, table in zip(perturbation_labels, configuration.perturbation, strict=True)
+    ]
+    cases = []
+    for label, table in zip(network_labels, configuration.network, strict=True):
+        network = _named(label, build_network, table, dataset)
+        params = _named(label, network.init, configuration.seed, scale=table.scale)
+        for name, attack in zip(perturbation_labels, attacks, strict=True):
+            problem = _named(
+                f"{label}, {name}",
+                Problem,
+                network,
+                dataset,
+                loss=loss,
+                perturbation=attack,
+                gradient=configuration.gradient,
+            )
+            cases.append(Case(label, name, problem, _named(label, check_start, problem, params)))
+    return cases
+
+
+def _named(label: str, function: Callable, *args: Any, **options: Any) -> Any:
+    """`function(...)`; what is wrong with its input is the user's to mend, and says of what."""
+    try:
+        return function(*args, **options)
+    except (ValueError, TypeError, OSError, ImportError, KeyError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise UserError(f"{label}: {message}") from error
+
+
+def build_dataset(table: tables.Data) -> datasets.Dataset:
+    """The examples that a `[data]` table describes."""
+    options = table.model_dump(exclude={"kind"})
+    match table:
+        case tables.Npz():
+            return _read_npz(table)
+        case tables.Csv():
+            return _read_csv(table)
+    return getattr(datasets, table.kind)(**options)
+
+
+def _read_npz(table: tables.Npz) -> datasets.Dataset:
+    with np.load(table.path, allow_pickle=False) as arrays:
+        missing = [name for name in (table.x, table.y) if name not in arrays]
+        if missing:
+            raise ValueError(
+                f"`{table.path}` holds no array `{missing[0]}`; it holds "
+                f"{', '.join(arrays.files) or 'nothing'}. Set `data.x` and `data.y`."
+            )
+        return datasets.Dataset(arrays[table.x], arrays[table.y])
+
+
+def _read_csv(table: tables.Csv) -> datasets.Dataset:
+    values = np.loadtxt(
+        table.path, delimiter=table.delimiter, skiprows=table.skip_lines, ndmin=2, encoding="utf-8"
+    )
+    columns = values.shape[1]
+    if not -columns <= table.label < columns or columns < 2:
+        raise ValueError(
+            f"`{table.path}` has {columns} column(s); `data.label = {table.label}` names none of "
+            "them, or none would be left for the inputs."
+        )
+    return datasets.Dataset(np.delete(values, table.label, axis=1), values[:, table.label])
+
+
+def first_of_each(dataset: datasets.Dataset, num_examples: int) -> datasets.Dataset:
+    """At most `num_examples` examples, as many of each label."""
+    labels = np.unique(dataset.y)
+    share = max(num_examples // len(labels), 1)
+    chosen = np.concatenate([np.flatnonzero(dataset.y == label)[:share] for label in labels])
+    return datasets.Dataset(dataset.x[np.sort(chosen)], dataset.y[np.sort(chosen)])
+
+
+def build_network(table: tables.Network, dataset: datasets.Dataset) -> networks.AbstractNetwork:
+    """The network that a `[[network]]` table describes, with the data's inputs and outputs."""
+    d, outputs = dataset.x.shape[1], dataset.num_outputs
+    match table:
+        case tables.Linear():
+            return networks.linear(d, num_outputs=outputs)
+        case tables.Diagonal():
+            return networks.diagonal(d, table.depth)
+        case tables.DeepLinear():
+            return networks.deep_linear((d, *table.hidden, outputs))
+    widths = (d, *table.hidden, outputs)
+    return networks.mlp(widths, power=table.power, smoothing=table.smoothing, bias=table.bias)
+
+
+def build_perturbation(table: tables.Perturbation) -> perturbations.AbstractPerturbation:
+    """The perturbation that a `[[perturbation]]` table describes."""
+    options = table.model_dump(exclude={"kind", "name"})
+    return getattr(perturbations, table.kind)(**options)

@@ -1,0 +1,32 @@
+"""`--quick`: a job cut down to see whether it runs at all."""
+
+from gflow import configuration as tables
+from gflow.configuration import Configuration
+
+NUM_EXAMPLES = 24
+_WIDTH = 4
+_NUM_STEPS = 2
+_LOG_LOSS = 0.0
+
+
+def quick(configuration: Configuration) -> Configuration:
+    """The same networks and perturbations, narrower and shorter, up to a loss of 1."""
+    return configuration.model_copy(
+        update={
+            "network": [_narrow(table) for table in configuration.network],
+            "perturbation": [_short(table) for table in configuration.perturbation],
+            "until": tables.UntilTable(log_loss=_LOG_LOSS),
+        }
+    )
+
+
+def _narrow(table: tables.Network) -> tables.Network:
+    if not isinstance(table, tables.DeepLinear | tables.Mlp):
+        return table
+    return table.model_copy(update={"hidden": [min(width, _WIDTH) for width in table.hidden]})
+
+
+def _short(table: tables.Perturbation) -> tables.Perturbation:
+    if not isinstance(table, tables.Pgd):
+        return table
+    return table.model_copy(update={"num_steps": min(table.num_steps, _NUM_STEPS)})

@@ -1,0 +1,130 @@
+"""From a TOML file to a `Configuration`, or to a message that names what is wrong."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from gflow.commands.fields import fields_at, kinds_at, union_depth
+from gflow.configuration import Configuration
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; its text is all that is shown."""
+
+
+def read_configuration(path: Path | None, overrides: Iterable[str] = ()) -> Configuration:
+    """The configuration in `path` (the defaults without one), changed by `KEY=VALUE` overrides.
+
+    Raises:
+        UserError: the file cannot be read, is no TOML, or holds a wrong field or value.
+    """
+    document = {} if path is None else _read_toml(path)
+    for override in overrides:
+        _merge(document, _parse_override(override))
+    _anchor_data_path(document, Path() if path is None else path.parent)
+    source = "the command line" if path is None else f"`{path}`"
+    return check_document(document, source)
+
+
+def check_document(document: dict[str, Any], source: str) -> Configuration:
+    """`document` as a `Configuration`; `source` is where it came from, for the message."""
+    try:
+        return Configuration.model_validate(document)
+    except ValidationError as error:
+        lines = [_describe(one) for one in error.errors(include_url=False)]
+        raise UserError(
+            f"{source} cannot be used:\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + "\n`gflow run --help` explains every field; `gflow config` prints a complete example."
+        ) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"`{path}` cannot be read: {error.strerror or error}.") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"`{path}` is not UTF-8 text: see line {line}.") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"`{path}` is not valid TOML: {error}.") from None
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    """`until.log_loss=-5` as nested tables; a value that is no TOML is taken as a string."""
+    key, separator, value = override.partition("=")
+    if not separator:
+        raise UserError(f"`--set {override}`: write KEY=VALUE, such as `until.log_loss=-5`.")
+    try:
+        return tomllib.loads(f"{key} = {value}")
+    except tomllib.TOMLDecodeError:
+        pass
+    nested: Any = value.strip()
+    for part in reversed(key.strip().split(".")):
+        nested = {part: nested}
+    return nested
+
+
+def _merge(document: dict[str, Any], changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(document.get(key), dict):
+            _merge(document[key], value)
+        else:
+            document[key] = value
+
+
+def _anchor_data_path(document: dict[str, Any], folder: Path) -> None:
+    """Paths in a file are meant relative to that file, wherever the command is run."""
+    data = document.get("data")
+    if isinstance(data, dict) and isinstance(data.get("path"), str):
+        data["path"] = str((folder / Path(data["path"]).expanduser()).absolute())
+
+
+def _describe(error: Any) -> str:
+    """One line for one thing that is wrong: its path, what is wrong, what would be right."""
+    location = error["loc"]
+    path = _path(location)
+    match error["type"]:
+        case "extra_forbidden":
+            return f"`{path}`: no such field{_instead(location)}"
+        case "missing":
+            return f"`{path}`: this field is needed"
+        case "union_tag_not_found":
+            return f"`{path}.kind`: this field is needed: one of {', '.join(kinds_at(location))}"
+        case "union_tag_invalid":
+            kinds = kinds_at(location)
+            found = error["ctx"]["tag"]
+            hint = _did_you_mean(found, kinds) or f"; choose one of {', '.join(kinds)}"
+            return f"`{path}.kind` = {found!r}: no such kind{hint}"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    found = "" if isinstance(error["input"], dict | list) else f" = {_toml(error['input'])}"
+    return f"`{path}`{found}: {message}"
+
+
+def _path(location: tuple[str | int, ...]) -> str:
+    """`network[0].hidden`. Pydantic puts the kind of a table behind its place; users do not."""
+    depth = union_depth(location)
+    parts = [part for i, part in enumerate(location) if i != depth]
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
+    return text.removeprefix(".")
+
+
+def _instead(location: tuple[str | int, ...]) -> str:
+    known = fields_at(location[:-1])
+    return _did_you_mean(str(location[-1]), known) or f"; there are {', '.join(known)}"
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def _toml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,0 +1,211 @@
+"""`gflow run`: every case in turn, into a folder of results that outlives Ctrl-C."""
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from gflow import configuration as tables
+from gflow.commands.explaining import example_toml
+from gflow.commands.quick import NUM_EXAMPLES, quick
+from gflow.commands.reading import UserError
+from gflow.configuration import Configuration
+
+ALL_REACHED = 0
+NOT_ALL_REACHED = 1
+INTERRUPTED = 130
+
+
+@dataclass
+class Job:
+    """A job in progress: what was asked for, and what there is so far."""
+
+    configuration: Configuration
+    folder: Path
+    console: Console
+    cases: list[Any]
+    started: float
+    interrupted: bool = False
+    records: list[Any] = field(default_factory=list)
+    trajectories: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+
+def run_job(
+    configuration: Configuration,
+    folder: Path,
+    console: Console,
+    *,
+    small: bool = False,
+    cache: Path | None = None,
+    report: bool = True,
+) -> int:
+    """Runs every case, prints the table, writes the folder; the exit code of the command.
+
+    0: every run reached what was asked for; 1: some did not; 130: interrupted.
+
+    Raises:
+        UserError: data, networks and perturbations do not fit; nothing was integrated.
+    """
+    started = time.perf_counter()
+    configuration = quick(configuration) if small else configuration
+    # Before JAX is imported, which takes its time.
+    console.print(_announcement(configuration, folder), highlight=False, markup=False)
+    with console.status("Loading JAX, data and networks"):
+        _set_up_jax(cache)
+        from gflow.commands.building import build_cases
+
+        cases = build_cases(configuration, num_examples=NUM_EXAMPLES if small else None)
+    _prepare_folder(folder, configuration)
+    job = Job(configuration, folder, console, cases, started)
+    _integrate_all(job)
+    return _conclude(job, report)
+
+
+def _announcement(configuration: Configuration, folder: Path) -> str:
+    networks, attacks = len(configuration.network), len(configuration.perturbation)
+    return (
+        f"gflow: {describe_source(configuration.data)}; {networks} network(s) x {attacks} "
+        f"perturbation(s) = {networks * attacks} run(s), into {folder}"
+    )
+
+
+def describe_source(table: tables.Data) -> str:
+    """The data set in a few words."""
+    match table:
+        case tables.Digits():
+            return f"handwritten digits {table.positive} against {table.negative}"
+        case tables.Mnist():
+            return f"MNIST digits {table.positive} against {table.negative}"
+        case tables.Npz() | tables.Csv():
+            return table.path.name
+    return table.kind.replace("_", " ") + " data"
+
+
+def _prepare_folder(folder: Path, configuration: Configuration) -> None:
+    try:
+        (folder / "trajectories").mkdir(parents=True, exist_ok=True)
+        (folder / "config.toml").write_text(example_toml(configuration), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"`{folder}` cannot be written to: {error.strerror}.") from error
+
+
+def _set_up_jax(cache: Path | None) -> None:
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    if cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(cache.absolute()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _integrate_all(job: Job) -> None:
+    from gflow.commands.display import Display
+
+    with Display(job.console, len(job.cases)) as display:
+        try:
+            for case in job.cases:
+                display.begin(case.network, case.perturbation)
+                _integrate_one(job, case, display)
+                display.finish(job.records[-1])
+                if job.interrupted:
+                    break
+        except KeyboardInterrupt:
+            job.interrupted = True
+
+
+def _integrate_one(job: Job, case: Any, display: Any) -> None:
+    from gflow.report.record import record, write_results
+    from gflow.results import RESULTS
+
+    begun = time.perf_counter()
+    trajectory = _integrate(job.configuration, case, display)
+    seconds = time.perf_counter() - begun
+    file = f"trajectories/{len(job.records) + 1:02d}.npz"
+    trajectory.save(job.folder / file)
+    job.records.append(
+        record(
+            trajectory,
+            network=case.network,
+            perturbation=case.perturbation,
+            seconds=seconds,
+            file=file,
+        )
+    )
+    job.trajectories[case.network, case.perturbation] = trajectory
+    job.interrupted = bool(trajectory.result == RESULTS.interrupted)
+    # After every run, so that a machine that goes down leaves what was computed.
+    write_results(_results(job), job.folder)
+
+
+def _integrate(configuration: Configuration, case: Any, display: Any) -> Any:
+    import diffrax
+
+    from gflow import Until, integrate
+
+    options = configuration.solver
+    solver = {"tsit5": diffrax.Tsit5, "dopri8": diffrax.Dopri8}[options.name]()
+    return integrate(
+        case.problem,
+        case.params,
+        until=Until(**configuration.until.model_dump()),
+        solver=solver,
+        tolerance=options.tolerance,
+        max_steps=options.max_steps,
+        save=options.save,
+        throw=False,
+    )
+
+
+def _results(job: Job) -> Any:
+    from gflow.report.record import Results, versions
+
+    dataset = job.cases[0].problem.dataset
+    return Results(
+        settings=job.configuration.model_dump(mode="json"),
+        dataset={
+            "name": describe_source(job.configuration.data),
+            "examples": dataset.x.shape[0],
+            "inputs": dataset.x.shape[1],
+            "classes": max(dataset.num_classes, 2),
+        },
+        planned=len(job.cases),
+        interrupted=job.interrupted,
+        seconds=time.perf_counter() - job.started,
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
+        runs=job.records,
+        versions=versions(),
+    )
+
+
+def _conclude(job: Job, report: bool) -> int:
+    from gflow.commands.display import print_table
+    from gflow.report.record import write_results
+
+    results = _results(job)
+    paths = [write_results(results, job.folder)]
+    if report and job.records:
+        from gflow.report.page import write_page
+
+        with job.console.status("Drawing figures"):
+            text = example_toml(job.configuration)
+            paths += [write_page(results, job.trajectories, job.folder, configuration=text)]
+    print_table(job.console, results)
+    return _closing(job, results, paths)
+
+
+def _closing(job: Job, results: Any, paths: list[Path]) -> int:
+    reached = sum(run.succeeded for run in results.runs)
+    job.console.print(
+        f"{reached} of {results.planned} runs reached what was asked for, in "
+        f"{time.perf_counter() - job.started:.0f} s. Written: {', '.join(map(str, paths))}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    if job.interrupted:
+        job.console.print("Interrupted: the report holds what was computed until then.")
+        return INTERRUPTED
+    return ALL_REACHED if reached == results.planned else NOT_ALL_REACHED

@@ -1,0 +1,266 @@
+"""What `gflow run` can be told: every field, its meaning, its default, and what it may hold.
+
+The defaults are the main job. Nothing here imports JAX, so that a wrong field is refused at once.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+def _ball_order(order: float) -> float:
+    if order not in (1.0, 2.0, float("inf")):
+        raise ValueError("projections exist for 1, 2 and inf")
+    return order
+
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Digit = Annotated[int, Field(ge=0, le=9)]
+# TOML has no paths, only strings.
+FilePath = Annotated[Path, Field(strict=False)]
+# TOML writes infinity as `inf`.
+Order = Annotated[float, Field(ge=1, allow_inf_nan=True)]
+BallOrder = Annotated[float, Field(allow_inf_nan=True), AfterValidator(_ball_order)]
+Name = Annotated[str, Field(min_length=1, max_length=60)]
+
+
+class Table(BaseModel):
+    """One table of the configuration: unknown fields and values of another type are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Digits(Table):
+    """scikit-learn's 8 x 8 handwritten digits, two classes, pixels in [0, 1]."""
+
+    kind: Literal["digits"] = "digits"
+    positive: Digit = Field(3, description="the digit labelled +1")
+    negative: Digit = Field(8, description="the digit labelled -1")
+
+
+class Mnist(Table):
+    """MNIST, two classes, 28 x 28 pixels in [0, 1]."""
+
+    kind: Literal["mnist"] = "mnist"
+    path: FilePath | None = Field(
+        None,
+        description="folder with the four IDX files, plain or .gz; without it the environment "
+        "variable GFLOW_DATA, and without that scikit-learn fetches them",
+    )
+    positive: Digit = Field(3, description="the digit labelled +1")
+    negative: Digit = Field(7, description="the digit labelled -1")
+    limit: int | None = Field(None, ge=2, description="use the first so many examples")
+    split: Literal["train", "test"] = Field("train", description="which part of MNIST")
+
+
+class Gaussian(Table):
+    """Normal points labelled by a random hyperplane, moved away from it."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    n: int = Field(40, ge=2, description="number of examples")
+    d: Count = Field(5, description="number of inputs")
+    gap: NotNegative = Field(0.5, description="distance by which points are moved apart")
+    seed: int = Field(0, ge=0, description="seed of the points")
+
+
+class RandomLabels(Table):
+    """Points on the unit sphere whose labels have nothing to do with them."""
+
+    kind: Literal["random_labels"] = "random_labels"
+    n: int = Field(20, ge=2, description="number of examples")
+    d: Count = Field(20, description="number of inputs")
+    seed: int = Field(0, ge=0, description="seed of the points and labels")
+
+
+class Soudry(Table):
+    """Points in the plane with max-margin direction (1, 1)/sqrt(2) (Soudry et al. 2018)."""
+
+    kind: Literal["soudry"] = "soudry"
+    num_random: int = Field(12, ge=0, multiple_of=2, description="points beyond the margin")
+    seed: int = Field(0, ge=0, description="seed of those points")
+
+
+class Npz(Table):
+    """Your own data: arrays x (n, d) and y (n,) in a NumPy .npz file; y in {-1, +1} or 0 .. k-1."""
+
+    kind: Literal["npz"] = "npz"
+    path: FilePath = Field(description="the file, relative to the configuration file")
+    x: Name = Field("x", description="name of the array of inputs")
+    y: Name = Field("y", description="name of the array of labels")
+
+
+class Csv(Table):
+    """Your own data: one example a line, numbers only; labels in {-1, +1} or 0 .. k-1."""
+
+    kind: Literal["csv"] = "csv"
+    path: FilePath = Field(description="the file, relative to the configuration file")
+    label: int = Field(-1, description="column of the label: 0 is the first, -1 the last")
+    delimiter: str = Field(",", min_length=1, max_length=1, description="what parts the columns")
+    skip_lines: int = Field(0, ge=0, description="lines to skip first, such as a header")
+
+
+class NetworkTable(Table):
+    """What networks of every kind have; inputs and outputs follow from the data."""
+
+    name: Name | None = Field(None, description="what tables and figures call it")
+    scale: Positive = Field(
+        1.0, description="initial weights are normal, standard deviation scale / sqrt(fan_in)"
+    )
+
+
+class Linear(NetworkTable):
+    """f(x) = <w, x>, degree 1."""
+
+    kind: Literal["linear"] = "linear"
+
+
+class DeepLinear(NetworkTable):
+    """f(x) = W_L ... W_1 x, degree L: the number of layers."""
+
+    kind: Literal["deep_linear"] = "deep_linear"
+    hidden: list[Count] = Field([16, 16], description="widths of the hidden layers")
+
+
+class Mlp(NetworkTable):
+    """Multi-layer perceptron with the activation ReLU^k."""
+
+    kind: Literal["mlp"] = "mlp"
+    hidden: list[Count] = Field([32], description="widths of the hidden layers")
+    power: float = Field(1.0, ge=1, description="the k of ReLU^k")
+    smoothing: NotNegative = Field(
+        0.0, description="mu: the kink of ReLU rounded to relative width mu, homogeneity kept"
+    )
+    bias: bool = Field(False, description="a constant input 1 for the first layer")
+
+
+class Diagonal(NetworkTable):
+    """f(x) = <u^L - v^L, x>, powers by coordinate; it starts at u = v = scale."""
+
+    kind: Literal["diagonal"] = "diagonal"
+    depth: Count = Field(2, description="the degree L")
+
+
+class PerturbationTable(Table):
+    """What perturbations of every kind have."""
+
+    name: Name | None = Field(None, description="what tables and figures call it")
+
+
+class Clean(PerturbationTable):
+    """No perturbation: plain training."""
+
+    kind: Literal["clean"] = "clean"
+
+
+class Fgm(PerturbationTable):
+    """Fast gradient method: one step along the steepest l_p direction of the margin."""
+
+    kind: Literal["fgm"] = "fgm"
+    radius: NotNegative = Field(description="length in the l_p norm, in units of the inputs")
+    order: Order = Field(2.0, description="p, from 1 to inf")
+
+
+class Fgsm(PerturbationTable):
+    """Fast gradient sign method: one l_inf step along the sign of the margin's gradient."""
+
+    kind: Literal["fgsm"] = "fgsm"
+    radius: NotNegative = Field(description="length in the l_inf norm, in units of the inputs")
+    smoothing: NotNegative = Field(0.0, description="mu: sign(g) rounded to relative width mu")
+
+
+class Pgd(PerturbationTable):
+    """Projected gradient descent on the margin, steps of fixed length."""
+
+    kind: Literal["pgd"] = "pgd"
+    radius: NotNegative = Field(description="radius of the l_p ball, in units of the inputs")
+    order: BallOrder = Field(float("inf"), description="p: 1, 2 or inf")
+    num_steps: Count = Field(10, description="number of steps")
+    step_size: Positive | None = Field(
+        None, description="length of a step; 2.5 radius / num_steps without it"
+    )
+    random_start: int | None = Field(
+        None, ge=0, description="seed of a fixed random start; a start from 0 without it"
+    )
+
+
+class UntilTable(Table):
+    """When a run stops: at the first of these that it reaches; at least one is needed."""
+
+    log_loss: float | None = Field(
+        None, description="log of the loss, summed over examples, natural logarithm"
+    )
+    log_kappa: float | None = Field(
+        None, le=700, description="log of |params|^L, the scale of the margins"
+    )
+    time: Positive | None = Field(None, description="time t of the flow d params/dt = -grad Loss")
+    stationarity: float | None = Field(
+        None, gt=0, lt=1, description="sine of the angle between u and sum_i p_i grad q_i(u)"
+    )
+
+    @model_validator(mode="after")
+    def _one_at_least(self):
+        if all(value is None for value in self.model_dump().values()):
+            raise ValueError(f"give at least one of {', '.join(type(self).model_fields)}")
+        return self
+
+
+class SolverTable(Table):
+    """How the flow is integrated."""
+
+    name: Literal["tsit5", "dopri8"] = Field("tsit5", description="explicit Runge-Kutta method")
+    tolerance: Positive = Field(1e-6, description="error a step may make, relative")
+    max_steps: Count = Field(20_000, description="steps after which a run is given up")
+    save: int = Field(256, ge=2, description="points that a trajectory keeps, at most")
+
+
+Data = Annotated[
+    Digits | Mnist | Gaussian | RandomLabels | Soudry | Npz | Csv, Field(discriminator="kind")
+]
+Network = Annotated[Linear | DeepLinear | Mlp | Diagonal, Field(discriminator="kind")]
+Perturbation = Annotated[Clean | Fgm | Fgsm | Pgd, Field(discriminator="kind")]
+
+MAIN_NETWORKS: list[Network] = [
+    DeepLinear(name="deep linear", hidden=[16, 16]),
+    Mlp(name="ReLU MLP", hidden=[32], smoothing=0.05),
+    Mlp(name="ReLU^2 MLP", hidden=[32], power=2.0),
+]
+MAIN_PERTURBATIONS: list[Perturbation] = [
+    Clean(name="clean"),
+    Fgm(name="l2-FGM", radius=0.1),
+    Fgsm(name="linf-FGSM", radius=0.02, smoothing=0.1),
+    Pgd(name="l2-PGD", radius=0.1, order=2.0),
+    Pgd(name="linf-PGD", radius=0.02),
+]
+
+
+class Configuration(Table):
+    """One job: every network under every perturbation."""
+
+    seed: int = Field(0, ge=0, description="seed of the initial weights")
+    loss: Literal["exponential", "logistic"] = Field(
+        "logistic", description="loss of one margin; a data set's loss is the sum"
+    )
+    gradient: Literal["frozen", "total"] = Field(
+        "frozen",
+        description="frozen: the perturbation is held fixed while differentiating, as adversarial "
+        "training does; total: differentiate through it",
+    )
+    data: Data = Field(Digits(), description="the examples")
+    network: list[Network] = Field(MAIN_NETWORKS, min_length=1, description="the networks")
+    perturbation: list[Perturbation] = Field(
+        MAIN_PERTURBATIONS, min_length=1, description="the perturbations"
+    )
+    until: UntilTable = Field(UntilTable(log_loss=-7.0), description="when a run stops")
+    solver: SolverTable = Field(SolverTable(), description="how the flow is integrated")
+
+
+def labels(tables: list[Network] | list[Perturbation]) -> list[str]:
+    """What to call each network or perturbation: its name, or its kind, numbered if repeated."""
+    names = [table.name or table.kind.replace("_", " ") for table in tables]
+    return [
+        f"{name} {names[: i + 1].count(name)}" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    ]

@@ -1,0 +1,156 @@
+"""Step-size control: diffrax's PID controller, which also counts steps and lands on targets."""
+
+from typing import Any, NamedTuple
+
+import diffrax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from gflow.flow.field import Field, State, error_norm
+from gflow.flow.until import Until
+
+# Distances to targets are relative to the target, so this is their rounding.
+_CLOSE = 1e-13
+_MOST_LANDINGS = 60
+
+
+class Bracket(NamedTuple):
+    """Where the first target lies, once a step has passed it.
+
+    Attributes:
+        before: distance to it at the start of the step, positive.
+        upper: a clock at which it is passed; infinite while none is known.
+        after: distance there, not positive.
+        side: which end moved last, -1 for the lower and +1 for the upper.
+        tries: steps made towards it so far.
+    """
+
+    before: Float[Array, ""]
+    upper: Float[Array, ""]
+    after: Float[Array, ""]
+    side: Int[Array, ""]
+    tries: Int[Array, ""]
+
+
+class ControlState(NamedTuple):
+    """diffrax's own state, the next step, the steps counted, and the bracket of the target."""
+
+    inner: Any
+    step: Float[Array, ""]
+    count: Int[Array, ""]
+    bracket: Bracket
+
+
+class FlowController(diffrax.AbstractAdaptiveStepSizeController):
+    """Error control with a step budget that ends a solve on the first target it meets.
+
+    The budget lets a compiled segment stop after a number of steps decided at run time; the
+    remembered step lets the next segment go on with the very step that this one would have tried.
+    A step that passes a target is rejected and shortened by the secant method (Illinois) until it
+    ends on the target. So the last point is a step of the solver, as accurate as any other, where
+    an event of diffrax would give a point of the dense output, and it costs one evaluation of the
+    margins in the program where the event costs three.
+
+    Attributes:
+        rtol, atol, norm: as in `diffrax.PIDController`.
+        budget: number of steps after which it reports `max_steps_reached`.
+        until: the targets; it reports `event_occurred` on arrival.
+    """
+
+    rtol: Any
+    atol: Any
+    norm: Any
+    budget: Any
+    until: Until
+
+    def wrap(self, direction: Any) -> "FlowController":
+        return self
+
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        next_t1, inner = self._pid().init(terms, t0, t1, y0, dt0, args, func, error_order)
+        one = jnp.ones_like(next_t1)
+        zero = jnp.zeros((), jnp.int64)
+        bracket = Bracket(one, jnp.inf * one, -one, zero, zero)
+        return next_t1, ControlState(inner, next_t1 - t0, zero, bracket)
+
+    def adapt_step_size(
+        self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
+    ):
+        inner, _, count, bracket = controller_state
+        keep, next_t0, next_t1, jump, inner, result = self._pid().adapt_step_size(
+            t0, t1, y0, y1_candidate, args, y_error, error_order, inner
+        )
+        distance = jnp.min(distances(self.until, args, y1_candidate))
+        arrived = keep & _close(distance, t0, t1, bracket)
+        passed = keep & (distance <= 0) & ~arrived
+        bracket = _updated(bracket, keep, passed, distance, t1)
+        keep = keep & ~passed
+        next_t0 = jnp.where(keep, t1, t0)
+        next_t1 = jnp.minimum(jnp.where(passed, jnp.inf, next_t1), _aim(next_t0, bracket))
+        state = ControlState(inner, next_t1 - next_t0, count + 1, bracket)
+        return keep, next_t0, next_t1, jump, state, self._verdict(state, arrived, result)
+
+    def _verdict(self, state: ControlState, arrived: Any, result: Any) -> Any:
+        results = diffrax.RESULTS
+        moving = state.step > 0
+        result = results.where(moving, result, results.dt_min_reached)
+        spent = (state.count >= self.budget) & moving
+        result = results.where(spent, results.max_steps_reached, result)
+        return results.where(arrived, results.event_occurred, result)
+
+    def _pid(self) -> diffrax.PIDController:
+        return diffrax.PIDController(rtol=self.rtol, atol=self.atol, norm=self.norm)
+
+
+def make_controller(tolerance: Any, budget: Any, until: Until) -> FlowController:
+    """Control of `error_norm(error) <= tolerance` per step, for at most `budget` steps."""
+    return FlowController(0.0, tolerance, error_norm, budget, until)
+
+
+def rewound(state: ControlState) -> ControlState:
+    """The state with its step count at 0, for another segment."""
+    return state._replace(count=jnp.zeros_like(state.count))
+
+
+def distances(until: Until, field: Field, state: State) -> Float[Array, " targets"]:
+    """Distance to each target. The margins are evaluated only where a target needs them."""
+    log_kappa = field.log_kappa(state)
+
+    def evaluated() -> tuple[Array, Array]:
+        measures = field.measures(state)
+        return measures.log_loss, measures.stationarity
+
+    def skipped() -> tuple[Array, Array]:
+        return jnp.full_like(log_kappa, jnp.inf), jnp.ones_like(log_kappa)
+
+    log_loss, stationarity = lax.cond(until.needs_margins, evaluated, skipped)
+    return until.remaining(log_kappa, state[-1], log_loss, stationarity)
+
+
+def _close(distance: Any, t0: Any, t1: Any, bracket: Bracket) -> Array:
+    """Whether the end of the step is on the target, as far as float64 can tell."""
+    known = jnp.isfinite(bracket.upper) & (distance <= 0)
+    narrow = bracket.upper - t0 <= 8 * jnp.finfo(jnp.float64).eps * jnp.abs(t1)
+    return (jnp.abs(distance) <= _CLOSE) | (known & (narrow | (bracket.tries >= _MOST_LANDINGS)))
+
+
+def _updated(bracket: Bracket, keep: Any, passed: Any, distance: Any, t1: Any) -> Bracket:
+    """The bracket after a step that passed the target, or stayed before it (Illinois method)."""
+    known = jnp.isfinite(bracket.upper)
+    below = keep & ~passed
+    halve_after = below & known & (bracket.side < 0)
+    halve_before = passed & (bracket.side > 0)
+    before = jnp.where(below, distance, jnp.where(halve_before, 0.5, 1.0) * bracket.before)
+    after = jnp.where(passed, distance, jnp.where(halve_after, 0.5, 1.0) * bracket.after)
+    side = jnp.where(passed, 1, jnp.where(below & known, -1, bracket.side))
+    upper = jnp.where(passed, t1, bracket.upper)
+    return Bracket(before, upper, after, side, bracket.tries + jnp.where(known, 1, 0))
+
+
+def _aim(t0: Any, bracket: Bracket) -> Array:
+    """The clock at which the secant through the bracket meets the target; infinite without one."""
+    known = jnp.isfinite(bracket.upper)
+    share = jnp.clip(bracket.before / (bracket.before - bracket.after), 0.01, 0.99)
+    width = jnp.where(known, bracket.upper - t0, 1.0)
+    return jnp.where(known, t0 + share * width, jnp.inf)

@@ -1,0 +1,76 @@
+"""The record on the host: saved points, thinned so that memory stays bounded."""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from gflow.flow.segment import Block, Row
+from gflow.trajectory import COLUMNS
+
+
+class Record:
+    """Rows of a run. Once more than `limit` are held, every second one is dropped, and from then on
+    only every `stride`-th accepted step is recorded, with the stride doubled.
+
+    Args:
+        limit: the number of rows to hold at most; None for all.
+    """
+
+    def __init__(self, limit: int | None):
+        self.limit = limit
+        self.stride = 1
+        self._rows: list[Row] = []
+        self._last: Row | None = None
+
+    def extend(self, block: Block) -> Row:
+        """Adds what a segment recorded, and returns its last point."""
+        count = int(block.num_rows)
+        buffers = jax.tree.map(np.asarray, block.rows)
+        rows = [jax.tree.map(lambda leaf, i=i: leaf[i], buffers) for i in range(count)]
+        # The last row starts the next segment too, which records it if it is on the stride.
+        self._rows.extend(rows[:-1])
+        self._last = jax.tree.map(np.array, rows[-1])
+        self._thin()
+        return self._last
+
+    def _thin(self) -> None:
+        while self.limit is not None and len(self._rows) >= self.limit:
+            self.stride *= 2
+            kept = [row for row in self._rows if row.num_accepted % self.stride == 0]
+            self._rows = [jax.tree.map(np.array, row) for row in kept]
+
+    def first(self) -> Row:
+        """The starting point."""
+        return self._all()[0]
+
+    def last(self) -> Row:
+        """The latest point."""
+        return self._all()[-1]
+
+    def only_first(self) -> None:
+        """Forgets everything but the starting point."""
+        self._rows, self._last = [], self.first()
+
+    def drop_nonfinite(self) -> None:
+        """Drops a last point that is not finite; the points before it are."""
+        rows = [row for row in self._all() if np.all(np.isfinite(row.state))]
+        self._rows, self._last = rows[:-1], rows[-1]
+
+    def _all(self) -> list[Row]:
+        return [*self._rows, *([] if self._last is None else [self._last])]
+
+    def columns(self, degree: float) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
+        """The columns of a trajectory, and the directions (s, P)."""
+        rows = jax.tree.map(lambda *leaves: np.stack(leaves), *self._all())
+        log_norm, log1p_time = rows.state[:, -2], rows.state[:, -1]
+        values = {
+            "clock": rows.clock,
+            "step": rows.step,
+            "num_steps_at": rows.num_accepted,
+            "log_norm": log_norm,
+            "log_kappa": degree * log_norm,
+            "log1p_time": log1p_time,
+            **rows.measures._asdict(),
+        }
+        return {name: values[name] for name in COLUMNS}, rows.state[:, :-2]

@@ -1,0 +1,186 @@
+"""A compiled segment of the flow: so many steps, from where the last segment stopped.
+
+The driver runs segments in a loop, so that progress, interrupts and checkpoints need no host
+callback in the compiled program, and memory does not grow with the number of steps.
+"""
+
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from gflow.flow.control import ControlState, FlowController, rewound
+from gflow.flow.field import Field, State, unit_direction, vector_field
+from gflow.measures import PointMeasures
+
+
+class Cursor(NamedTuple):
+    """Where the integration stands: all that is needed to go on, bit for bit.
+
+    Attributes:
+        clock: tau.
+        state: the point.
+        solver_state: diffrax's own.
+        control: the controller's state; it holds the next step.
+        num_accepted: accepted steps so far.
+    """
+
+    clock: Float[Array, ""]
+    state: State
+    solver_state: Any
+    control: ControlState
+    num_accepted: Int[Array, ""]
+
+
+class Row(NamedTuple):
+    """What is recorded of a point; stacked along a leading axis where there are several.
+
+    Attributes:
+        clock: tau.
+        step: the step that the integration tried from here, or made to here.
+        num_accepted: accepted steps up to here.
+        state: the point, with its direction normalized.
+        measures: what is measured of it.
+    """
+
+    clock: Float[Array, "..."]
+    step: Float[Array, "..."]
+    num_accepted: Int[Array, "..."]
+    state: Float[Array, "... state"]
+    measures: PointMeasures
+
+
+class Block(NamedTuple):
+    """What a segment hands back.
+
+    Attributes:
+        rows: the recorded points, the first `num_rows` of a buffer; the last of them is where the
+            segment stopped, whether or not it falls on the stride.
+        num_rows: how many.
+        result: diffrax's verdict; `event_occurred` where a target was reached.
+        num_steps: steps tried, rejected ones included.
+    """
+
+    rows: Row
+    num_rows: Int[Array, ""]
+    result: diffrax.RESULTS
+    num_steps: Int[Array, ""]
+
+
+@eqx.filter_jit
+def begin(
+    field: Field,
+    solver: diffrax.AbstractSolver,
+    controller: FlowController,
+    clock: Any,
+    state: State,
+    step: Any,
+    num_accepted: Any,
+) -> Cursor:
+    """A cursor at a point, about to try a step of length `step`."""
+    term = diffrax.ODETerm(vector_field)
+    clock, num_accepted = jnp.asarray(clock), jnp.asarray(num_accepted)
+    end, control = controller.init(
+        term, clock, jnp.inf, state, step, field, solver.func, solver.error_order(term)
+    )
+    solver_state = solver.init(term, clock, end, state, field)
+    # diffrax starts some flags as Python bools; as arrays they look like those of a later segment.
+    return jax.tree.map(_as_array, Cursor(clock, state, solver_state, control, num_accepted))
+
+
+@eqx.filter_jit
+def advance(
+    field: Field,
+    solver: diffrax.AbstractSolver,
+    controller: FlowController,
+    cursor: Cursor,
+    stride: Any,
+    *,
+    capacity: int,
+) -> tuple[Cursor, Block]:
+    """Integrates until a target is reached, the controller's budget is spent, or a step fails.
+
+    Args:
+        stride: every so many accepted steps are recorded, counted over all segments; the point that
+            the segment starts from is recorded if it is on the stride.
+        capacity: static upper bound of the budget; the length of the buffers.
+    """
+    solution = _solve(field, solver, controller, cursor, capacity)
+    num_made = solution.stats["num_accepted_steps"]
+    clocks = jnp.concatenate([cursor.clock[None], solution.ts])
+    states = jnp.concatenate([cursor.state[None], solution.ys])
+    after = Cursor(
+        clocks[num_made],
+        states[num_made],
+        solution.solver_state,
+        solution.controller_state,
+        cursor.num_accepted + num_made,
+    )
+    rows, num_rows = _rows(field, clocks, states, cursor, after, stride, capacity)
+    return after, Block(rows, num_rows, solution.result, solution.controller_state.count)
+
+
+def _as_array(leaf: Any) -> Any:
+    return jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf
+
+
+def _solve(
+    field: Field,
+    solver: diffrax.AbstractSolver,
+    controller: FlowController,
+    cursor: Cursor,
+    capacity: int,
+) -> diffrax.Solution:
+    return diffrax.diffeqsolve(
+        diffrax.ODETerm(vector_field),
+        solver,
+        t0=cursor.clock,
+        t1=jnp.inf,
+        dt0=cursor.control.step,
+        y0=cursor.state,
+        args=field,
+        saveat=diffrax.SaveAt(steps=True, solver_state=True, controller_state=True),
+        stepsize_controller=controller,
+        # Nothing is differentiated through the flow, and a plain loop needs the least memory.
+        adjoint=diffrax.ForwardMode(),
+        max_steps=capacity,
+        throw=False,
+        solver_state=cursor.solver_state,
+        controller_state=rewound(cursor.control),
+    )
+
+
+def _rows(
+    field: Field,
+    clocks: Float[Array, " times"],
+    states: Float[Array, "times state"],
+    cursor: Cursor,
+    after: Cursor,
+    stride: Any,
+    capacity: int,
+) -> tuple[Row, Array]:
+    """The points on the stride, and the last one, measured; the rest of the buffer is 0."""
+    num_made = after.num_accepted - cursor.num_accepted
+    first = -cursor.num_accepted % stride
+    # The last point follows as a row of its own, and must not come twice.
+    num_rows = jnp.maximum((num_made - first + stride - 1) // stride, 0) + 1
+
+    def row_at(i: Array) -> Row:
+        index = jnp.minimum(first + i * stride, num_made)
+        state = states[index]
+        state = jnp.concatenate([unit_direction(state), state[-2:]])
+        step = jnp.where(index == num_made, after.control.step, clocks[index + 1] - clocks[index])
+        count = cursor.num_accepted + index
+        return Row(clocks[index], step, count, state, field.measures(state))
+
+    shapes = jax.eval_shape(row_at, num_made)
+    buffer = jax.tree.map(lambda leaf: jnp.zeros((capacity + 1, *leaf.shape), leaf.dtype), shapes)
+
+    def write(i: Array, rows: Row) -> Row:
+        return jax.tree.map(lambda saved, leaf: saved.at[i].set(leaf), rows, row_at(i))
+
+    return lax.fori_loop(0, num_rows, write, buffer), num_rows

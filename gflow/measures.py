@@ -1,0 +1,228 @@
+"""Measures of a point: pure functions of (problem, params) or of the parameters alone.
+
+All are jit-able and cost one or two evaluations of the margins. Those that do not depend on the
+norm of the parameters say so.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gflow._numerics import norm, tangent, tree_dot, tree_norm, unit
+from gflow._typing import Params
+from gflow.problem import Problem
+
+
+class PointMeasures(NamedTuple):
+    """What a trajectory records at each of its points.
+
+    Attributes:
+        log_loss: `log sum_i l(q_i)`.
+        margin: normalized adversarial margin `min_i q_i(u)`.
+        clean_margin: the same without perturbation.
+        smoothed_margin: `l^{-1}(Loss) / kappa`.
+        stationarity: `|u - c sum_i p_i grad q_i(u)|` for the best c, in [0, 1].
+        strength: `|sum_i p_i grad q_i(u)|`, which vanishes where the loss is stationary.
+    """
+
+    log_loss: Float[Array, ""]
+    margin: Float[Array, ""]
+    clean_margin: Float[Array, ""]
+    smoothed_margin: Float[Array, ""]
+    stationarity: Float[Array, ""]
+    strength: Float[Array, ""]
+
+
+def measure_point(
+    problem: Problem, direction: Params, log_kappa: Float[Array, ""] | float
+) -> PointMeasures:
+    """The measures of the parameters `kappa^(1/L) direction`, `|direction| = 1`.
+
+    Source: normalized and smoothed margin: Lyu & Li 2020, there for clean data; their adversarial
+    form: Lyu & Zhu 2022.
+    """
+    ascent = problem.ascent(direction, log_kappa)
+    log_loss = problem.loss.log_loss(jnp.exp(log_kappa) * ascent.margins)
+    return PointMeasures(
+        log_loss=log_loss,
+        margin=jnp.min(ascent.margins),
+        clean_margin=jnp.min(problem.clean_margins(direction)),
+        smoothed_margin=problem.loss.inverse(log_loss) * jnp.exp(-log_kappa),
+        stationarity=sine(direction, ascent.vector),
+        strength=tree_norm(ascent.vector),
+    )
+
+
+def at_params(problem: Problem, params: Params) -> PointMeasures:
+    """The measures of `params`: `measure_point` at their own direction and norm."""
+    direction, length = unit(params)
+    return measure_point(problem, direction, problem.degree * jnp.log(length))
+
+
+def normalized_margin(problem: Problem, params: Params) -> Float[Array, ""]:
+    """`min_i q_i(params / |params|)`: the adversarial margin at unit norm; independent of the norm."""
+    return jnp.min(problem.margins(unit(params)[0]))
+
+
+def smoothed_margin(problem: Problem, params: Params) -> Float[Array, ""]:
+    """`l^{-1}(sum_i l(q_i)) / |params|^L`, a lower bound of the normalized margin.
+
+    It never falls along the flow with total gradient once `Loss < l(0)`.
+
+    Source: Lyu & Li 2020 for clean data; Lyu & Zhu 2022 for perturbed data.
+    """
+    return at_params(problem, params).smoothed_margin
+
+
+def sine(direction: Params, vector: Params) -> Float[Array, ""]:
+    """`|u - c v|` for the best c >= 0: the sine of the angle between u and v, 1 from 90 degrees on.
+
+    Computed from the part of v across u, so that small angles keep their digits. A zero v gives 1.
+    """
+    unit_vector, length = unit(vector)
+    across = tree_norm(tangent(direction, unit_vector))
+    opposed = (tree_dot(direction, unit_vector) <= 0) | (length == 0)
+    return jnp.where(opposed, 1.0, jnp.minimum(across, 1.0))
+
+
+def direction_distance(left: Params, right: Params) -> Float[Array, ""]:
+    """`| left/|left| - right/|right| |_2`, the distance between two directions."""
+    difference = jax.tree.map(lambda a, b: a - b, unit(left)[0], unit(right)[0])
+    return tree_norm(difference)
+
+
+def layer_alignment(params: Params) -> Float[Array, " pairs"]:
+    """`|<v_{k+1}, u_k>|` for every pair of adjacent layers: 1 where they are aligned.
+
+    u_k is the leading left singular vector of layer k, v_{k+1} the leading right singular vector of
+    the next. Shapes: (number of layers - 1,); empty for a single layer.
+
+    Raises:
+        ValueError: `params` is no sequence of matrices that fit each other.
+
+    Source: Ji & Telgarsky 2019, "Gradient descent aligns the layers of deep linear networks".
+    """
+    layers = _matrices(params, "layer_alignment")
+    factors = [jnp.linalg.svd(layer, full_matrices=False) for layer in layers]
+    pairs = zip(factors[:-1], factors[1:], strict=True)
+    values = [jnp.abs(jnp.dot(after[2][0], before[0][:, 0])) for before, after in pairs]
+    return jnp.stack(values) if values else jnp.zeros(0)
+
+
+def stable_ranks(params: Params) -> Float[Array, " layers"]:
+    """`|W_k|_F^2 / |W_k|_2^2` of every layer, between 1 and its rank. Shapes: (layers,)."""
+    values = [jnp.linalg.svd(w, compute_uv=False) for w in _matrices(params, "stable_ranks")]
+    return jnp.stack([jnp.sum((s / s[0]) ** 2) for s in values])
+
+
+def balancedness(params: Params) -> tuple[Float[Array, "h h"], ...]:
+    """`W_{k+1}^T W_{k+1} - W_k W_k^T` for adjacent layers: constant along the flow of a deep linear
+    net, whatever the data and the attack.
+
+    Source: Arora, Cohen & Hazan 2018; Du, Hu & Lee 2018.
+    """
+    layers = _matrices(params, "balancedness")
+    return tuple(after.T @ after - before @ before.T for before, after in _pairs(layers))
+
+
+def ji_telgarsky_excess(params: Params) -> Float[Array, " layers"]:
+    """`|W_k|_F^2 - |W_k|_2^2` of every layer: bounded along the flow of a deep linear net."""
+    layers = _matrices(params, "ji_telgarsky_excess")
+    singular = [jnp.linalg.svd(layer, compute_uv=False) for layer in layers]
+    return jnp.stack([jnp.sum(values[1:] ** 2) for values in singular])
+
+
+def ji_telgarsky_bound(start: Params) -> Float[Array, ""]:
+    """The bound D on `ji_telgarsky_excess` along the flow from `start`.
+
+    `D = max_k |W_k|_F^2 - |W_L|_F^2 + sum_k |W_k W_k^T - W_{k+1}^T W_{k+1}|_2`, all at the start.
+
+    Source: Ji & Telgarsky 2019, their constant D for gradient flow (a net with one output).
+    """
+    layers = _matrices(start, "ji_telgarsky_bound")
+    squares = jnp.stack([jnp.sum(layer**2) for layer in layers])
+    gaps = [jnp.linalg.norm(gap, 2) for gap in balancedness(start)]
+    return jnp.max(squares) - squares[-1] + sum(gaps, start=jnp.zeros(()))
+
+
+def euler_error(problem: Problem, params: Params) -> Float[Array, ""]:
+    """`max_i |<grad q_i, u> - L q_i| / (L max_j |q_j|)` at unit norm: 0 for homogeneous margins."""
+    direction, _ = unit(params)
+    if problem.gradient_mode == "total":
+        margins, slopes = jax.jvp(problem.margins, (direction,), (direction,))
+    else:
+        delta = problem.perturbations(direction)
+        margins, slopes = jax.jvp(
+            lambda free: problem.margins_at(free, delta), (direction,), (direction,)
+        )
+    largest = problem.degree * jnp.max(jnp.abs(margins))
+    return jnp.max(jnp.abs(slopes - problem.degree * margins)) / jnp.where(largest > 0, largest, 1.0)
+
+
+def scale_invariance_error(problem: Problem, params: Params) -> Float[Array, ""]:
+    """`max_i |delta_i(c u) - delta_i(u)|_inf / max_i |delta_i|_inf` over c = 1e-3 and 1e3."""
+    direction, _ = unit(params)
+    reference = problem.perturbations(direction)
+
+    def change(factor: float) -> Array:
+        scaled = jax.tree.map(lambda leaf: factor * leaf, direction)
+        return jnp.max(jnp.abs(problem.perturbations(scaled) - reference))
+
+    largest = jnp.max(jnp.abs(reference))
+    return jnp.maximum(change(1e-3), change(1e3)) / jnp.where(largest > 0, largest, 1.0)
+
+
+def num_support(
+    problem: Problem, params: Params, *, tolerance: float = 1e-2
+) -> Float[Array, ""] | int:
+    """How many margins lie within `tolerance`, relative, of the smallest one."""
+    margins = problem.margins(unit(params)[0])
+    smallest = jnp.min(margins)
+    return jnp.sum(margins <= smallest + tolerance * jnp.abs(smallest))
+
+
+def _matrices(params: Params, name: str) -> list[Array]:
+    layers = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    layers = [leaf.reshape(leaf.shape[0], -1) if leaf.ndim > 2 else leaf for leaf in layers]
+    if any(layer.ndim != 2 for layer in layers):
+        raise ValueError(f"`{name}(params)`: every layer must be a matrix (fan_out, fan_in).")
+    if any(before.shape[0] != after.shape[1] for before, after in _pairs(layers)):
+        raise ValueError(
+            f"`{name}(params)`: the layers' shapes {[layer.shape for layer in layers]} do not "
+            "follow each other; adjacent layers are compared only in dense networks."
+        )
+    return layers
+
+
+def _pairs(layers: list[Array]) -> list[tuple[Array, Array]]:
+    return list(zip(layers[:-1], layers[1:], strict=True))
+
+
+def balanced_margin(predictor_margin: float, depth: int) -> float:
+    """Normalized margin of a balanced deep linear net whose product has margin gamma: `gamma
+    L^(-L/2)`, since each of its L aligned layers has norm `L^(-1/2)`."""
+    return predictor_margin * math.pow(depth, -depth / 2)
+
+
+__all__ = [
+    "PointMeasures",
+    "at_params",
+    "balanced_margin",
+    "balancedness",
+    "direction_distance",
+    "euler_error",
+    "ji_telgarsky_bound",
+    "ji_telgarsky_excess",
+    "layer_alignment",
+    "measure_point",
+    "norm",
+    "normalized_margin",
+    "num_support",
+    "scale_invariance_error",
+    "sine",
+    "smoothed_margin",
+    "stable_ranks",
+]

@@ -1,0 +1,157 @@
+"""What every network is, and what networks made of layers share."""
+
+import abc
+import math
+import numbers
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from gflow._numerics import scalar, smoothed_relu
+from gflow._typing import Params
+
+
+class AbstractNetwork(eqx.Module):
+    """A function `f(x; params)` that is positively homogeneous in its parameters.
+
+    Attributes:
+        degree: the homogeneity degree L.
+        num_inputs: d, or None where the network does not fix it.
+        num_outputs: 1 (the output is a scalar) or k (a vector of k), or None where unknown.
+    """
+
+    degree: eqx.AbstractVar[float]
+    num_inputs: eqx.AbstractVar[int | None]
+    num_outputs: eqx.AbstractVar[int | None]
+
+    @abc.abstractmethod
+    def apply(self, params: Params, x: Float[Array, " d"]) -> Float[Array, ""] | Float[Array, " k"]:
+        """`f(x; params)`. Shapes: x (d,) -> () or (k,)."""
+
+    @abc.abstractmethod
+    def _initial(self, key: Array, scale: Array) -> Params:
+        """Initial parameters, as traced code."""
+
+    def init(self, key: Any, *, scale: Any = 1.0) -> Params:
+        """Random initial parameters.
+
+        Weights are normal with standard deviation `scale / sqrt(fan_in)`. Nothing is compiled again
+        for another key, seed or scale.
+
+        Args:
+            key: a `jax.random.key`, or an integer seed, which stands for `jax.random.key(seed)`.
+            scale: factor on the standard deviation, > 0.
+        """
+        return _compiled_init(self, _checked_key(key), _checked_scale(scale))
+
+    def check_fits(self, num_inputs: int, num_outputs: int) -> None:
+        """Raises ValueError unless the network takes (num_inputs,) and gives `num_outputs`."""
+        if self.num_inputs not in (None, num_inputs):
+            raise ValueError(
+                f"The network takes {self.num_inputs} inputs but the data have {num_inputs}. "
+                "The first width must equal `dataset.x.shape[1]`."
+            )
+        if self.num_outputs not in (None, num_outputs):
+            labels = "-1 and +1" if num_outputs == 1 else f"classes 0 .. {num_outputs - 1}"
+            raise ValueError(
+                f"The network has {self.num_outputs} output(s) but labels are {labels}, which need "
+                f"{num_outputs}. Change the last width, or the labels: two classes are -1 and +1 "
+                "for `Dataset(x, y)` and take one output."
+            )
+
+
+@eqx.filter_jit
+def _compiled_init(network: AbstractNetwork, key: Any, scale: Any) -> Params:
+    is_seed = jnp.issubdtype(key.dtype, jnp.integer) and key.ndim == 0
+    return network._initial(jax.random.key(key) if is_seed else key, jnp.asarray(scale))
+
+
+def _checked_key(key: Any) -> Any:
+    """A key of either style, or a seed as an array: a Python integer would be compiled in."""
+    if is_integer(key):
+        try:
+            return np.asarray(key, np.int64)
+        except OverflowError:
+            raise ValueError(
+                f"`init({key})`: a seed must fit into 64 bits, sign included."
+            ) from None
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None:
+        is_key = jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.ndim == 0
+        is_raw_key = dtype == np.uint32 and key.ndim == 1
+        is_seed = jnp.issubdtype(dtype, jnp.integer) and key.ndim == 0
+        if is_key or is_raw_key or is_seed:
+            return key
+    raise TypeError(
+        f"`init({key!r})`: expected one `jax.random.key(seed)` or an integer seed. Map over "
+        "several keys with `jax.vmap(network.init)`."
+    )
+
+
+def _checked_scale(scale: Any) -> Any:
+    number = scalar(scale, "scale")
+    if isinstance(number, np.ndarray) and number == 0:
+        raise ValueError(f"`init(scale={scale!r})` must be positive: zero is a stationary point.")
+    return number
+
+
+def is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def checked_power(power: Any, call: str) -> float:
+    """The power of ReLU^k; an int where it is one, so that 2 and 2.0 are one description."""
+    if not isinstance(power, numbers.Real) or isinstance(power, bool):
+        raise TypeError(f"`{call}(power={power!r})`: the power of ReLU^k must be a real number.")
+    if not 1 <= power < math.inf:
+        raise ValueError(
+            f"`{call}(power={power!r})`: the power of ReLU^k must be finite and at least 1; below "
+            "1 the gradient is infinite at 0."
+        )
+    return _plain(power)
+
+
+def _plain(number: Any) -> float:
+    """A Python number, whole where it can be."""
+    return int(number) if float(number).is_integer() else float(number)
+
+
+def layered_degree(num_layers: int, power: float) -> float:
+    """Degree of `num_layers` layers of weights with the activation ReLU^k between them.
+
+    Each layer of weights adds 1 and each activation multiplies by its power: `1 + k + k^2 + ...`.
+    """
+    degree: float = 1
+    for _ in range(num_layers - 1):
+        degree = degree * power + 1
+    return degree
+
+
+def normal_weights(key: Array, shapes: list[tuple[int, ...]], scale: Array) -> tuple[Array, ...]:
+    """Normal weights of the given shapes (fan_out, ...), of deviation `scale / sqrt(fan_in)`."""
+    keys = jax.random.split(key, len(shapes))
+    return tuple(
+        scale * jax.random.normal(key, shape, scale.dtype) / np.sqrt(math.prod(shape[1:]))
+        for key, shape in zip(keys, shapes, strict=True)
+    )
+
+
+def rectified(value: Array, width: Array | None, power: float) -> Array:
+    """`max(value, 0)^power`, its kink rounded to `width` where one is given."""
+    base = jax.nn.relu(value) if width is None else smoothed_relu(value, width)
+    if power == 1:
+        return base
+    if isinstance(power, int):
+        return base**power
+    # The second derivative of base^1.5 is infinite at 0; where the base is 0 all are taken as 0.
+    zero = base == 0
+    return jnp.where(zero, 0.0, jnp.where(zero, 1.0, base) ** power)
+
+
+def output_of(values: Array) -> Array:
+    """A single output is a scalar."""
+    return values[0] if values.shape == (1,) else values

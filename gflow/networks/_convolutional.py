@@ -1,0 +1,147 @@
+"""Convolutional networks without biases, which are homogeneous."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from gflow._numerics import norm, smoothing_leaf
+from gflow._typing import Params
+from gflow.networks._base import (
+    AbstractNetwork,
+    checked_power,
+    is_integer,
+    layered_degree,
+    normal_weights,
+    output_of,
+    rectified,
+)
+from gflow.networks._dense import dense_layer
+from gflow.networks._layers import AveragePool, Convolution, Dense, Layer, MaxPool, Shape
+
+
+class Convolutional(AbstractNetwork):
+    """A convolutional network; see `gflow.networks.conv`."""
+
+    input_shape: tuple[int, int, int] = eqx.field(static=True)
+    layers: tuple[Layer, ...] = eqx.field(static=True)
+    power: float = eqx.field(static=True)
+    smoothing: Any
+
+    @property
+    def degree(self) -> float:
+        return layered_degree(len(weight_shapes(self.input_shape, self.layers)), self.power)
+
+    @property
+    def num_inputs(self) -> int:
+        return math.prod(self.input_shape)
+
+    @property
+    def num_outputs(self) -> int:
+        head = self.layers[-1]
+        assert isinstance(head, Dense)
+        return head.width
+
+    def _initial(self, key: Array, scale: Array) -> Params:
+        return normal_weights(key, weight_shapes(self.input_shape, self.layers), scale)
+
+    def apply(self, params: Params, x: Array) -> Array:
+        hidden = x.reshape(self.input_shape)
+        weights = iter(params[:-1])
+        for layer in self.layers[:-1]:
+            if isinstance(layer, (AveragePool, MaxPool)):
+                hidden = layer.pool(hidden)
+            elif isinstance(layer, Convolution):
+                hidden = self._convolved(layer, next(weights), hidden)
+            else:
+                hidden = dense_layer(next(weights), hidden.ravel(), self.smoothing, self.power)
+        return output_of(params[-1] @ hidden.ravel())
+
+    def _convolved(self, layer: Convolution, weight: Array, image: Array) -> Array:
+        value = layer.linear(weight, image)
+        if self.smoothing is None:
+            return rectified(value, None, self.power)
+        filter_norms = jax.vmap(norm)(weight)[:, None, None]
+        width = jnp.asarray(self.smoothing, value.dtype) * filter_norms * layer.input_norms(image)
+        return rectified(value, width, self.power)
+
+
+def conv(
+    input_shape: tuple[int, int, int],
+    layers: Sequence[Layer],
+    *,
+    power: float = 1,
+    smoothing: Any = 0.0,
+) -> Convolutional:
+    """Convolutional network with the activation ReLU^k, k = `power` >= 1, and no biases.
+
+    The activation follows every convolution and every dense layer but the last. Each layer of
+    weights adds 1 to the degree and each activation multiplies it by k, as in `mlp`; pooling leaves
+    it alone. Data stay flat, d = channels * height * width, and are reshaped to `input_shape`.
+
+    Parameters: a tuple with one array for each convolution, (channels, channels before, height,
+    width), and each dense layer, (fan_out, fan_in).
+
+        conv((1, 8, 8), [Convolution(8, 3), MaxPool(2), Dense(1)])
+
+    Args:
+        input_shape: (channels, height, width) of one example.
+        layers: `Convolution`, `AveragePool`, `MaxPool` and then `Dense` layers; the last is a
+            `Dense` of width 1, or k for k classes.
+        power: the power k of the ReLU, a real number >= 1.
+        smoothing: mu >= 0. Positive, `max(a, 0)` becomes `(a + sqrt(a^2 + (mu |w| |x|)^2)) / 2`,
+            where a is the product of the filter w with the patch x. Max pooling keeps its kinks.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: layers that do not fit together; the message names the layer.
+    """
+    input_shape = _checked_input_shape(input_shape)
+    if not isinstance(layers, Sequence) or isinstance(layers, str):
+        raise TypeError(f"`conv(layers={layers!r})`: expected a list of layers such as `Dense(1)`.")
+    layers = tuple(layers)
+    weight_shapes(input_shape, layers)
+    return Convolutional(
+        input_shape, layers, checked_power(power, "conv"), smoothing_leaf(smoothing)
+    )
+
+
+def weight_shapes(input_shape: Shape, layers: Sequence[Layer]) -> list[Shape]:
+    """Shapes of the weights, once the layers are known to fit together."""
+    shape, shapes = input_shape, []
+    for index, layer in enumerate(layers):
+        call = f"`conv(...)`: layer {index}, `{layer!r}`,"
+        if not isinstance(layer, Layer):
+            raise TypeError(f"{call} is no Convolution, AveragePool, MaxPool or Dense.")
+        if len(shape) == 1 and not isinstance(layer, Dense):
+            raise ValueError(f"{call} follows a Dense layer, which leaves no image.")
+        if isinstance(layer, (Convolution, Dense)):
+            shapes.append(layer.weight_shape(shape))
+        try:
+            shape = layer.output_shape(shape)
+        except ValueError as error:
+            raise ValueError(f"{call} {error}") from None
+    if not layers or not isinstance(layers[-1], Dense):
+        last = f"layer {len(layers) - 1}, `{layers[-1]!r}`, is" if layers else "there is"
+        raise ValueError(
+            f"`conv(...)`: {last} no Dense layer at the end. Close with `Dense(1)`, or `Dense(k)` "
+            "for k classes."
+        )
+    return shapes
+
+
+def _checked_input_shape(shape: Any) -> tuple[int, int, int]:
+    if not isinstance(shape, (tuple, list)) or not all(map(is_integer, shape)):
+        raise TypeError(
+            f"`conv(input_shape={shape!r})`: expected three integers (channels, height, width)."
+        )
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(
+            f"`conv(input_shape={shape!r})`: expected (channels, height, width), each at least 1."
+        )
+    channels, height, width = map(int, shape)
+    return channels, height, width

@@ -1,0 +1,189 @@
+"""Networks of matrices: linear, deep linear, diagonal, and the multi-layer perceptron."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from gflow._numerics import norm, smoothing_leaf
+from gflow._typing import Params
+from gflow.networks._base import (
+    AbstractNetwork,
+    checked_power,
+    is_integer,
+    layered_degree,
+    normal_weights,
+    output_of,
+    rectified,
+)
+
+
+class MLP(AbstractNetwork):
+    """A multi-layer perceptron; see `gflow.networks.mlp`."""
+
+    widths: tuple[int, ...] = eqx.field(static=True)
+    power: float = eqx.field(static=True)
+    bias: bool = eqx.field(static=True)
+    smoothing: Any
+
+    @property
+    def degree(self) -> float:
+        return layered_degree(len(self.widths) - 1, self.power)
+
+    @property
+    def num_inputs(self) -> int:
+        return self.widths[0]
+
+    @property
+    def num_outputs(self) -> int:
+        return self.widths[-1]
+
+    def _initial(self, key: Array, scale: Array) -> Params:
+        fan_ins = (self.widths[0] + self.bias, *self.widths[1:-1])
+        return normal_weights(key, list(zip(self.widths[1:], fan_ins, strict=True)), scale)
+
+    def apply(self, params: Params, x: Array) -> Array:
+        hidden = jnp.append(x, jnp.ones((), x.dtype)) if self.bias else x
+        for weight in params[:-1]:
+            hidden = dense_layer(weight, hidden, self.smoothing, self.power)
+        return output_of(params[-1] @ hidden)
+
+
+def dense_layer(weight: Array, hidden: Array, smoothing: Any, power: float) -> Array:
+    """`s(W h)`, s = ReLU^k, with a kink of the width `mu |w_j| |h|` in neuron j if smoothed."""
+    value = weight @ hidden
+    if smoothing is None:
+        return rectified(value, None, power)
+    row_norms = jax.vmap(norm)(weight)
+    width = jnp.asarray(smoothing, value.dtype) * row_norms * norm(hidden)
+    return rectified(value, width, power)
+
+
+class DeepLinear(AbstractNetwork):
+    """A product of matrices; see `gflow.networks.linear` and `deep_linear`."""
+
+    widths: tuple[int, ...] = eqx.field(static=True)
+
+    @property
+    def degree(self) -> float:
+        return len(self.widths) - 1
+
+    @property
+    def num_inputs(self) -> int:
+        return self.widths[0]
+
+    @property
+    def num_outputs(self) -> int:
+        return self.widths[-1]
+
+    def _initial(self, key: Array, scale: Array) -> Params:
+        return normal_weights(key, list(zip(self.widths[1:], self.widths[:-1], strict=True)), scale)
+
+    def apply(self, params: Params, x: Array) -> Array:
+        hidden = x
+        for weight in params:
+            hidden = weight @ hidden
+        return output_of(hidden)
+
+    def predictor(self, params: Params) -> Array:
+        """The product of the layers, `W_L ... W_1`: (d,), or (k, d) for k outputs."""
+        product = params[-1]
+        for weight in params[-2::-1]:
+            product = product @ weight
+        return product[0] if product.shape[0] == 1 else product
+
+
+class Diagonal(AbstractNetwork):
+    """A diagonal linear network; see `gflow.networks.diagonal`."""
+
+    num_inputs: int = eqx.field(static=True)
+    depth: int = eqx.field(static=True)
+    num_outputs: int = eqx.field(static=True, default=1)
+
+    @property
+    def degree(self) -> float:
+        return self.depth
+
+    def _initial(self, key: Array, scale: Array) -> Params:
+        weight = jnp.broadcast_to(scale, (self.num_inputs,))
+        return (weight, weight)
+
+    def apply(self, params: Params, x: Array) -> Array:
+        return self.predictor(params) @ x
+
+    def predictor(self, params: Params) -> Array:
+        """`u^L - v^L`, the linear predictor. Shapes: (d,)."""
+        positive, negative = params
+        return positive**self.depth - negative**self.depth
+
+
+def linear(d: int, *, num_outputs: int = 1) -> DeepLinear:
+    """`f(x; w) = <w, x>`, degree 1. Parameters: a tuple with one (num_outputs, d) array."""
+    call = f"linear({d!r})" if num_outputs == 1 else f"linear({d!r}, num_outputs={num_outputs!r})"
+    return DeepLinear(_whole_numbers((d, num_outputs), call))
+
+
+def deep_linear(widths: Sequence[int]) -> DeepLinear:
+    """`f(x; W_1, .., W_L) = W_L ... W_1 x`, degree L = len(widths) - 1.
+
+    Args:
+        widths: (d, h_1, .., 1), or k in place of the 1 for k classes.
+    """
+    return DeepLinear(_widths(widths, "deep_linear"))
+
+
+def mlp(
+    widths: Sequence[int], *, power: float = 1, smoothing: Any = 0.0, bias: bool = False
+) -> MLP:
+    """Multi-layer perceptron with the activation ReLU^k, k = `power` >= 1.
+
+    `f(x) = W_L s(... s(W_1 x))`, `s(a) = max(a, 0)^k`. Degree `1 + k + ... + k^(L-1)`.
+
+    Args:
+        widths: (d, h_1, .., 1), or k in place of the 1 for k classes.
+        power: the power k of the ReLU, a real number >= 1.
+        smoothing: mu >= 0. Positive, `max(w.x, 0)` becomes
+            `(w.x + sqrt((w.x)^2 + (mu |w| |x|)^2)) / 2`, which is smooth and keeps homogeneity;
+            the network moves by O(mu).
+        bias: append a constant input 1 to the first layer only, whose weights are then
+            (h_1, d + 1). A bias in a later layer would break homogeneity. The attack leaves the
+            constant alone.
+    """
+    widths = _widths(widths, "mlp")
+    if not isinstance(bias, bool):
+        raise ValueError(
+            f"`mlp(bias={bias!r})`: only True and False. A bias in the first layer keeps "
+            "homogeneity; a bias in any later layer breaks it, and the margin theory with it."
+        )
+    return MLP(widths, checked_power(power, "mlp"), bias, smoothing_leaf(smoothing))
+
+
+def diagonal(d: int, depth: int) -> Diagonal:
+    """`f(x; u, v) = <u^L - v^L, x>`, elementwise powers; degree L = `depth`.
+
+    Parameters: the pair (u, v), each (d,). `init` gives `u = v = scale`, for which f = 0: the
+    unbiased start of Woodworth et al. 2020.
+    """
+    return Diagonal(*_whole_numbers((d, depth), f"diagonal(d={d!r}, depth={depth!r})"))
+
+
+def _widths(widths: Sequence[int], name: str) -> tuple[int, ...]:
+    call = f"{name}({widths!r})"
+    try:
+        given = tuple(widths)
+    except TypeError:
+        raise TypeError(f"`{call}`: widths are a sequence such as (d, hidden, 1).") from None
+    if len(given) < 2:
+        raise ValueError(f"`{call}`: at least two widths are needed, of inputs and of outputs.")
+    return _whole_numbers(given, call)
+
+
+def _whole_numbers(given: tuple[Any, ...], call: str) -> tuple[int, ...]:
+    if not all(map(is_integer, given)):
+        raise TypeError(f"`{call}`: inputs, widths, depth and outputs must be integers.")
+    if min(given) < 1:
+        raise ValueError(f"`{call}`: inputs, widths, depth and outputs must be at least 1.")
+    return tuple(map(int, given))

@@ -1,0 +1,32 @@
+"""A progress line, or a caller's own report."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@contextlib.contextmanager
+def reporter(progress: bool | Report, description: str) -> Iterator[Report]:
+    """A function to call with what a run has reached.
+
+    Args:
+        progress: False for silence, True for a line by tqdm, or a function to hand the dict to.
+        description: what the line is called.
+    """
+    if callable(progress):
+        yield progress
+    elif not progress:
+        yield lambda status: None
+    else:
+        from tqdm.auto import tqdm
+
+        with tqdm(desc=description, unit="step") as line:
+
+            def show(status: dict[str, Any]) -> None:
+                shown = {k: f"{v:.4g}" for k, v in status.items() if k != "steps"}
+                line.set_postfix(shown, refresh=False)
+                line.update(status["steps"] - line.n)
+
+            yield show

@@ -1,0 +1,187 @@
+"""The answer of `max_margin`: what it holds, and how well it is proved."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from gflow._numerics import dual_order
+from gflow.reference._norms import Array, lp_norm
+
+
+class Point(NamedTuple):
+    """A candidate solution, in any scale.
+
+    Shapes: weights (d,); slope (d,), a subgradient of the dual norm there; multipliers (n,).
+    """
+
+    weights: Array
+    slope: Array
+    multipliers: Array
+
+
+@dataclass(frozen=True, eq=False)
+class MaxMargin:
+    """The direction that an l_p attack of a given radius leaves with the largest margin.
+
+    With `z_i = y_i x_i`, 1/p + 1/q = 1 and `w = direction / margin` (`weights`), the solution of
+
+        min 1/2 |w|_2^2   subject to   <w, z_i> - radius |w|_q >= 1 for every i,
+
+    `multipliers` and `subgradient` s, a subgradient of `|.|_q` at w, satisfy the KKT conditions
+
+        w = sum_i lambda_i (z_i - radius s),   lambda_i >= 0,   |s|_p <= 1,   <s, w> = |w|_q,
+        lambda_i (<w, z_i> - radius |w|_q - 1) = 0,
+
+    whence `sum_i lambda_i = |w|_2^2 = 1 / margin^2`. The direction is unique. The multipliers need
+    not be; where they are not, these are the shortest ones for the given subgradient.
+
+    At an infeasible radius every number but `radius`, `order` and `largest_feasible_radius` is NaN
+    and `message` says why.
+
+    Shapes:
+        direction: (d,), of Euclidean norm 1.
+        margin: scalar, `min_i <direction, z_i> - radius |direction|_q`, the margin under attack.
+        multipliers: (n,).
+        subgradient: (d,).
+        support: (number of nonzero multipliers,), their indices.
+
+    duality_gap: `(upper - margin) / upper`, where `upper = |sum_i a_i z_i - radius s|_2`, `a_i =
+    lambda_i / sum lambda`, is a bound that no direction's margin exceeds, whatever a and s are. It
+    proves `|direction - true direction| <= sqrt(2 duality_gap)`; the true error is far smaller.
+    stationarity: `|w - sum_i lambda_i (z_i - radius s)|_2 / |w|_2`.
+    """
+
+    direction: Array
+    margin: float
+    multipliers: Array
+    subgradient: Array
+    duality_gap: float
+    stationarity: float
+    support: Array
+    radius: float
+    order: float
+    largest_feasible_radius: float
+    feasible: bool
+    message: str
+
+    @property
+    def weights(self) -> Array:
+        """The minimiser w of the problem above, `direction / margin`. Shapes: (d,)."""
+        return self.direction / self.margin
+
+
+def certified(
+    signed: Array, radius: float, order: float, largest: float, point: Point
+) -> MaxMargin:
+    """`point` in the normalisation of `MaxMargin`, judged by its own margin and dual bound.
+
+    Everything is summed in extended precision where the machine has it, so that what is judged is
+    the point and not the judge's rounding.
+    """
+    if not (np.isfinite(point.weights).all() and point.weights.any() and point.multipliers.any()):
+        return unsolved(signed, radius, order, largest)
+    exact = signed.astype(np.longdouble)
+    direction = _unit(point.weights)
+    shares = np.maximum(point.multipliers, 0.0).astype(np.longdouble)
+    shares = shares / shares.sum()
+    slope = point.slope / max(1.0, float(lp_norm(point.slope, order)))
+    margin = (exact @ direction).min() - radius * lp_norm(direction, dual_order(order))
+    # The point of the attacked data's convex hull that should be nearest to 0: margin * direction.
+    nearest = shares @ exact - radius * slope.astype(np.longdouble)
+    upper = _length(nearest)
+    if not 0 < margin < np.inf:
+        return unsolved(signed, radius, order, largest)
+    gap = max(0.0, float((upper - margin) / upper))
+    message = _SOLVED if gap <= _ACCEPTABLE_GAP else _INACCURATE
+    return MaxMargin(
+        direction=direction.astype(np.float64),
+        margin=float(margin),
+        multipliers=(shares / margin**2).astype(np.float64),
+        subgradient=slope,
+        duality_gap=gap,
+        stationarity=float(_length(direction - nearest / margin)),
+        support=np.flatnonzero(shares > 0),
+        radius=radius,
+        order=order,
+        largest_feasible_radius=largest,
+        feasible=True,
+        message=message.format(margin=float(margin), gap=gap, error=np.sqrt(2 * gap)),
+    )
+
+
+def unsolved(
+    signed: Array,
+    radius: float,
+    order: float,
+    largest: float,
+    *,
+    feasible: bool = True,
+    message: str | None = None,
+) -> MaxMargin:
+    """An outcome without a solution: nothing in it looks like a number."""
+    num_examples, dim = signed.shape
+    return MaxMargin(
+        direction=np.full(dim, np.nan),
+        margin=np.nan,
+        multipliers=np.full(num_examples, np.nan),
+        subgradient=np.full(dim, np.nan),
+        duality_gap=np.nan,
+        stationarity=np.nan,
+        support=np.zeros(0, dtype=np.intp),
+        radius=radius,
+        order=order,
+        largest_feasible_radius=largest,
+        feasible=feasible,
+        message=message or _FAILED,
+    )
+
+
+def infeasible(signed: Array, radius: float, order: float, largest: float) -> MaxMargin:
+    """The outcome at a radius that no linear classifier withstands; `largest` is NaN if unknown."""
+    template = _UNDECIDED if np.isnan(largest) else _TOO_LARGE if largest else _NOT_SEPARABLE
+    message = template.format(radius=radius, order=order, largest=largest)
+    return unsolved(signed, radius, order, largest, feasible=False, message=message)
+
+
+def _unit(vector: Array) -> Array:
+    exact = vector.astype(np.longdouble)
+    exact = exact / np.abs(exact).max()
+    return exact / _length(exact)
+
+
+def _length(vector: Array) -> np.floating:
+    return np.sqrt(np.sum(vector * vector))
+
+
+# Below this gap the answer is called solved; the direction is then far better than the proof says.
+_ACCEPTABLE_GAP = 1e-6
+
+_SOLVED = "Solved: margin {margin:.6g} under attack, relative duality gap {gap:.1e}."
+_INACCURATE = (
+    "Not solved to full accuracy: the margin {margin:.6g} under attack is attained, but the "
+    "relative duality gap is {gap:.1e} and the direction may be off by {error:.1e}. The radius is "
+    "probably very close to the largest feasible one, or the inputs differ by many orders of "
+    "magnitude; rescale them or lower the radius."
+)
+_TOO_LARGE = (
+    "Infeasible: at radius {radius:.6g} the l_{order:g} attack can push an example across every "
+    "hyperplane through the origin, so no direction has a positive margin. The largest feasible "
+    "radius of this attack on these data is {largest:.6g}; choose `radius` below it."
+)
+_NOT_SEPARABLE = (
+    "Infeasible: the data are not linearly separable by a hyperplane through the origin, so no "
+    "direction has a positive margin even without attack; the largest feasible radius is 0. Append "
+    "a constant input if a bias is missing, remove contradicting examples, or use a nonlinear "
+    "network."
+)
+_UNDECIDED = (
+    "Undecided: no direction with a positive margin was found, and no proof that there is none. "
+    "Examples that nearly contradict each other, or inputs of very different size, are the usual "
+    "reasons; rescale the inputs or remove such examples."
+)
+_FAILED = (
+    "Not solved: a positive margin exists (the largest feasible radius is above `radius`), but no "
+    "solver reached it. The radius is probably within rounding of the largest feasible one, or the "
+    "inputs differ by many orders of magnitude; rescale them or lower the radius."
+)

@@ -1,0 +1,92 @@
+"""What the axes of every figure share: the abscissae, and decades that never overflow."""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+Against = Literal["time", "loss", "kappa", "steps"]
+
+LOG10 = math.log(10.0)
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+class Abscissa(NamedTuple):
+    """What a curve is drawn against.
+
+    Attributes:
+        values: one number a saved point; logarithms to base 10 where `decades`.
+        label: the axis' name.
+        decades: whether the axis counts decades.
+        falling: whether the quantity falls along the run, so that the axis is turned round.
+    """
+
+    values: np.ndarray
+    label: str
+    decades: bool
+    falling: bool = False
+
+
+def abscissa(trajectory: Any, against: Against) -> Abscissa:
+    """The values of `trajectory` that a curve is drawn against.
+
+    Raises:
+        ValueError: `against` is none of "time", "loss", "kappa" and "steps".
+    """
+    match against:
+        case "time":
+            return Abscissa(decades(trajectory.log1p_time), "time 1 + t", True)
+        case "loss":
+            return Abscissa(decades(trajectory.log_loss), "loss (sum)", True, True)
+        case "kappa":
+            return Abscissa(decades(trajectory.log_kappa), "κ = ‖θ‖ᴸ", True)
+        case "steps":
+            return Abscissa(np.asarray(trajectory.num_steps_at), "accepted steps", False)
+    raise ValueError(f"`against={against!r}`: choose 'time', 'loss', 'kappa' or 'steps'.")
+
+
+def decades(logarithm: Any) -> np.ndarray:
+    """Natural logarithms as decades, which are drawn in place of numbers that would overflow."""
+    return np.asarray(logarithm) / LOG10
+
+
+def log10(values: Any) -> np.ndarray:
+    """Decades of positive numbers; zero, which has none, leaves a gap in the curve."""
+    values = np.asarray(values, float)
+    return np.log10(values, out=np.full_like(values, np.nan), where=values > 0)
+
+
+def label_decades(axis: Any) -> None:
+    """Writes `10⁻³` at -3 on an axis whose values are logarithms to base 10."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=2))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))
+
+
+def power_of_ten(exponent: float) -> str:
+    """`10⁻³` for -3, `1` for 0; between the integers the number itself, or nothing if it is huge."""
+    nearest = round(exponent)
+    if abs(exponent - nearest) > 1e-9:
+        return f"{10**exponent:.2g}" if abs(exponent) < 4 else ""
+    return "1" if nearest == 0 else f"10{str(nearest).translate(_SUPERSCRIPTS)}"
+
+
+def new_axes() -> Any:
+    """Axes on a figure of their own, known to pyplot, so that notebooks show it."""
+    from matplotlib import pyplot
+
+    return pyplot.subplots(layout="constrained")[1]
+
+
+def finish(axes: Any, x: Abscissa, label: str, *, decades_up: bool = False) -> Any:
+    """Names both axes and writes decades where they count decades."""
+    axes.set_xlabel(x.label)
+    axes.set_ylabel(label)
+    if x.decades:
+        label_decades(axes.xaxis)
+    if decades_up:
+        label_decades(axes.yaxis)
+    if x.falling and not axes.xaxis_inverted():
+        axes.invert_xaxis()
+    return axes

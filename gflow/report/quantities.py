@@ -1,0 +1,48 @@
+"""Quantities of a whole trajectory that figures need and the record does not keep."""
+
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+
+from gflow import measures
+
+
+def distance_to_end(trajectory: Any) -> np.ndarray:
+    """`|u_s - u_end|_2` over all leaves. Shapes: (s,)."""
+    squares = [
+        ((leaf - leaf[-1]) ** 2).reshape(len(leaf), -1).sum(axis=1)
+        for leaf in map(np.asarray, jax.tree.leaves(trajectory.directions))
+    ]
+    return np.sqrt(np.sum(squares, axis=0))
+
+
+@jax.jit
+def _alignments(directions: Any) -> Any:
+    return jax.vmap(measures.layer_alignment)(directions)
+
+
+def layer_alignments(trajectory: Any) -> np.ndarray:
+    """`measures.layer_alignment` at every saved point. Shapes: (s, layers - 1).
+
+    Raises:
+        ValueError: the network has no adjacent layers of matrices.
+    """
+    return np.asarray(_alignments(trajectory.directions))
+
+
+def has_layers(trajectory: Any) -> bool:
+    """Whether adjacent layers can be compared: a dense network of at least two."""
+    leaves = jax.tree.leaves(trajectory.directions)
+    matrices = all(np.ndim(leaf) == 3 for leaf in leaves)
+    pairs = itertools.pairwise(leaves)
+    return len(leaves) > 1 and matrices and all(a.shape[1] == b.shape[2] for a, b in pairs)
+
+
+def final_alignment(trajectory: Any) -> float | None:
+    """The smallest alignment of adjacent layers at the end, or None where there are none."""
+    if not has_layers(trajectory):
+        return None
+    last = jax.tree.map(lambda leaf: leaf[-1:], trajectory.directions)
+    return float(np.min(_alignments(last)))

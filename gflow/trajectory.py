@@ -1,0 +1,333 @@
+"""The record of a run, continuous or discrete: read at a time, a loss or a norm; saved and loaded."""
+
+import json
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gflow._description import (
+    NotRestorable,
+    decode,
+    decode_structure,
+    encode,
+    encode_structure,
+)
+from gflow._layout import Layout
+from gflow._typing import Params
+from gflow.problem import Problem
+from gflow.results import RESULTS, message_of, name_of
+
+_FORMAT = 1
+
+COLUMNS = (
+    "clock",
+    "step",
+    "num_steps_at",
+    "log_norm",
+    "log_kappa",
+    "log1p_time",
+    "log_loss",
+    "margin",
+    "clean_margin",
+    "smoothed_margin",
+    "stationarity",
+    "strength",
+)
+"""What is recorded of every saved point, beside its direction."""
+
+Reader = Callable[["Trajectory", int, str, float], Params]
+"""(trajectory, index, name, target) -> the parameters where the quantity `name` equals `target`,
+between the saved points `index` and `index + 1`."""
+
+_READERS: dict[str, Reader] = {}
+
+
+def register_reader(kind: str, reader: Reader) -> None:
+    """Makes `Trajectory.at` of this kind of trajectory read with `reader`."""
+    _READERS[kind] = reader
+
+
+class RunFailed(RuntimeError):
+    """A run ended without reaching what was asked; `trajectory` holds all that was computed."""
+
+    def __init__(self, trajectory: "Trajectory"):
+        super().__init__(
+            f"{trajectory.message} (log-loss {trajectory.log_loss[-1]:.4g}, normalized margin "
+            f"{trajectory.margin[-1]:.4g} after {trajectory.stats['num_steps']} steps. The error's "
+            "`trajectory` holds what was computed; `throw=False` returns it instead of raising.)"
+        )
+        self.trajectory = trajectory
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """The record of a run.
+
+    Each of the columns is an array over the s saved points, the first and the last point of the run
+    among them:
+
+        log_norm          log |params|_2
+        log_kappa         L log |params|_2
+        log1p_time        log(1 + t); t is the time of dparams/dt = -grad(sum loss), for descent the
+                          sum of its step sizes
+        log_loss          log sum_i l(q_i)
+        margin            normalized adversarial margin min_i q_i(u)
+        clean_margin      the same without perturbation
+        smoothed_margin   l^{-1}(Loss) / kappa
+        stationarity      |u - c sum_i p_i grad q_i(u)| for the best c: 0 at a KKT point
+        strength          |sum_i p_i grad q_i(u)|
+        num_steps_at      steps made up to the point
+        clock, step       the integrator's own time tau, and its step there
+
+    Attributes:
+        kind: "flow" or "descent".
+        columns: the arrays above by name; each is an attribute too.
+        vectors: (s, P) directions, flattened.
+        layout: how the parameters lie in a vector.
+        problem: the problem; None for one loaded from a file that could not hold it.
+        result: a member of `RESULTS`.
+        stats: counts and seconds.
+        settings: the arguments of the run.
+    """
+
+    kind: str
+    columns: Mapping[str, np.ndarray]
+    vectors: np.ndarray
+    layout: Layout
+    problem: Problem | None
+    result: RESULTS
+    stats: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        if name in COLUMNS:
+            return self.columns[name]
+        raise AttributeError(f"a Trajectory has no `{name}`; its columns are {', '.join(COLUMNS)}.")
+
+    def __len__(self) -> int:
+        """Number of saved points."""
+        return len(self.vectors)
+
+    def __repr__(self) -> str:
+        return (
+            f"Trajectory({self.kind}, {len(self)} points, log_loss={self.log_loss[-1]:.4g}, "
+            f"log_kappa={self.log_kappa[-1]:.4g}, margin={self.margin[-1]:.4g}, "
+            f"stationarity={self.stationarity[-1]:.2g}, result={self.result_name})"
+        )
+
+    @property
+    def successful(self) -> bool:
+        """Whether the run reached what it was asked for."""
+        return self.result_name == "successful"
+
+    @property
+    def result_name(self) -> str:
+        """The name of `result` in `RESULTS`."""
+        return name_of(self.result)
+
+    @property
+    def message(self) -> str:
+        """The outcome as a sentence."""
+        return message_of(self.result)
+
+    @property
+    def directions(self) -> Params:
+        """`u = params / |params|` at every saved point: the parameters' pytree, axis s first."""
+        return self.layout.unflatten(self.vectors)
+
+    @property
+    def direction(self) -> Params:
+        """`u` at the end."""
+        return self.layout.unflatten(self.vectors[-1])
+
+    @property
+    def params(self) -> Params:
+        """The parameters at the end, `rho u`."""
+        return self.params_at_index(-1)
+
+    def params_at_index(self, index: int) -> Params:
+        """The parameters at a saved point."""
+        return self.layout.unflatten(np.exp(self.log_norm[index]) * self.vectors[index])
+
+    def at(
+        self,
+        *,
+        time: Any = None,
+        log_loss: Any = None,
+        log_kappa: Any = None,
+    ) -> Params:
+        """The parameters at a time, at a log-loss or at a log kappa: exactly one of them.
+
+        A flow is integrated again from the saved point before, so that the answer is as accurate as
+        the run, however few points were saved. A descent is read on the straight line between its
+        saved points. Where the quantity passes the value more than once, the first time counts.
+
+        Args:
+            time: t of dparams/dt = -grad(sum loss).
+            log_loss: `log sum_i l(q_i)`.
+            log_kappa: `L log |params|`.
+
+        Each may also be a sequence; the leaves then have its length as their first axis.
+
+        Raises:
+            TypeError: none or several of the arguments are given.
+            ValueError: the run did not pass this value.
+        """
+        given = {"time": time, "log_loss": log_loss, "log_kappa": log_kappa}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) != 1:
+            raise TypeError("`trajectory.at(...)`: give one of `time`, `log_loss` and `log_kappa`.")
+        ((name, value),) = given.items()
+        if np.ndim(value) == 0:
+            return self._at(name, float(value))
+        found = [self._at(name, float(item)) for item in np.asarray(value)]
+        return jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *found)
+
+    def _at(self, name: str, target: float) -> Params:
+        values, target_value = self._progress(name, target)
+        reached = np.flatnonzero(values >= target_value)
+        if not len(reached) or (reached[0] == 0 and values[0] > target_value):
+            column = self.columns["log1p_time" if name == "time" else name]
+            low, high = (np.expm1(column) if name == "time" else column)[[0, -1]]
+            raise ValueError(
+                f"`trajectory.at({name}={target!r})`: the run goes from {name} {low:.6g} to "
+                f"{high:.6g} and does not pass this value."
+            )
+        index = int(reached[0])
+        if values[index] == target_value:
+            return self.params_at_index(index)
+        return _READERS[self.kind](self, index - 1, name, target)
+
+    def _progress(self, name: str, target: float) -> tuple[np.ndarray, float]:
+        """The column that belongs to `name`, and the target, so that both grow along the run."""
+        if name == "time":
+            return self.log1p_time, float(np.log1p(target))
+        sign = -1.0 if name == "log_loss" else 1.0
+        return sign * self.columns[name], sign * target
+
+    def measure(self, function: Callable[..., Any]) -> Any:
+        """`function(problem, direction)` at every saved point, stacked along axis s.
+
+        `function` is compiled once and runs point by point.
+        """
+        problem = self.require_problem()
+        each = jax.jit(lambda vectors: jax.lax.map(self._measured(function, problem), vectors))
+        return jax.tree.map(np.asarray, each(self.vectors))
+
+    def _measured(self, function: Callable[..., Any], problem: Problem) -> Callable[..., Any]:
+        return lambda vector: function(problem, self.layout.unflatten(vector))
+
+    def require_problem(self) -> Problem:
+        """The problem.
+
+        Raises:
+            ValueError: it was not stored in the file.
+        """
+        if self.problem is None:
+            raise ValueError(
+                "This trajectory was loaded without its problem, because a file cannot hold a "
+                "user's own function. Attach it: `gflow.load(path, problem=problem)`."
+            )
+        return self.problem
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the directions and the problem, as plain Python values.
+
+        Numbers that are not finite become None, so that the result is JSON.
+        """
+        columns = {name: _plain(values) for name, values in self.columns.items()}
+        return {
+            "kind": self.kind,
+            "result": self.result_name,
+            "message": self.message,
+            "stats": _plain(dict(self.stats)),
+            "settings": _plain(dict(self.settings)),
+            **columns,
+        }
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Writes the trajectory, its settings and its problem to one file (NumPy's .npz).
+
+        Returns:
+            The path written, with the suffix .npz.
+        """
+        arrays: dict[str, np.ndarray] = {}
+        header = {
+            "format": _FORMAT,
+            "kind": self.kind,
+            "result": self.result_name,
+            "stats": dict(self.stats),
+            "settings": dict(self.settings),
+            "structure": encode_structure(self.direction),
+            "problem": encode(self.problem, arrays),
+        }
+        path = Path(path).with_suffix(".npz")
+        text = np.asarray(json.dumps(header, default=_plain))
+        columns = {f"column_{name}": values for name, values in self.columns.items()}
+        np.savez(path, header=text, vectors=self.vectors, **columns, **arrays)
+        return path
+
+
+def load(path: str | os.PathLike, *, problem: Problem | None = None) -> Trajectory:
+    """Reads a trajectory that `Trajectory.save` wrote.
+
+    Args:
+        path: the file.
+        problem: the problem of the run; needed only where a file could not hold it, as with a
+            user's own network.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no trajectory of gflow.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            header = json.loads(str(file["header"]))
+            if header["format"] != _FORMAT:
+                raise ValueError(f"format {header['format']} is unknown to this version")
+            return _restored(header, file, problem)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(
+            f"`gflow.load({str(path)!r})`: this is not a trajectory that gflow can read ({error})."
+        ) from error
+
+
+def _restored(header: dict[str, Any], file: Any, problem: Problem | None) -> Trajectory:
+    if problem is None:
+        try:
+            problem = decode(header["problem"], file)
+        except NotRestorable:
+            problem = None
+    return Trajectory(
+        kind=header["kind"],
+        columns={name: file[f"column_{name}"] for name in COLUMNS},
+        vectors=file["vectors"],
+        layout=Layout.of(decode_structure(header["structure"])),
+        problem=problem,
+        result=getattr(RESULTS, header["result"]),
+        stats=header["stats"],
+        settings=header["settings"],
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Plain Python values; None for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (np.ndarray, jax.Array)):
+        return _plain(np.asarray(value).tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,25 @@
+"""How JAX is set for every test, and run-time checks of gflow's annotations.
+
+The persistent compilation cache stays off: a test that passes only because an older program was
+found on disk would be worth nothing.
+"""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis
+import jax
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_enable_compilation_cache", False)
+
+# Before the first import of gflow. Names the function in `typechecking.py`, beside this file.
+install_import_hook("gflow", "typechecking.checked")
+
+# The same examples in every run; compilation makes the first one slow.
+hypothesis.settings.register_profile("gflow", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("gflow")
