@@ -184,6 +184,9 @@ class Pgd(PerturbationTable):
     random_start: int | None = Field(
         None, ge=0, description="seed of a fixed random start; a start from 0 without it"
     )
+    smoothing: NotNegative = Field(
+        0.0, description="mu, for order inf: sign(g) rounded to relative width mu"
+    )
 
 
 class UntilTable(Table):
@@ -232,7 +235,7 @@ MAIN_PERTURBATIONS: list[Perturbation] = [
     Fgm(name="l2-FGM", radius=0.1),
     Fgsm(name="linf-FGSM", radius=0.02, smoothing=0.1),
     Pgd(name="l2-PGD", radius=0.1, order=2.0),
-    Pgd(name="linf-PGD", radius=0.02),
+    Pgd(name="linf-PGD", radius=0.02, smoothing=0.1),
 ]
 
 

@@ -95,6 +95,7 @@ class ProjectedGradient(AbstractPerturbation):
     num_steps: int = eqx.field(static=True)
     random_start: int | None = eqx.field(static=True)
     box: Any
+    smoothing: Any
 
     def __call__(self, margin: Margin, x: Array, start: Array | None) -> Array:
         # The iterate lives in the unit ball, in units of the radius: there the projections have
@@ -111,9 +112,8 @@ class ProjectedGradient(AbstractPerturbation):
             return projections.projection_box(point, (low - x) / unit, (high - x) / unit)
 
         def step(point: Array, _: None) -> tuple[Array, None]:
-            gradient = jax.grad(margin)(x + radius * point)
-            moved = point - step_size * steepest(gradient, self.order)
-            return clip(onto_unit_ball(moved, self.order)), None
+            steepest_step = step_size * self._unit_step(jax.grad(margin)(x + radius * point))
+            return clip(onto_unit_ball(point - steepest_step, self.order)), None
 
         first = jnp.zeros_like(x) if start is None else clip(jnp.asarray(start, x.dtype))
         return radius * lax.scan(step, first, None, length=self.num_steps)[0]
@@ -134,6 +134,11 @@ class ProjectedGradient(AbstractPerturbation):
                 f"{np.max(inputs):g}, beyond the box that perturbed examples must keep. Usually "
                 "the box is meant for pixels of another scale: change it, or rescale the data."
             )
+
+    def _unit_step(self, gradient: Array) -> Array:
+        if self.smoothing is None:
+            return steepest(gradient, self.order)
+        return smoothed_sign(gradient, jnp.asarray(self.smoothing, gradient.dtype))
 
     def _step_size(self, unit: Array) -> Any:
         """Length of a step, in units of the radius."""
@@ -183,6 +188,7 @@ def pgd(
     num_steps: int = 10,
     random_start: int | None = None,
     box: tuple[float, float] | None = None,
+    smoothing: Any = 0.0,
 ) -> ProjectedGradient:
     """Projected gradient descent on the margin, in steps of fixed length.
 
@@ -199,12 +205,20 @@ def pgd(
         random_start: None starts from 0; a seed starts each example from its own point, uniform in
             the ball, the same at every evaluation.
         box: (low, high), the range that `x + delta` must keep, such as (0.0, 1.0) for pixels.
+        smoothing: for order inf, mu >= 0. Positive, steps along sign(g) go along
+            `g / sqrt(g^2 + (mu rms(g))^2)` instead, as with `fgsm`: without it the flow slides
+            along the kinks of the sign, in very many small steps.
 
     Source: Madry, Makelov, Schmidt, Tsipras & Vladu 2018.
     """
     order = _order(order, "pgd")
     if order not in (1.0, 2.0, math.inf):
         raise ValueError(f"`pgd(order={order:g})`: projections exist for order 1, 2 and inf.")
+    smoothing = smoothing_leaf(smoothing)
+    if smoothing is not None and not math.isinf(order):
+        raise ValueError(
+            f"`pgd(order={order:g}, smoothing=...)`: only steps of order inf have kinks to smooth."
+        )
     if not _is_integer(num_steps) or num_steps < 1:
         raise ValueError(f"`pgd(num_steps={num_steps!r})` must be an integer of at least 1.")
     return ProjectedGradient(
@@ -214,6 +228,7 @@ def pgd(
         int(num_steps),
         _seed(random_start),
         _box(box),
+        smoothing,
     )
 
 

@@ -174,6 +174,26 @@ class Problem(eqx.Module):
         delta = self.perturbations(params)
         return jax.vjp(lambda free: self.margins_at(free, delta), params)
 
+    @eqx.filter_jit
+    def margin_gradients(self, params: Params, examples: Int[Array, " m"]) -> Params:
+        """`grad q_i(params)` for each of the named examples, in the gradient mode.
+
+        Shapes: leaves (m, *leaf.shape); for classes (m, k - 1, *leaf.shape).
+        """
+        x, y = self._examples()
+        starts = None if self.starts is None else jnp.asarray(self.starts)[examples]
+        axes = (None, 0, 0, None if starts is None else 0)
+        return jax.vmap(self._margin_gradient, axes)(params, x[examples], y[examples], starts)
+
+    def _margin_gradient(self, params: Params, x: Array, y: Array, start: Array | None) -> Params:
+        delta = self._perturb(params, x, y, start)
+
+        def margin(free: Params) -> Array:
+            total = self.gradient_mode == "total"
+            return self._margin(free, x + (self._perturb(free, x, y, start) if total else delta), y)
+
+        return jax.jacrev(margin)(params)
+
     def _examples(self) -> tuple[Array, Array]:
         return jnp.asarray(self.dataset.x), jnp.asarray(self.dataset.y)
 

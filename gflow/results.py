@@ -20,7 +20,7 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "The step size underflowed: the flow meets a kink or a discontinuity that the solver "
         "cannot cross. Smooth it (`fgsm(radius, smoothing=...)`, `mlp(..., smoothing=...)`)."
     )
-    nonfinite = (
+    not_finite = (
         "A NaN or an infinity appeared in the flow. The points before it are kept. This usually "
         "means that the network overflows on its unit sphere or divides by zero."
     )
@@ -51,7 +51,7 @@ NAMES = (
     "successful",
     "step_budget_spent",
     "step_underflow",
-    "nonfinite",
+    "not_finite",
     "kappa_overflow",
     "not_separated",
     "radius_above_margin",

@@ -21,25 +21,10 @@ from gflow._description import (
 from gflow._layout import Layout
 from gflow._typing import Params
 from gflow.problem import Problem
+from gflow.record import COLUMNS
 from gflow.results import RESULTS, message_of, name_of
 
 _FORMAT = 1
-
-COLUMNS = (
-    "clock",
-    "step",
-    "num_steps_at",
-    "log_norm",
-    "log_kappa",
-    "log1p_time",
-    "log_loss",
-    "margin",
-    "clean_margin",
-    "smoothed_margin",
-    "stationarity",
-    "strength",
-)
-"""What is recorded of every saved point, beside its direction."""
 
 Reader = Callable[["Trajectory", int, str, float], Params]
 """(trajectory, index, name, target) -> the parameters where the quantity `name` equals `target`,

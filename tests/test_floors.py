@@ -17,13 +17,13 @@ PACKAGE = Path(gflow.__file__).parent
 # is below it, and only what is written as a user would write it stands above it.
 FLOORS = [
     {"_typing"},
-    {"_numerics", "results"},
+    {"_description", "_layout", "_numerics", "progress", "results"},
     {"_balls"},
     {"datasets", "losses", "networks", "perturbations"},
     {"problem"},
     {"validation"},
-    {"measures", "reference"},
-    {"certificate"},
+    {"attack", "measures", "reference"},
+    {"certificate", "record"},
     {"trajectory"},
     {"descent", "flow"},
     {"report", "sweep"},

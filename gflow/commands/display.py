@@ -1,6 +1,6 @@
 """What a person sees: a line for each finished run, live progress between, a table at the end."""
 
-import time
+from collections.abc import Callable
 from typing import Any
 
 from rich import box
@@ -44,25 +44,42 @@ class Display:
         """Names the run that is about to be integrated."""
         self._label = f"[{self._done + 1}/{self._planned}] {network}, {perturbation}"
         self._progress.reset(self._task, total=1.0, description=self._label, state="compiling")
-        self._started = time.perf_counter()
 
-    def update(self, fraction: float, state: str) -> None:
-        """Moves the bar of the present run."""
-        self._progress.update(self._task, completed=min(max(fraction, 0.0), 1.0), state=state)
+    def progress(self, targets: dict[str, float]) -> Callable[[dict[str, float]], None]:
+        """A function for `integrate(progress=...)` that moves the bar towards the targets."""
+        start: dict[str, float] = {}
+
+        def show(status: dict[str, float]) -> None:
+            if not start:
+                start.update(status)
+            fraction = max([_fraction(name, start, status, to) for name, to in targets.items()])
+            loss = _column("log_loss").write(status["log_loss"])
+            state = f"{status['steps']:.0f} steps, log-loss {loss}"
+            self._progress.update(self._task, completed=fraction, state=state)
+
+        return show
 
     def finish(self, run: Record) -> None:
         """Writes the line of a finished run."""
         self._done += 1
         loss = write_cell(run, _column("log_loss"))
-        line = Text(f"{self._label:<40}")
+        line = Text(f"{self._label:<32}")
         if run.succeeded:
             margin = write_cell(run, _column("adversarial_margin"))
-            line.append(f"loss {loss}, adv. margin {margin}")
+            line.append(f"log-loss {loss}, adv. margin {margin}")
         else:
-            line.append(f"not reached, loss {loss}", style="red")
+            line.append(f"failed, log-loss {loss}", style="red")
         steps = write_cell(run, _column("steps"))
         line.append(f", {steps} steps, {run.seconds:.1f} s", style="dim")
         self._console.print(line, soft_wrap=True)
+
+
+def _fraction(name: str, start: dict[str, float], status: dict[str, float], target: float) -> float:
+    """How far a quantity has come from its start to its target; 0 where it is not told."""
+    if name not in status or start[name] == target:
+        return 0.0
+    share = (start[name] - status[name]) / (start[name] - target)
+    return min(max(share, 0.0), 1.0)
 
 
 def _column(key: str) -> Any:
@@ -70,30 +87,26 @@ def _column(key: str) -> Any:
 
 
 def print_table(console: Console, results: Results) -> None:
-    """The table of all runs, and the sentences of those that failed."""
-    # A pipe has no width: nothing is cut there.
-    width = None if console.is_terminal else 160
-    table = Table(box=box.SIMPLE, pad_edge=False, width=None)
-    table.add_column("network")
-    table.add_column("perturbation")
+    """The table of all runs, and the sentences of those that failed. It fits 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("")
     for column in COLUMNS:
-        table.add_column(column.title, justify="right")
-    table.add_column("result")
-    before = None
-    for run in results.runs:
-        if before not in (None, run.network):
-            table.add_section()
-        table.add_row(*_row(run, before))
-        before = run.network
-    console.print(table, width=width)
+        table.add_column(column.title, justify="right", no_wrap=True)
+    table.add_column("result", no_wrap=True)
+    for network in dict.fromkeys(run.network for run in results.runs):
+        table.add_row(Text(network, style="bold"))
+        for run in results.runs:
+            if run.network == network:
+                table.add_row(*_row(run))
+        table.add_section()
+    console.print(table)
     for run in results.runs:
         if not run.succeeded:
             text = f"{run.network}, {run.perturbation}: {run.result}"
             console.print(text, style="red", highlight=False, markup=False)
 
 
-def _row(run: Record, before: str | None) -> list[Text]:
-    name = "" if run.network == before else run.network
-    cells = [write_cell(run, column, nothing="-") for column in COLUMNS]
-    result = Text("reached", style="green") if run.succeeded else Text("NOT REACHED", style="red")
-    return [Text(name), Text(run.perturbation), *map(Text, cells), result]
+def _row(run: Record) -> list[Text]:
+    cells = [write_cell(run, column) for column in COLUMNS]
+    result = Text("reached", style="green") if run.succeeded else Text("failed", style="red")
+    return [Text(f"  {run.perturbation}"), *map(Text, cells), result]

@@ -14,9 +14,9 @@ def rebuild_report(folder: Path) -> Path:
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    from gflow import load
     from gflow.report.page import write_page
     from gflow.report.record import read_results
+    from gflow.trajectory import load
 
     try:
         results = read_results(folder)

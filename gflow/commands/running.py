@@ -118,7 +118,6 @@ def _integrate_all(job: Job) -> None:
 
 def _integrate_one(job: Job, case: Any, display: Any) -> None:
     from gflow.report.record import record, write_results
-    from gflow.results import RESULTS
 
     begun = time.perf_counter()
     trajectory = _integrate(job.configuration, case, display)
@@ -135,7 +134,7 @@ def _integrate_one(job: Job, case: Any, display: Any) -> None:
         )
     )
     job.trajectories[case.network, case.perturbation] = trajectory
-    job.interrupted = bool(trajectory.result == RESULTS.interrupted)
+    job.interrupted = trajectory.result_name == "interrupted"
     # After every run, so that a machine that goes down leaves what was computed.
     write_results(_results(job), job.folder)
 
@@ -143,7 +142,7 @@ def _integrate_one(job: Job, case: Any, display: Any) -> None:
 def _integrate(configuration: Configuration, case: Any, display: Any) -> Any:
     import diffrax
 
-    from gflow import Until, integrate
+    from gflow.flow import Until, integrate
 
     options = configuration.solver
     solver = {"tsit5": diffrax.Tsit5, "dopri8": diffrax.Dopri8}[options.name]()
@@ -155,6 +154,7 @@ def _integrate(configuration: Configuration, case: Any, display: Any) -> Any:
         tolerance=options.tolerance,
         max_steps=options.max_steps,
         save=options.save,
+        progress=display.progress(configuration.until.model_dump(exclude_none=True)),
         throw=False,
     )
 

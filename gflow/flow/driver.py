@@ -14,11 +14,11 @@ from gflow._typing import Params
 from gflow.flow.control import make_controller
 from gflow.flow.field import Field, initial_state
 from gflow.flow.outcome import at_rest, targets_met, unseparated_result
-from gflow.flow.record import Record
-from gflow.flow.segment import Block, Cursor, Row, advance, begin
+from gflow.flow.segment import Block, Cursor, advance, begin
 from gflow.flow.until import Until
 from gflow.problem import Problem
 from gflow.progress import reporter
+from gflow.record import Record, Row
 from gflow.results import RESULTS
 from gflow.trajectory import RunFailed, Trajectory, register_reader
 from gflow.validation import check_start
@@ -126,13 +126,13 @@ class _Run:
         """Records a segment; the outcome if it was the last one."""
         first = self.num_steps == 0
         self.num_steps += int(block.num_steps)
-        last = self.record.extend(block)
+        last = self.record.extend(block.rows, int(block.num_rows))
         if first and self._met(self.record.first()):
             self.record.only_first()
             return RESULTS.successful
         if not np.all(np.isfinite(last.state)):
             self.record.drop_nonfinite()
-            return RESULTS.nonfinite
+            return RESULTS.not_finite
         if bool(block.result == diffrax.RESULTS.event_occurred):
             met = self._met(last)
             return RESULTS.kappa_overflow if met == ["kappa_overflow"] else RESULTS.successful

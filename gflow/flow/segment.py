@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from gflow.flow.control import ControlState, FlowController, rewound
 from gflow.flow.field import Field, State, unit_direction, vector_field
-from gflow.measures import PointMeasures
+from gflow.record import Row
 
 
 class Cursor(NamedTuple):
@@ -34,24 +34,6 @@ class Cursor(NamedTuple):
     solver_state: Any
     control: ControlState
     num_accepted: Int[Array, ""]
-
-
-class Row(NamedTuple):
-    """What is recorded of a point; stacked along a leading axis where there are several.
-
-    Attributes:
-        clock: tau.
-        step: the step that the integration tried from here, or made to here.
-        num_accepted: accepted steps up to here.
-        state: the point, with its direction normalized.
-        measures: what is measured of it.
-    """
-
-    clock: Float[Array, "..."]
-    step: Float[Array, "..."]
-    num_accepted: Int[Array, "..."]
-    state: Float[Array, "... state"]
-    measures: PointMeasures
 
 
 class Block(NamedTuple):

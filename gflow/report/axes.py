@@ -65,7 +65,7 @@ def label_decades(axis: Any) -> None:
 
 
 def power_of_ten(exponent: float) -> str:
-    """`10⁻³` for -3, `1` for 0; between the integers the number itself, or nothing if it is huge."""
+    """`10⁻³` for -3, `1` for 0; between the integers the number, or nothing if it is long."""
     nearest = round(exponent)
     if abs(exponent - nearest) > 1e-9:
         return f"{10**exponent:.2g}" if abs(exponent) < 4 else ""

@@ -42,9 +42,7 @@ def overview_figure(trajectories: Mapping[str, Any], *, looks: Sequence[dict] | 
             _draw_one(draw, trajectory, axes, name, style)
         _tidy(axes)
     handles = _one_handle_each(grid.flat[0])
-    figure.legend(
-        handles.values(), handles.keys(), loc="upper center", ncols=6, frameon=False
-    )
+    figure.legend(handles.values(), handles.keys(), loc="upper center", ncols=6, frameon=False)
     return figure
 
 
@@ -75,9 +73,7 @@ def margins_figure(trajectories: Mapping[str, Any], *, looks: Sequence[dict] | N
         axes.set_ylabel("")
     grid.flat[0].set_ylim(lowest, highest)
     handles = _one_handle_each(grid.flat[0])
-    figure.legend(
-        handles.values(), handles.keys(), loc="upper center", ncols=3, frameon=False
-    )
+    figure.legend(handles.values(), handles.keys(), loc="upper center", ncols=3, frameon=False)
     return figure
 
 

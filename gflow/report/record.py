@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from gflow.report.quantities import final_alignment
-from gflow.results import RESULTS
 
 SCHEMA = 1
 FILE_NAME = "results.json"
@@ -68,7 +67,14 @@ class Results:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table of results: where its number is, its heading, and what it means."""
+    """A column of the table of results.
+
+    Attributes:
+        key: its number's name in `Record.figures`.
+        title: its heading; a line break says where a narrow table may break it.
+        meaning: the number, in words.
+        write: the number as text.
+    """
 
     key: str
     title: str
@@ -84,15 +90,6 @@ def _scientific(value: float) -> str:
     return f"{value:.1e}"
 
 
-def _power_of_ten(log_value: float) -> str:
-    """A logarithm as a number `3.2e-05`, which is written even where it would underflow."""
-    exponent, fraction = divmod(log_value / math.log(10), 1)
-    mantissa = f"{10**fraction:.1f}"
-    if mantissa == "10.0":
-        mantissa, exponent = "1.0", exponent + 1
-    return f"{mantissa}e{int(exponent):+03d}"
-
-
 COLUMNS = (
     Column(
         "margin",
@@ -102,19 +99,24 @@ COLUMNS = (
     ),
     Column(
         "adversarial_margin",
-        "adv. margin",
+        "adv.\nmargin",
         "the same for the perturbed examples, min_i y_i f(x_i + delta_i; u): what adversarial "
         "training maximises in the limit",
         _significant,
     ),
     Column(
         "smoothed_margin",
-        "smoothed margin",
+        "smoothed\nmargin",
         "l^{-1}(Loss)/|params|^L, a lower bound of the adversarial margin that meets it as the "
         "loss goes to 0",
         _significant,
     ),
-    Column("log_loss", "loss", "adversarial loss reached, a sum over the examples", _power_of_ten),
+    Column(
+        "log_loss",
+        "log-loss",
+        "natural logarithm of the adversarial loss reached, a sum over the examples",
+        lambda value: f"{value:.2f}",
+    ),
     Column(
         "stationarity",
         "stationarity",
@@ -140,13 +142,13 @@ def record(
     trajectory: Any, *, network: str, perturbation: str, seconds: float, file: str | None = None
 ) -> Record:
     """The numbers at the end of `trajectory`."""
-    succeeded = bool(trajectory.result == RESULTS.successful)
+    succeeded = bool(trajectory.successful)
     figures = _figures(trajectory)
     kept = figures if succeeded else {name: figures[name] for name in _PROGRESS}
     return Record(
         network=network,
         perturbation=perturbation,
-        result=RESULTS[trajectory.result],
+        result=trajectory.message,
         succeeded=succeeded,
         figures={name: _finite(value) for name, value in kept.items()},
         seconds=seconds,
@@ -175,10 +177,10 @@ def _finite(value: Any) -> float | None:
     return int(value) if isinstance(value, int | np.integer) else float(value)
 
 
-def write_cell(run: Record, column: Column, *, nothing: str = "-") -> str:
+def write_cell(run: Record, column: Column) -> str:
     """A number of a run as tables show it."""
     value = run.figures.get(column.key)
-    return nothing if value is None else column.write(value)
+    return "-" if value is None else column.write(value)
 
 
 def versions() -> dict[str, str]:
@@ -228,8 +230,6 @@ def read_results(folder: Path) -> Results:
     except ValueError as error:
         raise ValueError(f"`{path}` is not valid JSON: {error}.") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise ValueError(
-            f"`{path}` is no results file of schema {SCHEMA}: another version's?"
-        )
+        raise ValueError(f"`{path}` is no results file of schema {SCHEMA}: another version's?")
     content["runs"] = [Record(**run) for run in content["runs"]]
     return Results(**content)

@@ -1,12 +1,46 @@
-"""The record on the host: saved points, thinned so that memory stays bounded."""
+"""The record of a run on the host: saved points, thinned so that memory stays bounded."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Int
 
-from gflow.flow.segment import Block, Row
-from gflow.trajectory import COLUMNS
+from gflow.measures import PointMeasures
+
+COLUMNS = (
+    "clock",
+    "step",
+    "num_steps_at",
+    "log_norm",
+    "log_kappa",
+    "log1p_time",
+    "log_loss",
+    "margin",
+    "clean_margin",
+    "smoothed_margin",
+    "stationarity",
+    "strength",
+)
+"""What is recorded of every saved point, beside its direction."""
+
+class Row(NamedTuple):
+    """What is recorded of a point; stacked along a leading axis where there are several.
+
+    Attributes:
+        clock: tau.
+        step: the step that the integration tried from here, or made to here.
+        num_accepted: accepted steps up to here.
+        state: the point, with its direction normalized.
+        measures: what is measured of it.
+    """
+
+    clock: Float[Array, "..."]
+    step: Float[Array, "..."]
+    num_accepted: Int[Array, "..."]
+    state: Float[Array, "... state"]
+    measures: PointMeasures
 
 
 class Record:
@@ -23,14 +57,16 @@ class Record:
         self._rows: list[Row] = []
         self._last: Row | None = None
 
-    def extend(self, block: Block) -> Row:
-        """Adds what a segment recorded, and returns its last point."""
-        count = int(block.num_rows)
-        buffers = jax.tree.map(np.asarray, block.rows)
-        rows = [jax.tree.map(lambda leaf, i=i: leaf[i], buffers) for i in range(count)]
-        # The last row starts the next segment too, which records it if it is on the stride.
-        self._rows.extend(rows[:-1])
-        self._last = jax.tree.map(np.array, rows[-1])
+    def extend(self, rows: Row, num_rows: int) -> Row:
+        """Adds the first `num_rows` of stacked rows, and returns the last of them.
+
+        The last row starts the next segment too, which hands it in again if it is on the stride.
+        """
+        count = int(num_rows)
+        buffers = jax.tree.map(np.asarray, rows)
+        each = [jax.tree.map(lambda leaf, i=i: leaf[i], buffers) for i in range(count)]
+        self._rows.extend(each[:-1])
+        self._last = jax.tree.map(np.array, each[-1])
         self._thin()
         return self._last
 

@@ -1,0 +1,249 @@
+"""The discrete twin of the flow: full-batch descent with any optax optimizer, recorded alike."""
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+from scipy.optimize import brentq
+
+from gflow._layout import Layout
+from gflow._numerics import tree_dot, tree_norm, tree_scale, unit
+from gflow._typing import Params
+from gflow.measures import measure_point
+from gflow.problem import Problem
+from gflow.progress import reporter
+from gflow.record import Record, Row
+from gflow.results import RESULTS
+from gflow.trajectory import RunFailed, Trajectory, register_reader
+from gflow.validation import check_start
+
+Objective = Literal["loss", "log_loss"]
+
+_SEGMENT = 256
+_BUFFER_BYTES = 2**26
+
+
+class _Point(NamedTuple):
+    params: Params
+    optimizer_state: Any
+    log1p_time: Float[Array, ""]
+    num_steps: Int[Array, ""]
+    finite: Bool[Array, ""]
+
+
+def descend(
+    problem: Problem,
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_steps: int,
+    objective: Objective = "loss",
+    save: int | None = 512,
+    progress: bool | Callable[[dict[str, Any]], None] = False,
+    throw: bool = True,
+) -> Trajectory:
+    """Full-batch descent: `params <- params + optimizer(gradient)`, `num_steps` times.
+
+    Margins, losses and weights are in logarithms, as in the flow, so that a run can be compared with
+    it however small the loss.
+
+    The time of a step is its length along the negative gradient of the loss,
+    `dt = <update, -grad Loss> / |grad Loss|^2`: the step size for plain gradient descent, the step
+    size over the loss for descent on the log-loss. Steps against the gradient take no time.
+
+    Args:
+        problem: what is minimised.
+        params: the start.
+        optimizer: any optax transformation, such as `optax.sgd(0.1)`.
+        num_steps: number of steps.
+        objective: "loss" hands the optimizer `grad Loss` (the loss is a sum over examples);
+            "log_loss" hands it `grad Loss / Loss`, which is descent normalised by the loss.
+        save: the number of points kept at most, evenly spread over the steps; None keeps all.
+        progress: as in `gflow.integrate`.
+        throw: raise `RunFailed` on divergence; False returns the trajectory.
+
+    Raises:
+        TypeError, ValueError: see `gflow.validation.check_start`; unknown or impossible options.
+        RunFailed: with `throw=True`, a run that left the range of floating-point numbers.
+    """
+    _check_options(optimizer, num_steps, objective, save)
+    params = check_start(problem, params)
+    layout = Layout.of(params)
+    record = Record(save)
+    seconds = time.perf_counter()
+    with reporter(progress, "descent") as report:
+        result = _run(problem, params, optimizer, num_steps, objective, layout, record, report)
+    columns, vectors = record.columns(problem.degree)
+    made = int(columns["num_steps_at"][-1])
+    trajectory = Trajectory(
+        kind="descent",
+        columns=columns,
+        vectors=vectors,
+        layout=layout,
+        problem=problem,
+        result=result,
+        stats={
+            "num_steps": made,
+            "num_accepted_steps": made,
+            "num_rejected_steps": 0,
+            "stopped_by": "num_steps" if bool(result == RESULTS.successful) else None,
+            "seconds": time.perf_counter() - seconds,
+        },
+        settings={
+            "num_steps": num_steps,
+            "objective": objective,
+            "save": save,
+            "gradient": problem.gradient_mode,
+        },
+    )
+    if throw and trajectory.result_name == "diverged":
+        raise RunFailed(trajectory)
+    return trajectory
+
+
+def _run(problem, params, optimizer, num_steps, objective, layout, record, report) -> RESULTS:
+    point = _begin(params, optimizer)
+    capacity = int(np.clip(_BUFFER_BYTES // (24 * layout.size), 8, _SEGMENT))
+    made = 0
+    try:
+        while made < num_steps:
+            budget, stride = np.int64(min(capacity, num_steps - made)), np.int64(record.stride)
+            point, rows, num_rows = jax.block_until_ready(
+                _advance(problem, optimizer, layout, point, budget, stride, objective, capacity)
+            )
+            last = record.extend(rows, int(num_rows))
+            made = int(point.num_steps)
+            report(_status(made, problem, last))
+            if not bool(point.finite):
+                record.drop_nonfinite()
+                return RESULTS.diverged
+    except KeyboardInterrupt:
+        return RESULTS.interrupted
+    return RESULTS.successful
+
+
+@eqx.filter_jit
+def _begin(params: Params, optimizer: optax.GradientTransformation) -> _Point:
+    zero = jnp.zeros(())
+    state = optimizer.init(params)
+    return _Point(params, state, zero, jnp.zeros((), jnp.int64), jnp.ones((), bool))
+
+
+@eqx.filter_jit
+def _advance(
+    problem: Problem,
+    optimizer: optax.GradientTransformation,
+    layout: Layout,
+    point: _Point,
+    budget: Any,
+    stride: Any,
+    objective: Objective,
+    capacity: int,
+) -> tuple[_Point, Row, Array]:
+    """At most `budget` steps; rows of the points on the stride, and of the last one."""
+    start = point.num_steps
+
+    def row_of(point: _Point) -> Row:
+        direction, length = unit(point.params)
+        log_norm = jnp.log(length)
+        measures = measure_point(problem, direction, problem.degree * log_norm)
+        tail = jnp.stack([log_norm, point.log1p_time])
+        state = jnp.concatenate([layout.flatten(direction), tail])
+        zero = jnp.zeros(())
+        return Row(zero, zero, point.num_steps, state, measures)
+
+    shapes = jax.eval_shape(row_of, point)
+    buffer = jax.tree.map(lambda leaf: jnp.zeros((capacity + 1, *leaf.shape), leaf.dtype), shapes)
+
+    def write(rows: Row, index: Array, point: _Point) -> Row:
+        return jax.tree.map(lambda saved, leaf: saved.at[index].set(leaf), rows, row_of(point))
+
+    def go_on(carry: tuple[_Point, Row, Array]) -> Array:
+        return (carry[0].num_steps < start + budget) & carry[0].finite
+
+    def body(carry: tuple[_Point, Row, Array]) -> tuple[_Point, Row, Array]:
+        point, rows, count = carry
+        due = point.num_steps % stride == 0
+        rows = lax.cond(due, lambda: write(rows, count, point), lambda: rows)
+        return _step(problem, optimizer, objective, point), rows, count + due
+
+    carry = (point, buffer, jnp.zeros((), jnp.int64))
+    point, rows, count = lax.while_loop(go_on, body, carry)
+    return point, write(rows, count, point), count + 1
+
+
+def _step(
+    problem: Problem,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    point: _Point,
+) -> _Point:
+    ascent = problem.ascent(point.params)
+    log_scale = ascent.log_weight
+    if objective == "log_loss":
+        log_scale = log_scale - problem.loss.log_loss(ascent.margins)
+    gradient = tree_scale(-jnp.exp(log_scale), ascent.vector)
+    update, state = optimizer.update(gradient, point.optimizer_state, point.params)
+    params = optax.apply_updates(point.params, update)
+    length = tree_norm(ascent.vector)
+    along = tree_dot(update, ascent.vector) / jnp.where(length > 0, length**2, 1.0)
+    forward = along > 0
+    log_time = jnp.log(jnp.where(forward, along, 1.0)) - ascent.log_weight
+    log1p_time = jnp.logaddexp(point.log1p_time, jnp.where(forward, log_time, -jnp.inf))
+    finite = jnp.isfinite(tree_norm(params)) & jnp.isfinite(ascent.log_weight)
+    return _Point(params, state, log1p_time, point.num_steps + 1, finite)
+
+
+def _status(made: int, problem: Problem, last: Row) -> dict[str, Any]:
+    return {
+        "steps": made,
+        "log_kappa": float(problem.degree * last.state[-2]),
+        "log_loss": float(last.measures.log_loss),
+        "margin": float(last.measures.margin),
+        "stationarity": float(last.measures.stationarity),
+    }
+
+
+def _read_between(trajectory: Trajectory, index: int, name: str, target: float) -> Params:
+    """The point on the straight line between two saved points where the quantity has the value."""
+    before = trajectory.params_at_index(index)
+    after = trajectory.params_at_index(index + 1)
+
+    def between(share: float) -> Params:
+        return jax.tree.map(lambda a, b: (1 - share) * np.asarray(a) + share * b, before, after)
+
+    if name == "time":
+        times = np.expm1(trajectory.log1p_time[index : index + 2])
+        return between((target - times[0]) / (times[1] - times[0]))
+    problem = trajectory.require_problem()
+
+    def excess(share: float) -> float:
+        if name == "log_loss":
+            return float(problem.log_loss(between(share))) - target
+        return problem.degree * float(np.log(tree_norm(between(share)))) - target
+
+    # The ends bracket the value; at the very end it may be met to rounding only.
+    return between(1.0 if excess(0.0) * excess(1.0) >= 0 else float(brentq(excess, 0.0, 1.0)))
+
+
+register_reader("descent", _read_between)
+
+
+def _check_options(optimizer: Any, num_steps: Any, objective: Any, save: Any) -> None:
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            f"`optimizer={optimizer!r}` is no optax transformation, such as `optax.sgd(0.1)`."
+        )
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+        raise ValueError(f"`num_steps={num_steps!r}` must be an integer of at least 1.")
+    if objective not in ("loss", "log_loss"):
+        raise ValueError(f"`objective={objective!r}`: choose 'loss' or 'log_loss'.")
+    if save is not None and (not isinstance(save, int) or save < 2):
+        raise ValueError(f"`save={save!r}` must be None or an integer of at least 2.")
