@@ -172,7 +172,7 @@ def _advance(
         point, rows, count = carry
         due = point.num_steps % stride == 0
         rows = lax.cond(due, lambda: write(rows, count, point), lambda: rows)
-        return _step(problem, optimizer, objective, point), rows, count + due
+        return _step(problem, optimizer, objective, point), rows, count + due.astype(count.dtype)
 
     carry = (point, buffer, jnp.zeros((), jnp.int64))
     point, rows, count = lax.while_loop(go_on, body, carry)

@@ -25,6 +25,7 @@ from gflow.record import COLUMNS
 from gflow.results import RESULTS, message_of, name_of
 
 _FORMAT = 1
+_ROUNDING = 1e-12
 
 Reader = Callable[["Trajectory", int, str, float], Params]
 """(trajectory, index, name, target) -> the parameters where the quantity `name` equals `target`,
@@ -176,6 +177,9 @@ class Trajectory:
 
     def _at(self, name: str, target: float) -> Params:
         values, target_value = self._progress(name, target)
+        # The end lies on its own target to rounding only.
+        if abs(values[-1] - target_value) <= _ROUNDING * max(1.0, abs(target_value)):
+            target_value = min(target_value, float(values[-1]))
         reached = np.flatnonzero(values >= target_value)
         if not len(reached) or (reached[0] == 0 and values[0] > target_value):
             column = self.columns["log1p_time" if name == "time" else name]
