@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from gflow._typing import Params
@@ -32,7 +33,7 @@ class Layout(eqx.Module):
         """All leaves in one vector."""
         return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(params)])
 
-    def unflatten(self, vector: Float[Array, "... P"]) -> Params:
+    def unflatten(self, vector: Float[Array, "... P"] | Float[np.ndarray, "... P"]) -> Params:
         """The leaves; leading axes of `vector` lead in every leaf."""
         leaves, start = [], 0
         for shape in self.shapes:

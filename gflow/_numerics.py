@@ -120,6 +120,17 @@ def tangent(direction: Params, vector: Params) -> Params:
     return jax.tree.map(lambda v, u: v - radial * u, vector, direction)
 
 
+def scaled_margins(kappa: jax.Array, margins: jax.Array) -> jax.Array:
+    """`kappa * margins`, whose sums of exponentials stay right however large kappa is.
+
+    Compilers fuse a product with the subtraction of the maximum that follows in `logsumexp` and
+    `softmax`. Of the largest entry the fused difference leaves the rounding error of its product in
+    place of 0; that error exceeds 700 once kappa does 1e19, and its exponential is 0 or infinite.
+    A maximum in between keeps the two apart, and the product finite below.
+    """
+    return jnp.maximum(kappa * margins, np.finfo(margins.dtype).min)
+
+
 def dual_order(order: float) -> float:
     """The q with 1/p + 1/q = 1."""
     if order == 1:

@@ -17,17 +17,18 @@ _NUM_RANDOM = 3
 
 
 def strong_margins(problem: Problem, params: Params) -> Float[Array, "n ..."]:
-    """The smallest margin of each example that projected gradient descent finds.
+    """The smallest margin of each example among several attacks in the training attack's ball.
 
-    40 steps in the training attack's ball, from 0 and from three fixed random points; an upper bound
-    of the worst case, as every attack is. For orders other than 1, 2 and inf, and for clean
-    training, the margins under the training perturbation itself.
+    They are no perturbation, the training perturbation, and projected gradient descent, 40 steps
+    from 0 and from three fixed random points; for orders other than 1, 2 and inf, to which there is
+    no projection, the first two only. An upper bound of the worst case, as every attack is.
 
     Shapes: that of `problem.margins(params)`.
     """
+    weak = jnp.minimum(problem.margins(params), problem.clean_margins(params))
     perturbation = problem.perturbation
     if perturbation.order not in (1.0, 2.0, math.inf) or not np.any(perturbation.radius):
-        return problem.margins(params)
+        return weak
     # From 0 and from each random point the same program runs, on other starts.
     attack = pgd(
         perturbation.radius,
@@ -42,7 +43,7 @@ def strong_margins(problem: Problem, params: Params) -> Float[Array, "n ..."]:
         for seed in range(_NUM_RANDOM)
     ]
     starts = np.stack([np.zeros(problem.dataset.x.shape), *random])
-    return _smallest(attacked, params, starts)
+    return jnp.minimum(weak, _smallest(attacked, params, starts))
 
 
 @eqx.filter_jit

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear, nnls
 
 from gflow._layout import Layout
 from gflow._numerics import unit
 from gflow._typing import Params
 from gflow.attack import strong_margins
-from gflow.measures import PointMeasures, at_params, euler_error, scale_invariance_error
+from gflow.measures import PointMeasures, euler_error, measure_point, scale_invariance_error
 from gflow.problem import Problem
 from gflow.validation import check_start
 
@@ -31,6 +31,8 @@ _MOST_MARGINS = 512
 _PROBE = 1e-7
 _NUM_PROBES = 2
 _JUMP = 1e-3
+# exp(709.8) is the largest double. Weights and smoothed margin no longer change up there.
+_MAX_LOG_KAPPA = 700.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +47,10 @@ class Certificate:
         normalized_margin: gamma = min_i q_i(u).
         smoothed_margin: `l^{-1}(Loss) / kappa` at the point's own norm.
         clean_margin: min_i y_i f(x_i; u), without perturbation.
-        strong_margin: the smallest margin that a stronger attack with the same radius finds
-            (projected gradient descent, 40 steps, from 0 and three random points). Far below
-            `normalized_margin`, the training attack is weak or masked.
+        strong_margin: the smallest margin that stronger attacks with the same radius find
+            (projected gradient descent, 40 steps, from 0 and three random points; nothing but the
+            training attack for orders other than 1, 2 and inf). Never above the two margins before;
+            far below `normalized_margin`, the training attack is weak or masked.
         stationarity: `|u - sum_i lambda_i grad q_i(u)|` with the multipliers below; the norm of u is
             1, so this is relative.
         complementarity: `L sum_i lambda_i (q_i(u) - gamma)`; 0 if only the smallest margins push.
@@ -61,11 +64,14 @@ class Certificate:
             exponential loss these are Lyu & Li 2020, Lemma C.8.
         cosine: `beta = cos(u, h)`.
         num_support: margins with a positive multiplier (above 1e-8 of the largest).
-        kinks: examples whose margin has a kink at the point; for these the columns of the least
-            squares hold the gradients of both sides, which span the Clarke subdifferential there.
+        kinks: examples, of those examined, whose margin has a kink at the point. For these the
+            columns of the least squares hold gradients from several sides, members of the Clarke
+            subdifferential there: all of them for one kink, some of them where many meet, so that
+            the residual is never smaller than the true one.
         euler_error: deviation from Euler's identity `<grad q_i, u> = L q_i`, relative.
         scale_invariance_error: change of the perturbations under `params -> c params`, relative.
-        examined: how many of the smallest margins the multipliers were sought among.
+        examined: how many of the smallest margins the multipliers were sought among; with fewer
+            than all, the residual is an upper bound.
     """
 
     separated: bool
@@ -89,9 +95,7 @@ class Certificate:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values; None for numbers that are not finite."""
-        values = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(self).items()}
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v
-                for k, v in values.items()}
+        return {name: _plain(value) for name, value in asdict(self).items()}
 
     def __str__(self) -> str:
         state = "separated" if self.separated else "NOT separated: no KKT system"
@@ -109,6 +113,13 @@ class Certificate:
         )
 
 
+def _plain(value: Any) -> Any:
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def certify(problem: Problem, params: Params) -> Certificate:
     """Certifies a point: margins, KKT residuals, multipliers, kinks, homogeneity.
 
@@ -123,13 +134,12 @@ def certify(problem: Problem, params: Params) -> Certificate:
     params = check_start(problem, params)
     point = _examine(problem, params)
     margins = np.asarray(point.margins)
-    strong = float(np.min(strong_margins(problem, point.direction)))
     gamma = float(np.min(margins))
     common = {
         "normalized_margin": gamma,
         "smoothed_margin": float(point.measures.smoothed_margin),
         "clean_margin": float(point.measures.clean_margin),
-        "strong_margin": min(strong, gamma),
+        "strong_margin": float(np.min(strong_margins(problem, point.direction))),
         "euler_error": float(point.euler_error),
         "scale_invariance_error": float(point.scale_invariance_error),
     }
@@ -153,10 +163,11 @@ class _Point(eqx.Module):
 @eqx.filter_jit
 def _examine(problem: Problem, params: Params) -> _Point:
     direction, length = unit(params)
-    ascent = problem.ascent(direction, problem.degree * jnp.log(length))
+    log_kappa = jnp.minimum(problem.degree * jnp.log(length), _MAX_LOG_KAPPA)
+    ascent = problem.ascent(direction, log_kappa)
     return _Point(
         direction,
-        at_params(problem, params),
+        measure_point(problem, direction, log_kappa),
         ascent.margins,
         ascent.weights,
         ascent.vector,
@@ -263,7 +274,7 @@ def _multipliers(
     basis, triangle = np.linalg.qr(columns.matrix.T)
     system = np.concatenate([triangle, np.diag(slack)])
     right = np.concatenate([basis.T @ direction, np.zeros(len(slack))])
-    weights, _ = nnls(system, right, maxiter=30 * system.shape[1])
+    weights = _nonnegative_least_squares(system, right)
     residual = direction - columns.matrix.T @ weights
     multipliers = np.zeros(flat.size)
     np.add.at(multipliers, columns.owner, weights)
@@ -278,3 +289,9 @@ def _multipliers(
     }
 
 
+def _nonnegative_least_squares(system: np.ndarray, right: np.ndarray) -> np.ndarray:
+    try:
+        return nnls(system, right, maxiter=30 * system.shape[1])[0]
+    except (RuntimeError, ValueError, np.linalg.LinAlgError):
+        # It may cycle where columns nearly repeat; interior points do not, at some loss of digits.
+        return np.maximum(lsq_linear(system, right, bounds=(0, np.inf)).x, 0.0)

@@ -4,8 +4,10 @@ Everything here is NumPy, so that making data costs no compilation.
 """
 
 import gzip
+import math
 import os
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,10 @@ class Dataset(eqx.Module):
         x: (n, d), float64; images are flattened.
         y: (n,), -1.0 and +1.0; or int32 classes 0 .. k-1.
 
+    Both are copies, and read-only.
+
     Raises:
+        TypeError: `x` or `y` is no array of real numbers.
         ValueError: NaN or infinity in `x`, shapes that do not fit, labels of another kind, a class
             without an example.
     """
@@ -37,6 +42,8 @@ class Dataset(eqx.Module):
     def __init__(self, x: Any, y: Any):
         self.x = _checked_inputs(x)
         self.y, self.num_classes = _checked_labels(y, len(self.x))
+        for array in (self.x, self.y):
+            array.flags.writeable = False
 
     @property
     def binary(self) -> bool:
@@ -52,11 +59,22 @@ class Dataset(eqx.Module):
         return len(self.x)
 
 
-def _checked_inputs(x: Any) -> np.ndarray:
+def _numbers(values: Any, name: str) -> np.ndarray:
     try:
-        array = np.asarray(x, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TypeError("`Dataset(x, y)`: `x` must be an array of numbers (n, d).") from None
+        array = np.asarray(values)
+    except Exception as error:  # ragged lists, tensors that refuse to become arrays, ..
+        raise TypeError(f"`Dataset(x, y)`: `{name}` is no array of numbers: {error}") from error
+    if array.dtype.kind not in "fiub":
+        raise TypeError(
+            f"`Dataset(x, y)`: `{name}` has dtype {array.dtype}, expected real numbers. If that is "
+            f"what it holds, convert it with `np.asarray({name}, float)`."
+        )
+    return array
+
+
+def _checked_inputs(x: Any) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what exceeds float64 is refused below as infinite
+        array = np.array(_numbers(x, "x"), dtype=np.float64)
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(
             f"`Dataset(x, y)`: `x` has shape {array.shape}, expected (n, d) with n, d >= 1. "
@@ -73,14 +91,12 @@ def _checked_inputs(x: Any) -> np.ndarray:
 
 
 def _checked_labels(y: Any, num_examples: int) -> tuple[np.ndarray, int]:
-    labels = np.asarray(y)
+    labels = _numbers(y, "y")
     if labels.shape != (num_examples,):
         raise ValueError(
             f"`Dataset(x, y)`: `y` has shape {labels.shape}, expected ({num_examples},): one label "
             "for each row of `x`."
         )
-    if labels.dtype.kind not in "fiub":
-        raise TypeError(f"`Dataset(x, y)`: `y` has dtype {labels.dtype}; labels must be numbers.")
     values = np.unique(labels)
     if set(values.tolist()) == {-1, 1}:
         return labels.astype(np.float64), 1
@@ -93,7 +109,7 @@ def _checked_labels(y: Any, num_examples: int) -> tuple[np.ndarray, int]:
         return labels.astype(np.int32), len(values)
     shown = ", ".join(f"{value:g}" for value in values[:6]) + (", ..." if len(values) > 6 else "")
     raise ValueError(
-        f"`Dataset(x, y)`: labels must be -1 and +1, or classes 0, 1, .., k-1 each with an example; "
+        "`Dataset(x, y)`: labels must be -1 and +1, or classes 0, 1, .., k-1 each with an example; "
         f"found {shown}. Convert two classes with `np.where(y == positive, 1, -1)`."
     )
 
@@ -133,7 +149,8 @@ def mnist(
 
     Args:
         path: folder with `train-images-idx3-ubyte[.gz]` and so on.
-        positive, negative: the two digits, labelled +1 and -1.
+        positive: the digit labelled +1.
+        negative: the digit labelled -1.
         limit: the first so many examples of the two digits; all by default.
         split: "train" or "test" (openml's order: the first 60 000 are the training set).
 
@@ -166,7 +183,7 @@ def _pair(
 
 def _mnist_folder(path: str | os.PathLike | None) -> Path | None:
     given = path if path is not None else os.environ.get("GFLOW_DATA")
-    if given is None:
+    if given is None or given == "":
         return None
     for folder in (Path(given), Path(given) / "mnist"):
         if any(folder.glob("train-images-idx3-ubyte*")):
@@ -179,25 +196,26 @@ def _mnist_folder(path: str | os.PathLike | None) -> Path | None:
 
 def _mnist_idx(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     prefix = "train" if split == "train" else "t10k"
-    images = _read_idx(folder / f"{prefix}-images-idx3-ubyte")
-    labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte")
+    images = _read_idx(folder / f"{prefix}-images-idx3-ubyte", ndim=3)
+    labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte", ndim=1)
     if len(images) != len(labels):
         raise ValueError(f"`{folder}`: {len(images)} images but {len(labels)} labels.")
     return images.reshape(len(images), -1), labels
 
 
-def _read_idx(path: Path) -> np.ndarray:
+def _read_idx(path: Path, ndim: int) -> np.ndarray:
     """An IDX file of unsigned bytes: a header of big-endian sizes, then the values."""
     packed = path.with_name(path.name + ".gz")
     try:
         raw = gzip.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"`{path}` could not be read ({error}). Fetch the file again.") from error
-    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08" or len(raw) < 4 + 4 * raw[3]:
-        raise ValueError(f"`{path}` is not an IDX file of unsigned bytes.")
-    shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
-    values = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
-    if values.size != np.prod(shape):
+    start = 4 + 4 * ndim
+    if raw[:4] != bytes([0, 0, 8, ndim]) or len(raw) < start:
+        raise ValueError(f"`{path}` is not an IDX file of unsigned bytes in {ndim} dimension(s).")
+    shape = struct.unpack(f">{ndim}I", raw[4:start])
+    values = np.frombuffer(raw, np.uint8, offset=start)
+    if values.size != math.prod(shape):
         raise ValueError(f"`{path}` announces {shape} values but holds {values.size}: truncated?")
     return values.reshape(shape)
 
@@ -260,8 +278,8 @@ def soudry(num_random: int = 12, *, seed: int = 0) -> Dataset:
     The support vectors are (0.5, 1.5), (1.5, 0.5) with label +1 and their mirror images with label
     -1; `num_random` further points lie beyond twice that margin, half of each label.
 
-    Source: the example of Soudry, Hoffer, Nacson, Gunasekar & Srebro, "The Implicit Bias of Gradient
-    Descent on Separable Data", JMLR 19, 2018, Figure 1.
+    Source: the example of Soudry, Hoffer, Nacson, Gunasekar & Srebro, "The Implicit Bias of
+    Gradient Descent on Separable Data", JMLR 19, 2018, Figure 1.
     """
     if num_random < 0 or num_random % 2:
         raise ValueError(f"`num_random={num_random}` must be even and not negative.")

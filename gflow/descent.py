@@ -1,5 +1,6 @@
 """The discrete twin of the flow: full-batch descent with any optax optimizer, recorded alike."""
 
+import numbers
 import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -49,7 +50,7 @@ def descend(
     progress: bool | Callable[[dict[str, Any]], None] = False,
     throw: bool = True,
 ) -> Trajectory:
-    """Full-batch descent: `params <- params + optimizer(gradient)`, `num_steps` times.
+    """Full-batch descent: `params <- params + update`, `num_steps` times.
 
     Margins, losses and weights are in logarithms, as in the flow, so that a run can be compared with
     it however small the loss.
@@ -61,7 +62,8 @@ def descend(
     Args:
         problem: what is minimised.
         params: the start.
-        optimizer: any optax transformation, such as `optax.sgd(0.1)`.
+        optimizer: any optax transformation, such as `optax.sgd(0.1)`, that turns gradient, state
+            and parameters into the update. A new one, even of the same kind, is compiled anew.
         num_steps: number of steps.
         objective: "loss" hands the optimizer `grad Loss` (the loss is a sum over examples);
             "log_loss" hands it `grad Loss / Loss`, which is descent normalised by the loss.
@@ -74,6 +76,7 @@ def descend(
         RunFailed: with `throw=True`, a run that left the range of floating-point numbers.
     """
     _check_options(optimizer, num_steps, objective, save)
+    num_steps, save = int(num_steps), None if save is None else int(save)
     params = check_start(problem, params)
     layout = Layout.of(params)
     record = Record(save)
@@ -125,6 +128,8 @@ def _run(problem, params, optimizer, num_steps, objective, layout, record, repor
                 record.drop_nonfinite()
                 return RESULTS.diverged
     except KeyboardInterrupt:
+        if not made:  # nothing was computed that could be returned
+            raise
         return RESULTS.interrupted
     return RESULTS.successful
 
@@ -197,7 +202,9 @@ def _step(
     forward = along > 0
     log_time = jnp.log(jnp.where(forward, along, 1.0)) - ascent.log_weight
     log1p_time = jnp.logaddexp(point.log1p_time, jnp.where(forward, log_time, -jnp.inf))
-    finite = jnp.isfinite(tree_norm(params)) & jnp.isfinite(ascent.log_weight)
+    norm = tree_norm(params)
+    kappa = norm**problem.degree
+    finite = jnp.isfinite(kappa) & (norm > 0) & jnp.isfinite(ascent.log_weight)
     return _Point(params, state, log1p_time, point.num_steps + 1, finite)
 
 
@@ -220,8 +227,10 @@ def _read_between(trajectory: Trajectory, index: int, name: str, target: float) 
         return jax.tree.map(lambda a, b: (1 - share) * np.asarray(a) + share * b, before, after)
 
     if name == "time":
-        times = np.expm1(trajectory.log1p_time[index : index + 2])
-        return between((target - times[0]) / (times[1] - times[0]))
+        # (t - t_0) / (t_1 - t_0) from the logarithms: 1 + t_1 may exceed the largest double.
+        start, end = trajectory.log1p_time[index : index + 2]
+        with np.errstate(over="ignore"):
+            return between(np.expm1(np.log1p(target) - start) / np.expm1(end - start))
     problem = trajectory.require_problem()
 
     def excess(share: float) -> float:
@@ -241,9 +250,13 @@ def _check_options(optimizer: Any, num_steps: Any, objective: Any, save: Any) ->
         raise TypeError(
             f"`optimizer={optimizer!r}` is no optax transformation, such as `optax.sgd(0.1)`."
         )
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+    if not _is_integer(num_steps) or num_steps < 1:
         raise ValueError(f"`num_steps={num_steps!r}` must be an integer of at least 1.")
     if objective not in ("loss", "log_loss"):
         raise ValueError(f"`objective={objective!r}`: choose 'loss' or 'log_loss'.")
-    if save is not None and (not isinstance(save, int) or save < 2):
+    if save is not None and (not _is_integer(save) or save < 2):
         raise ValueError(f"`save={save!r}` must be None or an integer of at least 2.")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

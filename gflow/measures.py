@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from gflow._numerics import norm, tangent, tree_dot, tree_norm, unit
+from gflow._numerics import norm, scaled_margins, tangent, tree_dot, tree_norm, unit
 from gflow._typing import Params
 from gflow.problem import Problem
 
@@ -24,7 +24,7 @@ class PointMeasures(NamedTuple):
         margin: normalized adversarial margin `min_i q_i(u)`.
         clean_margin: the same without perturbation.
         smoothed_margin: `l^{-1}(Loss) / kappa`.
-        stationarity: `|u - c sum_i p_i grad q_i(u)|` for the best c, in [0, 1].
+        stationarity: `|u - c sum_i p_i grad q_i(u)|` for the best c >= 0, in [0, 1].
         strength: `|sum_i p_i grad q_i(u)|`, which vanishes where the loss is stationary.
     """
 
@@ -45,7 +45,7 @@ def measure_point(
     form: Lyu & Zhu 2022.
     """
     ascent = problem.ascent(direction, log_kappa)
-    log_loss = problem.loss.log_loss(jnp.exp(log_kappa) * ascent.margins)
+    log_loss = problem.loss.log_loss(scaled_margins(jnp.exp(log_kappa), ascent.margins))
     return PointMeasures(
         log_loss=log_loss,
         margin=jnp.min(ascent.margins),
@@ -177,11 +177,17 @@ def scale_invariance_error(problem: Problem, params: Params) -> Float[Array, ""]
 
 def num_support(
     problem: Problem, params: Params, *, tolerance: float = 1e-2
-) -> Float[Array, ""] | int:
+) -> Int[Array, ""]:
     """How many margins lie within `tolerance`, relative, of the smallest one."""
     margins = problem.margins(unit(params)[0])
     smallest = jnp.min(margins)
     return jnp.sum(margins <= smallest + tolerance * jnp.abs(smallest))
+
+
+def balanced_margin(predictor_margin: float, depth: int) -> float:
+    """Normalized margin of a balanced deep linear net whose product has margin gamma: `gamma
+    L^(-L/2)`, since each of its L aligned layers has norm `L^(-1/2)`."""
+    return predictor_margin * math.pow(depth, -depth / 2)
 
 
 def _matrices(params: Params, name: str) -> list[Array]:
@@ -199,12 +205,6 @@ def _matrices(params: Params, name: str) -> list[Array]:
 
 def _pairs(layers: list[Array]) -> list[tuple[Array, Array]]:
     return list(zip(layers[:-1], layers[1:], strict=True))
-
-
-def balanced_margin(predictor_margin: float, depth: int) -> float:
-    """Normalized margin of a balanced deep linear net whose product has margin gamma: `gamma
-    L^(-L/2)`, since each of its L aligned layers has norm `L^(-1/2)`."""
-    return predictor_margin * math.pow(depth, -depth / 2)
 
 
 __all__ = [

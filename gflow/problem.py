@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
-from gflow._numerics import tree_scale
+from gflow._numerics import scaled_margins, tree_scale
 from gflow._typing import Inputs, Params, Scalar
 from gflow.datasets import Dataset
 from gflow.losses import AbstractLoss
@@ -157,7 +157,7 @@ class Problem(eqx.Module):
     @eqx.filter_jit
     def _ascent(self, params: Params, log_kappa: Array) -> Ascent:
         margins, pull_back = self.linearize(params)
-        log_weights = self.loss.log_weights(jnp.exp(log_kappa) * margins)
+        log_weights = self.loss.log_weights(scaled_margins(jnp.exp(log_kappa), margins))
         # Not exp(log_weights - log_weight): at weights of e^-1e20 that sum has lost its log 2.
         weights = jax.nn.softmax(log_weights, axis=None)
         return Ascent(margins, weights, logsumexp(log_weights), pull_back(weights)[0])

@@ -89,9 +89,14 @@ class Record:
         self._rows, self._last = [], self.first()
 
     def drop_nonfinite(self) -> None:
-        """Drops a last point that is not finite; the points before it are."""
-        rows = [row for row in self._all() if np.all(np.isfinite(row.state))]
-        self._rows, self._last = rows[:-1], rows[-1]
+        """Drops points that are not finite, or whose loss is not; the starting point stays."""
+        first, *others = self._all()
+        finite = [
+            row
+            for row in others
+            if np.all(np.isfinite(row.state)) and np.isfinite(row.measures.log_loss)
+        ]
+        *self._rows, self._last = [first, *finite]
 
     def _all(self) -> list[Row]:
         return [*self._rows, *([] if self._last is None else [self._last])]

@@ -31,7 +31,8 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     not_separated = (
         "The examples were never separated: the smallest margin is still negative or zero. For "
         "clean data this means that the network cannot fit these labels from this start; try a "
-        "wider network, another initialisation, or a longer run."
+        "wider network, another initialisation, or a longer run. Under an attack the radius may be "
+        "above any margin: try a smaller one."
     )
     radius_above_margin = (
         "The clean examples are separated but the perturbed ones never were: the radius exceeds "

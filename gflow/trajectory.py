@@ -152,7 +152,8 @@ class Trajectory:
 
         A flow is integrated again from the saved point before, so that the answer is as accurate as
         the run, however few points were saved. A descent is read on the straight line between its
-        saved points. Where the quantity passes the value more than once, the first time counts.
+        saved points. Where the quantity passes the value more than once, the first time counts
+        that time or log kappa rises, or the log-loss falls, through it.
 
         Args:
             time: t of dparams/dt = -grad(sum loss).
@@ -180,10 +181,13 @@ class Trajectory:
         # The end lies on its own target to rounding only.
         if abs(values[-1] - target_value) <= _ROUNDING * max(1.0, abs(target_value)):
             target_value = min(target_value, float(values[-1]))
-        reached = np.flatnonzero(values >= target_value)
-        if not len(reached) or (reached[0] == 0 and values[0] > target_value):
+        if values[0] == target_value:
+            return self.params_at_index(0)
+        reached = 1 + np.flatnonzero((values[:-1] < target_value) & (values[1:] >= target_value))
+        if not len(reached):
             column = self.columns["log1p_time" if name == "time" else name]
-            low, high = (np.expm1(column) if name == "time" else column)[[0, -1]]
+            with np.errstate(over="ignore"):
+                low, high = (np.expm1(column) if name == "time" else column)[[0, -1]]
             raise ValueError(
                 f"`trajectory.at({name}={target!r})`: the run goes from {name} {low:.6g} to "
                 f"{high:.6g} and does not pass this value."
@@ -276,7 +280,8 @@ def load(path: str | os.PathLike, *, problem: Problem | None = None) -> Trajecto
         ValueError: it is no trajectory of gflow.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # NumPy leaves a file that it opened itself open where the content is broken.
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
             if header["format"] != _FORMAT:
                 raise ValueError(f"format {header['format']} is unknown to this version")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gflow._numerics import tree_norm, tree_scale
+from gflow._numerics import tree_norm, tree_scale, unit
 from gflow._typing import Params
 from gflow.problem import Problem
 
@@ -98,9 +98,9 @@ def _check_degree(problem: Problem, params: Params) -> None:
 def _degree_error(problem: Problem, params: Params) -> Any:
     """Largest `|f(x; c u) - c^L f(x; u)|`, c = 1/2 and 2, relative to the largest output.
 
-    u is a point near `params`: at `params` itself biases may still be zero and hide.
+    u is a direction near that of `params`: at `params` itself biases may still be zero and hide.
     """
-    near = _jittered(params)
+    near = unit(_jittered(unit(params)[0]))[0]
     apply = jax.vmap(problem.network.apply, (None, 0))
     inputs = jnp.asarray(problem.dataset.x)[:64]
 

@@ -36,8 +36,7 @@ NETWORKS = {
     "deep_linear": lambda: gflow.networks.deep_linear((3, 2, 1)),
     "diagonal": lambda: gflow.networks.diagonal(3, 3),
     "mlp": lambda: gflow.networks.mlp((3, 4, 1), bias=True),
-    "mlp_power": lambda: gflow.networks.mlp((3, 4, 1), power=2),
-    "mlp_smoothed": lambda: gflow.networks.mlp((3, 3, 3, 1), smoothing=0.1),
+    "mlp_smoothed": lambda: gflow.networks.mlp((3, 4, 1), power=2, smoothing=0.1),
     "mlp_classes": lambda: gflow.networks.mlp((3, 5, 3)),
     "custom": lambda: gflow.networks.custom(squared_gate, degree=3),
 }
@@ -52,6 +51,8 @@ PERTURBATIONS = {
     "pgd_2_random": lambda radius: pgd(radius, order=2, num_steps=3, random_start=0),
     "pgd_inf_box": lambda radius: pgd(radius, num_steps=3, box=(0.0, 1.0)),
 }
+INDEX = {name: i for table in (NETWORKS, PERTURBATIONS) for i, name in enumerate(table)}
+GRADIENT = ("frozen", "total")
 LINEAR = ["linear", "deep_linear", "diagonal"]
 EXACT_ON_LINEAR = ["clean", "fgm_1", "fgm_1.3", "fgm_2", "fgsm", "pgd_1"]
 
@@ -59,10 +60,14 @@ num_traces = 0
 
 
 class Row:
-    """One network under one perturbation: two losses, each gradient mode."""
+    """One network under one perturbation, with both losses.
+
+    The two gradient modes share the table like the colours of a chessboard.
+    """
 
     def __init__(self, network, perturbation):
         self.names = (network, perturbation)
+        self.mode = GRADIENT[(INDEX[network] + INDEX[perturbation]) % 2]
         self.network = NETWORKS[network]()
         self.perturbation = PERTURBATIONS[perturbation](RADIUS)
         self.params = self._params(network)
@@ -71,18 +76,19 @@ class Row:
     def problems(self, radius=RADIUS):
         """Rebuilt from scratch at each call."""
         network, perturbation = self.names
-        build = functools.partial(
-            Problem,
-            NETWORKS[network](),
-            CLASSES if network == "mlp_classes" else BINARY,
-            perturbation=PERTURBATIONS[perturbation](radius),
-        )
-        return (
-            build(loss=gflow.losses.exponential(), gradient="frozen"),
-            build(loss=gflow.losses.logistic(), gradient="total"),
+        return tuple(
+            Problem(
+                NETWORKS[network](),
+                CLASSES if network == "mlp_classes" else BINARY,
+                loss=loss,
+                perturbation=PERTURBATIONS[perturbation](radius),
+                gradient=self.mode,
+            )
+            for loss in (gflow.losses.exponential(), gflow.losses.logistic())
         )
 
     def observe(self, params, radius=RADIUS, log_kappa=0.0):
+        """Perturbations, and what each loss makes of the margins, at any parameters."""
         return observe(self.problems(radius), params, np.float64(log_kappa))
 
     def _params(self, network):
@@ -96,25 +102,20 @@ class Row:
 
 @eqx.filter_jit
 def observe(problems, params, log_kappa):
-    """Everything that the laws speak of, for all problems of a row at once."""
     global num_traces
     num_traces += 1
-    frozen, total = problems
-    margins, slopes = jax.jvp(total.margins, (params,), (params,))
-    return {
-        "delta": frozen.perturbations(params),
-        "margins": margins,
-        "radial_slopes": slopes,
-        "clean": frozen.clean_margins(params),
-        "log_loss": [problem.log_loss(params) for problem in problems],
-        "gradient": [problem.gradient(params) for problem in problems],
-        "ascent": [problem.ascent(params, log_kappa) for problem in problems],
-    }
+    delta = problems[0].perturbations(params)
+    return delta, [problem.ascent(params, log_kappa) for problem in problems]
 
 
 @eqx.filter_jit
 def margins_at(problem, params, delta):
     return problem.margins_at(params, delta)
+
+
+@eqx.filter_jit
+def log_loss(loss, margins):
+    return loss.log_loss(margins)
 
 
 row = functools.cache(Row)
@@ -126,30 +127,30 @@ def scaled(factor, params):
     return jax.tree.map(lambda leaf: factor * np.asarray(leaf), params)
 
 
+def shifted(params, direction, multiple):
+    return jax.tree.map(lambda leaf, move: np.asarray(leaf) + multiple * move, params, direction)
+
+
 def dot(left, right):
     products = jax.tree.map(lambda a, b: float(np.sum(np.asarray(a) * b)), left, right)
     return sum(jax.tree.leaves(products))
 
 
-def shifted(params, direction, multiple):
-    return jax.tree.map(lambda leaf, move: np.asarray(leaf) + multiple * move, params, direction)
-
-
 @networks
 @rows
-def test_compiled_and_mapped_as_plain_and_looped(network, perturbation):
+def test_compiled_and_mapped_as_plain_and_alone(network, perturbation):
     case = row(network, perturbation)
     problem = case.problems()[0]
-    starts = problem.starts
+    delta, (ascent, _) = case.here
+    index = 1
+    x, y = jnp.asarray(X[index]), jnp.asarray(problem.dataset.y[index])
+    start = None if problem.starts is None else jnp.asarray(problem.starts[index])
     with jax.disable_jit():
         params = jax.tree.map(jnp.asarray, case.params)
-        for index, x in enumerate(X):
-            y = jnp.asarray(problem.dataset.y[index])
-            start = None if starts is None else jnp.asarray(starts[index])
-            delta = problem._perturb(params, jnp.asarray(x), y, start)
-            margin = problem._margin(params, x + delta, y)
-            np.testing.assert_allclose(case.here["delta"][index], delta, rtol=0, atol=1e-13)
-            np.testing.assert_allclose(case.here["margins"][index], margin, rtol=0, atol=1e-13)
+        alone = problem._perturb(params, x, y, start)
+        margin = problem._margin(params, x + alone, y)
+    np.testing.assert_allclose(delta[index], alone, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(ascent.margins[index], margin, rtol=0, atol=1e-13)
 
 
 @networks
@@ -158,9 +159,9 @@ def test_rebuilt_problems_are_equal_and_not_traced_again(network, perturbation):
     case = row(network, perturbation)
     assert case.problems() == case.problems()
     before = num_traces
-    other = case.observe(scaled(1.1, case.params), radius=0.1)
+    other, _ = case.observe(scaled(1.1, case.params), radius=0.1, log_kappa=1.0)
     assert num_traces == before
-    assert perturbation == "clean" or not np.array_equal(other["delta"], case.here["delta"])
+    assert perturbation == "clean" or not np.array_equal(other, case.here[0])
 
 
 @networks
@@ -175,7 +176,7 @@ def test_everything_is_double(network, perturbation):
 def test_length_of_the_perturbation(network, perturbation):
     case = row(network, perturbation)
     order = case.perturbation.order
-    lengths = np.array([lp_norm(delta, order) for delta in np.asarray(case.here["delta"])])
+    lengths = np.array([lp_norm(delta, order) for delta in np.asarray(case.here[0])])
     if perturbation == "clean":
         assert not lengths.any()
     elif isinstance(case.perturbation, FastGradient) and case.perturbation.smoothing is None:
@@ -189,69 +190,78 @@ def test_length_of_the_perturbation(network, perturbation):
 @rows
 def test_homogeneity(network, perturbation):
     case = row(network, perturbation)
-    degree = case.network.degree
+    delta, (ascent, _) = case.here
     for factor in (1e-3, 3.0, 1e6):
-        other = case.observe(scaled(factor, case.params))
+        other_delta, (other, _) = case.observe(scaled(factor, case.params))
+        kappa = factor**case.network.degree
         # Rounding of a few layers and steps.
-        np.testing.assert_allclose(other["delta"], case.here["delta"], rtol=0, atol=1e-13)
-        for name in ("margins", "clean"):
-            size = factor**degree * abs(np.asarray(case.here[name])).max()
-            expected = factor**degree * np.asarray(case.here[name])
-            np.testing.assert_allclose(other[name], expected, rtol=0, atol=1e-13 * size)
+        np.testing.assert_allclose(other_delta, delta, rtol=0, atol=1e-13)
+        np.testing.assert_allclose(other.margins / kappa, ascent.margins, rtol=0, atol=1e-13)
+
+
+@networks
+@rows
+def test_weights_of_other_sizes(network, perturbation):
+    case = row(network, perturbation)
+    degree, log_kappa = case.network.degree, 2.0
+    _, here = case.observe(case.params, log_kappa=log_kappa)
+    _, there = case.observe(scaled(np.exp(log_kappa / degree), case.params))
+    for ascent, other in zip(here, there, strict=True):
+        np.testing.assert_allclose(ascent.weights, other.weights, rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(ascent.log_weight, other.log_weight, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(np.sum(ascent.weights), 1, rtol=16 * EPS)
 
 
 @networks
 @rows
 def test_euler_identity(network, perturbation):
     case = row(network, perturbation)
-    degree = case.network.degree
-    # Through delta for every margin, and in each mode's gradient for their weighted sum.
-    np.testing.assert_allclose(
-        case.here["radial_slopes"], degree * case.here["margins"], rtol=1e-12, atol=1e-13
-    )
-    for ascent in case.here["ascent"]:
-        expected = degree * np.sum(ascent.weights * ascent.margins)
-        np.testing.assert_allclose(dot(case.params, ascent.vector), expected, atol=1e-13)
+    for log_kappa in (-1.0, 0.0, 3.0):  # weights of several kinds
+        for ascent in case.observe(case.params, log_kappa=log_kappa)[1]:
+            expected = case.network.degree * np.sum(ascent.weights * ascent.margins)
+            np.testing.assert_allclose(dot(case.params, ascent.vector), expected, atol=1e-13)
 
 
 @networks
 @rows
 def test_gradient_is_that_of_finite_differences(network, perturbation):
     case = row(network, perturbation)
-    frozen, total = case.problems()
-    delta = case.here["delta"]
+    delta, ascents = case.here
     generator = np.random.default_rng(2)
     direction = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape), case.params)
+    plain = Problem(
+        case.network,
+        case.problems()[0].dataset,
+        loss=gflow.losses.logistic(),
+    )
 
-    def frozen_loss(multiple):
-        plain = eqx.tree_at(lambda p: (p.perturbation, p.starts), frozen, (clean(), None))
-        margins = margins_at(plain, shifted(case.params, direction, multiple), delta)
-        return np.exp(frozen.loss.log_loss(margins))
+    def margins(multiple):
+        moved = shifted(case.params, direction, multiple)
+        if case.mode == "frozen":
+            return margins_at(plain, moved, delta)
+        return case.observe(moved)[1][0].margins
 
-    def total_loss(multiple):
-        return np.exp(case.observe(shifted(case.params, direction, multiple))["log_loss"][1])
-
-    for loss, gradient in zip((frozen_loss, total_loss), case.here["gradient"], strict=True):
+    for problem, ascent in zip(case.problems(), ascents, strict=True):
         # Truncation 1e-16 times a fifth derivative, rounding 1e-16 / 1e-4 times the loss.
-        difference = central_difference(loss, 0.0, 1.0, 1e-4)
-        np.testing.assert_allclose(dot(gradient, direction), difference, rtol=1e-8, atol=1e-9)
+        difference = central_difference(
+            lambda multiple, loss=problem.loss: np.exp(log_loss(loss, margins(multiple))),
+            *(0.0, 1.0, 1e-4),
+        )
+        slope = -np.exp(ascent.log_weight) * dot(ascent.vector, direction)
+        np.testing.assert_allclose(slope, difference, rtol=1e-8, atol=1e-9)
 
 
 @networks
 @rows
 def test_finite_at_huge_margins_of_either_sign(network, perturbation):
     case = row(network, perturbation)
-    size = abs(np.asarray(case.here["margins"])).max()
+    size = abs(np.asarray(case.here[1][0].margins)).max()
     params = scaled((1e4 / size) ** (1 / case.network.degree), case.params)
-    seen = case.observe(params)
-    margins = np.asarray(seen.pop("margins"))
+    delta, ascents = case.observe(params)
+    margins = np.asarray(ascents[0].margins)
     np.testing.assert_allclose(abs(margins).max(), 1e4, rtol=1e-12)
-    assert margins.min() < -1e3 or margins.max() > 1e3
-    finite = {name: seen[name] for name in ("delta", "log_loss", "ascent")}
-    finite["gradient"] = seen["gradient"][1]  # that of the exponential loss is e^10000
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(finite))
-    for ascent in seen["ascent"]:
-        np.testing.assert_allclose(np.sum(ascent.weights), 1, rtol=16 * EPS)
+    losses = [log_loss(problem.loss, margins) for problem in case.problems()]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((delta, ascents, losses)))
 
 
 @pytest.mark.parametrize("network", LINEAR)
@@ -263,7 +273,4 @@ def test_margins_of_linear_networks(network, perturbation):
     dual = np.inf if order == 1 else 1 / (1 - 1 / order)
     radius = 0.0 if perturbation == "clean" else RADIUS
     expected = BINARY.y * (X @ predictor) - radius * lp_norm(predictor, dual)
-    np.testing.assert_allclose(case.here["margins"], expected, rtol=0, atol=1e-14)
-    # delta does not depend on the size of the weights, and the two gradients agree.
-    frozen, total = (ascent.vector for ascent in case.observe(case.params)["ascent"])
-    assert jax.tree.structure(frozen) == jax.tree.structure(total)
+    np.testing.assert_allclose(case.here[1][0].margins, expected, rtol=0, atol=1e-14)

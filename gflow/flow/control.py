@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import diffrax
+import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -56,6 +57,8 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
         rtol, atol, norm: as in `diffrax.PIDController`.
         budget: number of steps after which it reports `max_steps_reached`.
         until: the targets; it reports `event_occurred` on arrival.
+        step: the first step. It is here, and `dt0` of diffrax None, since diffrax checks a `dt0`
+            through a host callback, and programs with callbacks are never cached on disk.
     """
 
     rtol: Any
@@ -63,12 +66,13 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
     norm: Any
     budget: Any
     until: Until
+    step: Any = 1.0
 
     def wrap(self, direction: Any) -> "FlowController":
         return self
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
-        next_t1, inner = self._pid().init(terms, t0, t1, y0, dt0, args, func, error_order)
+        next_t1, inner = self._pid().init(terms, t0, t1, y0, self.step, args, func, error_order)
         one = jnp.ones_like(next_t1)
         zero = jnp.zeros((), jnp.int64)
         bracket = Bracket(one, jnp.inf * one, -one, zero, zero)
@@ -104,8 +108,16 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
 
 
 def make_controller(tolerance: Any, budget: Any, until: Until) -> FlowController:
-    """Control of `error_norm(error) <= tolerance` per step, for at most `budget` steps."""
+    """Control of `error_norm(error) <= tolerance` per step, for at most `budget` steps.
+
+    Its first step has yet to be set, with `starting`.
+    """
     return FlowController(0.0, tolerance, error_norm, budget, until)
+
+
+def starting(controller: FlowController, step: Any) -> FlowController:
+    """The controller with its first step set."""
+    return eqx.tree_at(lambda c: c.step, controller, step)
 
 
 def rewound(state: ControlState) -> ControlState:

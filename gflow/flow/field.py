@@ -15,14 +15,15 @@ kernel an operation rather than one for each leaf of the parameters.
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from gflow._layout import Layout
-from gflow._typing import Params
+from gflow._typing import Params, Scalar
 from gflow.measures import PointMeasures, measure_point
 from gflow.problem import Problem
 
-State = Float[Array, " state"]
+State = Float[Array, " state"] | Float[np.ndarray, " state"]
 """`(u, log rho, log(1 + t))`, P + 2 numbers."""
 
 
@@ -58,7 +59,7 @@ def unit_direction(state: State) -> Float[Array, " P"]:
     return direction / jnp.sqrt(jnp.sum(direction * direction))
 
 
-def vector_field(clock: Float[Array, ""], state: State, field: Field) -> State:
+def vector_field(clock: Scalar, state: State, field: Field) -> State:
     """`d state / d tau`. It does not depend on `clock`."""
     direction = unit_direction(state)
     log_norm, log1p_time = state[-2], state[-1]

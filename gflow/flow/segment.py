@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from gflow.flow.control import ControlState, FlowController, rewound
+from gflow.flow.control import ControlState, FlowController, rewound, starting
 from gflow.flow.field import Field, State, unit_direction, vector_field
 from gflow.record import Row
 
@@ -66,8 +66,8 @@ def begin(
     """A cursor at a point, about to try a step of length `step`."""
     term = diffrax.ODETerm(vector_field)
     clock, num_accepted = jnp.asarray(clock), jnp.asarray(num_accepted)
-    end, control = controller.init(
-        term, clock, jnp.inf, state, step, field, solver.func, solver.error_order(term)
+    end, control = starting(controller, step).init(
+        term, clock, jnp.inf, state, None, field, solver.func, solver.error_order(term)
     )
     solver_state = solver.init(term, clock, end, state, field)
     # diffrax starts some flags as Python bools; as arrays they look like those of a later segment.
@@ -122,11 +122,11 @@ def _solve(
         solver,
         t0=cursor.clock,
         t1=jnp.inf,
-        dt0=cursor.control.step,
+        dt0=None,
         y0=cursor.state,
         args=field,
         saveat=diffrax.SaveAt(steps=True, solver_state=True, controller_state=True),
-        stepsize_controller=controller,
+        stepsize_controller=starting(controller, cursor.control.step),
         # Nothing is differentiated through the flow, and a plain loop needs the least memory.
         adjoint=diffrax.ForwardMode(),
         max_steps=capacity,

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gflow._typing import Scalar
+
 # exp(709.8) is the largest double; kappa enters products with margins.
 MAX_LOG_KAPPA = 700.0
 
@@ -67,10 +69,10 @@ class Until(eqx.Module):
 
     def remaining(
         self,
-        log_kappa: Float[Array, ""],
-        log1p_time: Float[Array, ""],
-        log_loss: Float[Array, ""],
-        stationarity: Float[Array, ""],
+        log_kappa: Scalar,
+        log1p_time: Scalar,
+        log_loss: Scalar,
+        stationarity: Scalar,
     ) -> Float[Array, " targets"]:
         """Distance to each target, relative to it, positive until it is reached.
 
@@ -95,7 +97,7 @@ TARGETS = ("log_kappa", "log_loss", "time", "stationarity", "kappa_overflow")
 """Names of the entries of `Until.remaining`."""
 
 
-def _relative(target: Any, difference: Float[Array, ""]) -> Float[Array, ""]:
+def _relative(target: Scalar, difference: Scalar) -> Float[Array, ""]:
     scale = jnp.maximum(jnp.abs(target), 1.0)
     return jnp.where(jnp.isfinite(target), difference / scale, jnp.inf)
 

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from gflow._numerics import window_norms
 from gflow.networks._base import is_integer
+from gflow.networks._convolve import convolve
 
 Shape = tuple[int, ...]
 """Of what a layer takes or gives: (channels, height, width), or (width,) after a dense layer."""
@@ -48,8 +49,7 @@ class Convolution:
 
     def linear(self, weight: Array, image: Array) -> Array:
         """The values before the activation. Shapes: (channels, height, width)."""
-        batch = lax.conv_general_dilated(image[None], weight, self.stride, self.padding)
-        return batch[0]
+        return convolve(weight, image, self.stride, self.padding)
 
     def input_norms(self, image: Array) -> Array:
         """The norm of what each pixel of the output sees. Shapes: (1, height, width)."""
