@@ -1,14 +1,18 @@
 """gflow: the gradient flow of adversarial training, followed to its limit and certified."""
 
-from gflow import datasets, losses, measures, networks, perturbations
-from gflow.certificate import Certificate, certify
-from gflow.datasets import Dataset
-from gflow.descent import descend
-from gflow.flow import Until, integrate
-from gflow.problem import Problem
-from gflow.reference import MaxMargin, max_margin
-from gflow.results import RESULTS
-from gflow.trajectory import RunFailed, Trajectory, load
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gflow import datasets, losses, measures, networks, perturbations, report
+    from gflow.certificate import Certificate, certify
+    from gflow.datasets import Dataset
+    from gflow.descent import descend
+    from gflow.flow import Until, integrate
+    from gflow.problem import Problem
+    from gflow.reference import MaxMargin, max_margin
+    from gflow.results import RESULTS
+    from gflow.trajectory import RunFailed, Trajectory, load
 
 __version__ = "0.1.0"
 
@@ -31,4 +35,38 @@ __all__ = [
     "measures",
     "networks",
     "perturbations",
+    "report",
 ]
+
+# Where the public names live. They are imported on first use, so that the command line can print
+# its help, and refuse a wrong field, before JAX is imported.
+_HOMES = {
+    "RESULTS": "results",
+    "Certificate": "certificate",
+    "Dataset": "datasets",
+    "MaxMargin": "reference",
+    "Problem": "problem",
+    "RunFailed": "trajectory",
+    "Trajectory": "trajectory",
+    "Until": "flow",
+    "certify": "certificate",
+    "descend": "descent",
+    "integrate": "flow",
+    "load": "trajectory",
+    "max_margin": "reference",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module `gflow` has no attribute `{name}`")
+    if name not in _HOMES:
+        return import_module(f"gflow.{name}")
+    value = getattr(import_module(f"gflow.{_HOMES[name]}"), name)
+    # From now on an attribute like any other.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,13 +5,14 @@ Only declarations, and no import of JAX: help, and refusing a wrong field, take 
 
 import sys
 from collections.abc import Sequence
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
+from gflow import __version__
 from gflow.commands.reading import UserError
 
 _INTERRUPTED = 130
@@ -29,15 +30,8 @@ class _RunCommand(click.Command):
         formatter.write("\n" + fields_text(width=formatter.width, colour=colour))
 
 
-def _version() -> str:
-    try:
-        return metadata.version("gflow")
-    except metadata.PackageNotFoundError:
-        return "unknown (not installed)"
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(_version(), prog_name="gflow")
+@click.version_option(__version__, prog_name="gflow")
 def cli() -> None:
     """The gradient flow of adversarial training, integrated and certified.
 
@@ -96,7 +90,11 @@ def run(
     if not no_report:
         _check_extra("matplotlib", "jinja2")
     folder = _output_folder(output, overwrite)
-    return run_job(configuration, folder, Console(), small=quick, cache=cache, report=not no_report)
+    console = Console()
+    if not console.is_terminal:
+        # A pipe has no width; lines are not to be broken there.
+        console = Console(width=120)
+    return run_job(configuration, folder, console, small=quick, cache=cache, report=not no_report)
 
 
 @cli.command()

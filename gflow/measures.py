@@ -45,12 +45,13 @@ def measure_point(
     form: Lyu & Zhu 2022.
     """
     ascent = problem.ascent(direction, log_kappa)
-    log_loss = problem.loss.log_loss(scaled_margins(jnp.exp(log_kappa), ascent.margins))
+    kappa = jnp.exp(log_kappa)
+    log_loss = problem.loss.log_loss(scaled_margins(kappa, ascent.margins))
     return PointMeasures(
         log_loss=log_loss,
         margin=jnp.min(ascent.margins),
         clean_margin=jnp.min(problem.clean_margins(direction)),
-        smoothed_margin=problem.loss.inverse(log_loss) * jnp.exp(-log_kappa),
+        smoothed_margin=problem.loss.inverse(log_loss) / kappa,
         stationarity=sine(direction, ascent.vector),
         strength=tree_norm(ascent.vector),
     )
@@ -159,7 +160,9 @@ def euler_error(problem: Problem, params: Params) -> Float[Array, ""]:
             lambda free: problem.margins_at(free, delta), (direction,), (direction,)
         )
     largest = problem.degree * jnp.max(jnp.abs(margins))
-    return jnp.max(jnp.abs(slopes - problem.degree * margins)) / jnp.where(largest > 0, largest, 1.0)
+    return jnp.max(jnp.abs(slopes - problem.degree * margins)) / jnp.where(
+        largest > 0, largest, 1.0
+    )
 
 
 def scale_invariance_error(problem: Problem, params: Params) -> Float[Array, ""]:
@@ -175,9 +178,7 @@ def scale_invariance_error(problem: Problem, params: Params) -> Float[Array, ""]
     return jnp.maximum(change(1e-3), change(1e3)) / jnp.where(largest > 0, largest, 1.0)
 
 
-def num_support(
-    problem: Problem, params: Params, *, tolerance: float = 1e-2
-) -> Int[Array, ""]:
+def num_support(problem: Problem, params: Params, *, tolerance: float = 1e-2) -> Int[Array, ""]:
     """How many margins lie within `tolerance`, relative, of the smallest one."""
     margins = problem.margins(unit(params)[0])
     smallest = jnp.min(margins)

@@ -1,19 +1,25 @@
 """The command line: what is refused and how, what help tells, and what a job leaves behind."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gflow import Dataset, load, measures
 from gflow import configuration as tables
 from gflow.__main__ import main
+from gflow.commands import running
+from gflow.commands.building import build_dataset, build_network, build_perturbation
 from gflow.commands.explaining import example_toml, fields_text
 from gflow.commands.fields import plain_fields, sections, toml_value
 from gflow.commands.quick import quick
@@ -215,3 +221,162 @@ def test_quick_keeps_every_case():
     assert labels(small.network) == labels(Configuration().network)
     assert labels(small.perturbation) == labels(Configuration().perturbation)
     assert all(max(table.hidden) <= 4 for table in small.network)
+
+
+JOB = """
+seed = 1
+[data]
+kind = "gaussian"
+n = 12
+d = 3
+[[network]]
+kind = "deep_linear"
+hidden = [2]
+[[perturbation]]
+kind = "clean"
+[[perturbation]]
+kind = "fgm"
+radius = 0.1
+[until]
+log_loss = -2.0
+"""
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """The folder and the output of one small job, run to its end."""
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "job.toml").write_text(JOB, encoding="utf-8")
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        code = main(["run", str(folder / "job.toml"), "--output", str(folder / "out")])
+    return SimpleNamespace(code=code, folder=folder / "out", output=output.getvalue())
+
+
+def test_a_job_says_what_it_does_and_what_came_out(job):
+    assert job.code == 0
+    lines = job.output.splitlines()
+    assert "gaussian data" in lines[0] and "2 run(s)" in lines[0]
+    assert "2 of 2 runs reached" in lines[-1] and "report.html" in lines[-1]
+    for word in ("margin", "log-loss", "stationarity", "alignment", "steps", "-2.00", "reached"):
+        assert word in job.output
+
+
+def test_results_are_those_of_the_saved_trajectories(job):
+    results = json.loads((job.folder / "results.json").read_text())
+    assert results["settings"]["until"]["log_loss"] == -2.0
+    assert {"gflow", "jax", "jaxlib", "diffrax", "numpy", "python", "platform"} <= set(
+        results["versions"]
+    )
+    assert [run["perturbation"] for run in results["runs"]] == ["clean", "fgm"]
+    for run in results["runs"]:
+        trajectory = load(job.folder / run["trajectory"])
+        problem, direction = trajectory.problem, trajectory.direction
+        # Recomputed from the direction alone; rounding of a few operations.
+        expected = {
+            "margin": np.min(problem.clean_margins(direction)),
+            "adversarial_margin": np.min(problem.margins(direction)),
+            "log_loss": problem.log_loss(trajectory.params),
+            "alignment": np.min(measures.layer_alignment(direction)),
+        }
+        for name, value in expected.items():
+            assert run["figures"][name] == pytest.approx(float(value), rel=1e-9), name
+        assert run["figures"]["steps"] == trajectory.stats["num_steps"]
+        assert run["succeeded"]
+
+
+def test_a_job_can_be_repeated_from_its_folder(job):
+    again = read_configuration(job.folder / "config.toml")
+    assert again == read_configuration(job.folder.parent / "job.toml")
+
+
+def test_results_are_not_overwritten(job, capsys):
+    before = (job.folder / "results.json").read_bytes()
+    assert main(["run", "--output", str(job.folder)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (job.folder / "results.json").read_bytes() == before
+
+
+def test_the_report_is_rebuilt_from_the_folder(job, capsys):
+    page = (job.folder / "report.html").read_text()
+    (job.folder / "report.html").unlink()
+    assert main(["report", str(job.folder)]) == 0
+    assert (job.folder / "report.html").read_text() == page
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[data]\nkind = "npz"\npath = "missing.npz"', ["[data]", "missing.npz"]),
+        ('[data]\nkind = "csv"\npath = "one.csv"', ["[data]", "all labels are 1"]),
+        ('[data]\nkind = "csv"\npath = "text.csv"', ["[data]", "text.csv"]),
+        ('[data]\nkind = "digits"\npositive = 3\nnegative = 3', ["[data]", "two different digits"]),
+        (
+            '[data]\nkind = "csv"\npath = "good.csv"\n[[network]]\nkind = "deep_linear"\n'
+            '[[perturbation]]\nkind = "pgd"\norder = 2.0\nradius = 0.1\nsmoothing = 0.1',
+            ["pgd", "smoothing"],
+        ),
+    ],
+)
+def test_unusable_data_and_options_stop_before_integrating(tmp_path, capsys, text, words):
+    (tmp_path / "one.csv").write_text("1,2,1\n3,4,1\n")
+    (tmp_path / "text.csv").write_text("a,b,c\n1,2,1\n")
+    (tmp_path / "good.csv").write_text("1,2,1\n-1,-2,-1\n")
+    (tmp_path / "job.toml").write_text(text)
+    out = tmp_path / "out"
+    assert main(["run", str(tmp_path / "job.toml"), "-o", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words), error
+    assert not out.exists()
+
+
+def test_own_data_is_read(tmp_path):
+    x, y = np.array([[1.0, 2.0], [-1.0, -2.5]]), np.array([1.0, -1.0])
+    np.savez(tmp_path / "own.npz", inputs=x, y=y)
+    np.savetxt(tmp_path / "own.csv", np.column_stack([y, x]), delimiter=";", header="y;a;b")
+    npz = tables.Npz(path=tmp_path / "own.npz", x="inputs")
+    csv = tables.Csv(path=tmp_path / "own.csv", label=0, delimiter=";", skip_lines=1)
+    for table in (npz, csv):
+        dataset = build_dataset(table)
+        np.testing.assert_array_equal(dataset.x, x)
+        np.testing.assert_array_equal(dataset.y, y)
+
+
+def test_every_network_and_perturbation_is_built():
+    dataset = Dataset(np.eye(4), [1, -1, 1, -1])
+    built = [build_network(table, dataset) for table in EVERY_TABLE.network]
+    assert [network.degree for network in built] == [1, 2, 1 + 1.5, 3]
+    attacks = [build_perturbation(table) for table in EVERY_TABLE.perturbation]
+    assert [float(attack.radius) for attack in attacks] == [0.0, 0.1, 1e-9, 0.1]
+    assert [attack.order for attack in attacks] == [2.0, np.inf, np.inf, 1.0]
+
+
+def test_an_interrupt_keeps_what_was_computed(tmp_path, capsys, monkeypatch):
+    (tmp_path / "job.toml").write_text(JOB)
+    integrate = running._integrate
+    calls = []
+
+    def interrupted_at_the_second(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return integrate(*arguments)
+
+    monkeypatch.setattr(running, "_integrate", interrupted_at_the_second)
+    assert main(["run", str(tmp_path / "job.toml"), "-o", str(tmp_path / "out")]) == 130
+    assert "Interrupted" in capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["interrupted"] and results["planned"] == 2 and len(results["runs"]) == 1
+    assert "interrupted from the keyboard" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_failed_run_is_marked_and_tells_no_margin(tmp_path, capsys):
+    # 16 steps are too few for any of them.
+    arguments = ["run", "--no-report", "-o", str(tmp_path / "out"), "--set", "solver.max_steps=16"]
+    (tmp_path / "job.toml").write_text(JOB)
+    assert main([*arguments, str(tmp_path / "job.toml")]) == 1
+    output = capsys.readouterr().out
+    assert "0 of 2 runs reached" in output and "failed" in output
+    assert not (tmp_path / "out" / "report.html").exists()
+    for run in json.loads((tmp_path / "out" / "results.json").read_text())["runs"]:
+        assert not run["succeeded"] and len(run["result"]) > 20
+        assert set(run["figures"]) == {"log_loss", "log_kappa", "log1p_time", "steps"}

@@ -1,9 +1,13 @@
 """Laws that every network, perturbation and loss obeys: a new member is one more row.
 
-Everything about a row comes from one compiled function, called at several parameters.
+Everything about a row comes from one compiled function, called at several parameters. The losses
+and the gradient modes see nothing of network and perturbation but margins and their gradients:
+their four pairs are spread over the table like the colours of a map, so that every network and
+every perturbation meets every pair. Rows outside a core are marked slow, for their compilation.
 """
 
 import functools
+import itertools
 
 import equinox as eqx
 import jax
@@ -15,6 +19,7 @@ from _oracles import central_difference, lp_norm
 import gflow.losses
 import gflow.networks
 from gflow.datasets import Dataset
+from gflow.networks import Convolution, Dense
 from gflow.perturbations import FastGradient, clean, fgm, fgsm, pgd
 from gflow.problem import Problem
 
@@ -39,6 +44,7 @@ NETWORKS = {
     "mlp_smoothed": lambda: gflow.networks.mlp((3, 4, 1), power=2, smoothing=0.1),
     "mlp_classes": lambda: gflow.networks.mlp((3, 5, 3)),
     "custom": lambda: gflow.networks.custom(squared_gate, degree=3),
+    "conv": lambda: gflow.networks.conv((1, 3, 1), [Convolution(2, (2, 1)), Dense(1)]),
 }
 PERTURBATIONS = {
     "clean": lambda radius: clean(),
@@ -51,45 +57,54 @@ PERTURBATIONS = {
     "pgd_2_random": lambda radius: pgd(radius, order=2, num_steps=3, random_start=0),
     "pgd_inf_box": lambda radius: pgd(radius, num_steps=3, box=(0.0, 1.0)),
 }
-INDEX = {name: i for table in (NETWORKS, PERTURBATIONS) for i, name in enumerate(table)}
-GRADIENT = ("frozen", "total")
 LINEAR = ["linear", "deep_linear", "diagonal"]
 EXACT_ON_LINEAR = ["clean", "fgm_1", "fgm_1.3", "fgm_2", "fgsm", "pgd_1"]
+COLOURS = list(
+    itertools.product((gflow.losses.exponential(), gflow.losses.logistic()), ("frozen", "total"))
+)
+
+
+def table():
+    for i, network in enumerate(NETWORKS):
+        for j, perturbation in enumerate(PERTURBATIONS):
+            core = network == "mlp" or perturbation == "fgm_2" or i == j
+            yield pytest.param(
+                network,
+                perturbation,
+                *COLOURS[(i + j) % 4],
+                marks=() if core else pytest.mark.slow,
+                id=f"{network}-{perturbation}",
+            )
+
 
 num_traces = 0
 
 
 class Row:
-    """One network under one perturbation, with both losses.
+    """One network under one perturbation, with one loss and one gradient mode."""
 
-    The two gradient modes share the table like the colours of a chessboard.
-    """
-
-    def __init__(self, network, perturbation):
-        self.names = (network, perturbation)
-        self.mode = GRADIENT[(INDEX[network] + INDEX[perturbation]) % 2]
+    def __init__(self, network, perturbation, loss, mode):
+        self.names, self.loss, self.mode = (network, perturbation), loss, mode
         self.network = NETWORKS[network]()
         self.perturbation = PERTURBATIONS[perturbation](RADIUS)
+        self.dataset = CLASSES if network == "mlp_classes" else BINARY
         self.params = self._params(network)
-        self.here = self.observe(self.params)
+        self.delta, self.ascent = self.observe(self.params)
 
-    def problems(self, radius=RADIUS):
+    def problem(self, radius=RADIUS):
         """Rebuilt from scratch at each call."""
         network, perturbation = self.names
-        return tuple(
-            Problem(
-                NETWORKS[network](),
-                CLASSES if network == "mlp_classes" else BINARY,
-                loss=loss,
-                perturbation=PERTURBATIONS[perturbation](radius),
-                gradient=self.mode,
-            )
-            for loss in (gflow.losses.exponential(), gflow.losses.logistic())
+        return Problem(
+            NETWORKS[network](),
+            self.dataset,
+            loss=self.loss,
+            perturbation=PERTURBATIONS[perturbation](radius),
+            gradient=self.mode,
         )
 
     def observe(self, params, radius=RADIUS, log_kappa=0.0):
-        """Perturbations, and what each loss makes of the margins, at any parameters."""
-        return observe(self.problems(radius), params, np.float64(log_kappa))
+        """Perturbations and ascent at any parameters."""
+        return observe(self.problem(radius), params, np.float64(log_kappa))
 
     def _params(self, network):
         generator = np.random.default_rng(1)
@@ -101,11 +116,10 @@ class Row:
 
 
 @eqx.filter_jit
-def observe(problems, params, log_kappa):
+def observe(problem, params, log_kappa):
     global num_traces
     num_traces += 1
-    delta = problems[0].perturbations(params)
-    return delta, [problem.ascent(params, log_kappa) for problem in problems]
+    return problem.perturbations(params), problem.ascent(params, log_kappa)
 
 
 @eqx.filter_jit
@@ -118,9 +132,14 @@ def log_loss(loss, margins):
     return loss.log_loss(margins)
 
 
+@pytest.fixture
+def case(network, perturbation, loss, mode):
+    return row(network, perturbation, loss, mode)
+
+
 row = functools.cache(Row)
-rows = pytest.mark.parametrize("perturbation", PERTURBATIONS)
-networks = pytest.mark.parametrize("network", NETWORKS)
+columns = ("network", "perturbation", "loss", "mode")
+every_row = pytest.mark.parametrize(columns, list(table()))
 
 
 def scaled(factor, params):
@@ -136,141 +155,113 @@ def dot(left, right):
     return sum(jax.tree.leaves(products))
 
 
-@networks
-@rows
-def test_compiled_and_mapped_as_plain_and_alone(network, perturbation):
-    case = row(network, perturbation)
-    problem = case.problems()[0]
-    delta, (ascent, _) = case.here
-    index = 1
-    x, y = jnp.asarray(X[index]), jnp.asarray(problem.dataset.y[index])
+@every_row
+def test_compiled_and_mapped_as_plain_and_alone(case):
+    problem, index = case.problem(), 1
+    x, y = jnp.asarray(X[index]), jnp.asarray(case.dataset.y[index])
     start = None if problem.starts is None else jnp.asarray(problem.starts[index])
     with jax.disable_jit():
         params = jax.tree.map(jnp.asarray, case.params)
-        alone = problem._perturb(params, x, y, start)
-        margin = problem._margin(params, x + alone, y)
-    np.testing.assert_allclose(delta[index], alone, rtol=0, atol=1e-13)
-    np.testing.assert_allclose(ascent.margins[index], margin, rtol=0, atol=1e-13)
+        delta = problem._perturb(params, x, y, start)
+        margin = problem._margin(params, x + delta, y)
+    np.testing.assert_allclose(case.delta[index], delta, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(case.ascent.margins[index], margin, rtol=0, atol=1e-13)
 
 
-@networks
-@rows
-def test_rebuilt_problems_are_equal_and_not_traced_again(network, perturbation):
-    case = row(network, perturbation)
-    assert case.problems() == case.problems()
+@every_row
+def test_rebuilt_problems_are_equal_and_not_traced_again(case):
+    assert case.problem() == case.problem()
     before = num_traces
-    other, _ = case.observe(scaled(1.1, case.params), radius=0.1, log_kappa=1.0)
+    delta, _ = case.observe(scaled(1.1, case.params), radius=0.1, log_kappa=1.0)
     assert num_traces == before
-    assert perturbation == "clean" or not np.array_equal(other, case.here[0])
+    assert case.perturbation == clean() or not np.array_equal(delta, case.delta)
 
 
-@networks
-@rows
-def test_everything_is_double(network, perturbation):
-    leaves = jax.tree.leaves(row(network, perturbation).here)
+@every_row
+def test_everything_is_double(case):
+    leaves = jax.tree.leaves((case.delta, case.ascent))
     assert all(leaf.dtype == np.float64 and not leaf.weak_type for leaf in leaves)
 
 
-@networks
-@rows
-def test_length_of_the_perturbation(network, perturbation):
-    case = row(network, perturbation)
-    order = case.perturbation.order
-    lengths = np.array([lp_norm(delta, order) for delta in np.asarray(case.here[0])])
-    if perturbation == "clean":
+@every_row
+def test_length_of_the_perturbation(case):
+    order, one_step = case.perturbation.order, isinstance(case.perturbation, FastGradient)
+    lengths = np.array([lp_norm(delta, order) for delta in np.asarray(case.delta)])
+    if case.perturbation == clean():
         assert not lengths.any()
-    elif isinstance(case.perturbation, FastGradient) and case.perturbation.smoothing is None:
+    elif one_step and case.perturbation.smoothing is None:
         np.testing.assert_allclose(lengths[lengths > 0], RADIUS, rtol=16 * EPS)
         assert (lengths > 0).any()
     else:
         assert (lengths <= RADIUS * (1 + 16 * EPS)).all() and lengths.any()
 
 
-@networks
-@rows
-def test_homogeneity(network, perturbation):
-    case = row(network, perturbation)
-    delta, (ascent, _) = case.here
+@every_row
+def test_homogeneity(case):
     for factor in (1e-3, 3.0, 1e6):
-        other_delta, (other, _) = case.observe(scaled(factor, case.params))
+        delta, ascent = case.observe(scaled(factor, case.params))
         kappa = factor**case.network.degree
         # Rounding of a few layers and steps.
-        np.testing.assert_allclose(other_delta, delta, rtol=0, atol=1e-13)
-        np.testing.assert_allclose(other.margins / kappa, ascent.margins, rtol=0, atol=1e-13)
+        np.testing.assert_allclose(delta, case.delta, rtol=0, atol=1e-13)
+        np.testing.assert_allclose(ascent.margins / kappa, case.ascent.margins, rtol=0, atol=1e-13)
 
 
-@networks
-@rows
-def test_weights_of_other_sizes(network, perturbation):
-    case = row(network, perturbation)
-    degree, log_kappa = case.network.degree, 2.0
-    _, here = case.observe(case.params, log_kappa=log_kappa)
-    _, there = case.observe(scaled(np.exp(log_kappa / degree), case.params))
-    for ascent, other in zip(here, there, strict=True):
-        np.testing.assert_allclose(ascent.weights, other.weights, rtol=1e-12, atol=1e-13)
-        np.testing.assert_allclose(ascent.log_weight, other.log_weight, rtol=1e-12, atol=1e-12)
-        np.testing.assert_allclose(np.sum(ascent.weights), 1, rtol=16 * EPS)
+@every_row
+def test_weights_at_another_norm(case):
+    log_kappa = 2.0
+    _, read = case.observe(case.params, log_kappa=log_kappa)
+    _, there = case.observe(scaled(np.exp(log_kappa / case.network.degree), case.params))
+    np.testing.assert_allclose(read.weights, there.weights, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(read.log_weight, there.log_weight, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(np.sum(read.weights), 1, rtol=16 * EPS)
 
 
-@networks
-@rows
-def test_euler_identity(network, perturbation):
-    case = row(network, perturbation)
+@every_row
+def test_euler_identity(case):
     for log_kappa in (-1.0, 0.0, 3.0):  # weights of several kinds
-        for ascent in case.observe(case.params, log_kappa=log_kappa)[1]:
-            expected = case.network.degree * np.sum(ascent.weights * ascent.margins)
-            np.testing.assert_allclose(dot(case.params, ascent.vector), expected, atol=1e-13)
+        _, ascent = case.observe(case.params, log_kappa=log_kappa)
+        expected = case.network.degree * np.sum(ascent.weights * ascent.margins)
+        np.testing.assert_allclose(dot(case.params, ascent.vector), expected, atol=1e-13)
 
 
-@networks
-@rows
-def test_gradient_is_that_of_finite_differences(network, perturbation):
-    case = row(network, perturbation)
-    delta, ascents = case.here
+@every_row
+def test_gradient_is_that_of_finite_differences(case):
     generator = np.random.default_rng(2)
     direction = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape), case.params)
-    plain = Problem(
-        case.network,
-        case.problems()[0].dataset,
-        loss=gflow.losses.logistic(),
-    )
+    plain = Problem(case.network, case.dataset, loss=gflow.losses.logistic())
 
-    def margins(multiple):
+    def loss(multiple):
         moved = shifted(case.params, direction, multiple)
         if case.mode == "frozen":
-            return margins_at(plain, moved, delta)
-        return case.observe(moved)[1][0].margins
+            margins = margins_at(plain, moved, case.delta)
+        else:
+            margins = case.observe(moved)[1].margins
+        return np.exp(log_loss(case.loss, margins))
 
-    for problem, ascent in zip(case.problems(), ascents, strict=True):
-        # Truncation 1e-16 times a fifth derivative, rounding 1e-16 / 1e-4 times the loss.
-        difference = central_difference(
-            lambda multiple, loss=problem.loss: np.exp(log_loss(loss, margins(multiple))),
-            *(0.0, 1.0, 1e-4),
-        )
-        slope = -np.exp(ascent.log_weight) * dot(ascent.vector, direction)
-        np.testing.assert_allclose(slope, difference, rtol=1e-8, atol=1e-9)
+    # Truncation 1e-16 times a fifth derivative, rounding 1e-16 / 1e-4 times the loss.
+    difference = central_difference(loss, 0.0, 1.0, 1e-4)
+    slope = -np.exp(case.ascent.log_weight) * dot(case.ascent.vector, direction)
+    np.testing.assert_allclose(slope, difference, rtol=1e-8, atol=1e-9)
 
 
-@networks
-@rows
-def test_finite_at_huge_margins_of_either_sign(network, perturbation):
-    case = row(network, perturbation)
-    size = abs(np.asarray(case.here[1][0].margins)).max()
+@every_row
+def test_finite_at_huge_margins(case):
+    # Of either sign in most rows: labels have nothing to do with weights.
+    size = abs(np.asarray(case.ascent.margins)).max()
     params = scaled((1e4 / size) ** (1 / case.network.degree), case.params)
-    delta, ascents = case.observe(params)
-    margins = np.asarray(ascents[0].margins)
-    np.testing.assert_allclose(abs(margins).max(), 1e4, rtol=1e-12)
-    losses = [log_loss(problem.loss, margins) for problem in case.problems()]
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((delta, ascents, losses)))
+    delta, ascent = case.observe(params)
+    np.testing.assert_allclose(abs(np.asarray(ascent.margins)).max(), 1e4, rtol=1e-12)
+    total = log_loss(case.loss, np.asarray(ascent.margins))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((delta, ascent, total)))
 
 
-@pytest.mark.parametrize("network", LINEAR)
-@pytest.mark.parametrize("perturbation", EXACT_ON_LINEAR)
-def test_margins_of_linear_networks(network, perturbation):
-    case = row(network, perturbation)
+@pytest.mark.parametrize(
+    columns,
+    [row for row in table() if row.values[0] in LINEAR and row.values[1] in EXACT_ON_LINEAR],
+)
+def test_margins_of_linear_networks(case):
     predictor = np.asarray(case.network.predictor(jax.tree.map(jnp.asarray, case.params)))
-    order = case.perturbation.order
+    order, radius = case.perturbation.order, float(case.perturbation.radius)
     dual = np.inf if order == 1 else 1 / (1 - 1 / order)
-    radius = 0.0 if perturbation == "clean" else RADIUS
     expected = BINARY.y * (X @ predictor) - radius * lp_norm(predictor, dual)
-    np.testing.assert_allclose(case.here[1][0].margins, expected, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(case.ascent.margins, expected, rtol=0, atol=1e-14)
