@@ -3,6 +3,7 @@
 Only declarations, and no import of JAX: help, and refusing a wrong field, take no time.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import util
@@ -16,6 +17,7 @@ from gflow import __version__
 from gflow.commands.reading import UserError
 
 _INTERRUPTED = 130
+_MOST_JOBS = 4
 _DEFAULT_FOLDER = "gflow-run"
 
 
@@ -59,6 +61,13 @@ def cli() -> None:
 @click.option("--quick", is_flag=True, help="A small form of the job, to see whether it runs.")
 @click.option("--no-report", is_flag=True, help="Write no report.html.")
 @click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=min(os.cpu_count() or 1, _MOST_JOBS),
+    show_default=True,
+    help="Runs at once. They share the device; what is gained is the time of compiling.",
+)
+@click.option(
     "--cache",
     type=click.Path(path_type=Path, file_okay=False),
     help="Keep compiled programs in this folder; the next run of the same job starts sooner.",
@@ -71,6 +80,7 @@ def run(
     overwrite: bool,
     quick: bool,
     no_report: bool,
+    jobs: int,
     cache: Path | None,
 ) -> int:
     """Integrate every network under every perturbation.
@@ -94,7 +104,15 @@ def run(
     if not console.is_terminal:
         # A pipe has no width; lines are not to be broken there.
         console = Console(width=120)
-    return run_job(configuration, folder, console, small=quick, cache=cache, report=not no_report)
+    return run_job(
+        configuration,
+        folder,
+        console,
+        small=quick,
+        cache=cache,
+        report=not no_report,
+        workers=jobs,
+    )
 
 
 @cli.command()

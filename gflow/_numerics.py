@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from gflow._typing import Params
 
@@ -33,7 +34,7 @@ def scalar(value: Any, name: str, *, minimum: float = 0.0) -> Any:
             f"`{name}={value!r}` must be one number, not a sequence. Map over several with "
             f"`jax.vmap` or in a loop; nothing is compiled again for another `{name}`."
         )
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return value
     if np.asarray(value).dtype.kind not in "fiu":
         raise TypeError(f"`{name}={value!r}` is not a real number.")
@@ -65,7 +66,7 @@ def _scaled(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _safe_sqrt(square: jax.Array) -> jax.Array:
-    """sqrt with value and derivative 0 at 0."""
+    """Square root with value and derivative 0 at 0."""
     zero = square == 0
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
 
@@ -126,9 +127,10 @@ def scaled_margins(kappa: jax.Array, margins: jax.Array) -> jax.Array:
     Compilers fuse a product with the subtraction of the maximum that follows in `logsumexp` and
     `softmax`. Of the largest entry the fused difference leaves the rounding error of its product in
     place of 0; that error exceeds 700 once kappa does 1e19, and its exponential is 0 or infinite.
-    A maximum in between keeps the two apart, and the product finite below.
+    A maximum in between, with a bound that nothing falls below, keeps the two apart.
     """
-    return jnp.maximum(kappa * margins, np.finfo(margins.dtype).min)
+    lowest = np.finfo(margins.dtype).min
+    return jnp.maximum(kappa * margins, jnp.where(jnp.isinf(kappa), -np.inf, lowest))
 
 
 def dual_order(order: float) -> float:

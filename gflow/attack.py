@@ -1,6 +1,7 @@
 """A stronger attack than the one in training, to see whether that one is weak or masked."""
 
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -38,12 +39,12 @@ def strong_margins(problem: Problem, params: Params) -> Float[Array, "n ..."]:
         box=getattr(perturbation, "box", None),
     )
     attacked = Problem(problem.network, problem.dataset, loss=problem.loss, perturbation=attack)
-    random = [
+    random: list[Any] = [
         pgd(1.0, order=perturbation.order, random_start=seed).starts(*problem.dataset.x.shape)
         for seed in range(_NUM_RANDOM)
     ]
     starts = np.stack([np.zeros(problem.dataset.x.shape), *random])
-    return jnp.minimum(weak, _smallest(attacked, params, starts))
+    return jnp.minimum(weak, _smallest(attacked, params, jnp.asarray(starts)))
 
 
 @eqx.filter_jit

@@ -1,7 +1,7 @@
 """Is this point a KKT point of the adversarial max-margin problem?
 
-The problem is `min 1/2 |theta|^2 subject to y_i f(x_i + delta_i(theta); theta) >= 1`, whose KKT points
-are the limits of the flow's direction (Lyu & Zhu 2022). At unit norm its conditions read
+The problem is `min 1/2 |theta|^2 subject to y_i f(x_i + delta_i(theta); theta) >= 1`, whose KKT
+points are the limits of the flow's direction (Lyu & Zhu 2022). At unit norm its conditions read
 `u = sum_i lambda_i grad q_i(u)`, `lambda_i >= 0`, `lambda_i (q_i(u) - gamma) = 0`.
 """
 
@@ -37,8 +37,10 @@ _MAX_LOG_KAPPA = 700.0
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """What can be said of a point with certainty. All but `smoothed_margin` belong to its direction.
+    """What can be said of a point with certainty.
 
+    All of it belongs to the point's direction but `smoothed_margin` and what is computed with the
+    flow's own multipliers: `flow_stationarity`, `kkt_epsilon`, `kkt_delta` and `cosine`.
     Where the examples are not separated (`separated` is False) there is no KKT system, and the
     quantities that belong to it are NaN.
 
@@ -51,8 +53,8 @@ class Certificate:
             (projected gradient descent, 40 steps, from 0 and three random points; nothing but the
             training attack for orders other than 1, 2 and inf). Never above the two margins before;
             far below `normalized_margin`, the training attack is weak or masked.
-        stationarity: `|u - sum_i lambda_i grad q_i(u)|` with the multipliers below; the norm of u is
-            1, so this is relative.
+        stationarity: `|u - sum_i lambda_i grad q_i(u)|` with the multipliers below; the norm of u
+            is 1, so this is relative.
         complementarity: `L sum_i lambda_i (q_i(u) - gamma)`; 0 if only the smallest margins push.
         dual_infeasibility: the most negative multiplier, as a positive number.
         multipliers: lambda, in the shape of the margins, by non-negative least squares on
@@ -123,8 +125,8 @@ def _plain(value: Any) -> Any:
 def certify(problem: Problem, params: Params) -> Certificate:
     """Certifies a point: margins, KKT residuals, multipliers, kinks, homogeneity.
 
-    Gradients of the margins are those of the problem's gradient mode; with "frozen" perturbations the
-    KKT system is that of the flow, in which delta is held fixed while differentiating.
+    Gradients of the margins are those of the problem's gradient mode; with "frozen" perturbations
+    the KKT system is that of the flow, in which delta is held fixed while differentiating.
 
     Raises:
         TypeError, ValueError: see `gflow.validation.check_start`.
@@ -237,7 +239,7 @@ def _gradients(
     problem: Problem, direction: Params, layout: Layout, examples: np.ndarray
 ) -> np.ndarray:
     """Shapes: (margins, P)."""
-    gradients = problem.margin_gradients(direction, examples)
+    gradients = problem.margin_gradients(direction, jnp.asarray(examples))
     count = examples.size * (1 if problem.dataset.binary else problem.dataset.num_outputs - 1)
     leaves = [np.asarray(leaf).reshape(count, -1) for leaf in jax.tree.leaves(gradients)]
     return np.concatenate(leaves, axis=1)

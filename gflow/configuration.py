@@ -37,8 +37,8 @@ class Digits(Table):
     """scikit-learn's 8 x 8 handwritten digits, two classes, pixels in [0, 1]."""
 
     kind: Literal["digits"] = "digits"
-    positive: Digit = Field(3, description="the digit labelled +1")
-    negative: Digit = Field(8, description="the digit labelled -1")
+    positive: Digit = Field(default=3, description="the digit labelled +1")
+    negative: Digit = Field(default=8, description="the digit labelled -1")
 
 
 class Mnist(Table):
@@ -46,41 +46,41 @@ class Mnist(Table):
 
     kind: Literal["mnist"] = "mnist"
     path: FilePath | None = Field(
-        None,
+        default=None,
         description="folder with the four IDX files, plain or .gz; without it the environment "
         "variable GFLOW_DATA, and without that scikit-learn fetches them",
     )
-    positive: Digit = Field(3, description="the digit labelled +1")
-    negative: Digit = Field(7, description="the digit labelled -1")
-    limit: int | None = Field(None, ge=2, description="use the first so many examples")
-    split: Literal["train", "test"] = Field("train", description="which part of MNIST")
+    positive: Digit = Field(default=3, description="the digit labelled +1")
+    negative: Digit = Field(default=7, description="the digit labelled -1")
+    limit: int | None = Field(default=None, ge=2, description="use the first so many examples")
+    split: Literal["train", "test"] = Field(default="train", description="which part of MNIST")
 
 
 class Gaussian(Table):
     """Normal points labelled by a random hyperplane, moved away from it."""
 
     kind: Literal["gaussian"] = "gaussian"
-    n: int = Field(40, ge=2, description="number of examples")
-    d: Count = Field(5, description="number of inputs")
-    gap: NotNegative = Field(0.5, description="distance by which points are moved apart")
-    seed: int = Field(0, ge=0, description="seed of the points")
+    n: int = Field(default=40, ge=2, description="number of examples")
+    d: Count = Field(default=5, description="number of inputs")
+    gap: NotNegative = Field(default=0.5, description="distance by which points are moved apart")
+    seed: int = Field(default=0, ge=0, description="seed of the points")
 
 
 class RandomLabels(Table):
     """Points on the unit sphere whose labels have nothing to do with them."""
 
     kind: Literal["random_labels"] = "random_labels"
-    n: int = Field(20, ge=2, description="number of examples")
-    d: Count = Field(20, description="number of inputs")
-    seed: int = Field(0, ge=0, description="seed of the points and labels")
+    n: int = Field(default=20, ge=2, description="number of examples")
+    d: Count = Field(default=20, description="number of inputs")
+    seed: int = Field(default=0, ge=0, description="seed of the points and labels")
 
 
 class Soudry(Table):
     """Points in the plane with max-margin direction (1, 1)/sqrt(2) (Soudry et al. 2018)."""
 
     kind: Literal["soudry"] = "soudry"
-    num_random: int = Field(12, ge=0, multiple_of=2, description="points beyond the margin")
-    seed: int = Field(0, ge=0, description="seed of those points")
+    num_random: int = Field(default=12, ge=0, multiple_of=2, description="points beyond the margin")
+    seed: int = Field(default=0, ge=0, description="seed of those points")
 
 
 class Npz(Table):
@@ -88,8 +88,8 @@ class Npz(Table):
 
     kind: Literal["npz"] = "npz"
     path: FilePath = Field(description="the file, relative to the configuration file")
-    x: Name = Field("x", description="name of the array of inputs")
-    y: Name = Field("y", description="name of the array of labels")
+    x: Name = Field(default="x", description="name of the array of inputs")
+    y: Name = Field(default="y", description="name of the array of labels")
 
 
 class Csv(Table):
@@ -97,17 +97,20 @@ class Csv(Table):
 
     kind: Literal["csv"] = "csv"
     path: FilePath = Field(description="the file, relative to the configuration file")
-    label: int = Field(-1, description="column of the label: 0 is the first, -1 the last")
-    delimiter: str = Field(",", min_length=1, max_length=1, description="what parts the columns")
-    skip_lines: int = Field(0, ge=0, description="lines to skip first, such as a header")
+    label: int = Field(default=-1, description="column of the label: 0 is the first, -1 the last")
+    delimiter: str = Field(
+        default=",", min_length=1, max_length=1, description="what parts the columns"
+    )
+    skip_lines: int = Field(default=0, ge=0, description="lines to skip first, such as a header")
 
 
 class NetworkTable(Table):
     """What networks of every kind have; inputs and outputs follow from the data."""
 
-    name: Name | None = Field(None, description="what tables and figures call it")
+    name: Name | None = Field(default=None, description="what tables and figures call it")
     scale: Positive = Field(
-        1.0, description="initial weights are normal, standard deviation scale / sqrt(fan_in)"
+        default=1.0,
+        description="initial weights are normal, standard deviation scale / sqrt(fan_in)",
     )
 
 
@@ -121,32 +124,33 @@ class DeepLinear(NetworkTable):
     """f(x) = W_L ... W_1 x, degree L: the number of layers."""
 
     kind: Literal["deep_linear"] = "deep_linear"
-    hidden: list[Count] = Field([16, 16], description="widths of the hidden layers")
+    hidden: list[Count] = Field(default=[16, 16], description="widths of the hidden layers")
 
 
 class Mlp(NetworkTable):
     """Multi-layer perceptron with the activation ReLU^k."""
 
     kind: Literal["mlp"] = "mlp"
-    hidden: list[Count] = Field([32], description="widths of the hidden layers")
-    power: float = Field(1.0, ge=1, description="the k of ReLU^k")
+    hidden: list[Count] = Field(default=[32], description="widths of the hidden layers")
+    power: float = Field(default=1.0, ge=1, description="the k of ReLU^k")
     smoothing: NotNegative = Field(
-        0.0, description="mu: the kink of ReLU rounded to relative width mu, homogeneity kept"
+        default=0.0,
+        description="mu: the kink of ReLU rounded to relative width mu, homogeneity kept",
     )
-    bias: bool = Field(False, description="a constant input 1 for the first layer")
+    bias: bool = Field(default=False, description="a constant input 1 for the first layer")
 
 
 class Diagonal(NetworkTable):
     """f(x) = <u^L - v^L, x>, powers by coordinate; it starts at u = v = scale."""
 
     kind: Literal["diagonal"] = "diagonal"
-    depth: Count = Field(2, description="the degree L")
+    depth: Count = Field(default=2, description="the degree L")
 
 
 class PerturbationTable(Table):
     """What perturbations of every kind have."""
 
-    name: Name | None = Field(None, description="what tables and figures call it")
+    name: Name | None = Field(default=None, description="what tables and figures call it")
 
 
 class Clean(PerturbationTable):
@@ -160,7 +164,7 @@ class Fgm(PerturbationTable):
 
     kind: Literal["fgm"] = "fgm"
     radius: NotNegative = Field(description="length in the l_p norm, in units of the inputs")
-    order: Order = Field(2.0, description="p, from 1 to inf")
+    order: Order = Field(default=2.0, description="p, from 1 to inf")
 
 
 class Fgsm(PerturbationTable):
@@ -168,7 +172,9 @@ class Fgsm(PerturbationTable):
 
     kind: Literal["fgsm"] = "fgsm"
     radius: NotNegative = Field(description="length in the l_inf norm, in units of the inputs")
-    smoothing: NotNegative = Field(0.0, description="mu: sign(g) rounded to relative width mu")
+    smoothing: NotNegative = Field(
+        default=0.0, description="mu: sign(g) rounded to relative width mu"
+    )
 
 
 class Pgd(PerturbationTable):
@@ -176,16 +182,16 @@ class Pgd(PerturbationTable):
 
     kind: Literal["pgd"] = "pgd"
     radius: NotNegative = Field(description="radius of the l_p ball, in units of the inputs")
-    order: BallOrder = Field(float("inf"), description="p: 1, 2 or inf")
-    num_steps: Count = Field(10, description="number of steps")
+    order: BallOrder = Field(default=float("inf"), description="p: 1, 2 or inf")
+    num_steps: Count = Field(default=10, description="number of steps")
     step_size: Positive | None = Field(
-        None, description="length of a step; 2.5 radius / num_steps without it"
+        default=None, description="length of a step; 2.5 radius / num_steps without it"
     )
     random_start: int | None = Field(
-        None, ge=0, description="seed of a fixed random start; a start from 0 without it"
+        default=None, ge=0, description="seed of a fixed random start; a start from 0 without it"
     )
     smoothing: NotNegative = Field(
-        0.0, description="mu, for order inf: sign(g) rounded to relative width mu"
+        default=0.0, description="mu, for order inf: sign(g) rounded to relative width mu"
     )
 
 
@@ -193,14 +199,19 @@ class UntilTable(Table):
     """When a run stops: at the first of these that it reaches; at least one is needed."""
 
     log_loss: float | None = Field(
-        None, description="log of the loss, summed over examples, natural logarithm"
+        default=None, description="log of the loss, summed over examples, natural logarithm"
     )
     log_kappa: float | None = Field(
-        None, le=700, description="log of |params|^L, the scale of the margins"
+        default=None, le=700, description="log of |params|^L, the scale of the margins"
     )
-    time: Positive | None = Field(None, description="time t of the flow d params/dt = -grad Loss")
+    time: Positive | None = Field(
+        default=None, description="time t of the flow d params/dt = -grad Loss"
+    )
     stationarity: float | None = Field(
-        None, gt=0, lt=1, description="sine of the angle between u and sum_i p_i grad q_i(u)"
+        default=None,
+        gt=0,
+        lt=1,
+        description="sine of the angle between u and sum_i p_i grad q_i(u)",
     )
 
     @model_validator(mode="after")
@@ -213,10 +224,12 @@ class UntilTable(Table):
 class SolverTable(Table):
     """How the flow is integrated."""
 
-    name: Literal["tsit5", "dopri8"] = Field("tsit5", description="explicit Runge-Kutta method")
-    tolerance: Positive = Field(1e-6, description="error a step may make, relative")
-    max_steps: Count = Field(20_000, description="steps after which a run is given up")
-    save: int = Field(256, ge=2, description="points that a trajectory keeps, at most")
+    name: Literal["tsit5", "dopri8"] = Field(
+        default="tsit5", description="explicit Runge-Kutta method"
+    )
+    tolerance: Positive = Field(default=1e-4, description="error a step may make, relative")
+    max_steps: Count = Field(default=20_000, description="steps after which a run is given up")
+    save: int = Field(default=256, ge=2, description="points that a trajectory keeps, at most")
 
 
 Data = Annotated[
@@ -227,37 +240,37 @@ Perturbation = Annotated[Clean | Fgm | Fgsm | Pgd, Field(discriminator="kind")]
 
 MAIN_NETWORKS: list[Network] = [
     DeepLinear(name="deep linear", hidden=[16, 16]),
-    Mlp(name="ReLU MLP", hidden=[32], smoothing=0.05),
-    Mlp(name="ReLU^2 MLP", hidden=[32], power=2.0),
+    Mlp(name="ReLU MLP", hidden=[16], smoothing=0.05),
+    Mlp(name="ReLU^2 MLP", hidden=[16], power=2.0),
 ]
 MAIN_PERTURBATIONS: list[Perturbation] = [
     Clean(name="clean"),
     Fgm(name="l2-FGM", radius=0.1),
     Fgsm(name="linf-FGSM", radius=0.02, smoothing=0.1),
-    Pgd(name="l2-PGD", radius=0.1, order=2.0),
-    Pgd(name="linf-PGD", radius=0.02, smoothing=0.1),
+    Pgd(name="l2-PGD", radius=0.1, order=2.0, num_steps=5),
+    Pgd(name="linf-PGD", radius=0.02, num_steps=5, smoothing=0.1),
 ]
 
 
 class Configuration(Table):
     """One job: every network under every perturbation."""
 
-    seed: int = Field(0, ge=0, description="seed of the initial weights")
+    seed: int = Field(default=0, ge=0, description="seed of the initial weights")
     loss: Literal["exponential", "logistic"] = Field(
-        "logistic", description="loss of one margin; a data set's loss is the sum"
+        default="logistic", description="loss of one margin; a data set's loss is the sum"
     )
     gradient: Literal["frozen", "total"] = Field(
-        "frozen",
+        default="frozen",
         description="frozen: the perturbation is held fixed while differentiating, as adversarial "
         "training does; total: differentiate through it",
     )
-    data: Data = Field(Digits(), description="the examples")
-    network: list[Network] = Field(MAIN_NETWORKS, min_length=1, description="the networks")
+    data: Data = Field(default=Digits(), description="the examples")
+    network: list[Network] = Field(default=MAIN_NETWORKS, min_length=1, description="the networks")
     perturbation: list[Perturbation] = Field(
-        MAIN_PERTURBATIONS, min_length=1, description="the perturbations"
+        default=MAIN_PERTURBATIONS, min_length=1, description="the perturbations"
     )
-    until: UntilTable = Field(UntilTable(log_loss=-7.0), description="when a run stops")
-    solver: SolverTable = Field(SolverTable(), description="how the flow is integrated")
+    until: UntilTable = Field(default=UntilTable(log_loss=-5.0), description="when a run stops")
+    solver: SolverTable = Field(default=SolverTable(), description="how the flow is integrated")
 
 
 def labels(tables: list[Network] | list[Perturbation]) -> list[str]:

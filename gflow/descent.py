@@ -52,8 +52,8 @@ def descend(
 ) -> Trajectory:
     """Full-batch descent: `params <- params + update`, `num_steps` times.
 
-    Margins, losses and weights are in logarithms, as in the flow, so that a run can be compared with
-    it however small the loss.
+    Margins, losses and weights are in logarithms, as in the flow, so that a run can be compared
+    with it however small the loss.
 
     The time of a step is its length along the negative gradient of the loss,
     `dt = <update, -grad Loss> / |grad Loss|^2`: the step size for plain gradient descent, the step
@@ -131,13 +131,14 @@ def _run(problem, params, optimizer, num_steps, objective, layout, record, repor
         if not made:  # nothing was computed that could be returned
             raise
         return RESULTS.interrupted
-    return RESULTS.successful
+    return RESULTS.successful  # pyright: ignore[reportReturnType]
 
 
 @eqx.filter_jit
 def _begin(params: Params, optimizer: optax.GradientTransformation) -> _Point:
     zero = jnp.zeros(())
-    state = optimizer.init(params)
+    with jax.numpy_dtype_promotion("standard"):
+        state = optimizer.init(params)
     return _Point(params, state, zero, jnp.zeros((), jnp.int64), jnp.ones((), bool))
 
 
@@ -195,8 +196,10 @@ def _step(
     if objective == "log_loss":
         log_scale = log_scale - problem.loss.log_loss(ascent.margins)
     gradient = tree_scale(-jnp.exp(log_scale), ascent.vector)
-    update, state = optimizer.update(gradient, point.optimizer_state, point.params)
-    params = optax.apply_updates(point.params, update)
+    # Adam and others mix floats with integers, which strict dtype promotion refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        update, state = optimizer.update(gradient, point.optimizer_state, point.params)
+        params = optax.apply_updates(point.params, update)
     length = tree_norm(ascent.vector)
     along = tree_dot(update, ascent.vector) / jnp.where(length > 0, length**2, 1.0)
     forward = along > 0
@@ -236,10 +239,13 @@ def _read_between(trajectory: Trajectory, index: int, name: str, target: float) 
     def excess(share: float) -> float:
         if name == "log_loss":
             return float(problem.log_loss(between(share))) - target
-        return problem.degree * float(np.log(tree_norm(between(share)))) - target
+        length = tree_norm(jax.tree.map(jnp.asarray, between(share)))
+        return problem.degree * float(jnp.log(length)) - target
 
     # The ends bracket the value; at the very end it may be met to rounding only.
-    return between(1.0 if excess(0.0) * excess(1.0) >= 0 else float(brentq(excess, 0.0, 1.0)))
+    if excess(0.0) * excess(1.0) >= 0:
+        return between(1.0)
+    return between(float(brentq(excess, 0.0, 1.0)))  # pyright: ignore[reportArgumentType]
 
 
 register_reader("descent", _read_between)

@@ -1,7 +1,7 @@
 """Loss functions of the margin, always in logarithms.
 
-A loss is decreasing in the margin, and the loss of a data set is the **sum** over its examples. With
-classes, the margins of an example against every other class are first joined to one,
+A loss is decreasing in the margin, and the loss of a data set is the **sum** over its examples.
+With classes, the margins of an example against every other class are first joined to one,
 `q = -log sum_j exp(-m_j)`, for which the logistic loss is the cross-entropy (the multi-class
 extension of Lyu & Li 2020).
 

@@ -5,6 +5,7 @@ norm of the parameters say so.
 """
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -64,7 +65,7 @@ def at_params(problem: Problem, params: Params) -> PointMeasures:
 
 
 def normalized_margin(problem: Problem, params: Params) -> Float[Array, ""]:
-    """`min_i q_i(params / |params|)`: the adversarial margin at unit norm; independent of the norm."""
+    """`min_i q_i(params / |params|)`, the adversarial margin at unit norm."""
     return jnp.min(problem.margins(unit(params)[0]))
 
 
@@ -108,7 +109,7 @@ def layer_alignment(params: Params) -> Float[Array, " pairs"]:
     """
     layers = _matrices(params, "layer_alignment")
     factors = [jnp.linalg.svd(layer, full_matrices=False) for layer in layers]
-    pairs = zip(factors[:-1], factors[1:], strict=True)
+    pairs = pairwise(factors)
     values = [jnp.abs(jnp.dot(after[2][0], before[0][:, 0])) for before, after in pairs]
     return jnp.stack(values) if values else jnp.zeros(0)
 
@@ -159,10 +160,9 @@ def euler_error(problem: Problem, params: Params) -> Float[Array, ""]:
         margins, slopes = jax.jvp(
             lambda free: problem.margins_at(free, delta), (direction,), (direction,)
         )
-    largest = problem.degree * jnp.max(jnp.abs(margins))
-    return jnp.max(jnp.abs(slopes - problem.degree * margins)) / jnp.where(
-        largest > 0, largest, 1.0
-    )
+    expected = problem.degree * margins
+    largest = jnp.max(jnp.abs(expected))
+    return jnp.max(jnp.abs(slopes - expected)) / jnp.where(largest > 0, largest, 1.0)
 
 
 def scale_invariance_error(problem: Problem, params: Params) -> Float[Array, ""]:
@@ -186,8 +186,11 @@ def num_support(problem: Problem, params: Params, *, tolerance: float = 1e-2) ->
 
 
 def balanced_margin(predictor_margin: float, depth: int) -> float:
-    """Normalized margin of a balanced deep linear net whose product has margin gamma: `gamma
-    L^(-L/2)`, since each of its L aligned layers has norm `L^(-1/2)`."""
+    """Normalized margin `gamma L^(-L/2)` of a balanced deep linear net.
+
+    gamma is the margin of the normalized product of its layers; at unit norm of all parameters each
+    of its L aligned layers has norm `L^(-1/2)`.
+    """
     return predictor_margin * math.pow(depth, -depth / 2)
 
 
@@ -205,7 +208,7 @@ def _matrices(params: Params, name: str) -> list[Array]:
 
 
 def _pairs(layers: list[Array]) -> list[tuple[Array, Array]]:
-    return list(zip(layers[:-1], layers[1:], strict=True))
+    return list(pairwise(layers))
 
 
 __all__ = [

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Float
 from optax import projections
 
@@ -125,7 +126,7 @@ class ProjectedGradient(AbstractPerturbation):
         return uniform_in_unit_ball(generator, num_examples, num_inputs, self.order)
 
     def check_fits(self, inputs: np.ndarray) -> None:
-        if self.box is None or any(isinstance(edge, jax.core.Tracer) for edge in self.box):
+        if self.box is None or any(isinstance(edge, Tracer) for edge in self.box):
             return
         low, high = self.box
         if np.min(inputs) < low or np.max(inputs) > high:
@@ -238,9 +239,10 @@ def _order(order: Any, name: str) -> float:
             f"`{name}(order={order!r})`: the order of an l_p norm is a number in [1, inf], such as "
             "2 or `math.inf`. It decides which program is compiled, so it cannot be traced."
         )
-    if not order >= 1:
+    number = float(order)
+    if not number >= 1:
         raise ValueError(f"`{name}(order={order!r})`: the order of an l_p norm lies in [1, inf].")
-    return float(order)
+    return number
 
 
 def _is_integer(value: Any) -> bool:
@@ -265,7 +267,7 @@ def _box(box: tuple[float, float] | None) -> tuple[Any, Any] | None:
     except (TypeError, ValueError):
         raise TypeError(f"`pgd(box={box!r})`: None, or a pair (low, high).") from None
     low, high = (scalar(edge, "box", minimum=-math.inf) for edge in (low, high))
-    traced = any(isinstance(edge, jax.core.Tracer) for edge in (low, high))
+    traced = any(isinstance(edge, Tracer) for edge in (low, high))
     if not traced and low >= high:
         raise ValueError(f"`pgd(box={box!r})`: the lower edge must be below the upper edge.")
     return low, high

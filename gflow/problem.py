@@ -5,11 +5,12 @@ methods are compiled on first use.
 """
 
 import inspect
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
@@ -89,7 +90,7 @@ class Problem(eqx.Module):
         if gradient not in ("frozen", "total"):
             raise ValueError(f"`Problem(gradient={gradient!r})`: choose 'frozen' or 'total'.")
         network.check_fits(dataset.x.shape[1], dataset.num_outputs)
-        perturbation.check_fits(dataset.x)
+        perturbation.check_fits(np.asarray(dataset.x))
         self.network = network
         self.dataset = dataset
         self.loss = loss
@@ -106,8 +107,9 @@ class Problem(eqx.Module):
     def perturbations(self, params: Params) -> Float[Array, "n d"]:
         """`delta_i(params)` for every example, in input units. Shapes: (n, d)."""
         x, y = self._examples()
-        axes = (None, 0, 0, None if self.starts is None else 0)
-        return jax.vmap(self._perturb, axes)(params, x, y, self.starts)
+        starts = None if self.starts is None else jnp.asarray(self.starts)
+        axes = (None, 0, 0, None if starts is None else 0)
+        return jax.vmap(self._perturb, axes)(params, x, y, starts)
 
     @eqx.filter_jit
     def margins(self, params: Params) -> Float[Array, "n ..."]:
@@ -218,7 +220,7 @@ def _against_others(output: Float[Array, " k"], y: Int[Array, ""]) -> Float[Arra
     return output[y] - output[others]
 
 
-def _check_kind(value: object, kind: type, name: str) -> None:
+def _check_kind(value: Any, kind: type, name: str) -> None:
     if isinstance(value, kind):
         return
     # `loss=gflow.losses.logistic`, without the brackets

@@ -66,9 +66,10 @@ class Record:
         buffers = jax.tree.map(np.asarray, rows)
         each = [jax.tree.map(lambda leaf, i=i: leaf[i], buffers) for i in range(count)]
         self._rows.extend(each[:-1])
-        self._last = jax.tree.map(np.array, each[-1])
+        last = jax.tree.map(np.array, each[-1])
+        self._last = last
         self._thin()
-        return self._last
+        return last
 
     def _thin(self) -> None:
         while self.limit is not None and len(self._rows) >= self.limit:

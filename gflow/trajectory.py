@@ -263,7 +263,8 @@ class Trajectory:
         path = Path(path).with_suffix(".npz")
         text = np.asarray(json.dumps(header, default=_plain))
         columns = {f"column_{name}": values for name, values in self.columns.items()}
-        np.savez(path, header=text, vectors=self.vectors, **columns, **arrays)
+        tables = {"header": text, "vectors": self.vectors, **columns, **arrays}
+        np.savez(path, **tables)  # pyright: ignore[reportArgumentType]
         return path
 
 

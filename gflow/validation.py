@@ -1,5 +1,6 @@
 """The door: what is checked before anything is integrated."""
 
+import numbers
 from typing import Any
 
 import equinox as eqx
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gflow._numerics import tree_norm, tree_scale, unit
+from gflow._numerics import tree_scale
 from gflow._typing import Params
 from gflow.problem import Problem
 
@@ -25,7 +26,10 @@ def check_start(problem: Problem, params: Params) -> Params:
     """
     check_x64()
     if not isinstance(problem, Problem):
-        raise TypeError(f"expected a `gflow.Problem`, got {type(problem).__name__}.")
+        raise TypeError(
+            f"expected a `gflow.Problem`, got {type(problem).__name__}. It comes first: "
+            "`gflow.integrate(problem, params, ...)`."
+        )
     params = _as_arrays(params)
     _check_output(problem, params)
     _check_values(params)
@@ -48,9 +52,18 @@ def _as_arrays(params: Params) -> Params:
     if not leaves:
         raise ValueError("`params` holds no arrays. `network.init(key)` makes them.")
     for leaf in leaves:
-        if np.result_type(getattr(leaf, "dtype", type(leaf))).kind not in "fiu":
-            raise TypeError(f"`params` holds {leaf!r}; every leaf must be an array of real numbers.")
+        if not _is_real(leaf):
+            raise TypeError(
+                f"`params` holds {leaf!r}; every leaf must be an array of real numbers. Parts of a "
+                "module that are no arrays belong into the function, not into its parameters."
+            )
     return structure.unflatten([jnp.asarray(leaf, jnp.float64) for leaf in leaves])
+
+
+def _is_real(leaf: Any) -> bool:
+    if not hasattr(leaf, "dtype"):
+        return isinstance(leaf, numbers.Real) and not isinstance(leaf, bool)
+    return any(jnp.issubdtype(leaf.dtype, kind) for kind in (jnp.floating, jnp.integer))
 
 
 def _check_output(problem: Problem, params: Params) -> None:
@@ -75,7 +88,10 @@ def _check_output(problem: Problem, params: Params) -> None:
 def _check_values(params: Params) -> None:
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
     if not all(np.all(np.isfinite(leaf)) for leaf in leaves):
-        raise ValueError("`params` holds NaN or infinity.")
+        raise ValueError(
+            "`params` holds NaN or infinity. Usually an earlier run diverged, or the "
+            "initialisation overflowed."
+        )
     if not any(np.any(leaf) for leaf in leaves):
         raise ValueError(
             "`params` is zero. Zero has no direction and is a stationary point of every "
@@ -84,42 +100,46 @@ def _check_values(params: Params) -> None:
 
 
 def _check_degree(problem: Problem, params: Params) -> None:
-    error = float(_degree_error(problem, params))
-    if not error <= _DEGREE_TOLERANCE:
+    error = float(_degree_error(problem, _nearby_direction(params)))
+    if np.isnan(error):
+        raise ValueError(
+            "The network gives NaN or infinity at parameters of norm 1/2 to 2. Look for a division "
+            "by zero or an overflow in `network.apply(params, x)`."
+        )
+    if error > _DEGREE_TOLERANCE:
         raise ValueError(
             f"The network is not homogeneous of degree {problem.degree:g}: f(x; c params) differs "
-            f"from c^{problem.degree:g} f(x; params) by {error:.1e}, relative to the largest output. "
-            "Usually the claimed degree is wrong, or a bias beyond the first layer, a residual "
-            "connection or a normalisation breaks homogeneity."
+            f"from c^{problem.degree:g} f(x; params) by {error:.1e}, relative to the largest "
+            "output. Usually the claimed degree is wrong, or a bias beyond the first layer, a "
+            "residual connection or a normalisation breaks homogeneity."
         )
 
 
 @eqx.filter_jit
-def _degree_error(problem: Problem, params: Params) -> Any:
-    """Largest `|f(x; c u) - c^L f(x; u)|`, c = 1/2 and 2, relative to the largest output.
-
-    u is a direction near that of `params`: at `params` itself biases may still be zero and hide.
-    """
-    near = unit(_jittered(unit(params)[0]))[0]
+def _degree_error(problem: Problem, direction: Params) -> Any:
+    """Largest `|f(x; c u) - c^L f(x; u)|`, c = 1/2 and 2, relative to the largest output."""
     apply = jax.vmap(problem.network.apply, (None, 0))
     inputs = jnp.asarray(problem.dataset.x)[:64]
 
     def error(factor: float) -> Any:
-        expected = factor**problem.degree * apply(near, inputs)
-        difference = jnp.max(jnp.abs(apply(tree_scale(factor, near), inputs) - expected))
+        expected = factor**problem.degree * apply(direction, inputs)
+        difference = jnp.max(jnp.abs(apply(tree_scale(factor, direction), inputs) - expected))
         largest = jnp.max(jnp.abs(expected))
-        return difference / jnp.where(largest > 0, largest, 1.0)
+        return difference / jnp.where(largest == 0, 1.0, largest)
 
     return jnp.maximum(error(0.5), error(2.0))
 
 
-def _jittered(params: Params) -> Params:
+def _nearby_direction(params: Params) -> Params:
+    """A direction near that of `params`, at which biases that are still zero do not hide.
+
+    In NumPy, since a normal draw in JAX takes most of a second to compile.
+    """
     leaves, structure = jax.tree.flatten(params)
-    count = sum(leaf.size for leaf in leaves)
-    spread = 0.1 * tree_norm(params) / jnp.sqrt(float(count))
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    noisy = [
-        leaf + spread * jax.random.normal(key, leaf.shape, leaf.dtype)
-        for key, leaf in zip(keys, leaves, strict=True)
-    ]
-    return structure.unflatten(noisy)
+    flat = np.concatenate([np.ravel(leaf) for leaf in leaves])
+    flat = flat / np.max(np.abs(flat))
+    noise = np.random.default_rng(0).normal(size=flat.size)
+    flat = flat / np.linalg.norm(flat) + 0.1 * noise / np.sqrt(flat.size)
+    parts = np.split(flat / np.linalg.norm(flat), np.cumsum([leaf.size for leaf in leaves])[:-1])
+    shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    return structure.unflatten([jnp.asarray(leaf) for leaf in shaped])

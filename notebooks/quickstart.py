@@ -56,7 +56,7 @@ print(f"{len(digits)} examples of {digits.x.shape[1]} pixels, {int((digits.y > 0
 
 # %%
 network = networks.deep_linear((64, 8, 1))
-radius = 0.3
+radius = 0.1
 problem = gflow.Problem(
     network,
     digits,
@@ -74,7 +74,7 @@ print(f"largest adversarial margin of a unit predictor: {reference.margin:.6f}")
 # targets in `Until` is reached.
 
 # %%
-until = gflow.Until(log_loss=0.0 if smoke else -8.0)
+until = gflow.Until(log_loss=2.0 if smoke else -6.0)
 trajectory = gflow.integrate(problem, start, until=until, tolerance=1e-6)
 print(trajectory)
 print(trajectory.stats)
@@ -131,10 +131,10 @@ nonlinear = gflow.Problem(
     perturbation=perturbations.fgsm(0.02, smoothing=0.1),
 )
 initial = square.init(1)
-end = 0.02 if smoke else 0.3
+end = 0.005 if smoke else 0.05
 flow = gflow.integrate(nonlinear, initial, until=gflow.Until(time=end), tolerance=1e-6)
 distances = {}
-for step_size in (4e-3, 1e-3):
+for step_size in (2e-4, 5e-5):
     descent = gflow.descend(
         nonlinear, initial, optax.sgd(step_size), num_steps=round(end / step_size), save=None
     )

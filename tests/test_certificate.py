@@ -71,7 +71,8 @@ def test_the_max_margin_direction_is_certified(linear):
     # `max_margin` speaks of w = u / margin: its multipliers are those at unit norm over the margin.
     np.testing.assert_allclose(found.multipliers, best.margin * best.multipliers, atol=1e-9)
     assert found.num_support == len(best.support)
-    assert list(np.flatnonzero(found.multipliers)) == sorted(best.support)
+    positive = found.multipliers > 1e-8 * found.multipliers.max()
+    assert list(np.flatnonzero(positive)) == sorted(best.support)
     assert len(found.kinks) == 0
     assert found.examined == len(DATA)
     assert found.euler_error < 1e-14 and found.scale_invariance_error < 1e-14
@@ -91,13 +92,13 @@ def test_on_linear_networks_no_attack_is_stronger_than_the_exact_one(linear):
 @settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), log_size=st.floats(-9, 0))
 def test_a_certificate_is_never_kinder_than_the_truth(linear, seed, log_size):
-    """At any direction v at the angle theta from the best one, with residual r and complementarity C,
+    """At a direction v at the angle theta from the best one, with residual r and complementarity C,
 
         sin^2(theta) <= C + sin(theta) r.
 
     For <u, z_i - eps s> >= gamma sum_i lambda_i gives `gamma sum lambda <= cos theta - <u, r>`; the
-    margin of v is at most `gamma cos theta`; and `1 - C` is the margin of v times `sum lambda`, plus
-    <v, r>.
+    margin of v is at most `gamma cos theta`; and `1 - C` is the margin of v times `sum lambda`,
+    plus <v, r>.
     """
     problem, best = linear
     offset = np.random.default_rng(seed).normal(size=3)
@@ -379,9 +380,9 @@ def test_an_example_on_a_neurons_kink_is_named(first, kinks):
 
 
 def test_at_a_kink_the_whole_subdifferential_counts():
-    """The linear predictor of one example, (2, 1), and its mirror image under FGSM of radius 1.2 has
-    the limit (1, 0): the second coordinate is beyond saving. No gradient there is along (1, 0), but
-    a mean of those on both sides is."""
+    """The linear predictor of (2, 1) and its mirror image under FGSM of radius 1.2 has the limit
+    (1, 0): the second coordinate is beyond saving. No gradient there is along (1, 0), but a mean of
+    those on both sides is."""
     data = datasets.Dataset([[2.0, 1.0], [-2.0, -1.0]], [1.0, -1.0])
     best = gflow.max_margin(data, radius=1.2, order=math.inf)
     np.testing.assert_allclose(best.direction, [1.0, 0.0], atol=1e-15)

@@ -1,6 +1,7 @@
 """Measures against NumPy, closed forms, and their own laws."""
 
 import math
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,13 @@ _generator = np.random.default_rng(7)
 PARAMS = (_generator.normal(size=(4, 3)), _generator.normal(size=(1, 4)))
 DIRECTION = unit(PARAMS)
 JAX_PARAMS, JAX_DIRECTION = (tuple(map(jnp.asarray, p)) for p in (PARAMS, DIRECTION))
+MEASURES_OF_LAYERS = (
+    "layer_alignment",
+    "stable_ranks",
+    "balancedness",
+    "ji_telgarsky_excess",
+    "ji_telgarsky_bound",
+)
 LOSSES = {"exponential": losses.exponential(), "logistic": losses.logistic()}
 
 
@@ -79,7 +87,7 @@ def test_the_smoothed_margin_lies_below_the_normalized_one(measured, log_kappa):
 
 @pytest.mark.parametrize("log_kappa", [45.0, 60.0, 200.0, 690.0])
 def test_nothing_is_lost_where_kappa_exceeds_every_digit(measured, log_kappa):
-    """From kappa 1e19 on a fused multiply-add in `logsumexp(-kappa q)` would leave 0 or infinity."""
+    """A fused multiply-add in `logsumexp(-kappa q)` would leave 0 or infinity from 1e19 on."""
     loss, measure = measured
     found = measure(log_kappa)
     at_unit = margins(DIRECTION, DATA, RADIUS)
@@ -159,7 +167,7 @@ def test_sine_keeps_the_digits_of_small_angles(angle, scale):
     ],
 )
 def test_sine_is_one_from_a_right_angle_on(vector, value):
-    assert float(measures.sine(jnp.array([1.0, 0.0]), jnp.array(vector))) == value
+    assert float(measures.sine(jnp.array([1.0, 0.0]), jnp.array(vector, float))) == value
 
 
 def test_direction_distance():
@@ -238,7 +246,7 @@ def test_the_bound_against_its_formula_and_above_the_excess(widths, seed):
     squares = [np.sum(layer**2) for layer in layers]
     gaps = [
         np.abs(np.linalg.eigvalsh(before @ before.T - after.T @ after)).max()
-        for before, after in zip(layers[:-1], layers[1:], strict=True)
+        for before, after in pairwise(layers)
     ]
     bound = float(measures.ji_telgarsky_bound(layers))
     assert bound == pytest.approx(max(squares) - squares[-1] + sum(gaps), rel=1e-12)

@@ -206,7 +206,7 @@ def assert_close(found, expected, relative):
 
 
 # Rounding of sums of at most 100 terms in at most 5 layers, whose powers multiply it by the degree.
-ROUNDING = 1e-13
+ROUNDING = 1e-12
 
 
 def test_outputs_are_those_of_plain_numpy(case):

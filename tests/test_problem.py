@@ -1,4 +1,4 @@
-"""What a problem says of parameters: values, gradients of both modes, extremes, compilation."""
+"""What a problem says of parameters: values, gradients of both modes, extremes."""
 
 import equinox as eqx
 import jax
@@ -10,7 +10,7 @@ from _oracles import central_difference, mlp_forward, mlp_input_gradient, steepe
 import gflow.losses
 import gflow.networks
 from gflow.datasets import Dataset, soudry
-from gflow.perturbations import fgm, fgsm, pgd
+from gflow.perturbations import AbstractPerturbation, fgm
 from gflow.problem import Problem
 
 EPS = np.finfo(np.float64).eps
@@ -77,9 +77,10 @@ def test_values(name):
     np.testing.assert_allclose(problem.log_loss(weights), np.log(terms.sum()), rtol=1e-13)
 
 
-@pytest.mark.parametrize("name", COVERED)
-@pytest.mark.parametrize("loss", [EXPONENTIAL, LOGISTIC], ids=["exponential", "logistic"])
 @pytest.mark.parametrize("mode", ["frozen", "total"])
+@pytest.mark.parametrize(
+    ("name", "loss"), [("binary", EXPONENTIAL), ("binary", LOGISTIC), ("classes", LOGISTIC)]
+)
 def test_gradient(name, loss, mode):
     weights = COVERED[name][2]
     problem = build(name, loss=loss, gradient=mode)
@@ -108,6 +109,19 @@ def test_gradient(name, loss, mode):
         )
 
 
+@pytest.mark.parametrize(("name", "mode"), [("binary", "total"), ("classes", "frozen")])
+def test_gradients_of_single_margins(name, mode):
+    weights = COVERED[name][2]
+    problem = build(name, gradient=mode)
+    ascent = problem.ascent(weights)
+    every = problem.margin_gradients(weights, np.arange(6))
+    for single, together in zip(every, ascent.vector, strict=True):
+        weighted = np.tensordot(ascent.weights, single, axes=ascent.weights.ndim)
+        np.testing.assert_allclose(weighted, together, atol=1e-14)
+    chosen = problem.margin_gradients(weights, np.array([4, 1]))
+    np.testing.assert_allclose(chosen[0], np.asarray(every[0])[[4, 1]], atol=1e-14)
+
+
 def relative_difference(left, right):
     pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
     return max(float(np.max(abs(a - b)) / np.max(abs(a))) for a, b in pairs)
@@ -127,39 +141,45 @@ def test_modes_agree_for_linear_networks_and_differ_for_others():
     ]
     assert relative_difference(*both) < 1e-13
     both = [build(gradient=mode).gradient(WEIGHTS) for mode in ("frozen", "total")]
-    assert relative_difference(*both) > 1e-2
+    assert relative_difference(*both) > 1e-3
+
+
+class Held(AbstractPerturbation):
+    """Perturbations that do not move with the parameters."""
+
+    delta: np.ndarray
+    order: float = eqx.field(static=True, default=2.0)
+    radius: float = eqx.field(static=True, default=1.0)
+
+    def __call__(self, margin, x, start):
+        return start
+
+    def starts(self, num_examples, num_inputs):
+        return self.delta
 
 
 def test_derivative_of_the_frozen_gradient_sees_the_perturbation_move():
     # What an implicit solver needs: delta is frozen in the gradient, not in the field.
     problem = build()
+    held = build(perturbation=Held(np.asarray(problem.perturbations(WEIGHTS))))
     direction = tuple(_generator.normal(size=weight.shape) for weight in WEIGHTS)
-    field = eqx.filter_jit(lambda weights: problem.ascent(weights).vector)
-    derivative = eqx.filter_jit(lambda w, v: jax.jvp(field, (w,), (v,))[1])(WEIGHTS, direction)
-    stopped = eqx.filter_jit(
-        lambda w, v, delta: jax.jvp(
-            lambda w: jax.grad(lambda w: jnp.sum(problem.margins_at(w, delta)))(w), (w,), (v,)
-        )[1]
-    )
-    for layer in range(2):
-        difference = central_difference(
-            lambda step, layer=layer: field(
-                tuple(w + step * v for w, v in zip(WEIGHTS, direction, strict=True))
-            )[layer],
-            *(0.0, 1.0, 1e-4),
-        )
-        np.testing.assert_allclose(derivative[layer], difference, rtol=1e-7, atol=1e-8)
-    # The comparison can fail: with one example's worth of weights, delta held still is not enough.
-    alone = Problem(COVERED["binary"][0], BINARY, loss=EXPONENTIAL, perturbation=fgm(RADIUS))
-    total = eqx.filter_jit(
-        lambda w, v: jax.jvp(
-            lambda w: jax.grad(lambda u: jnp.sum(alone.margins_at(u, alone.perturbations(w))))(w),
-            (w,),
-            (v,),
-        )[1]
-    )
-    still = stopped(WEIGHTS, direction, alone.perturbations(WEIGHTS))
-    assert relative_difference(total(WEIGHTS, direction), still) > 1e-2
+
+    @eqx.filter_jit
+    def field_and_derivative(problem, weights):
+        return jax.jvp(lambda point: problem.ascent(point).vector, (weights,), (direction,))
+
+    def field(step):
+        moved = tuple(w + step * v for w, v in zip(WEIGHTS, direction, strict=True))
+        return np.concatenate([np.ravel(v) for v in field_and_derivative(problem, moved)[0]])
+
+    value, derivative = field_and_derivative(problem, WEIGHTS)
+    difference = central_difference(field, 0.0, 1.0, 1e-4)
+    flat = np.concatenate([np.ravel(leaf) for leaf in derivative])
+    np.testing.assert_allclose(flat, difference, rtol=1e-7, atol=1e-8)
+    # The same gradient with perturbations that stay put has another derivative.
+    same, other = field_and_derivative(held, WEIGHTS)
+    assert relative_difference(value, same) < 1e-13
+    assert relative_difference(derivative, other) > 1e-3
 
 
 def test_ascent_where_the_gradient_underflows():
@@ -181,6 +201,28 @@ def test_ascent_where_the_gradient_underflows():
     there = problem.ascent(large)
     np.testing.assert_allclose(there.margins, np.exp(600.0) * ascent.margins, rtol=1e-13)
     np.testing.assert_allclose(there.log_weight, ascent.log_weight, rtol=1e-13)
+
+
+def test_weights_at_any_norm():
+    # A product fused with the subtraction of the maximum would leave its rounding error, e^1e200.
+    problem = Problem(gflow.networks.linear(3), BINARY, loss=LOGISTIC)
+    weights = (np.array([[0.3, -1.0, 0.5]]),)
+    margins = np.asarray(problem.clean_margins(weights))
+    nearest = margins == margins.min()
+    assert margins.min() < 0 < margins.max() and nearest.sum() == 1
+    for sign in (1.0, -1.0):
+        for log_kappa in (10.0, 40.0, 50.0, 100.0, 400.0, 700.0):
+            ascent = problem.ascent(tuple(sign * w for w in weights), log_kappa)
+            # All examples on the wrong side have slope -1; those on the right side none.
+            wrong = sign * margins < 0
+            np.testing.assert_allclose(ascent.weights, wrong / wrong.sum(), atol=1e-12)
+            np.testing.assert_allclose(ascent.log_weight, np.log(wrong.sum()), rtol=4 * EPS)
+    problem = Problem(gflow.networks.linear(3), BINARY, loss=EXPONENTIAL)
+    for log_kappa in (10.0, 40.0, 50.0, 100.0, 400.0, 700.0):
+        ascent = problem.ascent(weights, log_kappa)
+        np.testing.assert_allclose(ascent.weights, nearest, atol=1e-12)
+        expected = -np.exp(log_kappa) * margins.min()
+        np.testing.assert_allclose(ascent.log_weight, expected, rtol=1e-13)
 
 
 def test_attack_at_a_tie_takes_one_rival():
@@ -211,89 +253,3 @@ def test_two_classes_are_a_binary_problem():
     ascent = classes.ascent(pair)
     assert ascent.weights.shape == (6, 1)
     np.testing.assert_allclose(ascent.weights[:, 0], binary.ascent((weight,)).weights, rtol=1e-13)
-
-
-class Counted:
-    """Counts how often a network is traced."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def __call__(self, params, x):
-        self.calls += 1
-        return params[0] @ x
-
-
-def test_what_is_swept_is_not_compiled_again():
-    counted, weights = Counted(), (np.array([0.3, -1.0, 0.5]),)
-
-    def problem(perturbation):
-        network = gflow.networks.custom(counted, degree=1)
-        return Problem(network, BINARY, loss=LOGISTIC, perturbation=perturbation)
-
-    def traces(perturbation, log_kappa=0.0):
-        before = counted.calls
-        built = problem(perturbation)
-        for method in (built.margins, built.log_loss, built.gradient, built.perturbations):
-            method(weights)
-        built.ascent(weights, log_kappa)
-        return counted.calls - before
-
-    assert problem(fgm(0.1)) == problem(fgm(0.1)) != problem(fgm(0.2))
-    assert traces(fgsm(0.1, smoothing=0.1)) > 0
-    assert traces(fgsm(0.2, smoothing=0.1), log_kappa=600.0) == 0
-    assert traces(fgsm(0.0, smoothing=0.3), log_kappa=1) == 0
-    assert traces(fgsm(np.float32(0.2), smoothing=jnp.asarray(0.1)), log_kappa=np.float64(2)) == 0
-    assert traces(pgd(0.1, step_size=0.05, box=(-9, 9), random_start=0)) > 0
-    assert traces(pgd(0.0, step_size=0.01, box=(-8, 8), random_start=0)) == 0
-    # Another program is compiled: the counter can count.
-    assert traces(fgm(0.1)) > 0
-    assert traces(fgm(0.2)) == 0
-
-
-def test_many_radii_in_one_program():
-    radii = np.array([0.0, 0.1, RADIUS])
-    network, dataset, _ = COVERED["binary"]
-
-    @eqx.filter_jit
-    def sweep(radii, weights):
-        def margins(radius):
-            return Problem(network, dataset, loss=LOGISTIC, perturbation=fgm(radius)).margins(
-                weights
-            )
-
-        return jax.vmap(margins)(radii)
-
-    swept = np.asarray(sweep(radii, WEIGHTS))
-    np.testing.assert_allclose(swept[0], build().clean_margins(WEIGHTS), rtol=1e-13)
-    np.testing.assert_allclose(swept[2], build().margins(WEIGHTS), rtol=1e-13)
-
-
-def test_random_starts_belong_to_the_examples():
-    problem = build(perturbation=pgd(RADIUS, order=2, random_start=0, num_steps=1))
-    assert problem.starts.shape == X.shape and build().starts is None
-    same = Dataset(np.repeat(X[:1], 6, axis=0), BINARY.y)  # each its own start, at equal inputs
-    problem = Problem(problem.network, same, loss=LOGISTIC, perturbation=problem.perturbation)
-    delta = np.asarray(problem.perturbations(WEIGHTS))
-    assert len(np.unique(delta[:, 0])) == 6
-    np.testing.assert_array_equal(delta, problem.perturbations(WEIGHTS))
-
-
-NETWORK = COVERED["binary"][0]
-REFUSED = [
-    (TypeError, "loss", lambda: Problem(NETWORK, BINARY, loss=gflow.losses.logistic)),
-    (TypeError, "loss", lambda: Problem(NETWORK, BINARY, loss="logistic")),
-    (TypeError, "network", lambda: Problem(gflow.networks.mlp, BINARY, loss=LOGISTIC)),
-    (TypeError, "dataset", lambda: Problem(NETWORK, X, loss=LOGISTIC)),
-    (TypeError, "perturbation", lambda: Problem(NETWORK, BINARY, loss=LOGISTIC, perturbation=0.1)),
-    (ValueError, "inputs", lambda: Problem(gflow.networks.linear(4), BINARY, loss=LOGISTIC)),
-    (ValueError, "outputs|labels", lambda: Problem(NETWORK, CLASSES, loss=LOGISTIC)),
-    (ValueError, "box", lambda: build(perturbation=pgd(0.1, box=(0.0, 1.0)))),
-    ((TypeError, ValueError), "gradient", lambda: build(gradient="frosted")),
-]
-
-
-@pytest.mark.parametrize(("error", "names", "call"), REFUSED)
-def test_refusals(error, names, call):
-    with pytest.raises(error, match=names):
-        call()

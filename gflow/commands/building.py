@@ -1,5 +1,6 @@
 """From a `Configuration` to problems with their starts. Here JAX is first imported."""
 
+import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -80,7 +81,11 @@ def build_dataset(table: tables.Data) -> datasets.Dataset:
 
 
 def _read_npz(table: tables.Npz) -> datasets.Dataset:
-    with np.load(table.path, allow_pickle=False) as arrays:
+    try:
+        arrays = np.load(table.path, allow_pickle=False)
+    except (ValueError, zipfile.BadZipFile, EOFError):
+        raise ValueError(f"`{table.path}` is no NumPy .npz file.") from None
+    with arrays:
         missing = [name for name in (table.x, table.y) if name not in arrays]
         if missing:
             raise ValueError(
@@ -91,9 +96,14 @@ def _read_npz(table: tables.Npz) -> datasets.Dataset:
 
 
 def _read_csv(table: tables.Csv) -> datasets.Dataset:
-    values = np.loadtxt(
-        table.path, delimiter=table.delimiter, skiprows=table.skip_lines, ndmin=2, encoding="utf-8"
-    )
+    layout = {"delimiter": table.delimiter, "skiprows": table.skip_lines, "ndmin": 2}
+    try:
+        values = np.loadtxt(table.path, encoding="utf-8", **layout)
+    except ValueError as error:
+        raise ValueError(
+            f"`{table.path}` is no table of numbers: {error} Set `data.skip_lines` to pass over a "
+            "header, and `data.delimiter`."
+        ) from None
     columns = values.shape[1]
     if not -columns <= table.label < columns or columns < 2:
         raise ValueError(

@@ -1,11 +1,12 @@
 """What a person sees: a line for each finished run, live progress between, a table at the end."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -13,19 +14,17 @@ from gflow.report.record import COLUMNS, Record, Results, write_cell
 
 
 class Display:
-    """Live progress of a job: how many runs are done, and how far the present one is.
+    """Live progress of a job: a line for each run in progress, and one for each that is finished.
 
     Where the output is no terminal, only the lines of finished runs are written.
     """
 
-    def __init__(self, console: Console, planned: int):
-        self._console = console
-        self._planned = planned
-        self._done = 0
-        self._progress = Progress(
+    def __init__(self, console: Console):
+        self.console = console
+        self.bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=20),
             TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
             console=console,
@@ -33,17 +32,27 @@ class Display:
         )
 
     def __enter__(self) -> "Display":
-        self._progress.start()
-        self._task = self._progress.add_task("", total=1.0, state="")
+        self.bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self.bars.stop()
 
-    def begin(self, network: str, perturbation: str) -> None:
-        """Names the run that is about to be integrated."""
-        self._label = f"[{self._done + 1}/{self._planned}] {network}, {perturbation}"
-        self._progress.reset(self._task, total=1.0, description=self._label, state="compiling")
+    @contextlib.contextmanager
+    def run(self, label: str) -> Iterator["ShownRun"]:
+        """A line for the run `label` while it is in progress."""
+        task = self.bars.add_task(label, total=1.0, state="compiling")
+        try:
+            yield ShownRun(self, label, task)
+        finally:
+            self.bars.remove_task(task)
+
+
+class ShownRun:
+    """The line of one run in progress."""
+
+    def __init__(self, display: Display, label: str, task: TaskID):
+        self._display, self._label, self._task = display, label, task
 
     def progress(self, targets: dict[str, float]) -> Callable[[dict[str, float]], None]:
         """A function for `integrate(progress=...)` that moves the bar towards the targets."""
@@ -55,13 +64,12 @@ class Display:
             fraction = max([_fraction(name, start, status, to) for name, to in targets.items()])
             loss = _column("log_loss").write(status["log_loss"])
             state = f"{status['steps']:.0f} steps, log-loss {loss}"
-            self._progress.update(self._task, completed=fraction, state=state)
+            self._display.bars.update(self._task, completed=fraction, state=state)
 
         return show
 
     def finish(self, run: Record) -> None:
-        """Writes the line of a finished run."""
-        self._done += 1
+        """Writes the line of the finished run."""
         loss = write_cell(run, _column("log_loss"))
         line = Text(f"{self._label:<32}")
         if run.succeeded:
@@ -71,7 +79,7 @@ class Display:
             line.append(f"failed, log-loss {loss}", style="red")
         steps = write_cell(run, _column("steps"))
         line.append(f", {steps} steps, {run.seconds:.1f} s", style="dim")
-        self._console.print(line, soft_wrap=True)
+        self._display.console.print(line, soft_wrap=True)
 
 
 def _fraction(name: str, start: dict[str, float], status: dict[str, float], target: float) -> float:

@@ -1,6 +1,9 @@
 """`gflow run`: every case in turn, into a folder of results that outlives Ctrl-C."""
 
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,8 +31,9 @@ class Job:
     console: Console
     cases: list[Any]
     started: float
-    interrupted: bool = False
-    records: list[Any] = field(default_factory=list)
+    workers: int = 1
+    interrupted: threading.Event = field(default_factory=threading.Event)
+    records: dict[tuple[str, str], Any] = field(default_factory=dict)
     trajectories: dict[tuple[str, str], Any] = field(default_factory=dict)
 
 
@@ -41,6 +45,7 @@ def run_job(
     small: bool = False,
     cache: Path | None = None,
     report: bool = True,
+    workers: int = 1,
 ) -> int:
     """Runs every case, prints the table, writes the folder; the exit code of the command.
 
@@ -59,7 +64,7 @@ def run_job(
 
         cases = build_cases(configuration, num_examples=NUM_EXAMPLES if small else None)
     _prepare_folder(folder, configuration)
-    job = Job(configuration, folder, console, cases, started)
+    job = Job(configuration, folder, console, cases, started, workers)
     _integrate_all(job)
     return _conclude(job, report)
 
@@ -102,44 +107,63 @@ def _set_up_jax(cache: Path | None) -> None:
 
 
 def _integrate_all(job: Job) -> None:
+    """Integrates all cases, several at once: while one is compiled another is integrated."""
     from gflow.commands.display import Display
 
-    with Display(job.console, len(job.cases)) as display:
+    with Display(job.console) as display, ThreadPoolExecutor(job.workers) as pool:
+        runs = [
+            pool.submit(_integrate_one, job, index, case, display)
+            for index, case in enumerate(job.cases)
+        ]
         try:
-            for case in job.cases:
-                display.begin(case.network, case.perturbation)
-                _integrate_one(job, case, display)
-                display.finish(job.records[-1])
-                if job.interrupted:
-                    break
+            for run in as_completed(runs):
+                _keep(job, run)
         except KeyboardInterrupt:
-            job.interrupted = True
+            job.interrupted.set()
+            job.console.print("Interrupted: waiting for the runs in progress to stop.")
+            for run in runs:
+                run.cancel()
+    for run in runs:
+        _keep(job, run)
 
 
-def _integrate_one(job: Job, case: Any, display: Any) -> None:
-    from gflow.report.record import record, write_results
+def _integrate_one(job: Job, index: int, case: Any, display: Any) -> tuple[Any, Any] | None:
+    """A record and its trajectory; None where the job was interrupted before."""
+    from gflow.report.record import record
 
+    if job.interrupted.is_set():
+        return None
     begun = time.perf_counter()
-    trajectory = _integrate(job.configuration, case, display)
-    seconds = time.perf_counter() - begun
-    file = f"trajectories/{len(job.records) + 1:02d}.npz"
-    trajectory.save(job.folder / file)
-    job.records.append(
-        record(
+    label = f"[{index + 1}/{len(job.cases)}] {case.network}, {case.perturbation}"
+    with display.run(label) as shown:
+        trajectory = _integrate(job.configuration, case, _stoppable(job, shown))
+        file = f"trajectories/{index + 1:02d}.npz"
+        trajectory.save(job.folder / file)
+        found = record(
             trajectory,
             network=case.network,
             perturbation=case.perturbation,
-            seconds=seconds,
+            seconds=time.perf_counter() - begun,
             file=file,
         )
-    )
-    job.trajectories[case.network, case.perturbation] = trajectory
-    job.interrupted = trajectory.result_name == "interrupted"
-    # After every run, so that a machine that goes down leaves what was computed.
-    write_results(_results(job), job.folder)
+        shown.finish(found)
+    return found, trajectory
 
 
-def _integrate(configuration: Configuration, case: Any, display: Any) -> Any:
+def _stoppable(job: Job, shown: Any) -> Callable[[dict[str, float]], None]:
+    """A progress report that stops its run once the job is interrupted."""
+    show = shown.progress(job.configuration.until.model_dump(exclude_none=True))
+
+    def report(status: dict[str, float]) -> None:
+        if job.interrupted.is_set():
+            # Only the main thread hears of Ctrl-C; `integrate` takes this as if it had.
+            raise KeyboardInterrupt
+        show(status)
+
+    return report
+
+
+def _integrate(configuration: Configuration, case: Any, report: Callable) -> Any:
     import diffrax
 
     from gflow.flow import Until, integrate
@@ -154,9 +178,27 @@ def _integrate(configuration: Configuration, case: Any, display: Any) -> Any:
         tolerance=options.tolerance,
         max_steps=options.max_steps,
         save=options.save,
-        progress=display.progress(configuration.until.model_dump(exclude_none=True)),
+        progress=report,
         throw=False,
     )
+
+
+def _keep(job: Job, run: Future) -> None:
+    """Adds a finished run to the job, and to the results on disk, once."""
+    from gflow.report.record import write_results
+
+    if run.cancelled() or isinstance(run.exception(), KeyboardInterrupt) or run.result() is None:
+        job.interrupted.set()
+        return
+    found, trajectory = run.result()
+    if trajectory.result_name == "interrupted":
+        job.interrupted.set()
+    place = found.network, found.perturbation
+    if place not in job.trajectories:
+        job.trajectories[place] = trajectory
+        job.records[place] = found
+        # After every run, so that a machine that goes down leaves what was computed.
+        write_results(_results(job), job.folder)
 
 
 def _results(job: Job) -> Any:
@@ -172,12 +214,17 @@ def _results(job: Job) -> Any:
             "classes": max(dataset.num_classes, 2),
         },
         planned=len(job.cases),
-        interrupted=job.interrupted,
+        interrupted=job.interrupted.is_set(),
         seconds=time.perf_counter() - job.started,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
-        runs=job.records,
+        runs=_in_order(job),
         versions=versions(),
     )
+
+
+def _in_order(job: Job) -> list[Any]:
+    places = [(case.network, case.perturbation) for case in job.cases]
+    return [job.records[place] for place in places if place in job.records]
 
 
 def _conclude(job: Job, report: bool) -> int:
@@ -205,7 +252,7 @@ def _closing(job: Job, results: Any, paths: list[Path]) -> int:
         markup=False,
         soft_wrap=True,
     )
-    if job.interrupted:
+    if job.interrupted.is_set():
         job.console.print("Interrupted: the report holds what was computed until then.")
         return INTERRUPTED
     return ALL_REACHED if reached == results.planned else NOT_ALL_REACHED

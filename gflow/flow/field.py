@@ -55,7 +55,7 @@ def initial_state(layout: Layout, params: Params) -> State:
 
 def unit_direction(state: State) -> Float[Array, " P"]:
     """The direction with the rounding in its norm removed. A state has |u| near 1: no scaling."""
-    direction = state[:-2]
+    direction = jnp.asarray(state[:-2])
     return direction / jnp.sqrt(jnp.sum(direction * direction))
 
 

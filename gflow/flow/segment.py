@@ -116,7 +116,8 @@ def _solve(
     controller: FlowController,
     cursor: Cursor,
     capacity: int,
-) -> diffrax.Solution:
+) -> Any:
+    """A `diffrax.Solution`; as such, each part would count as one that may be None."""
     return diffrax.diffeqsolve(
         diffrax.ODETerm(vector_field),
         solver,

@@ -96,8 +96,9 @@ def _check_function(function: Any, name: str) -> None:
 def _degree(degree: Any) -> float:
     if not isinstance(degree, numbers.Real) or isinstance(degree, bool):
         raise TypeError(f"`custom(degree={degree!r})`: the homogeneity degree is a real number.")
-    if not 0 < degree < math.inf:
+    number = float(degree)
+    if not 0 < number < math.inf:
         raise ValueError(
             f"`custom(degree={degree!r})`: the homogeneity degree must be positive and finite."
         )
-    return int(degree) if float(degree).is_integer() else float(degree)
+    return int(number) if number.is_integer() else number

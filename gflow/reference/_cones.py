@@ -5,6 +5,7 @@ objectives") is an interior-point method: about nine digits, which is enough to 
 constraints are active. The other digits come from `_least_norm`.
 """
 
+import importlib
 import math
 from typing import Any
 
@@ -95,8 +96,8 @@ def _solve(
     curvature: Array, slope: Array, system: Any, bound: Array, num_linear: int, powers: list[float]
 ) -> tuple[Array, Array]:
     """`min 1/2 sum curvature x^2 + slope x`, `bound - system x` in the cones; x and the duals."""
-    import clarabel
-
+    # By name, since a type checker finds nothing in the compiled module.
+    clarabel = importlib.import_module("clarabel")
     settings = clarabel.DefaultSettings()
     settings.verbose = False
     settings.max_iter = _MAX_ITERATIONS

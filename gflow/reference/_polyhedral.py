@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 
 from gflow.reference._least_norm import least_norm
-from gflow.reference._multipliers import explained
 from gflow.reference._nonnegative import nonnegative_least_squares
 from gflow.reference._norms import Array
 from gflow.reference._solution import Point
@@ -64,10 +63,6 @@ def solve_on_faces(signed: Array, radius: float, start: Face) -> Point | None:
         signs = _mended_signs(face, point, tolerance)
         if np.array_equal(signs, face.signs):
             return point
-        # The face may be right and only the choice among its multipliers wrong.
-        other = explained(signed, radius, face.order, point.weights)
-        if other is not None:
-            return other
         face = face._replace(signs=signs)
     return point
 

@@ -23,7 +23,6 @@ import numpy as np
 
 from gflow._numerics import dual_order
 from gflow.reference._least_norm import least_norm
-from gflow.reference._multipliers import explained
 from gflow.reference._norms import Array, lp_norm, signed_power
 from gflow.reference._solution import Point
 
@@ -34,7 +33,6 @@ _MAX_STEPS = 100
 _PATIENCE = 5
 # Two examples that differ only where the curve is steeper than this could not be told apart.
 _SMALLEST_FLATNESS = 1e-20
-_CONSISTENT = 1e-12
 
 
 class _State(NamedTuple):
@@ -73,11 +71,7 @@ def solve_smooth(signed: Array, radius: float, order: float, start: Point) -> Po
             best, smallest, idle = state, residual, 0
         if smallest <= 8 * _EPSILON or idle > _PATIENCE:
             break
-    if best is None:
-        return None
-    # The direction may be right and its multipliers belong to another slope: a degenerate case.
-    other = explained(signed, radius, order, best.weights) if smallest > _CONSISTENT else None
-    return other or Point(best.weights, best.curve_slope, best.multipliers)
+    return None if best is None else Point(best.weights, best.curve_slope, best.multipliers)
 
 
 def _state(point: Point, radius: float, order: float) -> _State:

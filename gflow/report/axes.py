@@ -68,7 +68,7 @@ def power_of_ten(exponent: float) -> str:
     """`10⁻³` for -3, `1` for 0; between the integers the number, or nothing if it is long."""
     nearest = round(exponent)
     if abs(exponent - nearest) > 1e-9:
-        return f"{10**exponent:.2g}" if abs(exponent) < 4 else ""
+        return f"{10**exponent:.3g}" if abs(exponent) < 4 else ""
     return "1" if nearest == 0 else f"10{str(nearest).translate(_SUPERSCRIPTS)}"
 
 

@@ -38,7 +38,8 @@ def svg(draw: Callable[[], Any], *, name: str, description: str) -> str:
     from matplotlib import rc_context
 
     buffer = io.StringIO()
-    with rc_context({**_SETTINGS, "svg.hashsalt": name}):
+    settings = {**_SETTINGS, "svg.hashsalt": name}
+    with rc_context(settings):  # pyright: ignore[reportArgumentType]
         draw().savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

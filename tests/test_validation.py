@@ -1,0 +1,258 @@
+"""What is refused at the door, before anything is integrated, and in which words."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+import gflow.losses
+from gflow import networks
+from gflow.datasets import Dataset, gaussian
+from gflow.perturbations import clean, fgm, pgd
+from gflow.problem import Problem
+from gflow.validation import check_start, check_x64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_words():
+    """Without the checks of annotations, whose messages come before gflow's own."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+BINARY = gaussian(6, 3)
+CLASSES = Dataset(BINARY.x, np.array([0, 1, 2, 0, 1, 2]))
+WEIGHTS = (np.ones((2, 3)), np.array([[1.0, -2.0]]))
+
+
+def problem(network=None, dataset=BINARY):
+    network = networks.mlp((3, 2, 1)) if network is None else network
+    return Problem(network, dataset, loss=gflow.losses.logistic())
+
+
+def custom(apply, degree=1):
+    return problem(networks.custom(apply, degree=degree))
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64, jnp.float64, jnp.bfloat16])
+def test_sound_parameters_become_double_arrays(kind):
+    params = tuple(jnp.asarray(w, kind) for w in WEIGHTS)
+    checked = check_start(problem(), params)
+    assert all(isinstance(w, jax.Array) and w.dtype == np.float64 for w in checked)
+    jax.tree.map(np.testing.assert_array_equal, checked, WEIGHTS)
+    assert jax.tree.structure(checked) == jax.tree.structure(params)
+
+
+def test_plain_numbers_are_parameters():
+    checked = check_start(custom(lambda p, x: p["a"] * x[0] + p["b"] * x[1]), {"a": 1, "b": 2.5})
+    assert {name: float(leaf) for name, leaf in checked.items()} == {"a": 1.0, "b": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("network", "size"),
+    [
+        (networks.linear(3), 1e-200),
+        (networks.mlp((3, 4, 3, 1), power=1.5), 1e150),
+        (networks.mlp((3, 4, 1), smoothing=0.1, power=2, bias=True), 1.0),
+        (networks.diagonal(3, 4), 1e100),
+        (networks.mlp((3, 2, 1), power=3), -1.0),
+    ],
+)
+def test_networks_of_every_size_are_homogeneous(network, size):
+    params = tuple(size * w for w in network.init(0))
+    check_start(problem(network), params)
+
+
+def dead(params, x):
+    """Zero at every x."""
+    return jnp.sum(params * jax.nn.relu(-jnp.sum(x * x)))
+
+
+def test_dead_networks_are_let_in():
+    """What is zero is homogeneous; the run will say that it never separates the examples."""
+    check_start(custom(dead), np.ones(3))
+
+
+def second_bias(params, x):
+    """A network with a bias in its second layer, which is usually zero at the start."""
+    first, second, bias = params
+    return second @ jax.nn.relu(first @ x) + bias
+
+
+def residual(params, x):
+    return jnp.sum(params[1] @ (x[:2] + jax.nn.relu(params[0] @ x)))
+
+
+def normalised(params, x):
+    hidden = params[0] @ x
+    return jnp.sum(params[1] @ (hidden / jnp.linalg.norm(hidden)))
+
+
+START = {
+    "claimed degree": (
+        ValueError,
+        "not homogeneous of degree 3",
+        lambda: (custom(lambda p, x: p[1][0] @ (p[0] @ x), degree=3), WEIGHTS),
+    ),
+    "hidden bias": (
+        ValueError,
+        "bias beyond the first layer",
+        lambda: (custom(second_bias, 2), (WEIGHTS[0], WEIGHTS[1][0], np.zeros(()))),
+    ),
+    "residual": (ValueError, "residual connection", lambda: (custom(residual, 2), WEIGHTS)),
+    "normalised": (ValueError, "normalisation", lambda: (custom(normalised, 2), WEIGHTS)),
+    "NaN output": (
+        ValueError,
+        "gives NaN or infinity",
+        lambda: (custom(lambda p, x: jnp.sum(p[0]) / jnp.sum(0 * p[0])), WEIGHTS),
+    ),
+    "vector": (
+        ValueError,
+        r"gives shape \(1,\), but the labels need \(\)",
+        lambda: (custom(lambda p, x: p[1] @ (p[0] @ x), 2), WEIGHTS),
+    ),
+    "no array": (
+        ValueError,
+        "gives shape None",
+        lambda: (custom(lambda p, x: None), WEIGHTS),
+    ),
+    "classes": (
+        ValueError,
+        r"the labels need \(3,\)",
+        lambda: (
+            problem(networks.custom(lambda p, x: jnp.sum(p[0] @ x), degree=1), CLASSES),
+            WEIGHTS,
+        ),
+    ),
+    "other network": (
+        ValueError,
+        r"apply\(params, x\)` fails for x of shape \(3,\)",
+        lambda: (problem(), (np.ones((2, 4)), np.ones((1, 2)))),
+    ),
+    "other structure": (ValueError, "`network.init", lambda: (problem(), {"w": np.ones(3)})),
+    "empty": (ValueError, "`params` holds no arrays", lambda: (problem(), ())),
+    "none": (ValueError, "`params` holds no arrays", lambda: (problem(), None)),
+    "no elements": (
+        ValueError,
+        "`params` is zero",
+        lambda: (custom(lambda p, x: jnp.sum(p) * x[0]), np.zeros(0)),
+    ),
+    "zero": (
+        ValueError,
+        "`params` is zero.*stationary",
+        lambda: (problem(), jax.tree.map(np.zeros_like, WEIGHTS)),
+    ),
+    "NaN": (ValueError, "NaN or infinity", lambda: (problem(), (np.nan * WEIGHTS[0], WEIGHTS[1]))),
+    "infinite": (
+        ValueError,
+        "NaN or infinity",
+        lambda: (problem(), (WEIGHTS[0], WEIGHTS[1] * np.inf)),
+    ),
+    "string": (TypeError, "`params` holds 'w'", lambda: (problem(), ("w", WEIGHTS[1]))),
+    "function": (TypeError, "every leaf must be", lambda: (problem(), (jnp.tanh, WEIGHTS[1]))),
+    "bool": (TypeError, "`params` holds True", lambda: (problem(), (True, WEIGHTS[1]))),
+    "bools": (TypeError, "every leaf must be", lambda: (problem(), (WEIGHTS[0] > 0, WEIGHTS[1]))),
+    "complex": (TypeError, "real numbers", lambda: (problem(), (WEIGHTS[0] * 1j, WEIGHTS[1]))),
+    "key": (TypeError, "every leaf", lambda: (problem(), (jax.random.key(0), WEIGHTS[1]))),
+    "objects": (
+        TypeError,
+        "every leaf",
+        lambda: (problem(), (WEIGHTS[0].astype(object), WEIGHTS[1])),
+    ),
+}
+
+
+@pytest.mark.parametrize(("error", "words", "make"), START.values(), ids=START)
+def test_refused_starts(error, words, make):
+    with pytest.raises(error, match=words):
+        check_start(*make())
+
+
+def test_a_network_in_place_of_a_problem_is_refused():
+    with pytest.raises(TypeError, match=r"expected a `gflow.Problem`, got MLP.*integrate\(problem"):
+        check_start(networks.mlp((3, 2, 1)), WEIGHTS)
+
+
+def test_single_precision_is_refused():
+    check_x64()
+    with jax.enable_x64(False):
+        for call in (check_x64, lambda: check_start(problem(), WEIGHTS)):
+            with pytest.raises(
+                ValueError, match=r"needs float64.*\"jax_enable_x64\", True.*JAX_EN"
+            ):
+                call()
+
+
+LOSS = gflow.losses.logistic()
+MLP = networks.mlp((3, 2, 1))
+PROBLEMS = {
+    "dataset first": (TypeError, "`network`", lambda: Problem(BINARY, MLP, loss=LOSS)),
+    "arrays": (TypeError, "(?s)`dataset`.*Dataset", lambda: Problem(MLP, BINARY.x, loss=LOSS)),
+    "loss not called": (
+        TypeError,
+        r"`loss`.*Call it first: `logistic\(...\)`",
+        lambda: Problem(MLP, BINARY, loss=gflow.losses.logistic),
+    ),
+    "loss by name": (TypeError, "`loss` is 'hinge'", lambda: Problem(MLP, BINARY, loss="hinge")),
+    "perturbation not called": (
+        TypeError,
+        r"`perturbation`.*Call it first: `fgm\(...\)`",
+        lambda: Problem(MLP, BINARY, loss=LOSS, perturbation=fgm),
+    ),
+    "radius alone": (
+        TypeError,
+        "`perturbation` is 0.1",
+        lambda: Problem(MLP, BINARY, loss=LOSS, perturbation=0.1),
+    ),
+    "gradient": (
+        ValueError,
+        r"`Problem\(gradient='full'\)`: choose 'frozen' or 'total'",
+        lambda: Problem(MLP, BINARY, loss=LOSS, gradient="full"),
+    ),
+    "inputs": (
+        ValueError,
+        "takes 5 inputs but the data have 3",
+        lambda: Problem(networks.linear(5), BINARY, loss=LOSS),
+    ),
+    "image": (
+        ValueError,
+        "takes 4 inputs but the data have 3",
+        lambda: Problem(networks.conv((1, 2, 2), [networks.Dense(1)]), BINARY, loss=LOSS),
+    ),
+    "two outputs": (
+        ValueError,
+        r"has 2 output\(s\) but labels are -1 and \+1",
+        lambda: Problem(networks.mlp((3, 2, 2)), BINARY, loss=LOSS),
+    ),
+    "three classes": (
+        ValueError,
+        r"has 1 output\(s\) but labels are classes 0 .. 2, which need 3",
+        lambda: Problem(MLP, CLASSES, loss=LOSS),
+    ),
+    "claimed inputs": (
+        ValueError,
+        "takes 2 inputs",
+        lambda: Problem(networks.custom(abs, degree=1, num_inputs=2), BINARY, loss=LOSS),
+    ),
+    "box": (
+        ValueError,
+        r"`pgd\(box=",
+        lambda: Problem(MLP, BINARY, loss=LOSS, perturbation=pgd(0.1, box=(0, 1e-3))),
+    ),
+}
+
+
+@pytest.mark.parametrize(("error", "words", "call"), PROBLEMS.values(), ids=PROBLEMS)
+def test_refused_problems(error, words, call):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_fitting_problems_are_let_in():
+    assert problem().perturbation == clean()
+    problem(networks.custom(abs, degree=1))
+    problem(networks.mlp((3, 3)), CLASSES)
+    assert isinstance(eqx.tree_at(lambda p: p.dataset, problem(), BINARY), Problem)
