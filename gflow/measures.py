@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gflow._numerics import norm, scaled_margins, tangent, tree_dot, tree_norm, unit
+from gflow._numerics import scaled_margins, tangent, tree_dot, tree_norm, unit
 from gflow._typing import Params
 from gflow.problem import Problem
 
@@ -222,7 +222,6 @@ __all__ = [
     "ji_telgarsky_excess",
     "layer_alignment",
     "measure_point",
-    "norm",
     "normalized_margin",
     "num_support",
     "scale_invariance_error",

@@ -25,6 +25,7 @@ COLUMNS = (
 )
 """What is recorded of every saved point, beside its direction."""
 
+
 class Row(NamedTuple):
     """What is recorded of a point; stacked along a leading axis where there are several.
 

@@ -1,4 +1,4 @@
-"""The record of a run, continuous or discrete: read at a time, a loss or a norm; saved and loaded."""
+"""The outcome of a run, continuous or discrete: read at a time, a loss or a norm; saved, loaded."""
 
 import json
 import os

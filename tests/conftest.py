@@ -11,15 +11,24 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import hypothesis
 import jax
-from jaxtyping import install_import_hook
+import jaxtyping
+import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_enable_compilation_cache", False)
 
 # Before the first import of gflow. Names the function in `typechecking.py`, beside this file.
-install_import_hook("gflow", "typechecking.checked")
+jaxtyping.install_import_hook("gflow", "typechecking.checked")
 
 # The same examples in every run; compilation makes the first one slow.
 hypothesis.settings.register_profile("gflow", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("gflow")
+
+
+@pytest.fixture(scope="module")
+def own_words():
+    """Without the checks of annotations, whose messages come before gflow's own."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -20,9 +20,7 @@ from gflow.flow.until import Until
 
 DATA = gflow.datasets.gaussian(12, 3, gap=0.5, seed=1)
 NETWORK = networks.deep_linear((3, 4, 1))
-PROBLEM = gflow.Problem(
-    NETWORK, DATA, loss=losses.logistic(), perturbation=perturbations.fgm(0.1)
-)
+PROBLEM = gflow.Problem(NETWORK, DATA, loss=losses.logistic(), perturbation=perturbations.fgm(0.1))
 
 
 # Without the run-time type checks of the tests, as users have it.
@@ -53,7 +51,7 @@ def test_first_and_last_points(flow, start):
 def test_columns_are_what_the_problem_says(flow):
     for index in (0, len(flow) // 2, -1):
         params = flow.params_at_index(index)
-        direction = jax.tree.map(lambda leaf: leaf[index], flow.directions)
+        direction = flow.layout.unflatten(flow.vectors[index])
         margins = np.asarray(PROBLEM.margins(direction))
         assert flow.margin[index] == pytest.approx(margins.min(), abs=1e-14)
         clean = np.asarray(PROBLEM.clean_margins(direction))
@@ -166,9 +164,7 @@ def test_segment_under_vmap_equals_a_loop(start):
         )
         field = Field(trained, layout)
         cursor = start_cursor(field, diffrax.Tsit5(), 1e-8, until, start)
-        after, block = advance(
-            field, diffrax.Tsit5(), controller, cursor, np.int64(1), capacity=20
-        )
+        after, block = advance(field, diffrax.Tsit5(), controller, cursor, np.int64(1), capacity=20)
         return after.state, block.rows.measures.margin, block.num_rows
 
     radii = jnp.asarray([0.0, 0.1, 0.2])

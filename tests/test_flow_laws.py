@@ -188,7 +188,9 @@ def test_implicit_solver_and_both_gradient_modes_agree_on_a_linear_net():
     start = DEEP.init(2)
     flows = [
         gflow.integrate(problem(DEEP, perturbations.fgm(0.1)), start, until=until),
-        gflow.integrate(problem(DEEP, perturbations.fgm(0.1), gradient="total"), start, until=until),
+        gflow.integrate(
+            problem(DEEP, perturbations.fgm(0.1), gradient="total"), start, until=until
+        ),
         gflow.integrate(
             problem(DEEP, perturbations.fgm(0.1)),
             start,

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from _network_oracles import deep_linear
@@ -13,12 +12,7 @@ from gflow.networks import AveragePool, Convolution, Dense, MaxPool
 IMAGE = (1, 4, 4)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_words():
-    """Without the checks of annotations, whose messages come before gflow's own."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("own_words")
 
 
 @pytest.mark.parametrize(

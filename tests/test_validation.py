@@ -3,7 +3,6 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -14,13 +13,7 @@ from gflow.perturbations import clean, fgm, pgd
 from gflow.problem import Problem
 from gflow.validation import check_start, check_x64
 
-
-@pytest.fixture(scope="module", autouse=True)
-def own_words():
-    """Without the checks of annotations, whose messages come before gflow's own."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("own_words")
 
 
 BINARY = gaussian(6, 3)

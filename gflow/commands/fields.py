@@ -47,6 +47,7 @@ def plain_fields(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
 
 
 def is_array(info: FieldInfo) -> bool:
+    """Whether the field is an array of tables, `[[name]]` in TOML."""
     return get_origin(info.annotation) is list
 
 

@@ -108,13 +108,13 @@ class _Run:
                     return result
                 budget = int(np.clip(_SECONDS / seconds, 16, capacity(self.field.layout)))
         except KeyboardInterrupt:
+            if not self.num_steps:  # nothing was computed that could be returned
+                raise
             return RESULTS.interrupted
 
     def segment(self, budget: int) -> Block:
         """One compiled segment of at most `budget` steps."""
-        controller = make_controller(
-            np.float64(self.tolerance), np.int64(budget), self.until
-        )
+        controller = make_controller(np.float64(self.tolerance), np.int64(budget), self.until)
         size = capacity(self.field.layout)
         stride = np.int64(self.record.stride)
         self.cursor, block = advance(
@@ -232,9 +232,13 @@ def read_between(trajectory: Trajectory, index: int, name: str, target: float) -
         field, solver, controller, column["clock"][index], state, column["step"][index], np.int64(0)
     )
     while True:
-        cursor, block = advance(field, solver, controller, cursor, np.int64(size + 1), capacity=size)
+        cursor, block = advance(
+            field, solver, controller, cursor, np.int64(size + 1), capacity=size
+        )
         if bool(block.result == diffrax.RESULTS.event_occurred):
-            return trajectory.layout.unflatten(np.exp(cursor.state[-2]) * np.asarray(cursor.state[:-2]))
+            return trajectory.layout.unflatten(
+                np.exp(cursor.state[-2]) * np.asarray(cursor.state[:-2])
+            )
         if bool(block.result == diffrax.RESULTS.dt_min_reached):
             raise ValueError(
                 f"`trajectory.at({name}={target!r})`: the step size underflowed on the way from the "
@@ -269,8 +273,9 @@ def _checked_solver(solver: Any) -> diffrax.AbstractSolver:
 
 def _check_options(until: Any, tolerance: Any, save: Any, max_steps: Any) -> None:
     if not isinstance(until, Until):
-        raise TypeError(f"`until={until!r}` must be a `gflow.Until(...)`, such as "
-                        "`gflow.Until(log_loss=-10)`.")
+        raise TypeError(
+            f"`until={until!r}` must be a `gflow.Until(...)`, such as `gflow.Until(log_loss=-10)`."
+        )
     if not 1e-14 <= tolerance <= 0.1:
         raise ValueError(f"`tolerance={tolerance!r}` must lie between 1e-14 and 0.1.")
     if save is not None and (not isinstance(save, int) or save < 2):

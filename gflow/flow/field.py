@@ -75,6 +75,7 @@ def vector_field(clock: Scalar, state: State, field: Field) -> State:
 
 def error_norm(error: State) -> Float[Array, ""]:
     """`max(|du|_2, |d log rho|, |d log(1+t)|)`: so the tolerance is a relative error of the
-    parameters, and of 1 + t."""
+    parameters, and of 1 + t.
+    """
     across = jnp.sqrt(jnp.sum(error[:-2] ** 2))
     return jnp.maximum(across, jnp.max(jnp.abs(error[-2:])))

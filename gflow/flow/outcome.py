@@ -13,7 +13,9 @@ from gflow.results import RESULTS
 _REST = 1e-10
 
 
-def targets_met(until: Until, log_kappa: Any, log1p_time: Any, measures: PointMeasures) -> list[str]:
+def targets_met(
+    until: Until, log_kappa: Any, log1p_time: Any, measures: PointMeasures
+) -> list[str]:
     """The targets that a point meets, to rounding, in the order of `TARGETS`."""
     distance = np.asarray(
         until.remaining(log_kappa, log1p_time, measures.log_loss, measures.stationarity)

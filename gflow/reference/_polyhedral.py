@@ -8,7 +8,7 @@ hard-margin problem in v with rows `T^T z_i - radius g`. Two things decide the f
 - order 1 (q = inf): the set of w_j that attain the maximum and their signs; they move together,
   with subgradients that have the signs of the w_j and sum to 1 in size.
 
-A first guess names the face; the solution on it says which coordinates are on the wrong side.
+A first guess names the face; the solution on it says which coordinate is on the wrong side.
 """
 
 import math
@@ -50,7 +50,9 @@ class Face(NamedTuple):
 
 
 def solve_on_faces(signed: Array, radius: float, start: Face) -> Point | None:
-    """The KKT point reached by mending the face `start`; None if a face holds no solution.
+    """The KKT point reached by mending the face `start`; None if that face holds no solution.
+
+    Stops short of a KKT point where mending leads to a face without a solution; the caller checks.
 
     Shapes: signed (n, d), rows `z_i = y_i x_i`.
     """
@@ -85,9 +87,9 @@ def _solve_on_face(signed: Array, radius: float, face: Face) -> tuple[Point, flo
 def _mended_signs(face: Face, point: Point, tolerance: float) -> Array:
     """The signs with the worst violated condition mended.
 
-    One at a time, so that two cannot chase each other: [from the face of the clean direction, 240
-    of 240 problems of order inf and 238 of order 1 ended at the solution; all at once, 348 and 253
-    of 360].
+    One at a time, so that two cannot chase each other. Started at the face of the clean direction,
+    718 of 720 Gaussian problems of both orders end at the solution so, 601 if all conditions are
+    mended at once.
     """
     named = face.signs != 0
     if math.isinf(face.order):
@@ -123,13 +125,6 @@ def face_of(weights: Array, slope: Array, order: float) -> Face:
         named = (np.abs(slope) > distance) | (distance == 0)
         signs = np.sign(weights)
     return Face(np.where(named, signs, 0.0), order)
-
-
-def nearest_face(weights: Array, order: float) -> Face:
-    """The face on which a vector lies up to nine digits."""
-    size = np.abs(weights) / np.abs(weights).max()
-    named = size > 1e-9 if math.isinf(order) else size > 1 - 1e-9
-    return Face(np.where(named, np.sign(weights), 0.0), order)
 
 
 def split_variables(signed: Array, radius: float) -> tuple[Array, Array] | None:

@@ -23,6 +23,7 @@ def write_page(
     Args:
         results: the numbers.
         trajectories: (network, perturbation) -> trajectory, for the figures.
+        folder: where the page goes.
         configuration: the job's settings, as TOML.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined

@@ -32,6 +32,7 @@ def svg(draw: Callable[[], Any], *, name: str, description: str) -> str:
     """The figure that `draw` makes, as an `<svg>` element.
 
     Args:
+        draw: makes the figure, in the settings of the page.
         name: prefix of every id in it; one a page.
         description: what the figure shows, for those who do not see it.
     """
