@@ -11,8 +11,9 @@ import math
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,6 +109,18 @@ def run_benchmark(description: str, measure: Callable[[bool], Any]) -> None:
     if given.output is not None:
         given.output.parent.mkdir(parents=True, exist_ok=True)
         given.output.write_text(text + "\n")
+
+
+def show(row: dict[str, Any], columns: Iterable[str], *, header: bool = False) -> None:
+    """A line of a table on standard error, as soon as it is known; standard output is JSON."""
+    cells = columns if header else [_cell(row.get(name)) for name in columns]
+    print("  ".join(f"{cell:>14}" for cell in cells), file=sys.stderr, flush=True)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def plain(value: Any) -> Any:

@@ -177,9 +177,7 @@ def test_box_is_kept(name):
     assert (outside < 0).any() or (outside > 1).any()  # the box did something
 
 
-@pytest.mark.parametrize(
-    "name", [*STEPS, "fgsm_smoothed", "pgd_1", "pgd_2", "pgd_inf", "pgd_2_random"]
-)
+@pytest.mark.parametrize("name", [*STEPS, "fgsm_smoothed", "pgd_1", "pgd_2", "pgd_inf_random"])
 def test_dead_gradient(name):
     """Zero weights, and a weight that leaves one input alone: delta and derivatives are finite."""
 
@@ -200,7 +198,7 @@ def test_dead_gradient(name):
     assert abs(radial) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["fgm_2", "fgsm_smoothed", "pgd_1", "pgd_2_random"])
+@pytest.mark.parametrize("name", ["fgsm_smoothed", "pgd_1", "pgd_2"])
 def test_radius_sweep(name):
     """Many radii in one `vmap`, zero among them, with a finite derivative in the radius."""
 

@@ -117,7 +117,7 @@ def test_curves_can_be_drawn_against(trajectory, against, column, factor):
     assert axes.xaxis_inverted() == (against == "loss")
 
 
-def test_an_unknown_abscissa_is_refused(trajectory):
+def test_an_unknown_abscissa_is_refused(trajectory, own_words):
     with pytest.raises(ValueError, match="'time', 'loss', 'kappa' or 'steps'"):
         report.plot_loss(trajectory, against="epochs")
 
@@ -132,7 +132,7 @@ def test_alignment_is_that_of_the_measure(trajectory):
 
 @pytest.mark.parametrize(
     ("exponent", "text"),
-    [(0, "1"), (1, "10¹"), (-12, "10⁻¹²"), (0.5, "3.2"), (-0.3010299957, "0.5"), (400.5, "")],
+    [(0, "1"), (1, "10¹"), (-12, "10⁻¹²"), (0.5, "3.16"), (-0.3010299957, "0.5"), (400.5, "")],
 )
 def test_decades_are_written_as_powers(exponent, text):
     assert power_of_ten(exponent) == text

@@ -241,8 +241,8 @@ def read_between(trajectory: Trajectory, index: int, name: str, target: float) -
             )
         if bool(block.result == diffrax.RESULTS.dt_min_reached):
             raise ValueError(
-                f"`trajectory.at({name}={target!r})`: the step size underflowed on the way from the "
-                "saved point before; the flow has a kink there."
+                f"`trajectory.at({name}={target!r})`: the step size underflowed on the way from "
+                "the saved point before; the flow has a kink there."
             )
 
 

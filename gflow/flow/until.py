@@ -120,8 +120,8 @@ def _check(given: dict[str, float | None]) -> None:
         raise ValueError(f"`Until(time={time!r})` must be positive: the flow starts at time 0.")
     if stationarity is not None and not 0 < stationarity < 1:
         raise ValueError(
-            f"`Until(stationarity={stationarity!r})` must lie between 0 and 1: it is the sine of an "
-            "angle."
+            f"`Until(stationarity={stationarity!r})` must lie between 0 and 1: it is the sine of "
+            "an angle."
         )
     if log_kappa is not None and log_kappa > MAX_LOG_KAPPA:
         raise ValueError(

@@ -103,25 +103,23 @@ def _points(
     unit = limit.radius - radius
     signed, radius = signed / unit, radius / unit
     for start in _starts(signed, radius, order, clean[0] * unit, limit):
-        if order == 1 or math.isinf(order):
-            point = solve_on_faces(signed, radius, face_of(start.weights, start.slope, order))
-        else:
-            point = solve_smooth(signed, radius, order, start)
+        point = _solve_from(signed, radius, order, start)
         yield start if point is None else point
+
+
+def _solve_from(signed: Array, radius: float, order: float, start: Point) -> Point | None:
+    if order == 1 or math.isinf(order):
+        return solve_on_faces(signed, radius, face_of(start.weights, start.slope, order))
+    return solve_smooth(signed, radius, order, start)
 
 
 def _starts(
     signed: Array, radius: float, order: float, clean: Array, limit: NormMargin
 ) -> Iterator[Point]:
     """Approximate solutions, in the units of `signed`."""
-    for weights, multipliers in _approximations(signed, radius, order):
-        # An interior-point method that gave up may hold NaN, or no positive multiplier at all.
-        if np.isfinite(weights).all() and weights.any() and multipliers.sum() > 0:
-            # This subgradient makes the first KKT condition an identity.
-            slope = (multipliers @ signed - weights) / (radius * multipliers.sum())
-            yield Point(weights, slope, multipliers)
-    # At a tiny radius the clean direction is the better start, close to the largest feasible one
-    # the direction that attains it.
+    yield from _approximations(signed, radius, order)
+    # Close to the largest feasible radius the direction that attains it is the better start, at a
+    # tiny radius the clean direction.
     for weights, slope in (
         (limit.weights, limit.slope),
         (clean, subgradient(clean, dual_order(order))),
@@ -130,9 +128,25 @@ def _starts(
         if margin > 0:
             weights = weights / margin
             yield Point(weights, slope, np.full(len(signed), weights @ weights / len(signed)))
+    if order not in (1, math.inf):
+        # Orders close to 1 and inf are close to these two, whose solutions are a finite search.
+        extreme = 1.0 if order < 2 else math.inf
+        for start in _approximations(signed, radius, extreme):
+            point = _solve_from(signed, radius, extreme, start)
+            if point is not None:
+                yield point
 
 
-def _approximations(signed: Array, radius: float, order: float) -> Iterator[tuple[Array, Array]]:
+def _approximations(signed: Array, radius: float, order: float) -> Iterator[Point]:
+    """What the solver for `order` says, with the slope that makes the first KKT condition true."""
+    for weights, multipliers in _first_solutions(signed, radius, order):
+        # An interior-point method that gave up may hold NaN, or no positive multiplier at all.
+        if np.isfinite(weights).all() and weights.any() and multipliers.sum() > 0:
+            slope = (multipliers @ signed - weights) / (radius * multipliers.sum())
+            yield Point(weights, slope, multipliers)
+
+
+def _first_solutions(signed: Array, radius: float, order: float) -> Iterator[tuple[Array, Array]]:
     """Weights and multipliers."""
     if math.isinf(order):
         split = split_variables(signed, radius)
