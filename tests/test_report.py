@@ -52,7 +52,7 @@ CURVES = {
     report.plot_smoothed_margin: lambda t: t.smoothed_margin,
     report.plot_margins: lambda t: t.clean_margin,
     report.plot_stationarity: lambda t: np.log10(t.stationarity),
-    report.plot_layer_alignment: lambda t: layer_alignments(t)[:, 0],
+    report.plot_layer_alignment: lambda t: layer_alignments(t)[1][:, 0],
     report.plot_scale: lambda t: t.log_kappa / LOG10,
     report.plot_time: lambda t: t.log1p_time / LOG10,
 }
@@ -124,10 +124,15 @@ def test_an_unknown_abscissa_is_refused(trajectory, own_words):
 
 def test_alignment_is_that_of_the_measure(trajectory):
     first = measures.layer_alignment(trajectory.layout.unflatten(trajectory.vectors[0]))
-    np.testing.assert_allclose(layer_alignments(trajectory)[0], first)
+    points, values = layer_alignments(trajectory)
+    assert list(points) == list(range(len(trajectory)))
+    np.testing.assert_allclose(values[0], first)
+    few, some = layer_alignments(trajectory, most=5)
+    assert few[0] == 0 and few[-1] == len(trajectory) - 1 and len(few) == 5
+    np.testing.assert_allclose(some, values[few])
     assert report.record(trajectory, network="n", perturbation="p", seconds=0).figures[
         "alignment"
-    ] == pytest.approx(float(layer_alignments(trajectory)[-1].min()))
+    ] == pytest.approx(float(values[-1].min()))
 
 
 @pytest.mark.parametrize(

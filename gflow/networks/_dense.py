@@ -90,7 +90,7 @@ class DeepLinear(AbstractNetwork):
 
     def predictor(self, params: Params) -> Array:
         """The product of the layers, `W_L ... W_1`: (d,), or (k, d) for k outputs."""
-        product = params[-1]
+        product = jnp.asarray(params[-1])
         for weight in params[-2::-1]:
             product = product @ weight
         return product[0] if product.shape[0] == 1 else product
@@ -116,7 +116,7 @@ class Diagonal(AbstractNetwork):
 
     def predictor(self, params: Params) -> Array:
         """`u^L - v^L`, the linear predictor. Shapes: (d,)."""
-        positive, negative = params
+        positive, negative = map(jnp.asarray, params)
         return positive**self.depth - negative**self.depth
 
 

@@ -8,6 +8,8 @@ import numpy as np
 Against = Literal["time", "loss", "kappa", "steps"]
 
 LOG10 = math.log(10.0)
+# Below this many decades powers of ten alone would leave an axis with one mark or none.
+_FEW_DECADES = 2.0
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -57,10 +59,20 @@ def log10(values: Any) -> np.ndarray:
 
 
 def label_decades(axis: Any) -> None:
-    """Writes `10⁻³` at -3 on an axis whose values are logarithms to base 10."""
+    """Writes `10⁻³` at -3 on an axis whose values are logarithms to base 10.
+
+    Where the view spans few decades, the axis is marked at 1, 2 and 5 times the powers of ten.
+    """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=2))
+    class Decades(MaxNLocator):
+        def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+            if abs(vmax - vmin) >= _FEW_DECADES:
+                return super().tick_values(vmin, vmax)
+            powers = np.arange(math.floor(min(vmin, vmax)), math.ceil(max(vmin, vmax)) + 1)
+            return np.add.outer(powers, np.log10([1, 2, 5])).ravel()
+
+    axis.set_major_locator(Decades(nbins=6, integer=True))
     axis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))
 
 

@@ -72,10 +72,10 @@ def plot_layer_alignment(
     """For adjacent layers, `|<v_{k+1}, u_k>|` of their leading singular vectors: 1 is aligned."""
     axes = new_axes() if axes is None else axes
     x = abscissa(trajectory, against)
-    values = layer_alignments(trajectory)
+    points, values = layer_alignments(trajectory)
     for pair in range(values.shape[1]):
         label = f"layers {pair + 1} and {pair + 2}"
-        axes.plot(x.values, values[:, pair], **{"label": label, **line})
+        axes.plot(x.values[points], values[:, pair], **{"label": label, **line})
     if values.shape[1] > 1 and "label" not in line:
         axes.legend(frameon=False)
     axes.set_ylim(-0.02, 1.02)
@@ -88,7 +88,14 @@ def plot_direction_convergence(
     """`|u - u_end|`, the distance of each direction from the last one, which is left out."""
     values = log10(distance_to_end(trajectory))
     label = "distance to last direction"
-    return _curve(trajectory, values, label, axes, against, line, decades_up=True)
+    axes = _curve(trajectory, values, label, axes, against, line, decades_up=True)
+    # The last step lands on its target with points as close together as rounding allows; they
+    # would take up most of the view.
+    ends = [float(curve.get_ydata()[int(0.95 * len(curve.get_ydata()))]) for curve in axes.lines]
+    finite = [end for end in ends if np.isfinite(end)]
+    if finite:
+        axes.set_ylim(bottom=min(finite) - 0.3)
+    return axes
 
 
 def plot_scale(trajectory: Any, axes: Any = None, *, against: Against = "time", **line: Any) -> Any:

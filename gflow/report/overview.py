@@ -59,7 +59,7 @@ def _one_handle_each(axes: Any) -> dict[str, Any]:
 
 def margins_figure(trajectories: Mapping[str, Any], *, looks: Sequence[dict] | None = None) -> Any:
     """The clean, adversarial and smoothed margin of each trajectory, a panel for each."""
-    figure, grid = _grid(1, len(trajectories), (2.2 * len(trajectories) + 0.6, 2.6), sharey=True)
+    figure, grid = _grid(1, len(trajectories), (2.1 * len(trajectories) + 0.7, 2.7), sharey=True)
     looks = [look(i) for i in range(len(trajectories))] if looks is None else looks
     panels = zip(trajectories.items(), grid.flat, looks, strict=True)
     lowest, highest = 0.0, 0.0
@@ -85,11 +85,11 @@ def _grid(rows: int, columns: int, size: tuple[float, float], **options: Any) ->
     figure = Figure(figsize=size)
     width, height = size
     figure.subplots_adjust(
-        left=0.6 / width,
-        right=1 - 0.1 / width,
+        left=0.75 / width,
+        right=1 - 0.12 / width,
         bottom=0.48 / height,
-        top=1 - 0.45 / height,
-        wspace=0.3,
+        top=1 - (0.55 if options else 0.4) / height,
+        wspace=0.12 if options else 0.32,
         hspace=0.3,
     )
     return figure, figure.subplots(rows, columns, squeeze=False, **options)

@@ -23,13 +23,20 @@ def _alignments(directions: Any) -> Any:
     return jax.vmap(measures.layer_alignment)(directions)
 
 
-def layer_alignments(trajectory: Any) -> np.ndarray:
-    """`measures.layer_alignment` at every saved point. Shapes: (s, layers - 1).
+def layer_alignments(trajectory: Any, *, most: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """`measures.layer_alignment` along the run, at `most` points spread over the saved ones.
+
+    Each point costs a singular value decomposition of every layer, so not all are taken.
+
+    Shapes: indices of the points (a,), the last among them; alignments (a, layers - 1).
 
     Raises:
         ValueError: the network has no adjacent layers of matrices.
     """
-    return np.asarray(_alignments(trajectory.directions))
+    last = len(trajectory.log_loss) - 1
+    points = np.unique(np.linspace(0, last, min(most, last + 1)).round().astype(int))
+    directions = jax.tree.map(lambda leaf: leaf[points], trajectory.directions)
+    return points, np.asarray(_alignments(directions))
 
 
 def has_layers(trajectory: Any) -> bool:
