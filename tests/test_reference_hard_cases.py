@@ -75,11 +75,16 @@ def test_tiny_margins_are_told_from_none(order, gap):
 
 
 @pytest.mark.parametrize(
-    ("seed", "n", "d", "order", "fraction"),
-    [(10, 40, 5, 1e5, 1e-7), (11, 74, 20, 1.01, 0.3), (11, 74, 20, 1.01, 0.999)],
+    ("seed", "shape", "gap", "order", "fraction"),
+    [
+        (10, (40, 5), 0.5, 1e5, 1e-7),
+        (11, (74, 20), 0.5, 1.01, 0.3),
+        (11, (74, 20), 0.0, 1.01, 0.999),
+        (5, (30, 60), 0.0, 1.01, 0.3),
+    ],
 )
-def test_another_start_helps_where_the_first_one_fails(seed, n, d, order, fraction):
-    dataset = datasets.gaussian(n, d, seed=seed)
+def test_another_start_helps_where_the_first_one_fails(seed, shape, gap, order, fraction):
+    dataset = datasets.gaussian(*shape, gap=gap, seed=seed)
     radius = fraction * largest_feasible_radius(dataset, order=order)
     answer = max_margin(dataset, radius=radius, order=order)
     assert answer.duality_gap < 1e-11
