@@ -199,17 +199,47 @@ def _ratio(value: jax.Array, square: jax.Array) -> jax.Array:
     return jnp.where(zero, 0.0, value / jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
+@jax.custom_jvp
 def smoothed_relu(value: jax.Array, width: jax.Array) -> jax.Array:
     """`(a + sqrt(a^2 + w^2)) / 2`, elementwise: max(a, 0) with its kink rounded to width w.
 
     Written without the cancellation for a < 0, where it equals `w^2 / (2 (sqrt(a^2 + w^2) - a))`.
-    It is 1-homogeneous in (a, w), so each pair is scaled by its larger member.
+    Its derivative is a rule of its own, in half the operations that one by one they would take.
     """
-    scale = lax.stop_gradient(jnp.maximum(jnp.abs(value), width))
-    scale = jnp.where(scale <= jnp.finfo(scale.dtype).tiny, 1.0, scale)
-    value, width = value / scale, width / scale
-    root = _safe_sqrt(value * value + width * width)
-    negative = value < 0
-    distance = jnp.where(negative, root - value, 1.0)
-    rounded = jnp.where(negative, width * (width / distance), value + root)
-    return 0.5 * scale * rounded
+    magnitude, root = jnp.abs(value), _hypotenuse(value, width)
+    total = magnitude + root
+    small = width * (width / jnp.where(total == 0, 1.0, total))
+    return 0.5 * jnp.where(value < 0, small, total)
+
+
+@smoothed_relu.defjvp
+def _smoothed_relu_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """`dr = (r da + w dw / 2) / sqrt(a^2 + w^2)`, and `da / 2` where that root is 0."""
+    (value, width), (value_dot, width_dot) = primals, tangents
+    rounded, root = smoothed_relu(value, width), _hypotenuse(value, width)
+    zero = root == 0
+    inverse = 1.0 / jnp.where(zero, 1.0, root)
+    slope = jnp.where(zero, 0.5, rounded * inverse)
+    return rounded, slope * value_dot + 0.5 * width * inverse * width_dot
+
+
+@jax.custom_jvp
+def _hypotenuse(value: jax.Array, width: jax.Array) -> jax.Array:
+    """`sqrt(a^2 + w^2)`, w >= 0, without overflow or underflow of a square; its slope at 0 is 0."""
+    magnitude = jnp.abs(value)
+    larger, smaller = jnp.maximum(magnitude, width), jnp.minimum(magnitude, width)
+    zero = larger <= jnp.finfo(value.dtype).tiny
+    ratio = smaller / jnp.where(zero, 1.0, larger)
+    return jnp.where(zero, 0.0, larger * jnp.sqrt(1.0 + ratio * ratio))
+
+
+@_hypotenuse.defjvp
+def _hypotenuse_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (value, width), (value_dot, width_dot) = primals, tangents
+    root = _hypotenuse(value, width)
+    safe = jnp.where(root == 0, 1.0, root)
+    return root, value / safe * value_dot + width / safe * width_dot

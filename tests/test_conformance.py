@@ -64,15 +64,15 @@ COLOURS = list(
 )
 
 
-def table():
+def table(*, core):
+    """All rows; those outside `core(network, perturbation)` are marked slow."""
     for i, network in enumerate(NETWORKS):
         for j, perturbation in enumerate(PERTURBATIONS):
-            core = network == "mlp" or perturbation == "fgm_2"
             yield pytest.param(
                 network,
                 perturbation,
                 *COLOURS[(i + j) % 4],
-                marks=() if core else pytest.mark.slow,
+                marks=() if core(network, perturbation) else pytest.mark.slow,
                 id=f"{network}-{perturbation}",
             )
 
@@ -139,7 +139,8 @@ def case(network, perturbation, loss, mode):
 
 row = functools.cache(Row)
 columns = ("network", "perturbation", "loss", "mode")
-every_row = pytest.mark.parametrize(columns, list(table()))
+TABLE = list(table(core=lambda network, perturbation: network == "mlp" or perturbation == "fgm_2"))
+every_row = pytest.mark.parametrize(columns, TABLE)
 
 
 def scaled(factor, params):
@@ -155,7 +156,8 @@ def dot(left, right):
     return sum(jax.tree.leaves(products))
 
 
-@every_row
+# Without compilation each operation is compiled alone, which takes longer still.
+@pytest.mark.parametrize(columns, list(table(core=lambda network, _: network == "mlp")))
 def test_compiled_and_mapped_as_plain_and_alone(case):
     problem, index = case.problem(), 1
     x, y = jnp.asarray(X[index]), jnp.asarray(case.dataset.y[index])
@@ -257,7 +259,7 @@ def test_finite_at_huge_margins(case):
 
 @pytest.mark.parametrize(
     columns,
-    [row for row in table() if row.values[0] in LINEAR and row.values[1] in EXACT_ON_LINEAR],
+    [row for row in TABLE if row.values[0] in LINEAR and row.values[1] in EXACT_ON_LINEAR],
 )
 def test_margins_of_linear_networks(case):
     predictor = np.asarray(case.network.predictor(jax.tree.map(jnp.asarray, case.params)))

@@ -77,10 +77,8 @@ def test_values(name):
     np.testing.assert_allclose(problem.log_loss(weights), np.log(terms.sum()), rtol=1e-13)
 
 
-@pytest.mark.parametrize("mode", ["frozen", "total"])
-@pytest.mark.parametrize(
-    ("name", "loss"), [("binary", EXPONENTIAL), ("binary", LOGISTIC), ("classes", LOGISTIC)]
-)
+@pytest.mark.parametrize(("loss", "mode"), [(EXPONENTIAL, "frozen"), (LOGISTIC, "total")])
+@pytest.mark.parametrize("name", COVERED)
 def test_gradient(name, loss, mode):
     weights = COVERED[name][2]
     problem = build(name, loss=loss, gradient=mode)

@@ -81,6 +81,7 @@ def test_tiny_margins_are_told_from_none(order, gap):
         (11, (74, 20), 0.5, 1.01, 0.3),
         (11, (74, 20), 0.0, 1.01, 0.999),
         (5, (30, 60), 0.0, 1.01, 0.3),
+        (481278, (20, 100), 0.5, 1.0228962945004423, 0.7),
     ],
 )
 def test_another_start_helps_where_the_first_one_fails(seed, shape, gap, order, fraction):

@@ -12,6 +12,14 @@ from rich.text import Text
 
 from gflow.report.record import COLUMNS, Record, Results, write_cell
 
+# Headings broken so that the table fits 80 columns.
+_NARROW = {
+    "smoothed\nmargin": "smooth.\nmargin",
+    "log-loss": "log-\nloss",
+    "stationarity": "station-\narity",
+    "alignment": "align-\nment",
+}
+
 
 class Display:
     """Live progress of a job: a line for each run in progress, and one for each that is finished.
@@ -97,9 +105,9 @@ def _column(key: str) -> Any:
 def print_table(console: Console, results: Results) -> None:
     """The table of all runs, and the sentences of those that failed. It fits 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("")
+    table.add_column("", min_width=10)
     for column in COLUMNS:
-        table.add_column(column.title, justify="right", no_wrap=True)
+        table.add_column(_NARROW.get(column.title, column.title), justify="right", no_wrap=True)
     table.add_column("result", no_wrap=True)
     for network in dict.fromkeys(run.network for run in results.runs):
         table.add_row(Text(network, style="bold"))
@@ -117,4 +125,4 @@ def print_table(console: Console, results: Results) -> None:
 def _row(run: Record) -> list[Text]:
     cells = [write_cell(run, column) for column in COLUMNS]
     result = Text("reached", style="green") if run.succeeded else Text("failed", style="red")
-    return [Text(f"  {run.perturbation}"), *map(Text, cells), result]
+    return [Text(f" {run.perturbation}"), *map(Text, cells), result]

@@ -56,7 +56,7 @@ def initial_state(layout: Layout, params: Params) -> State:
 def unit_direction(state: State) -> Float[Array, " P"]:
     """The direction with the rounding in its norm removed. A state has |u| near 1: no scaling."""
     direction = jnp.asarray(state[:-2])
-    return direction / jnp.sqrt(jnp.sum(direction * direction))
+    return direction / jnp.sqrt(direction @ direction)
 
 
 def vector_field(clock: Scalar, state: State, field: Field) -> State:
@@ -66,8 +66,8 @@ def vector_field(clock: Scalar, state: State, field: Field) -> State:
     degree = field.problem.degree
     ascent = field.problem.ascent(field.layout.unflatten(direction), degree * log_norm)
     vector = field.layout.flatten(ascent.vector)
-    radial = jnp.sum(direction * vector)
-    mean_margin = jnp.sum(ascent.weights * ascent.margins)
+    radial = direction @ vector
+    mean_margin = jnp.vdot(ascent.weights, ascent.margins)
     log_rate = -ascent.log_weight - (degree - 2) * log_norm - log1p_time
     tail = jnp.stack([degree * mean_margin, jnp.exp(log_rate)])
     return jnp.concatenate([vector - radial * direction, tail])
@@ -77,5 +77,5 @@ def error_norm(error: State) -> Float[Array, ""]:
     """`max(|du|_2, |d log rho|, |d log(1+t)|)`: so the tolerance is a relative error of the
     parameters, and of 1 + t.
     """
-    across = jnp.sqrt(jnp.sum(error[:-2] ** 2))
+    across = jnp.sqrt(error[:-2] @ error[:-2])
     return jnp.maximum(across, jnp.max(jnp.abs(error[-2:])))

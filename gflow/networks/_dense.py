@@ -49,12 +49,13 @@ class MLP(AbstractNetwork):
         hidden = jnp.append(x, jnp.ones((), x.dtype)) if self.bias else x
         for weight in params[:-1]:
             hidden = dense_layer(weight, hidden, self.smoothing, self.power)
-        return output_of(params[-1] @ hidden)
+        return output_of(hidden @ params[-1].T)
 
 
 def dense_layer(weight: Array, hidden: Array, smoothing: Any, power: float) -> Array:
     """`s(W h)`, s = ReLU^k, with a kink of the width `mu |w_j| |h|` in neuron j if smoothed."""
-    value = weight @ hidden
+    # In this order a batch of examples becomes one matrix product without a transposition.
+    value = hidden @ weight.T
     if smoothing is None:
         return rectified(value, None, power)
     row_norms = jax.vmap(norm)(weight)
@@ -85,7 +86,7 @@ class DeepLinear(AbstractNetwork):
     def apply(self, params: Params, x: Array) -> Array:
         hidden = x
         for weight in params:
-            hidden = weight @ hidden
+            hidden = hidden @ weight.T
         return output_of(hidden)
 
     def predictor(self, params: Params) -> Array:

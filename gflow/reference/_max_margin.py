@@ -21,6 +21,8 @@ _GOOD_GAP = 1e-12
 
 _SMALLEST_INPUT = 1e-120
 
+_CONTINUATION_STEPS = 10
+
 
 def max_margin(dataset: Any, *, radius: SupportsFloat = 0.0, order: SupportsFloat = 2) -> MaxMargin:
     """The direction of largest margin under an l_p attack, `p = order`, of the given radius.
@@ -129,12 +131,27 @@ def _starts(
             weights = weights / margin
             yield Point(weights, slope, np.full(len(signed), weights @ weights / len(signed)))
     if order not in (1, math.inf):
-        # Orders close to 1 and inf are close to these two, whose solutions are a finite search.
-        extreme = 1.0 if order < 2 else math.inf
-        for start in _approximations(signed, radius, extreme):
-            point = _solve_from(signed, radius, extreme, start)
-            if point is not None:
-                yield point
+        yield from _neighbours(signed, radius, order)
+
+
+def _neighbours(signed: Array, radius: float, order: float) -> Iterator[Point]:
+    """Solutions of orders nearby: of 1 or inf, a finite search, then of one close to `order`.
+
+    The latter are found by continuation from order 1 or 2; there every radius that is feasible for
+    `order` is feasible as well, since `|s|_p` falls with p.
+    """
+    extreme = 1.0 if order < 2 else math.inf
+    for start in _approximations(signed, radius, extreme):
+        point = _solve_from(signed, radius, extreme, start)
+        if point is not None:
+            yield point
+    for first in _approximations(signed, radius, 1.0 if order < 2 else 2.0):
+        point = first
+        for share in np.linspace(0, 1, _CONTINUATION_STEPS + 1)[:-1]:
+            between = 1 + (order - 1) * share if order < 2 else 2 * (order / 2) ** share
+            point = point and _solve_from(signed, radius, between, point)
+        if point is not None:
+            yield point
 
 
 def _approximations(signed: Array, radius: float, order: float) -> Iterator[Point]:

@@ -68,7 +68,7 @@ def label_decades(axis: Any) -> None:
     class Decades(MaxNLocator):
         def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
             if abs(vmax - vmin) >= _FEW_DECADES:
-                return super().tick_values(vmin, vmax)
+                return np.asarray(super().tick_values(vmin, vmax))
             powers = np.arange(math.floor(min(vmin, vmax)), math.ceil(max(vmin, vmax)) + 1)
             return np.add.outer(powers, np.log10([1, 2, 5])).ravel()
 

@@ -83,7 +83,7 @@ class Column:
 
 
 def _significant(value: float) -> str:
-    return f"{value:.4g}"
+    return f"{value:.3g}"
 
 
 def _scientific(value: float) -> str:
