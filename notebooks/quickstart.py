@@ -74,7 +74,7 @@ print(f"largest adversarial margin of a unit predictor: {reference.margin:.6f}")
 # targets in `Until` is reached.
 
 # %%
-until = gflow.Until(log_loss=2.0 if smoke else -6.0)
+until = gflow.Until(log_loss=1.0 if smoke else -6.0)
 trajectory = gflow.integrate(problem, start, until=until, tolerance=1e-6)
 print(trajectory)
 print(trajectory.stats)
