@@ -172,15 +172,19 @@ def test_error_follows_the_tolerance():
     start, until = SQUARE.init(3), gflow.Until(time=10.0)
 
     def end(tolerance):
-        params = gflow.integrate(trained, start, until=until, tolerance=tolerance).params
-        return np.concatenate([np.ravel(leaf) for leaf in params])
+        flow = gflow.integrate(trained, start, until=until, tolerance=tolerance)
+        return np.concatenate([np.ravel(leaf) for leaf in flow.params]), flow.stats["num_steps"]
 
-    reference = end(1e-12)
-    errors = [np.linalg.norm(end(t) - reference) / np.linalg.norm(reference) for t in (1e-5, 1e-8)]
-    # Error per step of at most the tolerance, some hundred steps.
-    assert errors[0] < 1e-3
-    assert errors[1] < 1e-6
-    assert errors[1] < errors[0] / 30
+    reference, _ = end(1e-12)
+    errors = []
+    for tolerance in (1e-5, 1e-8):
+        vector, num_steps = end(tolerance)
+        errors.append(np.linalg.norm(vector - reference) / np.linalg.norm(reference))
+        # Each step errs by the tolerance at most, and the flow does not amplify that tenfold here.
+        assert errors[-1] < 10 * num_steps * tolerance
+    # Where a ReLU^2 neuron changes sides the field is only once differentiable, and the order of
+    # the solver falls: less than the factor of the tolerances, but never a standstill.
+    assert errors[1] < errors[0] / 10
 
 
 def test_implicit_solver_and_both_gradient_modes_agree_on_a_linear_net():

@@ -52,8 +52,9 @@ def integrate(
         params: the start, any pytree of arrays; not zero.
         until: what to reach. The last point lies on the target, as a step of the solver.
         solver: any diffrax ODE solver with an error estimate; `diffrax.Tsit5()` by default. Its
-            steps shrink like 1/kappa once the flow is stiff; `diffrax.Kvaerno5()` and the like
-            take longer steps on small networks.
+            steps shrink like 1/kappa once the flow is stiff. diffrax's implicit solvers can be
+            chosen too; they rarely need fewer steps, since an error in the direction is one of
+            kappa times that in the logits.
         tolerance: local error per step, of the direction (|du|_2), of log |params| and of
             log(1 + t): relative error per step of the parameters and of 1 + t.
         save: the number of points kept at most, evenly spread over the steps; None keeps every
