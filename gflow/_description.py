@@ -5,6 +5,7 @@ arrays go to a separate table. Functions cannot be written: what holds one is no
 """
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -110,3 +111,18 @@ def decode_structure(skeleton: Any) -> Any:
         return {key: decode_structure(item) for key, item in content.items()}
     items = [decode_structure(item) for item in content]
     return tuple(items) if kind == "tuple" else items
+
+
+def plain(value: Any) -> Any:
+    """Plain Python values; None for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (np.ndarray, jax.Array)):
+        return plain(np.asarray(value).tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

@@ -16,11 +16,12 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.optimize import lsq_linear, nnls
 
+from gflow._description import plain
 from gflow._layout import Layout
 from gflow._numerics import unit
 from gflow._typing import Params
 from gflow.attack import strong_margins
-from gflow.measures import PointMeasures, euler_error, measure_point, scale_invariance_error
+from gflow.measures import PointMeasures, euler_error, measure_ascent, scale_invariance_error
 from gflow.problem import Problem
 from gflow.validation import check_start
 
@@ -97,7 +98,7 @@ class Certificate:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values; None for numbers that are not finite."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
+        return plain(asdict(self))
 
     def __str__(self) -> str:
         state = "separated" if self.separated else "NOT separated: no KKT system"
@@ -113,13 +114,6 @@ class Certificate:
             f"  (epsilon, delta)-KKT ({self.kkt_epsilon:.3e}, {self.kkt_delta:.3e})\n"
             f"  Euler / scale error  {self.euler_error:.1e} / {self.scale_invariance_error:.1e}"
         )
-
-
-def _plain(value: Any) -> Any:
-    value = value.tolist() if isinstance(value, np.ndarray) else value
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def certify(problem: Problem, params: Params) -> Certificate:
@@ -169,7 +163,7 @@ def _examine(problem: Problem, params: Params) -> _Point:
     ascent = problem.ascent(direction, log_kappa)
     return _Point(
         direction,
-        measure_point(problem, direction, log_kappa),
+        measure_ascent(problem, direction, log_kappa, ascent),
         ascent.margins,
         ascent.weights,
         ascent.vector,

@@ -20,15 +20,12 @@ from gflow._typing import Params
 from gflow.measures import measure_point
 from gflow.problem import Problem
 from gflow.progress import reporter
-from gflow.record import Record, Row
+from gflow.record import Record, Row, empty_rows, row_capacity, write_row
 from gflow.results import RESULTS
 from gflow.trajectory import RunFailed, Trajectory, register_reader
 from gflow.validation import check_start
 
 Objective = Literal["loss", "log_loss"]
-
-_SEGMENT = 256
-_BUFFER_BYTES = 2**26
 
 
 class _Point(NamedTuple):
@@ -113,7 +110,7 @@ def descend(
 
 def _run(problem, params, optimizer, num_steps, objective, layout, record, report) -> RESULTS:
     point = _begin(params, optimizer)
-    capacity = int(np.clip(_BUFFER_BYTES // (24 * layout.size), 8, _SEGMENT))
+    capacity = row_capacity(layout.size)
     made = 0
     try:
         while made < num_steps:
@@ -121,9 +118,9 @@ def _run(problem, params, optimizer, num_steps, objective, layout, record, repor
             point, rows, num_rows = jax.block_until_ready(
                 _advance(problem, optimizer, layout, point, budget, stride, objective, capacity)
             )
-            last = record.extend(rows, int(num_rows))
+            record.extend(rows, int(num_rows))
             made = int(point.num_steps)
-            report(_status(made, problem, last))
+            report(record.status(made, problem.degree))
             if not bool(point.finite):
                 record.drop_nonfinite()
                 return RESULTS.diverged
@@ -165,11 +162,7 @@ def _advance(
         zero = jnp.zeros(())
         return Row(zero, zero, point.num_steps, state, measures)
 
-    shapes = jax.eval_shape(row_of, point)
-    buffer = jax.tree.map(lambda leaf: jnp.zeros((capacity + 1, *leaf.shape), leaf.dtype), shapes)
-
-    def write(rows: Row, index: Array, point: _Point) -> Row:
-        return jax.tree.map(lambda saved, leaf: saved.at[index].set(leaf), rows, row_of(point))
+    buffer = empty_rows(jax.eval_shape(row_of, point), capacity + 1)
 
     def go_on(carry: tuple[_Point, Row, Array]) -> Array:
         return (carry[0].num_steps < start + budget) & carry[0].finite
@@ -177,12 +170,12 @@ def _advance(
     def body(carry: tuple[_Point, Row, Array]) -> tuple[_Point, Row, Array]:
         point, rows, count = carry
         due = point.num_steps % stride == 0
-        rows = lax.cond(due, lambda: write(rows, count, point), lambda: rows)
+        rows = lax.cond(due, lambda: write_row(rows, count, row_of(point)), lambda: rows)
         return _step(problem, optimizer, objective, point), rows, count + due.astype(count.dtype)
 
     carry = (point, buffer, jnp.zeros((), jnp.int64))
     point, rows, count = lax.while_loop(go_on, body, carry)
-    return point, write(rows, count, point), count + 1
+    return point, write_row(rows, count, row_of(point)), count + 1
 
 
 def _step(
@@ -209,16 +202,6 @@ def _step(
     kappa = norm**problem.degree
     finite = jnp.isfinite(kappa) & (norm > 0) & jnp.isfinite(ascent.log_weight)
     return _Point(params, state, log1p_time, point.num_steps + 1, finite)
-
-
-def _status(made: int, problem: Problem, last: Row) -> dict[str, Any]:
-    return {
-        "steps": made,
-        "log_kappa": float(problem.degree * last.state[-2]),
-        "log_loss": float(last.measures.log_loss),
-        "margin": float(last.measures.margin),
-        "stationarity": float(last.measures.stationarity),
-    }
 
 
 def _read_between(trajectory: Trajectory, index: int, name: str, target: float) -> Params:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from gflow._numerics import scaled_margins, tangent, tree_dot, tree_norm, unit
 from gflow._typing import Params
-from gflow.problem import Problem
+from gflow.problem import Ascent, Problem
 
 
 class PointMeasures(NamedTuple):
@@ -45,7 +45,13 @@ def measure_point(
     Source: normalized and smoothed margin: Lyu & Li 2020, there for clean data; their adversarial
     form: Lyu & Zhu 2022.
     """
-    ascent = problem.ascent(direction, log_kappa)
+    return measure_ascent(problem, direction, log_kappa, problem.ascent(direction, log_kappa))
+
+
+def measure_ascent(
+    problem: Problem, direction: Params, log_kappa: Float[Array, ""] | float, ascent: Ascent
+) -> PointMeasures:
+    """`measure_point` where `problem.ascent(direction, log_kappa)` is at hand."""
     kappa = jnp.exp(log_kappa)
     log_loss = problem.loss.log_loss(scaled_margins(kappa, ascent.margins))
     return PointMeasures(
@@ -109,8 +115,7 @@ def layer_alignment(params: Params) -> Float[Array, " pairs"]:
     """
     layers = _matrices(params, "layer_alignment")
     factors = [jnp.linalg.svd(layer, full_matrices=False) for layer in layers]
-    pairs = pairwise(factors)
-    values = [jnp.abs(jnp.dot(after[2][0], before[0][:, 0])) for before, after in pairs]
+    values = [jnp.abs(jnp.dot(after[2][0], before[0][:, 0])) for before, after in pairwise(factors)]
     return jnp.stack(values) if values else jnp.zeros(0)
 
 
@@ -127,7 +132,7 @@ def balancedness(params: Params) -> tuple[Float[Array, "h h"], ...]:
     Source: Arora, Cohen & Hazan 2018; Du, Hu & Lee 2018.
     """
     layers = _matrices(params, "balancedness")
-    return tuple(after.T @ after - before @ before.T for before, after in _pairs(layers))
+    return tuple(after.T @ after - before @ before.T for before, after in pairwise(layers))
 
 
 def ji_telgarsky_excess(params: Params) -> Float[Array, " layers"]:
@@ -153,13 +158,8 @@ def ji_telgarsky_bound(start: Params) -> Float[Array, ""]:
 def euler_error(problem: Problem, params: Params) -> Float[Array, ""]:
     """`max_i |<grad q_i, u> - L q_i| / (L max_j |q_j|)` at unit norm: 0 for homogeneous margins."""
     direction, _ = unit(params)
-    if problem.gradient_mode == "total":
-        margins, slopes = jax.jvp(problem.margins, (direction,), (direction,))
-    else:
-        delta = problem.perturbations(direction)
-        margins, slopes = jax.jvp(
-            lambda free: problem.margins_at(free, delta), (direction,), (direction,)
-        )
+    free_margins = problem.free_margins(direction)
+    margins, slopes = jax.jvp(free_margins, (direction,), (direction,))
     expected = problem.degree * margins
     largest = jnp.max(jnp.abs(expected))
     return jnp.max(jnp.abs(slopes - expected)) / jnp.where(largest > 0, largest, 1.0)
@@ -199,16 +199,12 @@ def _matrices(params: Params, name: str) -> list[Array]:
     layers = [leaf.reshape(leaf.shape[0], -1) if leaf.ndim > 2 else leaf for leaf in layers]
     if any(layer.ndim != 2 for layer in layers):
         raise ValueError(f"`{name}(params)`: every layer must be a matrix (fan_out, fan_in).")
-    if any(before.shape[0] != after.shape[1] for before, after in _pairs(layers)):
+    if any(before.shape[0] != after.shape[1] for before, after in pairwise(layers)):
         raise ValueError(
             f"`{name}(params)`: the layers' shapes {[layer.shape for layer in layers]} do not "
             "follow each other; adjacent layers are compared only in dense networks."
         )
     return layers
-
-
-def _pairs(layers: list[Array]) -> list[tuple[Array, Array]]:
-    return list(pairwise(layers))
 
 
 __all__ = [
@@ -221,6 +217,7 @@ __all__ = [
     "ji_telgarsky_bound",
     "ji_telgarsky_excess",
     "layer_alignment",
+    "measure_ascent",
     "measure_point",
     "normalized_margin",
     "num_support",

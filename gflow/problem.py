@@ -5,6 +5,7 @@ methods are compiled on first use.
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -171,10 +172,14 @@ class Problem(eqx.Module):
         "total". In frozen mode delta enters as a value computed outside, so that a derivative of
         the gradients themselves still sees how delta depends on `params`.
         """
+        return jax.vjp(self.free_margins(params), params)
+
+    def free_margins(self, params: Params) -> Callable[[Params], Array]:
+        """The margins as the function that the gradient mode differentiates at `params`."""
         if self.gradient_mode == "total":
-            return jax.vjp(self.margins, params)
+            return self.margins
         delta = self.perturbations(params)
-        return jax.vjp(lambda free: self.margins_at(free, delta), params)
+        return lambda free: self.margins_at(free, delta)
 
     @eqx.filter_jit
     def margin_gradients(self, params: Params, examples: Int[Array, " m"]) -> Params:

@@ -1,9 +1,10 @@
 """The record of a run on the host: saved points, thinned so that memory stays bounded."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -26,6 +27,11 @@ COLUMNS = (
 """What is recorded of every saved point, beside its direction."""
 
 
+# Buffers of a compiled segment hold this many bytes at most, and this many rows.
+_BUFFER_BYTES = 2**26
+_BUFFER_ROWS = 256
+
+
 class Row(NamedTuple):
     """What is recorded of a point; stacked along a leading axis where there are several.
 
@@ -42,6 +48,21 @@ class Row(NamedTuple):
     num_accepted: Int[Array, "..."]
     state: Float[Array, "... state"]
     measures: PointMeasures
+
+
+def row_capacity(num_params: int) -> int:
+    """Rows that a compiled segment's buffers hold: few where the parameters are many."""
+    return int(np.clip(_BUFFER_BYTES // (24 * num_params), 8, _BUFFER_ROWS))
+
+
+def empty_rows(row: Row, capacity: int) -> Row:
+    """A buffer of zeros for `capacity` rows that are shaped like `row`."""
+    return jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), row)
+
+
+def write_row(rows: Row, index: Array, row: Row) -> Row:
+    """The buffer `rows` with `row` at `index`."""
+    return jax.tree.map(lambda saved, leaf: saved.at[index].set(leaf), rows, row)
 
 
 class Record:
@@ -102,6 +123,17 @@ class Record:
 
     def _all(self) -> list[Row]:
         return [*self._rows, *([] if self._last is None else [self._last])]
+
+    def status(self, num_steps: int, degree: float) -> dict[str, Any]:
+        """What a progress line shows of the latest point."""
+        last = self.last()
+        return {
+            "steps": num_steps,
+            "log_kappa": float(degree * last.state[-2]),
+            "log_loss": float(last.measures.log_loss),
+            "margin": float(last.measures.margin),
+            "stationarity": float(last.measures.stationarity),
+        }
 
     def columns(self, degree: float) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
         """The columns of a trajectory, and the directions (s, P)."""

@@ -17,6 +17,7 @@ from gflow._description import (
     decode_structure,
     encode,
     encode_structure,
+    plain,
 )
 from gflow._layout import Layout
 from gflow._typing import Params
@@ -234,13 +235,13 @@ class Trajectory:
 
         Numbers that are not finite become None, so that the result is JSON.
         """
-        columns = {name: _plain(values) for name, values in self.columns.items()}
+        columns = {name: plain(values) for name, values in self.columns.items()}
         return {
             "kind": self.kind,
             "result": self.result_name,
             "message": self.message,
-            "stats": _plain(dict(self.stats)),
-            "settings": _plain(dict(self.settings)),
+            "stats": plain(dict(self.stats)),
+            "settings": plain(dict(self.settings)),
             **columns,
         }
 
@@ -261,7 +262,7 @@ class Trajectory:
             "problem": encode(self.problem, arrays),
         }
         path = Path(path).with_suffix(".npz")
-        text = np.asarray(json.dumps(header, default=_plain))
+        text = np.asarray(json.dumps(header, default=plain))
         columns = {f"column_{name}": values for name, values in self.columns.items()}
         tables = {"header": text, "vectors": self.vectors, **columns, **arrays}
         np.savez(path, **tables)  # pyright: ignore[reportArgumentType]
@@ -311,18 +312,3 @@ def _restored(header: dict[str, Any], file: Any, problem: Problem | None) -> Tra
         stats=header["stats"],
         settings=header["settings"],
     )
-
-
-def _plain(value: Any) -> Any:
-    """Plain Python values; None for numbers that are not finite."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (np.ndarray, jax.Array)):
-        return _plain(np.asarray(value).tolist())
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value

@@ -18,14 +18,11 @@ from gflow.flow.segment import Block, Cursor, advance, begin
 from gflow.flow.until import Until
 from gflow.problem import Problem
 from gflow.progress import reporter
-from gflow.record import Record, Row
+from gflow.record import Record, Row, row_capacity
 from gflow.results import RESULTS
 from gflow.trajectory import RunFailed, Trajectory, register_reader
 from gflow.validation import check_start
 
-# Buffers of a segment hold this many bytes at most, and this many steps.
-_BUFFER_BYTES = 2**26
-_BUFFER_STEPS = 256
 # A segment should return this often, so that an interrupt or the progress line need not wait.
 _SECONDS = 0.5
 
@@ -92,6 +89,7 @@ class _Run:
         self.save = save
         self.field = Field(problem, Layout.of(params))
         self.record = Record(save)
+        self.capacity = row_capacity(self.field.layout.size)
         self.num_steps = 0
         self.cursor: Cursor = start_cursor(self.field, solver, tolerance, until, params)
 
@@ -104,10 +102,10 @@ class _Run:
                 block = self.segment(min(budget, max_steps - self.num_steps))
                 seconds = (time.perf_counter() - seconds) / max(int(block.num_steps), 1)
                 result = self.absorb(block, max_steps)
-                report(self.status())
+                report(self.record.status(self.num_steps, self.field.problem.degree))
                 if result is not None:
                     return result
-                budget = int(np.clip(_SECONDS / seconds, 16, capacity(self.field.layout)))
+                budget = int(np.clip(_SECONDS / seconds, 16, self.capacity))
         except KeyboardInterrupt:
             if not self.num_steps:  # nothing was computed that could be returned
                 raise
@@ -116,10 +114,9 @@ class _Run:
     def segment(self, budget: int) -> Block:
         """One compiled segment of at most `budget` steps."""
         controller = make_controller(np.float64(self.tolerance), np.int64(budget), self.until)
-        size = capacity(self.field.layout)
         stride = np.int64(self.record.stride)
         self.cursor, block = advance(
-            self.field, self.solver, controller, self.cursor, stride, capacity=size
+            self.field, self.solver, controller, self.cursor, stride, capacity=self.capacity
         )
         return jax.block_until_ready(block)
 
@@ -153,17 +150,6 @@ class _Run:
         log_kappa = self.field.problem.degree * row.state[-2]
         return targets_met(self.until, log_kappa, row.state[-1], row.measures)
 
-    def status(self) -> dict[str, Any]:
-        """What the progress line shows."""
-        last = self.record.last()
-        return {
-            "steps": self.num_steps,
-            "log_kappa": float(self.field.problem.degree * last.state[-2]),
-            "log_loss": float(last.measures.log_loss),
-            "margin": float(last.measures.margin),
-            "stationarity": float(last.measures.stationarity),
-        }
-
     def trajectory(self, result: RESULTS, seconds: float, max_steps: int) -> Trajectory:
         """Everything recorded, as a trajectory."""
         columns, vectors = self.record.columns(self.field.problem.degree)
@@ -196,11 +182,6 @@ class _Run:
         )
 
 
-def capacity(layout: Layout) -> int:
-    """Steps of a segment: as many as its buffers hold."""
-    return int(np.clip(_BUFFER_BYTES // (24 * (layout.size + 2)), 8, _BUFFER_STEPS))
-
-
 def start_cursor(
     field: Field, solver: diffrax.AbstractSolver, tolerance: float, until: Until, params: Params
 ) -> Cursor:
@@ -224,7 +205,7 @@ def read_between(trajectory: Trajectory, index: int, name: str, target: float) -
     tolerance = np.float64(trajectory.settings["tolerance"])
     solver = _solver_named(trajectory.settings["solver"])
     until = Until(**{name: target})
-    size = capacity(trajectory.layout)
+    size = row_capacity(trajectory.layout.size)
     controller = make_controller(tolerance, np.int64(size), until)
     column = trajectory.columns
     tail = [column["log_norm"][index], column["log1p_time"][index]]

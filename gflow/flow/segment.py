@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from gflow.flow.control import ControlState, FlowController, rewound, starting
 from gflow.flow.field import Field, State, unit_direction, vector_field
-from gflow.record import Row
+from gflow.record import Row, empty_rows, write_row
 
 
 class Cursor(NamedTuple):
@@ -160,10 +160,6 @@ def _rows(
         count = cursor.num_accepted + index
         return Row(clocks[index], step, count, state, field.measures(state))
 
-    shapes = jax.eval_shape(row_at, num_made)
-    buffer = jax.tree.map(lambda leaf: jnp.zeros((capacity + 1, *leaf.shape), leaf.dtype), shapes)
-
-    def write(i: Array, rows: Row) -> Row:
-        return jax.tree.map(lambda saved, leaf: saved.at[i].set(leaf), rows, row_at(i))
-
-    return lax.fori_loop(0, num_rows, write, buffer), num_rows
+    buffer = empty_rows(jax.eval_shape(row_at, num_made), capacity + 1)
+    rows = lax.fori_loop(0, num_rows, lambda i, rows: write_row(rows, i, row_at(i)), buffer)
+    return rows, num_rows

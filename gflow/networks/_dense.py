@@ -21,7 +21,21 @@ from gflow.networks._base import (
 )
 
 
-class MLP(AbstractNetwork):
+class AbstractLayered(AbstractNetwork):
+    """Layers one after another: `widths` from the inputs to the outputs."""
+
+    widths: eqx.AbstractVar[tuple[int, ...]]
+
+    @property
+    def num_inputs(self) -> int:
+        return self.widths[0]
+
+    @property
+    def num_outputs(self) -> int:
+        return self.widths[-1]
+
+
+class MLP(AbstractLayered):
     """A multi-layer perceptron; see `gflow.networks.mlp`."""
 
     widths: tuple[int, ...] = eqx.field(static=True)
@@ -32,14 +46,6 @@ class MLP(AbstractNetwork):
     @property
     def degree(self) -> float:
         return layered_degree(len(self.widths) - 1, self.power)
-
-    @property
-    def num_inputs(self) -> int:
-        return self.widths[0]
-
-    @property
-    def num_outputs(self) -> int:
-        return self.widths[-1]
 
     def _initial(self, key: Array, scale: Array) -> Params:
         fan_ins = (self.widths[0] + self.bias, *self.widths[1:-1])
@@ -63,7 +69,7 @@ def dense_layer(weight: Array, hidden: Array, smoothing: Any, power: float) -> A
     return rectified(value, width, power)
 
 
-class DeepLinear(AbstractNetwork):
+class DeepLinear(AbstractLayered):
     """A product of matrices; see `gflow.networks.linear` and `deep_linear`."""
 
     widths: tuple[int, ...] = eqx.field(static=True)
@@ -71,14 +77,6 @@ class DeepLinear(AbstractNetwork):
     @property
     def degree(self) -> float:
         return len(self.widths) - 1
-
-    @property
-    def num_inputs(self) -> int:
-        return self.widths[0]
-
-    @property
-    def num_outputs(self) -> int:
-        return self.widths[-1]
 
     def _initial(self, key: Array, scale: Array) -> Params:
         return normal_weights(key, list(zip(self.widths[1:], self.widths[:-1], strict=True)), scale)

@@ -56,11 +56,13 @@ class Convolution:
         return window_norms(image, self.size, self.stride, self.padding)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Pool:
     """What the two kinds of pooling share: windows within the image, by default side by side."""
 
     size: Any
-    stride: Any
+    _: dataclasses.KW_ONLY
+    stride: Any = None
 
     def __post_init__(self):
         _set(self, "size", _pair(self, "size"))
@@ -85,10 +87,6 @@ class AveragePool(_Pool):
         stride: step between windows, likewise; the size by default, so that none overlap.
     """
 
-    size: Any
-    _: dataclasses.KW_ONLY
-    stride: Any = None
-
     def pool(self, image: Array) -> Array:
         return self._reduce(image, 0.0, lax.add) / (self.size[0] * self.size[1])
 
@@ -103,10 +101,6 @@ class MaxPool(_Pool):
         size: height and width of a window: one integer for both, or a pair.
         stride: step between windows, likewise; the size by default, so that none overlap.
     """
-
-    size: Any
-    _: dataclasses.KW_ONLY
-    stride: Any = None
 
     def pool(self, image: Array) -> Array:
         return self._reduce(image, -np.inf, lax.max)
