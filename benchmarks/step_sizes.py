@@ -28,7 +28,7 @@ def measure(smoke: bool) -> dict[str, Any]:
     data = gflow.datasets.gaussian(8 if smoke else 40, 3 if smoke else 5, gap=0.5, seed=0)
     network = networks.mlp((data.x.shape[1], 4 if smoke else 10, 1), power=2)
     start = network.init(0)
-    log_loss, sizes = (0.0, [1e-2, 1e-3]) if smoke else (-2.0, list(np.logspace(-2, -5, 7)))
+    log_loss, sizes = (0.0, [1e-2, 1e-3]) if smoke else (-2.0, list(np.logspace(-1, -4, 7)))
     rows = []
     for attack, perturbation in ATTACKS.items():
         problem = gflow.Problem(network, data, loss=losses.logistic(), perturbation=perturbation)
@@ -115,7 +115,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
                     markersize=4,
                     label=f"{attack}, {OBJECTIVES[objective]}",
                 )
-        sizes = np.array([1e-5, 1e-3])
+        sizes = np.array([1e-4, 1e-2])
         axes.loglog(sizes, 0.3 * sizes, color="0.6", linewidth=1, label="slope 1")
         axes.set(xlabel="step size", title=f"at equal {name}")
     panels[0].set_ylabel("distance of directions, descent to flow")

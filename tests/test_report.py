@@ -137,7 +137,15 @@ def test_alignment_is_that_of_the_measure(trajectory):
 
 @pytest.mark.parametrize(
     ("exponent", "text"),
-    [(0, "1"), (1, "10¹"), (-12, "10⁻¹²"), (0.5, "3.16"), (-0.3010299957, "0.5"), (400.5, "")],
+    [
+        (0, "1"),
+        (1, "10"),
+        (2, "10²"),
+        (-12, "10⁻¹²"),
+        (0.5, "3.16"),
+        (-0.3010299957, "0.5"),
+        (400.5, ""),
+    ],
 )
 def test_decades_are_written_as_powers(exponent, text):
     assert power_of_ten(exponent) == text

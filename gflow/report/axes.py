@@ -10,6 +10,7 @@ Against = Literal["time", "loss", "kappa", "steps"]
 LOG10 = math.log(10.0)
 # Below this many decades powers of ten alone would leave an axis with one mark or none.
 _FEW_DECADES = 2.0
+_PART_OF_DECADE = 0.7
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -61,7 +62,8 @@ def log10(values: Any) -> np.ndarray:
 def label_decades(axis: Any) -> None:
     """Writes `10⁻³` at -3 on an axis whose values are logarithms to base 10.
 
-    Where the view spans few decades, the axis is marked at 1, 2 and 5 times the powers of ten.
+    Where the view spans few decades, the axis is marked at 1, 2 and 5 times the powers of ten, and
+    within one decade at 1, 2, .., 9 times.
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -70,18 +72,19 @@ def label_decades(axis: Any) -> None:
             if abs(vmax - vmin) >= _FEW_DECADES:
                 return np.asarray(super().tick_values(vmin, vmax))
             powers = np.arange(math.floor(min(vmin, vmax)), math.ceil(max(vmin, vmax)) + 1)
-            return np.add.outer(powers, np.log10([1, 2, 5])).ravel()
+            marks = np.arange(1, 10) if abs(vmax - vmin) < _PART_OF_DECADE else [1, 2, 5]
+            return np.add.outer(powers, np.log10(marks)).ravel()
 
     axis.set_major_locator(Decades(nbins=6, integer=True))
     axis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))
 
 
 def power_of_ten(exponent: float) -> str:
-    """`10⁻³` for -3, `1` for 0; between the integers the number, or nothing if it is long."""
+    """`10⁻³` for -3, 1 for 0, 10 for 1; between integers the number, or nothing if it is long."""
     nearest = round(exponent)
     if abs(exponent - nearest) > 1e-9:
         return f"{10**exponent:.3g}" if abs(exponent) < 4 else ""
-    return "1" if nearest == 0 else f"10{str(nearest).translate(_SUPERSCRIPTS)}"
+    return str(10**nearest) if nearest in (0, 1) else f"10{str(nearest).translate(_SUPERSCRIPTS)}"
 
 
 def new_axes() -> Any:
