@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from gflow.certificate import Certificate, certify
     from gflow.datasets import Dataset
     from gflow.descent import descend
-    from gflow.flow import Until, integrate
+    from gflow.flow import Rosenbrock, Until, integrate
     from gflow.problem import Problem
     from gflow.reference import MaxMargin, max_margin
     from gflow.results import RESULTS
@@ -22,6 +22,7 @@ __all__ = [
     "Dataset",
     "MaxMargin",
     "Problem",
+    "Rosenbrock",
     "RunFailed",
     "Trajectory",
     "Until",
@@ -46,6 +47,7 @@ _HOMES = {
     "Dataset": "datasets",
     "MaxMargin": "reference",
     "Problem": "problem",
+    "Rosenbrock": "flow",
     "RunFailed": "trajectory",
     "Trajectory": "trajectory",
     "Until": "flow",

@@ -21,7 +21,13 @@ from gflow._layout import Layout
 from gflow._numerics import unit
 from gflow._typing import Params
 from gflow.attack import strong_margins
-from gflow.measures import PointMeasures, euler_error, measure_ascent, scale_invariance_error
+from gflow.measures import (
+    MAX_LOG_KAPPA,
+    PointMeasures,
+    euler_error,
+    measure_ascent,
+    scale_invariance_error,
+)
 from gflow.problem import Problem
 from gflow.validation import check_start
 
@@ -32,8 +38,6 @@ _MOST_MARGINS = 512
 _PROBE = 1e-7
 _NUM_PROBES = 2
 _JUMP = 1e-3
-# exp(709.8) is the largest double. Weights and smoothed margin no longer change up there.
-_MAX_LOG_KAPPA = 700.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +163,8 @@ class _Point(eqx.Module):
 @eqx.filter_jit
 def _examine(problem: Problem, params: Params) -> _Point:
     direction, length = unit(params)
-    log_kappa = jnp.minimum(problem.degree * jnp.log(length), _MAX_LOG_KAPPA)
+    # Weights and smoothed margin no longer change up there.
+    log_kappa = jnp.minimum(problem.degree * jnp.log(length), MAX_LOG_KAPPA)
     ascent = problem.ascent(direction, log_kappa)
     return _Point(
         direction,

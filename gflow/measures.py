@@ -16,12 +16,16 @@ from gflow._numerics import scaled_margins, tangent, tree_dot, tree_norm, unit
 from gflow._typing import Params
 from gflow.problem import Ascent, Problem
 
+# exp(709.8) is the largest double; kappa enters products with margins.
+MAX_LOG_KAPPA = 700.0
+
 
 class PointMeasures(NamedTuple):
     """What a trajectory records at each of its points.
 
     Attributes:
-        log_loss: `log sum_i l(q_i)`.
+        log_loss: `log sum_i l(q_i)`; NaN where kappa is no floating-point number.
+        log_minus_log_loss: `log(-log_loss)`, which is one whatever kappa; NaN for a loss above 1.
         margin: normalized adversarial margin `min_i q_i(u)`.
         clean_margin: the same without perturbation.
         smoothed_margin: `l^{-1}(Loss) / kappa`.
@@ -30,6 +34,7 @@ class PointMeasures(NamedTuple):
     """
 
     log_loss: Float[Array, ""]
+    log_minus_log_loss: Float[Array, ""]
     margin: Float[Array, ""]
     clean_margin: Float[Array, ""]
     smoothed_margin: Float[Array, ""]
@@ -51,14 +56,24 @@ def measure_point(
 def measure_ascent(
     problem: Problem, direction: Params, log_kappa: Float[Array, ""] | float, ascent: Ascent
 ) -> PointMeasures:
-    """`measure_point` where `problem.ascent(direction, log_kappa)` is at hand."""
-    kappa = jnp.exp(log_kappa)
+    """`measure_point` where `problem.ascent(direction, log_kappa)` is at hand.
+
+    An ascent at another kappa gives the stationarity and the strength of the flow at that other.
+    """
+    log_kappa = jnp.asarray(log_kappa)
+    known = log_kappa <= MAX_LOG_KAPPA
+    kappa = jnp.exp(jnp.minimum(log_kappa, MAX_LOG_KAPPA))
     log_loss = problem.loss.log_loss(scaled_margins(kappa, ascent.margins))
+    smoothed_margin = problem.loss.inverse(log_loss) / kappa
+    below_one = log_loss < 0
+    far = log_kappa + jnp.log(jnp.where(below_one, smoothed_margin, 1.0))
+    near = jnp.log(jnp.where(below_one, -log_loss, 1.0))
     return PointMeasures(
-        log_loss=log_loss,
+        log_loss=jnp.where(known, log_loss, jnp.nan),
+        log_minus_log_loss=jnp.where(below_one, jnp.where(known, near, far), jnp.nan),
         margin=jnp.min(ascent.margins),
         clean_margin=jnp.min(problem.clean_margins(direction)),
-        smoothed_margin=problem.loss.inverse(log_loss) / kappa,
+        smoothed_margin=smoothed_margin,
         stationarity=sine(direction, ascent.vector),
         strength=tree_norm(ascent.vector),
     )

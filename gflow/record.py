@@ -18,6 +18,7 @@ COLUMNS = (
     "log_kappa",
     "log1p_time",
     "log_loss",
+    "log_minus_log_loss",
     "margin",
     "clean_margin",
     "smoothed_margin",
@@ -117,7 +118,7 @@ class Record:
         finite = [
             row
             for row in others
-            if np.all(np.isfinite(row.state)) and np.isfinite(row.measures.log_loss)
+            if np.all(np.isfinite(row.state)) and not np.isposinf(row.measures.log_loss)
         ]
         *self._rows, self._last = [first, *finite]
 

@@ -141,7 +141,11 @@ def segments(field, cursor, budget, num_steps):
 def new_cursor(start):
     field = Field(PROBLEM, Layout.of(start))
     until = Until(log_kappa=600.0)
-    return field, start_cursor(field, diffrax.Tsit5(), 1e-8, until, start)
+    return field, start_cursor(field, diffrax.Tsit5(), first_control(until), start)
+
+
+def first_control(until):
+    return make_controller(np.float64(1e-8), np.int64(1), until)
 
 
 def test_segments_resume_bit_for_bit(start):
@@ -163,7 +167,7 @@ def test_segment_under_vmap_equals_a_loop(start):
             NETWORK, DATA, loss=losses.logistic(), perturbation=perturbations.fgm(radius)
         )
         field = Field(trained, layout)
-        cursor = start_cursor(field, diffrax.Tsit5(), 1e-8, until, start)
+        cursor = start_cursor(field, diffrax.Tsit5(), first_control(until), start)
         after, block = advance(field, diffrax.Tsit5(), controller, cursor, np.int64(1), capacity=20)
         return after.state, block.rows.measures.margin, block.num_rows
 
@@ -363,12 +367,21 @@ def test_impossible_options_are_refused(start, options, error, words):
         ({"time": 0.0}, "positive"),
         ({"time": np.nan}, "finite"),
         ({"stationarity": 1.0}, "between 0 and 1"),
-        ({"log_kappa": 1e4}, "700"),
     ],
 )
 def test_impossible_targets_are_refused(targets, words):
     with pytest.raises(ValueError, match=words):
         Until(**targets)
+
+
+def test_kappa_beyond_floating_point_needs_a_cap(start):
+    until = Until(log_kappa=1e4)
+    with pytest.raises(ValueError, match="kappa_cap"):
+        gflow.integrate(PROBLEM, start, until=until)
+    with pytest.raises(ValueError, match="above 1"):
+        gflow.integrate(PROBLEM, start, until=until, kappa_cap=0.5)
+    with pytest.raises(ValueError, match="atol_logit"):
+        gflow.integrate(PROBLEM, start, until=until, kappa_cap=1e4, atol_logit=0.0)
 
 
 def test_solver_class_and_solver_without_error_estimate_are_refused(start):

@@ -1,6 +1,7 @@
 """The continuous flow of adversarial training."""
 
 from gflow.flow.driver import integrate
+from gflow.flow.rosenbrock import Rosenbrock
 from gflow.flow.until import Until
 
-__all__ = ["Until", "integrate"]
+__all__ = ["Rosenbrock", "Until", "integrate"]

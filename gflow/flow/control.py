@@ -70,6 +70,10 @@ class ControlState(NamedTuple):
 class FlowController(diffrax.AbstractAdaptiveStepSizeController):
     """Error control with a step budget that ends a solve on the first target it meets.
 
+    With `atol_logit` the error is also measured in the logits `kappa q_i`, which the loss sees. An
+    error of the direction is one of kappa times that in the logits: with ordinary tolerances alone
+    a stiff solver either stalls or leaves the weights to chance.
+
     The budget lets a compiled segment stop after a number of steps decided at run time; the
     remembered step lets the next segment go on with the very step that this one would have tried.
     A step that passes a target is rejected and shortened by the secant method (Illinois) until it
@@ -82,6 +86,7 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
             take the tolerances of their equations from here.
         budget: number of steps after which it reports `max_steps_reached`.
         until: the targets; it reports `event_occurred` on arrival.
+        atol_logit: largest `Field.logit_error` of an accepted step, or None for no such bound.
         step: the first step. It is here, and `dt0` of diffrax None, since diffrax checks a `dt0`
             through a host callback, and programs with callbacks are never cached on disk.
     """
@@ -91,6 +96,7 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
     norm: Any
     budget: Any
     until: Until
+    atol_logit: Any = None
     step: Any = 1.0
 
     def wrap(self, direction: Any) -> "FlowController":
@@ -107,7 +113,7 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
     ):
         last_error, _, count, bracket = controller_state
-        error = jnp.maximum(self.norm(y_error) / self.atol, _LEAST_ERROR)
+        error = jnp.maximum(self._error(args, y0, y_error), _LEAST_ERROR)
         keep = error < 1
         factor = _factor(error, last_error, error_order, keep)
         last_error = jnp.where(keep, error, last_error)
@@ -122,6 +128,13 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
         state = ControlState(last_error, next_t1 - next_t0, count + 1, bracket)
         return keep, next_t0, next_t1, False, state, self._verdict(state, arrived)
 
+    def _error(self, field: Field, state: State, error: Any) -> Array:
+        """The error in units of what is allowed; a NaN counts as infinite."""
+        size = self.norm(error) / self.atol
+        if self.atol_logit is not None:
+            size = jnp.maximum(size, field.logit_error(state, error) / self.atol_logit)
+        return jnp.where(jnp.isnan(size), jnp.inf, size)
+
     def _verdict(self, state: ControlState, arrived: Any) -> Any:
         results = diffrax.RESULTS
         moving = state.step > 0
@@ -131,12 +144,14 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
         return results.where(arrived, results.event_occurred, result)
 
 
-def make_controller(tolerance: Any, budget: Any, until: Until) -> FlowController:
+def make_controller(
+    tolerance: Any, budget: Any, until: Until, atol_logit: Any = None
+) -> FlowController:
     """Control of `error_norm(error) <= tolerance` per step, for at most `budget` steps.
 
     Its first step has yet to be set, with `starting`.
     """
-    return FlowController(0.0, tolerance, error_norm, budget, until)
+    return FlowController(0.0, tolerance, error_norm, budget, until, atol_logit)
 
 
 def starting(controller: FlowController, step: Any) -> FlowController:
@@ -161,7 +176,7 @@ def distances(until: Until, field: Field, state: State) -> Float[Array, " target
         return jnp.full_like(log_kappa, jnp.inf), jnp.ones_like(log_kappa)
 
     log_loss, stationarity = lax.cond(until.needs_margins, evaluated, skipped)
-    return until.remaining(log_kappa, state[-1], log_loss, stationarity)
+    return until.remaining(log_kappa, state[-1], log_loss, stationarity, field.ceiling)
 
 
 def _factor(error: Array, last_error: Array, order: Any, keep: Array) -> Array:

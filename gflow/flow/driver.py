@@ -11,11 +11,16 @@ import numpy as np
 
 from gflow._layout import Layout
 from gflow._typing import Params
-from gflow.flow.control import make_controller
+from gflow.flow.clocked import ClockedRosenbrock
+from gflow.flow.control import FlowController, make_controller
 from gflow.flow.field import Field, initial_state
 from gflow.flow.outcome import at_rest, targets_met, unseparated_result
+from gflow.flow.rosenbrock import Rosenbrock
 from gflow.flow.segment import Block, Cursor, advance, begin
+from gflow.flow.stiffness import Watch, stiff_solver
+from gflow.flow.tableaus import TABLEAUS
 from gflow.flow.until import Until
+from gflow.measures import MAX_LOG_KAPPA
 from gflow.problem import Problem
 from gflow.progress import reporter
 from gflow.record import Record, Row, row_capacity
@@ -34,6 +39,8 @@ def integrate(
     until: Until,
     solver: diffrax.AbstractSolver | None = None,
     tolerance: float = 1e-8,
+    atol_logit: float = 0.1,
+    kappa_cap: float | None = None,
     save: int | None = 512,
     max_steps: int = 100_000,
     progress: bool | Callable[[dict[str, Any]], None] = False,
@@ -48,12 +55,19 @@ def integrate(
         problem: what is minimised.
         params: the start, any pytree of arrays; not zero.
         until: what to reach. The last point lies on the target, as a step of the solver.
-        solver: any diffrax ODE solver with an error estimate; `diffrax.Tsit5()` by default. Its
-            steps shrink like 1/kappa once the flow is stiff. diffrax's implicit solvers can be
-            chosen too; they rarely need fewer steps, since an error in the direction is one of
-            kappa times that in the logits.
+        solver: None begins with `diffrax.Tsit5()`, whose steps shrink like 1/kappa, and goes on
+            with `gflow.Rosenbrock()` where stiffness has made that the cheaper one (see
+            `gflow.flow.stiffness`). Or any diffrax ODE solver with an error estimate, to be used
+            throughout; only a `Rosenbrock` has its error controlled in the logits.
         tolerance: local error per step, of the direction (|du|_2), of log |params| and of
             log(1 + t): relative error per step of the parameters and of 1 + t.
+        atol_logit: local error per step in the logits,
+            `sqrt(sum_i p_i (kappa <grad q_i, du>)^2)`, where the solver is a `Rosenbrock`: an error
+            of the direction is one of kappa times that in what the loss sees. Above about 0.2 the
+            linearisation of the weights p no longer holds, and steps are wasted.
+        kappa_cap: kappa_c; the weights p of the flow are those of min(kappa, kappa_c). Beyond it
+            the direction follows the flow up to O(1/kappa_c), kappa may leave the range of
+            floating-point numbers, and `log1p_time` is NaN. None for the true flow.
         save: the number of points kept at most, evenly spread over the steps; None keeps every
             accepted step. `Trajectory.at` is as accurate as the run whatever is kept.
         max_steps: steps tried at most, rejected ones included.
@@ -69,9 +83,10 @@ def integrate(
     Source: Lyu & Li 2020 and Lyu & Zhu 2022 for the flow and its normalized margin.
     """
     _check_options(until, tolerance, save, max_steps)
-    solver = diffrax.Tsit5() if solver is None else _checked_solver(solver)
+    log_cap = _checked_cap(kappa_cap, atol_logit, until)
     params = check_start(problem, params)
-    run = _Run(problem, params, until, solver, tolerance, save)
+    field = Field(problem, Layout.of(params), log_cap)
+    run = _Run(field, params, until, _checked_solver(solver), (tolerance, atol_logit), save)
     seconds = time.perf_counter()
     with reporter(progress, "flow") as report:
         result = run.go(max_steps, report)
@@ -84,14 +99,21 @@ def integrate(
 class _Run:
     """The state of one run on the host."""
 
-    def __init__(self, problem, params, until, solver, tolerance, save):
-        self.until, self.solver, self.tolerance = until, solver, tolerance
+    def __init__(self, field, params, until, solver, tolerances, save):
+        self.until, self.tolerances = until, tolerances
+        self.watch = Watch(field) if solver is None else None
+        self.solver = diffrax.Tsit5() if solver is None else solver
+        self.stiff_from: int | None = None
         self.save = save
-        self.field = Field(problem, Layout.of(params))
+        self.field = field
         self.record = Record(save)
         self.capacity = row_capacity(self.field.layout.size)
         self.num_steps = 0
-        self.cursor: Cursor = start_cursor(self.field, solver, tolerance, until, params)
+        self.cursor: Cursor = start_cursor(self.field, self.solver, self.control(1), params)
+
+    def control(self, budget: int) -> FlowController:
+        """The step-size control of the present solver."""
+        return control_of(self.solver, self.tolerances, budget, self.until)
 
     def go(self, max_steps: int, report: Callable[[dict[str, Any]], None]) -> RESULTS:
         """Runs segments until one ends the run, and says how it ended."""
@@ -105,6 +127,7 @@ class _Run:
                 report(self.record.status(self.num_steps, self.field.problem.degree))
                 if result is not None:
                     return result
+                self.switch_if_stiff(block)
                 budget = int(np.clip(_SECONDS / seconds, 16, self.capacity))
         except KeyboardInterrupt:
             if not self.num_steps:  # nothing was computed that could be returned
@@ -113,12 +136,33 @@ class _Run:
 
     def segment(self, budget: int) -> Block:
         """One compiled segment of at most `budget` steps."""
-        controller = make_controller(np.float64(self.tolerance), np.int64(budget), self.until)
         stride = np.int64(self.record.stride)
         self.cursor, block = advance(
-            self.field, self.solver, controller, self.cursor, stride, capacity=self.capacity
+            self.field,
+            self.solver,
+            self.control(budget),
+            self.cursor,
+            stride,
+            capacity=self.capacity,
         )
         return jax.block_until_ready(block)
+
+    def switch_if_stiff(self, block: Block) -> None:
+        """Goes on with a Rosenbrock method, once and for all, where that is now the cheaper one."""
+        if self.watch is None or not self.watch.stiff(self.cursor, block):
+            return
+        self.watch, self.solver = None, stiff_solver()
+        self.stiff_from = int(self.cursor.num_accepted)
+        cursor = self.cursor
+        self.cursor = begin(
+            self.field,
+            self.solver,
+            self.control(1),
+            cursor.clock,
+            cursor.state,
+            cursor.control.step,
+            cursor.num_accepted,
+        )
 
     def absorb(self, block: Block, max_steps: int) -> RESULTS | None:
         """Records a segment; the outcome if it was the last one."""
@@ -148,11 +192,14 @@ class _Run:
 
     def _met(self, row: Row) -> list[str]:
         log_kappa = self.field.problem.degree * row.state[-2]
-        return targets_met(self.until, log_kappa, row.state[-1], row.measures)
+        ceiling = self.field.ceiling
+        return targets_met(self.until, log_kappa, row.state[-1], row.measures, ceiling)
 
     def trajectory(self, result: RESULTS, seconds: float, max_steps: int) -> Trajectory:
         """Everything recorded, as a trajectory."""
         columns, vectors = self.record.columns(self.field.problem.degree)
+        beyond = columns["log_kappa"] > self.field.log_cap
+        columns = {**columns, "log1p_time": np.where(beyond, np.nan, columns["log1p_time"])}
         num_accepted = int(columns["num_steps_at"][-1])
         met = self._met(self.record.last()) if bool(result == RESULTS.successful) else []
         stats = {
@@ -160,12 +207,17 @@ class _Run:
             "num_accepted_steps": num_accepted,
             "num_rejected_steps": self.num_steps - num_accepted,
             "stopped_by": met[0] if met else None,
+            "stiff_from": self.stiff_from,
             "seconds": seconds,
         }
         settings = {
             "until": self.until.as_dict(),
-            "solver": type(self.solver).__name__,
-            "tolerance": float(self.tolerance),
+            "solver": solver_name(self.solver),
+            "tolerance": float(self.tolerances[0]),
+            "atol_logit": float(self.tolerances[1]),
+            "kappa_cap": None
+            if np.isinf(self.field.log_cap)
+            else float(np.exp(self.field.log_cap)),
             "save": self.save,
             "max_steps": max_steps,
             "gradient": self.field.problem.gradient_mode,
@@ -182,14 +234,22 @@ class _Run:
         )
 
 
+def control_of(
+    solver: diffrax.AbstractSolver, tolerances: tuple[float, float], budget: int, until: Until
+) -> FlowController:
+    """Step-size control: in the logits too where the solver is linearly implicit."""
+    tolerance, atol_logit = map(np.float64, tolerances)
+    logit = atol_logit if isinstance(solver, Rosenbrock) else None
+    return make_controller(tolerance, np.int64(budget), until, logit)
+
+
 def start_cursor(
-    field: Field, solver: diffrax.AbstractSolver, tolerance: float, until: Until, params: Params
+    field: Field, solver: diffrax.AbstractSolver, controller: FlowController, params: Params
 ) -> Cursor:
     """A cursor at `params` at time 0, about to try a cautious first step."""
     # On the sphere the direction moves at most at speed |grad q|, which is of the size of |x|.
     speed = max(1.0, float(np.max(np.linalg.norm(field.problem.dataset.x, axis=1))))
-    step = 0.01 * tolerance**0.2 / speed
-    controller = make_controller(np.float64(tolerance), np.int64(1), until)
+    step = 0.01 * float(controller.atol) ** 0.2 / speed
     return _begin_at_params(field, solver, controller, params, np.float64(step))
 
 
@@ -201,14 +261,15 @@ def _begin_at_params(field, solver, controller, params, step) -> Cursor:
 
 def read_between(trajectory: Trajectory, index: int, name: str, target: float) -> Params:
     """The parameters between two saved points, by integrating again from the first of them."""
-    field = Field(trajectory.require_problem(), trajectory.layout)
-    tolerance = np.float64(trajectory.settings["tolerance"])
-    solver = _solver_named(trajectory.settings["solver"])
-    until = Until(**{name: target})
-    size = row_capacity(trajectory.layout.size)
-    controller = make_controller(tolerance, np.int64(size), until)
+    settings, size = trajectory.settings, row_capacity(trajectory.layout.size)
+    cap = settings["kappa_cap"]
+    log_cap = np.asarray(np.inf if cap is None else np.log(cap))
+    field = Field(trajectory.require_problem(), trajectory.layout, log_cap)
+    solver = _solver_at(trajectory, index)
+    tolerances = settings["tolerance"], settings["atol_logit"]
+    controller = control_of(solver, tolerances, size, Until(**{name: target}))
     column = trajectory.columns
-    tail = [column["log_norm"][index], column["log1p_time"][index]]
+    tail = [column["log_norm"][index], np.nan_to_num(column["log1p_time"][index])]
     state = np.concatenate([trajectory.vectors[index], tail])
     cursor = begin(
         field, solver, controller, column["clock"][index], state, column["step"][index], np.int64(0)
@@ -231,16 +292,30 @@ def read_between(trajectory: Trajectory, index: int, name: str, target: float) -
 register_reader("flow", read_between)
 
 
-def _solver_named(name: str) -> diffrax.AbstractSolver:
-    """The solver of a run that may have been loaded from a file; any other is as accurate."""
+def solver_name(solver: diffrax.AbstractSolver) -> str:
+    """What the settings of a run call its solver."""
+    return solver.method if isinstance(solver, Rosenbrock) else type(solver).__name__
+
+
+def _solver_at(trajectory: Trajectory, index: int) -> diffrax.AbstractSolver:
+    """The solver with which a run, maybe loaded from a file, went on from a saved point."""
+    stiff_from = trajectory.stats["stiff_from"]
+    name = trajectory.settings["solver"]
+    if stiff_from is not None and trajectory.num_steps_at[index] < stiff_from:
+        name = "Tsit5"
+    if name in TABLEAUS:
+        return ClockedRosenbrock(name)
     kind = getattr(diffrax, name, diffrax.Tsit5)
     try:
         return kind()
-    except TypeError:
+    except TypeError:  # a user's own: any other is as accurate
         return diffrax.Tsit5()
 
 
-def _checked_solver(solver: Any) -> diffrax.AbstractSolver:
+def _checked_solver(solver: Any) -> diffrax.AbstractSolver | None:
+    """The solver of a run; None where it is to be chosen along the way."""
+    if solver is None:
+        return None
     if isinstance(solver, type) and issubclass(solver, diffrax.AbstractSolver):
         raise TypeError(f"`solver={solver.__name__}` is a class; pass `{solver.__name__}()`.")
     if not isinstance(solver, diffrax.AbstractSolver):
@@ -250,7 +325,26 @@ def _checked_solver(solver: Any) -> diffrax.AbstractSolver:
             f"`solver={type(solver).__name__}()` gives no error estimate, so its steps cannot be "
             "controlled. Use an adaptive solver, or `gflow.descend` for fixed steps."
         )
+    if isinstance(solver, Rosenbrock):
+        return ClockedRosenbrock(solver.method, linear_solver=solver.linear_solver)
     return solver
+
+
+def _checked_cap(kappa_cap: Any, atol_logit: Any, until: Until) -> np.ndarray:
+    """`log kappa_c`, infinite without a cap."""
+    if not 0 < atol_logit < np.inf:
+        raise ValueError(f"`atol_logit={atol_logit!r}` must be a positive number.")
+    if kappa_cap is not None:
+        if not 1 < kappa_cap < np.inf:
+            raise ValueError(f"`kappa_cap={kappa_cap!r}` must be a finite number above 1, or None.")
+        return np.asarray(np.log(kappa_cap))
+    log_kappa = float(until.log_kappa)
+    if MAX_LOG_KAPPA < log_kappa < np.inf:
+        raise ValueError(
+            f"`Until(log_kappa={log_kappa:g})`: kappa leaves the range of floating-point numbers; "
+            f"at most {MAX_LOG_KAPPA:g} can be asked for, or any number with a `kappa_cap`."
+        )
+    return np.asarray(np.inf)
 
 
 def _check_options(until: Any, tolerance: Any, save: Any, max_steps: Any) -> None:

@@ -9,38 +9,81 @@ gradient flow `d params/dt = -grad Loss(params)` becomes, for `params = rho u` a
 
 It is the same path on another clock, and nothing in it under- or overflows.
 
+The weights p depend on `kappa = rho^L`. With a *cap* kappa_c they are those of
+`min(kappa, kappa_c)`: beyond the cap the motion along the set of equal active margins stays as it
+is up to O(1/kappa_c), while the stiffness, which grows like kappa, stops growing, and kappa may
+leave the range of floating-point numbers. Physical time has no meaning there and stands still.
+
 The state is one flat vector `(u, log rho, log(1 + t))`: a solver's arithmetic then compiles to one
 kernel an operation rather than one for each leaf of the parameters.
 """
 
+from typing import Any
+
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from gflow._layout import Layout
+from gflow._numerics import scaled_margins
 from gflow._typing import Params, Scalar
-from gflow.measures import PointMeasures, measure_point
-from gflow.problem import Problem
+from gflow.measures import MAX_LOG_KAPPA, PointMeasures, measure_ascent
+from gflow.problem import Ascent, Problem
 
 State = Float[Array, " state"] | Float[np.ndarray, " state"]
 """`(u, log rho, log(1 + t))`, P + 2 numbers."""
 
 
 class Field(eqx.Module):
-    """The right-hand side for one problem, and what is measured of a state."""
+    """The right-hand side for one problem, and what is measured of a state.
+
+    Attributes:
+        log_cap: logarithm of the cap kappa_c; infinite without one.
+    """
 
     problem: Problem
     layout: Layout
+    log_cap: Any = eqx.field(default_factory=lambda: np.asarray(np.inf))
 
     def measures(self, state: State) -> PointMeasures:
-        """What is recorded of a point."""
+        """What is recorded of a point; its stationarity is that of the capped flow."""
         direction = self.layout.unflatten(unit_direction(state))
-        return measure_point(self.problem, direction, self.log_kappa(state))
+        ascent = self.problem.ascent(direction, self.capped(state))
+        return measure_ascent(self.problem, direction, self.log_kappa(state), ascent)
 
     def log_kappa(self, state: State) -> Float[Array, ""]:
         """`log kappa = L log rho`."""
         return self.problem.degree * state[-2]
+
+    def capped(self, state: State) -> Float[Array, ""]:
+        """`log min(kappa, kappa_c)`."""
+        return jnp.minimum(self.log_kappa(state), self.log_cap)
+
+    @property
+    def ceiling(self) -> Array:
+        """The log kappa from which on nothing can be computed; infinite with a cap."""
+        return jnp.where(jnp.isfinite(self.log_cap), jnp.inf, MAX_LOG_KAPPA)
+
+    def ascent(self, state: State) -> Ascent:
+        """Margins and the ascent direction at the unit direction of `state`."""
+        return self.problem.ascent(self.layout.unflatten(unit_direction(state)), self.capped(state))
+
+    def logit_error(self, state: State, error: State) -> Float[Array, ""]:
+        """`sqrt(sum_i p_i (kappa <grad q_i, du>)^2)`: an error in u as it appears in the logits.
+
+        The gradients here are those through delta, since it is the margins that move.
+        """
+        kappa = jnp.exp(self.capped(state))
+
+        def margins(direction: Array) -> Array:
+            return self.problem.margins(self.layout.unflatten(direction))
+
+        value, change = jax.jvp(margins, (unit_direction(state),), (error[:-2],))
+        log_weights = self.problem.loss.log_weights(scaled_margins(kappa, value))
+        weights = jax.nn.softmax(log_weights, axis=None)
+        return jnp.sqrt(jnp.sum(weights * (kappa * change) ** 2))
 
 
 def initial_state(layout: Layout, params: Params) -> State:
@@ -61,16 +104,36 @@ def unit_direction(state: State) -> Float[Array, " P"]:
 
 def vector_field(clock: Scalar, state: State, field: Field) -> State:
     """`d state / d tau`. It does not depend on `clock`."""
-    direction = unit_direction(state)
-    log_norm, log1p_time = state[-2], state[-1]
-    degree = field.problem.degree
-    ascent = field.problem.ascent(field.layout.unflatten(direction), degree * log_norm)
-    vector = field.layout.flatten(ascent.vector)
-    radial = direction @ vector
-    mean_margin = jnp.vdot(ascent.weights, ascent.margins)
-    log_rate = -ascent.log_weight - (degree - 2) * log_norm - log1p_time
-    tail = jnp.stack([degree * mean_margin, jnp.exp(log_rate)])
-    return jnp.concatenate([vector - radial * direction, tail])
+    ascent = field.ascent(state)
+    tail = jnp.stack(
+        [_growth(field, ascent), jnp.exp(log_time_rate(field, state, ascent) - state[-1])]
+    )
+    return jnp.concatenate([_motion(field, state, ascent), tail])
+
+
+def timeless_field(clock: Scalar, state: State, field: Field) -> State:
+    """`d state / d tau` with the time standing still; nothing else depends on it."""
+    ascent = field.ascent(state)
+    growth = _growth(field, ascent)
+    tail = jnp.stack([growth, jnp.zeros_like(growth)])
+    return jnp.concatenate([_motion(field, state, ascent), tail])
+
+
+def log_time_rate(field: Field, state: State, ascent: Ascent) -> Float[Array, ""]:
+    """`log dt/dtau = -log(sum_i -l'(q_i)) - (L - 2) log rho`; minus infinity beyond the cap."""
+    rate = -ascent.log_weight - (field.problem.degree - 2) * state[-2]
+    return jnp.where(field.log_kappa(state) <= field.log_cap, rate, -jnp.inf)
+
+
+def _motion(field: Field, state: State, ascent: Ascent) -> Array:
+    """`(I - u u^T) sum_i p_i grad q_i(u)`."""
+    direction, vector = unit_direction(state), field.layout.flatten(ascent.vector)
+    return vector - (direction @ vector) * direction
+
+
+def _growth(field: Field, ascent: Ascent) -> Array:
+    """`L sum_i p_i q_i(u)`."""
+    return field.problem.degree * jnp.vdot(ascent.weights, ascent.margins)
 
 
 def error_norm(error: State) -> Float[Array, ""]:

@@ -14,11 +14,11 @@ _REST = 1e-10
 
 
 def targets_met(
-    until: Until, log_kappa: Any, log1p_time: Any, measures: PointMeasures
+    until: Until, log_kappa: Any, log1p_time: Any, measures: PointMeasures, ceiling: Any
 ) -> list[str]:
     """The targets that a point meets, to rounding, in the order of `TARGETS`."""
     distance = np.asarray(
-        until.remaining(log_kappa, log1p_time, measures.log_loss, measures.stationarity)
+        until.remaining(log_kappa, log1p_time, measures.log_loss, measures.stationarity, ceiling)
     )
     return [name for name, value in zip(TARGETS, distance, strict=True) if value <= 1e-12]
 

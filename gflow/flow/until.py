@@ -9,16 +9,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gflow._typing import Scalar
-
-# exp(709.8) is the largest double; kappa enters products with margins.
-MAX_LOG_KAPPA = 700.0
+from gflow.measures import MAX_LOG_KAPPA
 
 
 class Until(eqx.Module):
     """What a run is to reach; it ends where the first of them is hit.
 
     Args:
-        log_kappa: `L log |params|`, from below.
+        log_kappa: `L log |params|`, from below; above 700 only with a `kappa_cap`.
         log_loss: `log sum_i l(q_i)`, from above; the loss is a sum over examples.
         time: t of `dparams/dt = -grad(sum loss)`, > 0.
         stationarity: relative stationarity `|u - c sum_i p_i grad q_i|` with the flow's own
@@ -73,10 +71,12 @@ class Until(eqx.Module):
         log1p_time: Scalar,
         log_loss: Scalar,
         stationarity: Scalar,
+        ceiling: Scalar = MAX_LOG_KAPPA,
     ) -> Float[Array, " targets"]:
         """Distance to each target, relative to it, positive until it is reached.
 
-        The order is that of `TARGETS`.
+        The order is that of `TARGETS`. `ceiling` is the log kappa that counts as overflow. A
+        log-loss that is NaN lies below the range of floating-point numbers.
         """
         # A stationarity of exactly 0 is below any target.
         log_ratio = jnp.log(jnp.maximum(stationarity, 1e-300)) - jnp.log(
@@ -85,10 +85,10 @@ class Until(eqx.Module):
         return jnp.stack(
             [
                 _relative(self.log_kappa, self.log_kappa - log_kappa),
-                _relative(self.log_loss, log_loss - self.log_loss),
+                _relative(self.log_loss, jnp.nan_to_num(log_loss, nan=-1e300) - self.log_loss),
                 _relative(self.log1p_time, self.log1p_time - log1p_time),
                 jnp.where(self.stationarity > 0, log_ratio, jnp.inf),
-                1.0 - log_kappa / MAX_LOG_KAPPA,
+                jnp.where(jnp.isfinite(ceiling), 1.0 - log_kappa / ceiling, jnp.inf),
             ]
         )
 
@@ -115,16 +115,11 @@ def _check(given: dict[str, float | None]) -> None:
     for name, value in given.items():
         if value is not None and not np.isfinite(value):
             raise ValueError(f"`Until({name}={value!r})` must be finite.")
-    time, stationarity, log_kappa = given["time"], given["stationarity"], given["log_kappa"]
+    time, stationarity = given["time"], given["stationarity"]
     if time is not None and time <= 0:
         raise ValueError(f"`Until(time={time!r})` must be positive: the flow starts at time 0.")
     if stationarity is not None and not 0 < stationarity < 1:
         raise ValueError(
             f"`Until(stationarity={stationarity!r})` must lie between 0 and 1: it is the sine of "
             "an angle."
-        )
-    if log_kappa is not None and log_kappa > MAX_LOG_KAPPA:
-        raise ValueError(
-            f"`Until(log_kappa={log_kappa!r})`: kappa = exp({log_kappa:g}) leaves the range of "
-            f"floating-point numbers; at most {MAX_LOG_KAPPA:g} can be asked for."
         )

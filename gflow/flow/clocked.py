@@ -1,0 +1,84 @@
+"""The Rosenbrock step of the flow, with physical time by quadrature along the step.
+
+Time does not act back on the path, and where the flow is stiff `log(1 + t)` runs like kappa: as a
+part of the linearised system it would overflow the stages. So a step moves `(u, log rho)` alone,
+and `t` follows from `integral exp(E) d tau`, `E = log dt/dtau`, with E a polynomial through its
+values at the ends and the middle of the step and its slopes at the ends.
+"""
+
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from jax.scipy.special import logsumexp
+from jaxtyping import Array
+
+from gflow.flow.field import Field, log_time_rate, timeless_field
+from gflow.flow.rosenbrock import Rosenbrock, interpolate
+
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
+# Where E rises by more than this, the part of the step before adds nothing to the integral.
+_RISE = 42.0
+
+
+class ClockedRosenbrock(Rosenbrock):
+    """A Rosenbrock method for the state `(u, log rho, log(1 + t))` of `gflow.flow.field`."""
+
+    def __init__(
+        self, method: str = "Rodas5P", *, linear_solver: lx.AbstractLinearSolver | None = None
+    ):
+        super().__init__(method, linear_solver=linear_solver)
+
+    def step(
+        self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
+    ) -> tuple[Array, Array, dict[str, Array], Any, diffrax.RESULTS]:
+        del terms, solver_state, made_jump
+        field, h = args, t1 - t0
+
+        def timeless(t: Any, y: Array) -> Array:
+            return jnp.asarray(timeless_field(t, jnp.append(y, y0[-1]), field))[:-1]
+
+        inner, inner_error, inner_k = self.advance(timeless, jnp.asarray(t0), h, y0[:-1])
+        middle = interpolate(0.5, y0[:-1], inner, inner_k)
+        log_time, log_error = _log_time(field, h, y0, inner, middle)
+        y1, error = jnp.append(inner, log_time), jnp.append(inner_error, log_error)
+        k = jnp.pad(inner_k, ((0, 0), (0, 1)))
+        return y1, error, {"y0": y0, "y1": y1, "k": k}, None, diffrax.RESULTS.successful
+
+
+def _log_time(field: Field, h: Array, y0: Array, end: Array, middle: Array) -> tuple[Array, Array]:
+    """`log(1 + t)` at the end of the step, and how much the middle of the step changed it."""
+    start_value, start_slope = _rate_and_slope(field, y0)
+    end_value, end_slope = _rate_and_slope(field, jnp.append(end, y0[-1]))
+    middle_state = jnp.append(middle, y0[-1])
+    middle_value = log_time_rate(field, middle_state, field.ascent(middle_state))
+    chord = end_value - start_value
+    start, finish = h * start_slope - chord, chord - h * end_slope
+    straight = 0.5 * (start_value + end_value) + 0.125 * (start + finish)
+    bump = 16.0 * (middle_value - straight)
+    window = jnp.clip(_RISE / jnp.maximum(h * end_slope, _RISE), 0.0, 1.0)
+    # Counted back from the end, where all the time may be.
+    back = 0.5 * window * (1.0 - _NODES)
+    theta = 1.0 - back
+    cubic = -back * chord + theta * back * (start * back + finish * theta)
+    quartic = cubic + bump * (theta * back) ** 2
+    log_scale = jnp.log(0.5 * h * window) + jnp.log(_WEIGHTS) + end_value
+
+    def total(exponent: Array) -> Array:
+        return jnp.logaddexp(y0[-1], logsumexp(log_scale + exponent))
+
+    running = jnp.isfinite(end_value)
+    log_time = jnp.where(running, total(quartic), y0[-1])
+    # Rounding in E, as large as E is, is no error of the step.
+    rounding = 64 * jnp.finfo(log_time.dtype).eps * jnp.abs(end_value)
+    error = jnp.maximum(jnp.abs(log_time - total(cubic)) - rounding, 0.0)
+    return log_time, jnp.where(running, error, 0.0)
+
+
+def _rate_and_slope(field: Field, state: Array) -> tuple[Array, Array]:
+    """`E = log dt/dtau` and `dE/dtau` along the flow."""
+    direction = timeless_field(0.0, state, field)
+    return jax.jvp(lambda y: log_time_rate(field, y, field.ascent(y)), (state,), (direction,))

@@ -1,0 +1,148 @@
+"""Linearly implicit (Rosenbrock) solvers for diffrax, which has none of its own.
+
+A step costs one Jacobian, one factorisation, and one evaluation of the field and one solution of a
+linear system for every stage; there is no nonlinear iteration to converge or to fail.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jax import lax
+from jaxtyping import Array, Float
+
+from gflow.flow.tableaus import TABLEAUS, Tableau
+
+
+class RosenbrockInterpolation(diffrax.AbstractLocalInterpolation):
+    """The dense output of a step: that of the method, or cubic Hermite interpolation.
+
+    Attributes:
+        k: (r, P) the combinations `k_l` of `Tableau.dense`.
+    """
+
+    t0: Any
+    t1: Any
+    y0: Float[Array, " P"]
+    y1: Float[Array, " P"]
+    k: Float[Array, "r P"]
+
+    def evaluate(self, t0: Any, t1: Any = None, left: bool = True) -> Array:
+        del left
+        if t1 is not None:
+            return self.evaluate(t1) - self.evaluate(t0)
+        return interpolate((t0 - self.t0) / (self.t1 - self.t0), self.y0, self.y1, self.k)
+
+
+def interpolate(theta: Any, y0: Array, y1: Array, k: Array) -> Array:
+    """`(1 - theta) y0 + theta (y1 + (1 - theta) (k_1 + theta (k_2 + ...)))`."""
+    inner = jnp.zeros_like(y0)
+    for row in k[::-1]:
+        inner = row + theta * inner
+    return (1 - theta) * y0 + theta * (y1 + (1 - theta) * inner)
+
+
+class Rosenbrock(diffrax.AbstractAdaptiveSolver):
+    """A Rosenbrock method for a state that is one flat vector.
+
+    `(1/(h gamma) - J) U_i = f(t0 + c_i h, y0 + sum_j a_ij U_j) + sum_j (C_ij/h) U_j + h d_i f_t`,
+    `y1 = y0 + sum_i m_i U_i`, with the exact Jacobian J by forward differentiation of the field.
+
+    Args:
+        method: "Rodas3" (order 3), "ROS34PW2" (3), "Rodas4P" (4) or "Rodas5P" (5); all are
+            L-stable and have an embedded error estimate. Sources: `gflow.flow.tableaus`.
+        linear_solver: of lineax; LU factorisation by default. Memory: the Jacobian, 8 P^2 bytes,
+            and its factors.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+
+    method: str = eqx.field(static=True)
+    linear_solver: lx.AbstractLinearSolver
+
+    term_structure: ClassVar = diffrax.ODETerm
+    interpolation_cls: ClassVar[Callable] = RosenbrockInterpolation
+
+    def __init__(
+        self, method: str = "Rodas5P", *, linear_solver: lx.AbstractLinearSolver | None = None
+    ):
+        if method not in TABLEAUS:
+            raise ValueError(f"`Rosenbrock({method!r})`: choose one of {', '.join(TABLEAUS)}.")
+        self.method = method
+        self.linear_solver = lx.LU() if linear_solver is None else linear_solver
+
+    @property
+    def tableau(self) -> Tableau:
+        """The coefficients of the method."""
+        return TABLEAUS[self.method]()
+
+    def order(self, terms: Any) -> int:
+        return self.tableau.order
+
+    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> None:
+        return None
+
+    def func(self, terms: Any, t0: Any, y0: Any, args: Any) -> Any:
+        return terms.vf(t0, y0, args)
+
+    def step(
+        self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
+    ) -> tuple[Array, Array, dict[str, Array], Any, diffrax.RESULTS]:
+        del solver_state, made_jump
+
+        def field(t: Any, y: Array) -> Array:
+            return terms.vf(t, y, args)
+
+        y1, error, k = self.advance(field, jnp.asarray(t0), t1 - t0, y0)
+        return y1, error, {"y0": y0, "y1": y1, "k": k}, None, diffrax.RESULTS.successful
+
+    def advance(
+        self, field: Callable[[Any, Array], Array], t0: Array, h: Any, y0: Array
+    ) -> tuple[Array, Array, Array]:
+        """One step: where it ends, the error estimate, and the rows k of the dense output."""
+        tableau = self.tableau
+        a, C, c, d = map(jnp.asarray, (tableau.a, tableau.C, tableau.c, tableau.d))
+        solve = self._factorized(lambda y: field(t0, y), y0, 1 / (h * tableau.gamma))
+        _, slope = jax.jvp(lambda t: field(t, y0), (t0,), (jnp.ones_like(t0),))
+
+        def stage(i: Array, stages: Array) -> Array:
+            value = field(t0 + c[i] * h, y0 + a[i] @ stages)
+            return stages.at[i].set(solve(value + (C[i] / h) @ stages + (h * d[i]) * slope))
+
+        count = len(tableau.m)
+        # A loop rather than its stages one by one: the program holds the field once.
+        stages = lax.fori_loop(0, count, stage, jnp.zeros((count, y0.size), y0.dtype))
+        y1 = y0 + tableau.m @ stages
+        if tableau.dense is None:
+            k = _hermite(y0, y1, h * field(t0, y0), h * field(t0 + h, y1))
+        else:
+            k = tableau.dense @ stages
+        return y1, tableau.e @ stages, k
+
+    def _factorized(self, field: Callable, y0: Array, shift: Any) -> Callable[[Array], Array]:
+        """The function `r -> (shift - J)^-1 r`."""
+        _, product = jax.linearize(field, y0)
+        identity = jnp.eye(y0.size, dtype=y0.dtype)
+        operator = lx.MatrixLinearOperator(
+            shift * identity - jax.vmap(product, out_axes=1)(identity)
+        )
+        state = self.linear_solver.init(operator, {})
+
+        def solve(right: Array) -> Array:
+            solution = lx.linear_solve(
+                operator, right, self.linear_solver, state=state, throw=False
+            )
+            return solution.value
+
+        return solve
+
+
+def _hermite(y0: Array, y1: Array, start: Array, end: Array) -> Array:
+    """Rows k of the cubic with these end points and increments `h f` there."""
+    across = y1 - y0
+    return jnp.stack([start - across, 2 * across - start - end])

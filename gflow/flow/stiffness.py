@@ -1,0 +1,93 @@
+"""When the flow has become stiff, so that a linearly implicit solver is the cheaper one.
+
+An explicit step is bounded by `h |lambda| < 3.3` (Tsit5), lambda the largest eigenvalue of the
+field's Jacobian, which grows like kappa: kappa times as many steps for the same way. A Rosenbrock
+step costs a Jacobian, P + 2 derivatives of the field side by side, but its number per factor e of
+kappa does not grow. The switch is made once two things hold:
+
+1. the explicit steps per factor e of kappa cost more than `_STIFF_STEPS` Rosenbrock steps would;
+2. the steps are not far from as long as stability allows, `h |lambda| > _LIMIT`: kinks may also
+   make steps short, and an implicit method is no remedy for those.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from gflow.flow.clocked import ClockedRosenbrock
+from gflow.flow.field import Field, timeless_field
+from gflow.flow.segment import Block, Cursor
+
+_LIMIT = 0.2
+# Steps that Rodas5P needs for a factor e of kappa: 3 to 6 on the problems of benchmarks/limits.py.
+_STIFF_STEPS = 5
+# Evaluations of the field: of Tsit5; of a Rosenbrock step beside its Jacobian; of a derivative in
+# the Jacobian, where the products with all directions are one matrix product.
+_EXPLICIT, _STAGES, _DERIVATIVE = 6.0, 12.0, 0.5
+# The most parameters for which a Jacobian, 8 P^2 bytes, and its factors are formed by choice.
+MOST_PARAMETERS = 4000
+_POWER_STEPS = 12
+
+
+def stiff_solver() -> ClockedRosenbrock:
+    """The solver that takes over where the flow is stiff."""
+    return ClockedRosenbrock()
+
+
+class Watch:
+    """Looks at every segment of an explicit run."""
+
+    def __init__(self, field: Field):
+        self.field = field
+        self.log_kappa: float | None = None
+        self.steps = 0
+
+    def stiff(self, cursor: Cursor, block: Block) -> bool:
+        """Whether to switch after this segment."""
+        size = self.field.layout.size
+        if size > MOST_PARAMETERS:
+            return False
+        log_kappa = float(self.field.log_kappa(cursor.state))
+        self.steps += int(block.num_steps)
+        before, self.log_kappa = self.log_kappa, log_kappa
+        if before is None:
+            self.steps = 0
+            return False
+        rise = log_kappa - before
+        explicit = _EXPLICIT * self.steps
+        implicit = _STIFF_STEPS * (_STAGES + _DERIVATIVE * size) * max(rise, 0.0)
+        self.steps = 0
+        if explicit <= implicit or log_kappa < 0:
+            return False
+        return bool(cursor.control.step * spectral_radius(self.field, cursor.state) > _LIMIT)
+
+
+@eqx.filter_jit
+def spectral_radius(field: Field, state: Any) -> Array:
+    """`|lambda|_max` of the Jacobian of `(u, log rho)`, from below, by power iteration.
+
+    Products with the Jacobian are differences of the field, so that the program holds it once.
+    """
+    size = state.size - 1
+    # Short against the 1/kappa over which the weights p change.
+    length = 1e-4 * jnp.exp(-jnp.maximum(field.capped(state), 0.0))
+    start = np.random.default_rng(0).normal(size=size)
+
+    def around(vector: Array) -> Array:
+        shift = length * jnp.append(vector, 0.0)
+        ends = lax.map(
+            lambda s: timeless_field(0.0, state + s * shift, field), jnp.array([1.0, -1.0])
+        )
+        return (ends[0] - ends[1])[:-1] / (2 * length)
+
+    def body(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        product = around(carry[0])
+        growth = jnp.sqrt(product @ product)
+        return product / jnp.where(growth > 0, growth, 1.0), growth
+
+    vector = jnp.asarray(start / np.linalg.norm(start))
+    return lax.fori_loop(0, _POWER_STEPS, body, (vector, jnp.zeros(())))[1]
