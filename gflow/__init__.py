@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from gflow.certificate import Certificate, certify
     from gflow.datasets import Dataset
     from gflow.descent import descend
-    from gflow.flow import Rosenbrock, Until, integrate
+    from gflow.flow import Limit, LimitFailed, Rosenbrock, Until, find_limit, integrate
     from gflow.problem import Problem
     from gflow.reference import MaxMargin, max_margin
     from gflow.results import RESULTS
@@ -20,6 +20,8 @@ __all__ = [
     "RESULTS",
     "Certificate",
     "Dataset",
+    "Limit",
+    "LimitFailed",
     "MaxMargin",
     "Problem",
     "Rosenbrock",
@@ -29,6 +31,7 @@ __all__ = [
     "certify",
     "datasets",
     "descend",
+    "find_limit",
     "integrate",
     "load",
     "losses",
@@ -45,6 +48,8 @@ _HOMES = {
     "RESULTS": "results",
     "Certificate": "certificate",
     "Dataset": "datasets",
+    "Limit": "flow",
+    "LimitFailed": "flow",
     "MaxMargin": "reference",
     "Problem": "problem",
     "Rosenbrock": "flow",
@@ -53,6 +58,7 @@ _HOMES = {
     "Until": "flow",
     "certify": "certificate",
     "descend": "descent",
+    "find_limit": "flow",
     "integrate": "flow",
     "load": "trajectory",
     "max_margin": "reference",

@@ -40,6 +40,24 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "`gflow.max_margin` tells the largest feasible one) or a longer run."
     )
     interrupted = "The run was interrupted from the keyboard. What was computed is kept."
+    saddle = (
+        "A KKT point was reached that is no maximum of the margin: the flow leaves it in the end, "
+        "after a time that grows without bound as it comes closer. `find_limit(escape=True)` "
+        "follows it; with that set, the number of saddles exceeded `max_rounds`."
+    )
+    degenerate = (
+        "A KKT point was reached whose second derivatives vanish in some direction that is no "
+        "symmetry: whether it is a maximum of the margin cannot be told from them."
+    )
+    not_polished = (
+        "Newton's method on the KKT system did not converge from where the flow stopped. This "
+        "usually means a kink (FGSM without smoothing, plain ReLU): smooth it, or judge the end of "
+        "the flow by `gflow.certify`."
+    )
+    decided_by_rounding = (
+        "A maximum of the margin was reached, but on the way the flow met a saddle to within "
+        "rounding: which way it left, and so which maximum it reached, rounding decided."
+    )
     diverged = (
         "Descent left the range of floating-point numbers. The step size is too large for this "
         "problem; the points before it are kept."
@@ -57,6 +75,10 @@ NAMES = (
     "not_separated",
     "radius_above_margin",
     "interrupted",
+    "saddle",
+    "degenerate",
+    "not_polished",
+    "decided_by_rounding",
     "diverged",
 )
 """The outcomes that a run of gflow can have."""

@@ -1,0 +1,70 @@
+"""The KKT system of the adversarial max-margin problem, and its derivatives.
+
+At the norm where the smallest margin is 1, a KKT point theta with multipliers lambda satisfies
+
+    theta = sum_i lambda_i grad q_i(theta),    q_i(theta) = 1 where lambda_i > 0,
+
+with `grad q_i` that of the gradient mode. With frozen perturbations these are not the derivatives
+of the margins themselves, and the system's Jacobian is not symmetric: it is kept in three parts.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from gflow._layout import Layout
+from gflow.problem import Problem
+
+# Directions along which the system is differentiated side by side.
+_BATCH = 256
+
+
+class System(NamedTuple):
+    """The KKT system at a point, P parameters and m margins.
+
+    Attributes:
+        residual: `theta - sum_i lambda_i grad q_i`.
+        margins: q, flattened.
+        hessian: `I - sum_i lambda_i d(grad q_i)/d theta`, the Lagrangian's Hessian; not symmetric
+            where frozen perturbations depend on theta.
+        slopes: dq_i/dtheta, through the perturbations.
+        gradients: grad q_i, in the gradient mode.
+    """
+
+    residual: Float[Array, " P"]
+    margins: Float[Array, " m"]
+    hessian: Float[Array, "P P"]
+    slopes: Float[Array, "m P"]
+    gradients: Float[Array, "m P"]
+
+
+def residual(
+    problem: Problem, layout: Layout, theta: Float[Array, " P"], multipliers: Float[Array, " m"]
+) -> tuple[Float[Array, " P"], Float[Array, " m"]]:
+    """`theta - sum_i lambda_i grad q_i(theta)` and the margins, flattened."""
+    margins, pull_back = problem.linearize(layout.unflatten(theta))
+    (pull,) = pull_back(multipliers.reshape(margins.shape))
+    return theta - layout.flatten(pull), margins.ravel()
+
+
+@eqx.filter_jit
+def system(
+    problem: Problem, layout: Layout, theta: Float[Array, " P"], multipliers: Float[Array, " m"]
+) -> System:
+    """The system and its derivatives. Memory: 8 (P^2 + 2 m P) bytes, and 256 tangents."""
+
+    def stationarity(point: Array) -> Array:
+        return residual(problem, layout, point, multipliers)[0]
+
+    value, product = jax.linearize(stationarity, theta)
+    columns = lax.map(product, jnp.eye(theta.size), batch_size=min(_BATCH, theta.size))
+    margins, pull_back = problem.linearize(layout.unflatten(theta))
+    _, pull_through = jax.vjp(lambda point: problem.margins(layout.unflatten(point)), theta)
+    units = jnp.eye(margins.size).reshape(-1, *margins.shape)
+    gradients = lax.map(lambda unit: layout.flatten(pull_back(unit)[0]), units, batch_size=_BATCH)
+    slopes = lax.map(lambda unit: pull_through(unit)[0], units, batch_size=_BATCH)
+    return System(value, margins.ravel(), columns.T, slopes, gradients)

@@ -1,0 +1,130 @@
+"""Newton's method on the KKT system, from where the flow has come close.
+
+The active set is mended along the way: a multiplier below zero leaves it, a violated margin joins
+it. Steps are of minimum norm, since merged or aligned neurons leave a continuum of KKT points, and
+the nearest of them is meant.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import lstsq
+
+from gflow._layout import Layout
+from gflow.kkt import System, system
+from gflow.problem import Problem
+
+# Weights of the flow below this part of the largest belong to no active margin.
+_SUPPORT = 1e-3
+_RANK = 1e-11
+_MOST_ITERATIONS = 40
+# The most that a step may move the point, relative to its norm: a model is good nearby only.
+_LONGEST = 0.3
+_SLACK = 1e-10
+
+
+@dataclass(frozen=True, eq=False)
+class Polished:
+    """Where Newton's method ended.
+
+    Attributes:
+        theta: the point, at the norm where its active margins are 1. Shape (P,).
+        multipliers: lambda, zero where not active. Shape (m,).
+        active: the active margins. Shape (m,).
+        residual: `max(|theta - sum_i lambda_i grad q_i| / |theta|, max_active |q_i - 1|)`.
+        converged: residual below the tolerance, no negative multiplier, no violated margin.
+        num_iterations: systems solved.
+        system: the KKT system there.
+    """
+
+    theta: np.ndarray
+    multipliers: np.ndarray
+    active: np.ndarray
+    residual: float
+    converged: bool
+    num_iterations: int
+    system: System
+
+    @property
+    def direction(self) -> np.ndarray:
+        """`theta / |theta|`. Shape (P,)."""
+        return self.theta / np.linalg.norm(self.theta)
+
+
+def polish(
+    problem: Problem,
+    layout: Layout,
+    direction: np.ndarray,
+    weights: np.ndarray,
+    *,
+    tolerance: float = 1e-12,
+) -> Polished:
+    """The KKT point near a direction whose margins are positive.
+
+    Args:
+        direction: u, a unit vector. Shape (P,).
+        weights: the flow's weights p there, flattened: they name the active margins and give the
+            first multipliers, `p_i |theta|^2 / L` (Euler's identity). Shape (m,).
+        tolerance: of the residual.
+    """
+    degree = problem.degree
+    active = weights > _SUPPORT * weights.max()
+    margins = np.asarray(problem.margins(layout.unflatten(direction))).ravel()
+    theta = direction / margins.min() ** (1 / degree)
+    multipliers = np.where(active, weights, 0.0)
+    multipliers *= (theta @ theta) / (degree * multipliers.sum())
+    for iteration in range(_MOST_ITERATIONS):
+        at = _evaluated(problem, layout, theta, multipliers)
+        error = _error(at, theta, active)
+        if not np.isfinite(error):
+            break
+        if error > tolerance:
+            theta, multipliers = _newton_step(at, theta, multipliers, active)
+            continue
+        mended = _mended(at.margins, multipliers, active)
+        if mended is None:
+            return Polished(theta, multipliers, active, error, True, iteration, at)
+        active, multipliers = mended, np.where(mended, multipliers, 0.0)
+    return Polished(theta, multipliers, active, error, False, _MOST_ITERATIONS, at)
+
+
+def _evaluated(
+    problem: Problem, layout: Layout, theta: np.ndarray, multipliers: np.ndarray
+) -> System:
+    return System(*map(np.asarray, system(problem, layout, theta, multipliers)))
+
+
+def _error(at: System, theta: np.ndarray, active: np.ndarray) -> float:
+    stationarity = np.linalg.norm(at.residual) / np.linalg.norm(theta)
+    return float(max(stationarity, np.max(np.abs(at.margins[active] - 1), initial=0.0)))
+
+
+def _newton_step(
+    at: System, theta: np.ndarray, multipliers: np.ndarray, active: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """One step of minimum norm, shortened where it is too long."""
+    count, size = np.count_nonzero(active), len(theta)
+    matrix = np.zeros((size + count, size + count))
+    matrix[:size, :size] = at.hessian
+    matrix[:size, size:] = -at.gradients[active].T
+    matrix[size:, :size] = at.slopes[active]
+    right = -np.concatenate([at.residual, at.margins[active] - 1])
+    step = lstsq(matrix, right, cond=_RANK, lapack_driver="gelsy", check_finite=False)[0]
+    length = np.linalg.norm(step[:size])
+    share = min(1.0, _LONGEST * np.linalg.norm(theta) / max(length, 1e-300))
+    multipliers = multipliers.copy()
+    multipliers[active] += share * step[size:]
+    return theta + share * step[:size], multipliers
+
+
+def _mended(margins: np.ndarray, multipliers: np.ndarray, active: np.ndarray) -> np.ndarray | None:
+    """The active set without its worst multiplier, or with the worst violation; None if right."""
+    mended = active.copy()
+    if multipliers[active].min(initial=0.0) < -_SLACK * multipliers.max():
+        mended[np.argmin(np.where(active, multipliers, np.inf))] = False
+        return mended
+    outside = np.where(active, np.inf, margins)
+    if outside.min(initial=np.inf) < 1 - _SLACK:
+        mended[np.argmin(outside)] = True
+        return mended
+    return None
