@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import optax
-from _common import arguments, run_benchmark
+from _common import run_benchmark
 
 import gflow
 from gflow import losses, networks, perturbations
@@ -123,13 +123,5 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def main(smoke: bool) -> dict[str, Any]:
-    results = measure(smoke)
-    output = arguments(__doc__).output
-    if output is not None:
-        draw(results, output.with_suffix(".png"))
-    return results
-
-
 if __name__ == "__main__":
-    run_benchmark(__doc__, main)
+    run_benchmark(__doc__, measure, draw)

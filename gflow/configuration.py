@@ -227,7 +227,9 @@ class SolverTable(Table):
     name: Literal["tsit5", "dopri8"] = Field(
         default="tsit5", description="explicit Runge-Kutta method"
     )
-    tolerance: Positive = Field(default=1e-7, description="error a step may make, relative")
+    tolerance: float = Field(
+        default=1e-7, ge=1e-14, le=0.1, description="error a step may make, relative"
+    )
     max_steps: Count = Field(default=20_000, description="steps after which a run is given up")
     save: int = Field(default=256, ge=2, description="points that a trajectory keeps, at most")
 

@@ -28,6 +28,17 @@ from gflow.results import RESULTS, message_of, name_of
 _FORMAT = 1
 _ROUNDING = 1e-12
 
+# What reading a file of another kind, or a broken one, can raise.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    zipfile.BadZipFile,
+)
+
 Reader = Callable[["Trajectory", int, str, float], Params]
 """(trajectory, index, name, target) -> the parameters where the quantity `name` equals `target`,
 between the saved points `index` and `index + 1`."""
@@ -249,7 +260,7 @@ class Trajectory:
         """Writes the trajectory, its settings and its problem to one file (NumPy's .npz).
 
         Returns:
-            The path written, with the suffix .npz.
+            The path written: `path`, with .npz appended unless it ends in that.
         """
         arrays: dict[str, np.ndarray] = {}
         header = {
@@ -261,7 +272,9 @@ class Trajectory:
             "structure": encode_structure(self.direction),
             "problem": encode(self.problem, arrays),
         }
-        path = Path(path).with_suffix(".npz")
+        # Not `with_suffix`, to which ".1" is the suffix of "eps=0.1".
+        path = Path(path)
+        path = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")
         text = np.asarray(json.dumps(header, default=plain))
         columns = {f"column_{name}": values for name, values in self.columns.items()}
         tables = {"header": text, "vectors": self.vectors, **columns, **arrays}
@@ -282,18 +295,33 @@ def load(path: str | os.PathLike, *, problem: Problem | None = None) -> Trajecto
         ValueError: it is no trajectory of gflow.
     """
     try:
-        # NumPy leaves a file that it opened itself open where the content is broken.
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-            header = json.loads(str(file["header"]))
-            if header["format"] != _FORMAT:
-                raise ValueError(f"format {header['format']} is unknown to this version")
-            return _restored(header, file, problem)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+        # NumPy leaves a file that it opened itself open where the content is broken; and of what is
+        # no archive it returns an array, or says that pickles are not allowed.
+        with open(path, "rb") as handle:
+            if not zipfile.is_zipfile(handle):
+                raise ValueError("it is no .npz file")
+            handle.seek(0)
+            with np.load(handle, allow_pickle=False) as file:
+                return _restored(_header(file), file, problem)
+    except FileNotFoundError:
+        raise
+    except _UNREADABLE as error:
+        # NumPy's advice to allow pickles would run whatever the file holds.
+        reason = "it holds what is no plain array" if "pickle" in str(error) else error
         raise ValueError(
-            f"`gflow.load({str(path)!r})`: this is not a trajectory that gflow can read ({error})."
+            f"`gflow.load({str(path)!r})`: this is not a trajectory that gflow can read ({reason})."
         ) from error
+
+
+def _header(file: Any) -> dict[str, Any]:
+    if "header" not in file.files:
+        raise ValueError("it holds no header")
+    header = json.loads(str(file["header"]))
+    if not isinstance(header, dict):
+        raise ValueError("its header is of another kind")
+    if header.get("format") != _FORMAT:
+        raise ValueError(f"format {header.get('format')} is unknown to this version")
+    return header
 
 
 def _restored(header: dict[str, Any], file: Any, problem: Problem | None) -> Trajectory:

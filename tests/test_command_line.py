@@ -66,6 +66,14 @@ REFUSED = {
         '[[perturbation]]\nkind = "pgd"\nradius = 0.1\norder = 3.0',
         ["`perturbation[0].order` = 3.0", "1, 2 and inf"],
     ),
+    "tolerance too large": (
+        "[solver]\ntolerance = 0.5",
+        ["`solver.tolerance` = 0.5", "less than or equal to 0.1"],
+    ),
+    "tolerance too small": (
+        "[solver]\ntolerance = 1e-15",
+        ["`solver.tolerance` = 1e-15", "greater than or equal to"],
+    ),
     "no target": ("[until]", ["`until`", "at least one of log_loss"]),
     "no network": ("network = []", ["`network`", "at least 1"]),
     "syntax": ("seed = 1\nloss = [", ["not valid TOML"]),

@@ -321,6 +321,46 @@ def test_file_without_its_problem_asks_for_it(start, tmp_path):
     np.testing.assert_allclose(values, flow.margin, atol=1e-14)
 
 
+def test_dots_in_a_file_name_are_kept(flow, tmp_path):
+    names = ["eps=0.1", "eps=0.2", "run.v2.npz"]
+    paths = [flow.save(tmp_path / name) for name in names]
+    assert [path.name for path in paths] == ["eps=0.1.npz", "eps=0.2.npz", "run.v2.npz"]
+    assert all(path.is_file() for path in paths)
+
+
+def one_array(path):
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+def not_gflows_header(path):
+    np.savez(path, header=np.asarray("[1]"))
+
+
+def pickled(path):
+    np.savez(path, header=np.array([{}], dtype=object), allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (one_array, "no .npz file"),
+        (lambda path: path.write_text("log_loss, margin\n1, 2\n"), "no .npz file"),
+        (not_gflows_header, "header"),
+        (lambda path: np.savez(path, header=np.asarray('{"format": 99}')), "format 99"),
+        (lambda path: np.savez(path, header=np.asarray('{"format": 1}')), "kind"),
+        (pickled, "no plain array"),
+    ],
+)
+def test_file_of_another_kind_is_refused(tmp_path, write, words):
+    path = tmp_path / "other.npz"
+    write(path)
+    with pytest.raises(ValueError, match=r"not a trajectory") as refusal:
+        gflow.load(path)
+    assert words in str(refusal.value)
+    assert "pickle" not in str(refusal.value)
+
+
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04"])
 def test_unreadable_file_is_refused(tmp_path, content):
     path = tmp_path / "broken.npz"
