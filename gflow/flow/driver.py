@@ -13,7 +13,7 @@ from gflow._layout import Layout
 from gflow._typing import Params
 from gflow.flow.control import make_controller
 from gflow.flow.field import Field, initial_state
-from gflow.flow.outcome import at_rest, targets_met, unseparated_result
+from gflow.flow.outcome import hopeless, not_finite_ahead, targets_met, unseparated_result
 from gflow.flow.segment import Block, Cursor, advance, begin
 from gflow.flow.until import Until
 from gflow.problem import Problem
@@ -25,6 +25,7 @@ from gflow.validation import check_start
 
 # A segment should return this often, so that an interrupt or the progress line need not wait.
 _SECONDS = 0.5
+_FIRST_STEPS = 16
 
 
 def integrate(
@@ -95,7 +96,7 @@ class _Run:
 
     def go(self, max_steps: int, report: Callable[[dict[str, Any]], None]) -> RESULTS:
         """Runs segments until one ends the run, and says how it ended."""
-        budget = 16
+        budget = _FIRST_STEPS
         try:
             while True:
                 seconds = time.perf_counter()
@@ -105,7 +106,9 @@ class _Run:
                 report(self.record.status(self.num_steps, self.field.problem.degree))
                 if result is not None:
                     return result
-                budget = int(np.clip(_SECONDS / seconds, 16, self.capacity))
+                budget = int(np.clip(_SECONDS / seconds, _FIRST_STEPS, self.capacity))
+                if self._may_fade():
+                    budget = _FIRST_STEPS
         except KeyboardInterrupt:
             if not self.num_steps:  # nothing was computed that could be returned
                 raise
@@ -127,6 +130,7 @@ class _Run:
         last = self.record.extend(block.rows, int(block.num_rows))
         if first and self._met(self.record.first()):
             self.record.only_first()
+            self.num_steps = 0
             return RESULTS.successful  # pyright: ignore[reportReturnType]
         if not np.all(np.isfinite(last.state)):
             self.record.drop_nonfinite()
@@ -139,12 +143,18 @@ class _Run:
         return self._stopped_short(block, last, max_steps)
 
     def _stopped_short(self, block: Block, last: Row, max_steps: int) -> RESULTS | None:
-        resting = at_rest(self.until, self.record.first().measures, last.measures)
-        underflow = bool(block.result == diffrax.RESULTS.dt_min_reached)
-        if not (resting or underflow or self.num_steps >= max_steps):
-            return None
-        shortfall = RESULTS.step_underflow if underflow else RESULTS.step_budget_spent
-        return unseparated_result(self.field.problem, last.measures) or shortfall
+        if bool(block.result == diffrax.RESULTS.dt_min_reached):
+            ahead = not_finite_ahead(self.field, self.cursor.state)
+            return RESULTS.not_finite if ahead else RESULTS.step_underflow
+        spent = self.num_steps >= max_steps
+        if hopeless(self.until, self.field.problem, self.record, spent=spent):
+            return unseparated_result(self.field.problem, last.measures)
+        return RESULTS.step_budget_spent if spent else None
+
+    def _may_fade(self) -> bool:
+        """Whether the norm shrinks, perhaps to nothing, which must be seen before it underflows."""
+        first, last = self.record.first(), self.record.last()
+        return bool(last.measures.margin <= 0 and last.state[-2] < first.state[-2])
 
     def _met(self, row: Row) -> list[str]:
         log_kappa = self.field.problem.degree * row.state[-2]
