@@ -175,14 +175,15 @@ class Trajectory:
         Each may also be a sequence; the leaves then have its length as their first axis.
 
         Raises:
-            TypeError: none or several of the arguments are given.
-            ValueError: the run did not pass this value.
+            TypeError: none or several of the arguments are given, or what is no number.
+            ValueError: an empty sequence; the run did not pass this value.
         """
         given = {"time": time, "log_loss": log_loss, "log_kappa": log_kappa}
         given = {name: value for name, value in given.items() if value is not None}
         if len(given) != 1:
             raise TypeError("`trajectory.at(...)`: give one of `time`, `log_loss` and `log_kappa`.")
         ((name, value),) = given.items()
+        _check_targets(name, value)
         if np.ndim(value) == 0:
             return self._at(name, float(value))
         found = [self._at(name, float(item)) for item in np.asarray(value)]
@@ -212,7 +213,7 @@ class Trajectory:
     def _progress(self, name: str, target: float) -> tuple[np.ndarray, float]:
         """The column that belongs to `name`, and the target, so that both grow along the run."""
         if name == "time":
-            return self.log1p_time, float(np.log1p(target))
+            return self.log1p_time, float(np.log1p(target)) if target > -1 else -np.inf
         sign = -1.0 if name == "log_loss" else 1.0
         return sign * self.columns[name], sign * target
 
@@ -280,6 +281,18 @@ class Trajectory:
         tables = {"header": text, "vectors": self.vectors, **columns, **arrays}
         np.savez(path, **tables)  # pyright: ignore[reportArgumentType]
         return path
+
+
+def _check_targets(name: str, value: Any) -> None:
+    call = f"`trajectory.at({name}={value!r})`"
+    try:
+        values = np.asarray(value)
+    except Exception as error:  # ragged lists
+        raise TypeError(f"{call}: give a number or a sequence of numbers.") from error
+    if values.ndim > 1 or values.size == 0:
+        raise ValueError(f"{call}: give a number or a sequence of at least one number.")
+    if values.dtype.kind not in "fiu":
+        raise TypeError(f"{call}: give a number or a sequence of numbers.")
 
 
 def load(path: str | os.PathLike, *, problem: Problem | None = None) -> Trajectory:

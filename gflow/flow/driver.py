@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from gflow._layout import Layout
+from gflow._numerics import is_integer, is_real
 from gflow._typing import Params
 from gflow.flow.control import make_controller
 from gflow.flow.field import Field, initial_state
@@ -17,7 +18,7 @@ from gflow.flow.outcome import hopeless, not_finite_ahead, targets_met, unsepara
 from gflow.flow.segment import Block, Cursor, advance, begin
 from gflow.flow.until import Until
 from gflow.problem import Problem
-from gflow.progress import reporter
+from gflow.progress import check_progress, reporter
 from gflow.record import Record, Row, row_capacity
 from gflow.results import RESULTS
 from gflow.trajectory import RunFailed, Trajectory, register_reader
@@ -70,6 +71,8 @@ def integrate(
     Source: Lyu & Li 2020 and Lyu & Zhu 2022 for the flow and its normalized margin.
     """
     _check_options(until, tolerance, save, max_steps)
+    check_progress(progress, "integrate")
+    max_steps, save = int(max_steps), None if save is None else int(save)
     solver = diffrax.Tsit5() if solver is None else _checked_solver(solver)
     params = check_start(problem, params)
     run = _Run(problem, params, until, solver, tolerance, save)
@@ -268,9 +271,11 @@ def _check_options(until: Any, tolerance: Any, save: Any, max_steps: Any) -> Non
         raise TypeError(
             f"`until={until!r}` must be a `gflow.Until(...)`, such as `gflow.Until(log_loss=-10)`."
         )
+    if not is_real(tolerance):
+        raise TypeError(f"`integrate(tolerance={tolerance!r})` must be a number, such as 1e-8.")
     if not 1e-14 <= tolerance <= 0.1:
-        raise ValueError(f"`tolerance={tolerance!r}` must lie between 1e-14 and 0.1.")
-    if save is not None and (not isinstance(save, int) or save < 2):
-        raise ValueError(f"`save={save!r}` must be None or an integer of at least 2.")
-    if not isinstance(max_steps, int) or max_steps < 1:
-        raise ValueError(f"`max_steps={max_steps!r}` must be an integer of at least 1.")
+        raise ValueError(f"`integrate(tolerance={tolerance!r})` must lie between 1e-14 and 0.1.")
+    if save is not None and (not is_integer(save) or save < 2):
+        raise ValueError(f"`integrate(save={save!r})` must be None or an integer of at least 2.")
+    if not is_integer(max_steps) or max_steps < 1:
+        raise ValueError(f"`integrate(max_steps={max_steps!r})` must be an integer of at least 1.")
