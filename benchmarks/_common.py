@@ -1,7 +1,8 @@
 """What every benchmark shares: its arguments, its clock, and a record that says where it ran.
 
 A benchmark is a script, `python benchmarks/NAME.py [--smoke] [--output results.json]`. `--smoke`
-makes it small: it then only shows that it runs. Full results are kept in `benchmarks/results/`.
+makes it small: it then only shows that it runs. `benchmarks/results/` holds the records of one full
+run of each.
 """
 
 import argparse
@@ -84,17 +85,26 @@ def _cpu_model() -> str | None:
 
 
 def arguments(description: str) -> argparse.Namespace:
-    """`smoke` and `output` from the command line."""
+    """`smoke` and `output` from the command line; the folder of `output` exists afterwards."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--smoke", action="store_true", help="a small run that shows it works")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the record as JSON")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.output is not None:
+        # Before anything is computed: a folder that cannot be made must not cost a result.
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+    return given
 
 
-def run_benchmark(description: str, measure: Callable[[bool], Any]) -> None:
+def run_benchmark(
+    description: str,
+    measure: Callable[[bool], Any],
+    draw: Callable[[Any, Path], None] | None = None,
+) -> None:
     """A benchmark's whole main part: `measure(smoke)` returns what is recorded.
 
-    The first line of `description`, usually the script's `__doc__`, names the benchmark.
+    The first line of `description`, usually the script's `__doc__`, names the benchmark. With
+    `--output`, `draw(results, path)` draws a figure beside the record, once that is written.
     """
     given = arguments(description)
     jax.config.update("jax_enable_x64", True)
@@ -106,9 +116,11 @@ def run_benchmark(description: str, measure: Callable[[bool], Any]) -> None:
     }
     text = json.dumps(plain(record), indent=1, allow_nan=False)
     print(text)
-    if given.output is not None:
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        given.output.write_text(text + "\n")
+    if given.output is None:
+        return
+    given.output.write_text(text + "\n")
+    if draw is not None:
+        draw(record["results"], given.output.with_suffix(".png"))
 
 
 def show(row: dict[str, Any], columns: Iterable[str], *, header: bool = False) -> None:

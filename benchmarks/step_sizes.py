@@ -5,12 +5,13 @@ time and at equal loss: how far descent is from the flow, in the parameters (rel
 direction. The figure is written beside the record.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optax
-from _common import arguments, run_benchmark
+from _common import run_benchmark
 
 import gflow
 from gflow import losses, networks, perturbations
@@ -21,6 +22,7 @@ ATTACKS = {
     "FGSM 0.05": perturbations.fgsm(0.05, smoothing=0.1),
 }
 OBJECTIVES = {"loss": "constant step", "log_loss": "step / loss"}
+STYLES = {"loss": ("#0072B2", "-"), "log_loss": ("#D55E00", "--")}
 
 
 def measure(smoke: bool) -> dict[str, Any]:
@@ -38,7 +40,7 @@ def measure(smoke: bool) -> dict[str, Any]:
         for objective in OBJECTIVES:
             for size in sizes:
                 rows.append({"attack": attack, **compare(problem, start, flow, objective, size)})
-                print(row_text(rows[-1]), flush=True)
+                print(row_text(rows[-1]), file=sys.stderr, flush=True)
     return {"log_loss": log_loss, "rows": rows}
 
 
@@ -97,39 +99,35 @@ def row_text(row: dict[str, Any]) -> str:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Distance of the direction against the step size, for each attack and objective."""
+    """Distance of the direction against the step size: colours are objectives, markers attacks."""
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
-    colours = dict(zip(ATTACKS, ("#0072B2", "#D55E00", "#009E73"), strict=True))
     for axes, name in zip(panels, ("time", "loss"), strict=True):
-        for attack in ATTACKS:
-            for objective, style in zip(OBJECTIVES, ("o-", "s--"), strict=True):
+        for objective, (colour, line) in STYLES.items():
+            for attack, marker in zip(ATTACKS, "o^s", strict=True):
                 rows = [r for r in results["rows"] if r["result"] == "successful"]
                 rows = [r for r in rows if (r["attack"], r["objective"]) == (attack, objective)]
                 axes.loglog(
                     [r["step_size"] for r in rows],
                     [r[f"direction_at_equal_{name}"] for r in rows],
-                    style,
-                    color=colours[attack],
-                    markersize=4,
+                    marker + line,
+                    color=colour,
+                    linewidth=1,
+                    markersize=5 + 2 * (marker == "s"),
+                    markerfacecolor="none",
                     label=f"{attack}, {OBJECTIVES[objective]}",
                 )
-        sizes = np.array([1e-4, 1e-2])
-        axes.loglog(sizes, 0.3 * sizes, color="0.6", linewidth=1, label="slope 1")
+        sizes = np.array([1e-4, 1e-1])
+        axes.loglog(sizes, 0.8 * sizes, ":", color="0.5", linewidth=1, label="slope 1")
         axes.set(xlabel="step size", title=f"at equal {name}")
+        axes.grid(color="0.92", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("distance of directions, descent to flow")
-    panels[1].legend(frameon=False, fontsize=7)
+    panels[1].legend(frameon=False, fontsize=8, loc="lower right")
     figure.savefig(path, dpi=150)
-
-
-def main(smoke: bool) -> dict[str, Any]:
-    results = measure(smoke)
-    output = arguments(__doc__).output
-    if output is not None:
-        draw(results, output.with_suffix(".png"))
-    return results
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":
-    run_benchmark(__doc__, main)
+    run_benchmark(__doc__, measure, draw)

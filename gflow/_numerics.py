@@ -7,6 +7,7 @@ have value and derivative 0 at 0; a NaN stays NaN.
 
 import functools
 import math
+import numbers
 import operator
 from typing import Any
 
@@ -17,6 +18,26 @@ from jax import lax
 from jax.core import Tracer
 
 from gflow._typing import Params
+
+
+def check_x64() -> None:
+    """Raises ValueError unless JAX computes in float64."""
+    if not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError(
+            "gflow needs float64: the direction converges like 1/log t and float32 stops far short "
+            'of it. Call `jax.config.update("jax_enable_x64", True)` before any array is made, or '
+            "set the environment variable JAX_ENABLE_X64=1."
+        )
+
+
+def is_integer(value: Any) -> bool:
+    """Whether it is an integer, Python's or NumPy's; truth values are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_real(value: Any) -> bool:
+    """Whether it is one real number: Python's, or an array without axes; truth values are none."""
+    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiu"
 
 
 def scalar(value: Any, name: str, *, minimum: float = 0.0) -> Any:

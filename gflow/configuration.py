@@ -147,6 +147,40 @@ class Diagonal(NetworkTable):
     depth: Count = Field(default=2, description="the degree L")
 
 
+class Conv(NetworkTable):
+    """Convolutional network with the activation ReLU^k: convolutions, then dense layers."""
+
+    kind: Literal["conv"] = "conv"
+    input_shape: list[Count] | None = Field(
+        default=None,
+        min_length=3,
+        max_length=3,
+        description="[channels, height, width] of an example; a square image of one channel "
+        "without it",
+    )
+    channels: list[Count] = Field(
+        default=[8], min_length=1, description="number of filters of each convolution"
+    )
+    size: Count = Field(default=3, description="height and width of the filters")
+    stride: Count = Field(default=1, description="step between the windows of a convolution")
+    padding: Literal["SAME", "VALID"] = Field(
+        default="SAME", description="SAME: zeros around the image; VALID: windows within the image"
+    )
+    pool: Literal["none", "max", "average"] = Field(
+        default="none", description="pooling after each convolution"
+    )
+    pool_size: Count = Field(default=2, description="height, width and step of pooled windows")
+    hidden: list[Count] = Field(
+        default=[], description="widths of dense layers between the convolutions and the output"
+    )
+    power: float = Field(default=1.0, ge=1, description="the k of ReLU^k")
+    smoothing: NotNegative = Field(
+        default=0.0,
+        description="mu: the kink of ReLU rounded to relative width mu, homogeneity kept; those of "
+        "max pooling stay",
+    )
+
+
 class PerturbationTable(Table):
     """What perturbations of every kind have."""
 
@@ -190,6 +224,12 @@ class Pgd(PerturbationTable):
     random_start: int | None = Field(
         default=None, ge=0, description="seed of a fixed random start; a start from 0 without it"
     )
+    box: list[float] | None = Field(
+        default=None,
+        min_length=2,
+        max_length=2,
+        description="[low, high], the range that perturbed inputs keep, such as [0, 1] for pixels",
+    )
     smoothing: NotNegative = Field(
         default=0.0, description="mu, for order inf: sign(g) rounded to relative width mu"
     )
@@ -224,10 +264,14 @@ class UntilTable(Table):
 class SolverTable(Table):
     """How the flow is integrated."""
 
-    name: Literal["tsit5", "dopri8"] = Field(
-        default="tsit5", description="explicit Runge-Kutta method"
+    name: Literal["tsit5", "dopri8", "kvaerno3", "kvaerno5"] = Field(
+        default="tsit5",
+        description="Runge-Kutta method: explicit (tsit5, dopri8), or implicit (kvaerno3, "
+        "kvaerno5), whose steps cost far more and rarely are fewer",
     )
-    tolerance: Positive = Field(default=1e-7, description="error a step may make, relative")
+    tolerance: float = Field(
+        default=1e-7, ge=1e-14, le=0.1, description="error a step may make, relative"
+    )
     max_steps: Count = Field(default=20_000, description="steps after which a run is given up")
     save: int = Field(default=256, ge=2, description="points that a trajectory keeps, at most")
 
@@ -235,7 +279,7 @@ class SolverTable(Table):
 Data = Annotated[
     Digits | Mnist | Gaussian | RandomLabels | Soudry | Npz | Csv, Field(discriminator="kind")
 ]
-Network = Annotated[Linear | DeepLinear | Mlp | Diagonal, Field(discriminator="kind")]
+Network = Annotated[Linear | DeepLinear | Mlp | Diagonal | Conv, Field(discriminator="kind")]
 Perturbation = Annotated[Clean | Fgm | Fgsm | Pgd, Field(discriminator="kind")]
 
 MAIN_NETWORKS: list[Network] = [

@@ -5,6 +5,7 @@ Everything here is NumPy, so that making data costs no compilation.
 
 import gzip
 import math
+import numbers
 import os
 import struct
 import zlib
@@ -119,10 +120,15 @@ def digits(positive: int = 3, negative: int = 8) -> Dataset:
 
     3 against 8: n = 357, d = 64. Needs the extra `data`.
 
+    Raises:
+        TypeError: a digit is no integer.
+        ValueError: the digits are equal, or not 0 to 9.
+        ImportError: scikit-learn is missing.
+
     Source: Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
     Repository, 1998 (its test set, as shipped with scikit-learn).
     """
-    _check_pair(positive, negative)
+    _check_pair(positive, negative, "digits")
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -154,10 +160,17 @@ def mnist(
         limit: the first so many examples of the two digits; all by default.
         split: "train" or "test" (openml's order: the first 60 000 are the training set).
 
+    Raises:
+        TypeError: a digit is no integer.
+        ValueError: the digits are equal, or not 0 to 9; `split` or `limit` is out of its range; a
+            file is broken.
+        FileNotFoundError: the folder does not hold MNIST's files.
+        ImportError: there is no folder, and scikit-learn is missing.
+
     Source: LeCun, Bottou, Bengio & Haffner, "Gradient-based learning applied to document
     recognition", Proc. IEEE 86, 1998.
     """
-    _check_pair(positive, negative)
+    _check_pair(positive, negative, "mnist")
     if split not in ("train", "test"):
         raise ValueError(f"`mnist(split={split!r})`: choose 'train' or 'test'.")
     if limit is not None and limit < 2:
@@ -167,10 +180,14 @@ def mnist(
     return _pair(images / 255.0, labels, positive, negative, limit)
 
 
-def _check_pair(positive: int, negative: int) -> None:
+def _check_pair(positive: int, negative: int, call: str) -> None:
+    for name, digit in (("positive", positive), ("negative", negative)):
+        if not isinstance(digit, numbers.Integral) or isinstance(digit, bool):
+            raise TypeError(f"`{call}({name}={digit!r})` must be an integer, 0 to 9.")
     if positive == negative or not {positive, negative} <= set(range(10)):
         raise ValueError(
-            f"`positive={positive}, negative={negative}`: choose two different digits, 0 to 9."
+            f"`{call}(positive={positive}, negative={negative})`: choose two different digits, "
+            "0 to 9."
         )
 
 
@@ -277,6 +294,9 @@ def soudry(num_random: int = 12, *, seed: int = 0) -> Dataset:
 
     The support vectors are (0.5, 1.5), (1.5, 0.5) with label +1 and their mirror images with label
     -1; `num_random` further points lie beyond twice that margin, half of each label.
+
+    Raises:
+        ValueError: `num_random` is odd or negative.
 
     Source: the example of Soudry, Hoffer, Nacson, Gunasekar & Srebro, "The Implicit Bias of
     Gradient Descent on Separable Data", JMLR 19, 2018, Figure 1.

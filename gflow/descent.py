@@ -1,6 +1,5 @@
 """The discrete twin of the flow: full-batch descent with any optax optimizer, recorded alike."""
 
-import numbers
 import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -15,11 +14,11 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy.optimize import brentq
 
 from gflow._layout import Layout
-from gflow._numerics import tree_dot, tree_norm, tree_scale, unit
+from gflow._numerics import is_integer, tree_dot, tree_norm, tree_scale, unit
 from gflow._typing import Params
 from gflow.measures import measure_point
 from gflow.problem import Problem
-from gflow.progress import reporter
+from gflow.progress import check_progress, reporter
 from gflow.record import Record, Row, empty_rows, row_capacity, write_row
 from gflow.results import RESULTS
 from gflow.trajectory import RunFailed, Trajectory, register_reader
@@ -73,6 +72,7 @@ def descend(
         RunFailed: with `throw=True`, a run that left the range of floating-point numbers.
     """
     _check_options(optimizer, num_steps, objective, save)
+    check_progress(progress, "descend")
     num_steps, save = int(num_steps), None if save is None else int(save)
     params = check_start(problem, params)
     layout = Layout.of(params)
@@ -237,15 +237,12 @@ register_reader("descent", _read_between)
 def _check_options(optimizer: Any, num_steps: Any, objective: Any, save: Any) -> None:
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
-            f"`optimizer={optimizer!r}` is no optax transformation, such as `optax.sgd(0.1)`."
+            f"`descend(optimizer={optimizer!r})` is no optax transformation, such as "
+            "`optax.sgd(0.1)`."
         )
-    if not _is_integer(num_steps) or num_steps < 1:
-        raise ValueError(f"`num_steps={num_steps!r}` must be an integer of at least 1.")
+    if not is_integer(num_steps) or num_steps < 1:
+        raise ValueError(f"`descend(num_steps={num_steps!r})` must be an integer of at least 1.")
     if objective not in ("loss", "log_loss"):
-        raise ValueError(f"`objective={objective!r}`: choose 'loss' or 'log_loss'.")
-    if save is not None and (not _is_integer(save) or save < 2):
-        raise ValueError(f"`save={save!r}` must be None or an integer of at least 2.")
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        raise ValueError(f"`descend(objective={objective!r})`: choose 'loss' or 'log_loss'.")
+    if save is not None and (not is_integer(save) or save < 2):
+        raise ValueError(f"`descend(save={save!r})` must be None or an integer of at least 2.")

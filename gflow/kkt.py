@@ -8,11 +8,12 @@ with `grad q_i` that of the gradient mode. With frozen perturbations these are n
 of the margins themselves, and the system's Jacobian is not symmetric: it is kept in three parts.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -24,7 +25,7 @@ _BATCH = 256
 
 
 class System(NamedTuple):
-    """The KKT system at a point, P parameters and m margins.
+    """The KKT system at a point, P parameters and m margins, on the host.
 
     Attributes:
         residual: `theta - sum_i lambda_i grad q_i`.
@@ -35,11 +36,11 @@ class System(NamedTuple):
         gradients: grad q_i, in the gradient mode.
     """
 
-    residual: Float[Array, " P"]
-    margins: Float[Array, " m"]
-    hessian: Float[Array, "P P"]
-    slopes: Float[Array, "m P"]
-    gradients: Float[Array, "m P"]
+    residual: Float[np.ndarray, " P"]
+    margins: Float[np.ndarray, " m"]
+    hessian: Float[np.ndarray, "P P"]
+    slopes: Float[np.ndarray, "m P"]
+    gradients: Float[np.ndarray, "m P"]
 
 
 def residual(
@@ -51,11 +52,16 @@ def residual(
     return theta - layout.flatten(pull), margins.ravel()
 
 
+def system(problem: Problem, layout: Layout, theta: np.ndarray, multipliers: np.ndarray) -> System:
+    """The system and its derivatives. Memory: 8 (P^2 + 2 m P) bytes, and 256 tangents.
+
+    Shapes: theta (P,), multipliers (m,).
+    """
+    return System(*map(np.asarray, _system(problem, layout, theta, multipliers)))
+
+
 @eqx.filter_jit
-def system(
-    problem: Problem, layout: Layout, theta: Float[Array, " P"], multipliers: Float[Array, " m"]
-) -> System:
-    """The system and its derivatives. Memory: 8 (P^2 + 2 m P) bytes, and 256 tangents."""
+def _system(problem: Problem, layout: Layout, theta: Any, multipliers: Any) -> tuple[Array, ...]:
 
     def stationarity(point: Array) -> Array:
         return residual(problem, layout, point, multipliers)[0]
@@ -67,4 +73,4 @@ def system(
     units = jnp.eye(margins.size).reshape(-1, *margins.shape)
     gradients = lax.map(lambda unit: layout.flatten(pull_back(unit)[0]), units, batch_size=_BATCH)
     slopes = lax.map(lambda unit: pull_through(unit)[0], units, batch_size=_BATCH)
-    return System(value, margins.ravel(), columns.T, slopes, gradients)
+    return value, margins.ravel(), columns.T, slopes, gradients

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 from optax import projections
 
 from gflow._balls import onto_unit_ball, uniform_in_unit_ball
-from gflow._numerics import scalar, smoothed_sign, smoothing_leaf, steepest
+from gflow._numerics import is_integer, scalar, smoothed_sign, smoothing_leaf, steepest
 
 Margin = Callable[[Array], Array]
 """The margin of one example as a function of its input: (d,) -> ()."""
@@ -210,6 +210,10 @@ def pgd(
             `g / sqrt(g^2 + (mu rms(g))^2)` instead, as with `fgsm`: without it the flow slides
             along the kinks of the sign, in very many small steps.
 
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of its range; smoothing with an order other than inf.
+
     Source: Madry, Makelov, Schmidt, Tsipras & Vladu 2018.
     """
     order = _order(order, "pgd")
@@ -220,12 +224,12 @@ def pgd(
         raise ValueError(
             f"`pgd(order={order:g}, smoothing=...)`: only steps of order inf have kinks to smooth."
         )
-    if not _is_integer(num_steps) or num_steps < 1:
+    if not is_integer(num_steps) or num_steps < 1:
         raise ValueError(f"`pgd(num_steps={num_steps!r})` must be an integer of at least 1.")
     return ProjectedGradient(
         scalar(radius, "radius"),
         order,
-        None if step_size is None else scalar(step_size, "step_size"),
+        None if step_size is None else _step_size(step_size),
         int(num_steps),
         _seed(random_start),
         _box(box),
@@ -245,14 +249,20 @@ def _order(order: Any, name: str) -> float:
     return number
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+def _step_size(step_size: Any) -> Any:
+    number = scalar(step_size, "step_size")
+    if isinstance(number, np.ndarray) and number == 0:
+        raise ValueError(
+            f"`pgd(step_size={step_size!r})` must be positive: steps of length 0 perturb nothing. "
+            "For no perturbation use `clean()`."
+        )
+    return number
 
 
 def _seed(random_start: int | None) -> int | None:
     if random_start is None:
         return None
-    if not _is_integer(random_start):
+    if not is_integer(random_start):
         raise TypeError(f"`pgd(random_start={random_start!r})`: None, or an integer seed.")
     if random_start < 0:
         raise ValueError(f"`pgd(random_start={random_start!r})`: a seed is not negative.")

@@ -5,6 +5,7 @@ it. Steps are of minimum norm, since merged or aligned neurons leave a continuum
 the nearest of them is meant.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,25 +74,16 @@ def polish(
     theta = direction / margins.min() ** (1 / degree)
     multipliers = np.where(active, weights, 0.0)
     multipliers *= (theta @ theta) / (degree * multipliers.sum())
-    for iteration in range(_MOST_ITERATIONS):
-        at = _evaluated(problem, layout, theta, multipliers)
+    for iteration in itertools.count():
+        at = system(problem, layout, theta, multipliers)
         error = _error(at, theta, active)
-        if not np.isfinite(error):
+        mended = _mended(at.margins, multipliers, active) if error <= tolerance else active
+        if mended is None or iteration == _MOST_ITERATIONS or not np.isfinite(error):
             break
-        if error > tolerance:
+        if mended is active:
             theta, multipliers = _newton_step(at, theta, multipliers, active)
-            continue
-        mended = _mended(at.margins, multipliers, active)
-        if mended is None:
-            return Polished(theta, multipliers, active, error, True, iteration, at)
         active, multipliers = mended, np.where(mended, multipliers, 0.0)
-    return Polished(theta, multipliers, active, error, False, _MOST_ITERATIONS, at)
-
-
-def _evaluated(
-    problem: Problem, layout: Layout, theta: np.ndarray, multipliers: np.ndarray
-) -> System:
-    return System(*map(np.asarray, system(problem, layout, theta, multipliers)))
+    return Polished(theta, multipliers, active, error, mended is None, iteration, at)
 
 
 def _error(at: System, theta: np.ndarray, active: np.ndarray) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
-from gflow._numerics import scaled_margins, tree_scale
+from gflow._numerics import check_x64, scaled_margins, tree_scale
 from gflow._typing import Inputs, Params, Scalar
 from gflow.datasets import Dataset
 from gflow.losses import AbstractLoss
@@ -64,7 +64,8 @@ class Problem(eqx.Module):
 
     Raises:
         TypeError: an argument is not what it should be.
-        ValueError: the network's inputs or outputs do not fit the data set.
+        ValueError: the network's inputs or outputs do not fit the data set; from every method, JAX
+            does not compute in float64.
     """
 
     network: AbstractNetwork
@@ -202,6 +203,8 @@ class Problem(eqx.Module):
         return jax.jacrev(margin)(params)
 
     def _examples(self) -> tuple[Array, Array]:
+        # Every method comes by here, and is compiled anew where x64 is switched on or off.
+        check_x64()
         return jnp.asarray(self.dataset.x), jnp.asarray(self.dataset.y)
 
     def _margin(self, params: Params, x: Array, y: Array) -> Array:

@@ -7,6 +7,12 @@ from typing import Any
 Report = Callable[[dict[str, Any]], None]
 
 
+def check_progress(progress: Any, call: str) -> None:
+    """Raises TypeError unless `reporter` can make something of it."""
+    if not (isinstance(progress, bool) or callable(progress)):
+        raise TypeError(f"`{call}(progress={progress!r})`: True, False, or a function of one dict.")
+
+
 @contextlib.contextmanager
 def reporter(progress: bool | Report, description: str) -> Iterator[Report]:
     """A function to call with what a run has reached.

@@ -108,6 +108,10 @@ class Record:
         """The latest point."""
         return self._all()[-1]
 
+    def log_losses(self) -> np.ndarray:
+        """The log-loss of every row. Shapes: (s,)."""
+        return np.asarray([row.measures.log_loss for row in self._all()])
+
     def only_first(self) -> None:
         """Forgets everything but the starting point."""
         self._rows, self._last = [], self.first()

@@ -12,9 +12,10 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
 
     step_budget_spent = (
         "The step budget was spent before anything that `until` names was reached. What was "
-        "computed is kept. The steps of an explicit solver shrink like 1/kappa, and with kinks "
-        "(FGSM without smoothing, plain ReLU) further still: ask for less, raise `max_steps`, "
-        "smooth the kink, or choose an implicit solver."
+        "computed is kept. Where the smallest margin is not positive, the examples are not "
+        "separated yet. The steps of an explicit solver shrink like 1/kappa, and with kinks (FGSM "
+        "without smoothing, plain ReLU) further still: ask for less, raise `max_steps`, smooth the "
+        "kink, or choose an implicit solver."
     )
     step_underflow = (
         "The step size underflowed: the flow meets a kink or a discontinuity that the solver "
@@ -29,14 +30,16 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "`until` names was reached. Ask for a smaller `log_kappa`, or for a log-loss or a time."
     )
     not_separated = (
-        "The examples were never separated: the smallest margin is still negative or zero. For "
-        "clean data this means that the network cannot fit these labels from this start; try a "
-        "wider network, another initialisation, or a longer run. Under an attack the radius may be "
-        "above any margin: try a smaller one."
+        "The examples were never separated: the smallest margin is still negative or zero, and the "
+        "flow rests, fades away, or no longer lowers the loss. For clean data this means that the "
+        "network cannot fit these labels from this start; try a wider network, another "
+        "initialisation, or a longer run. Under an attack the radius may be above any margin: try "
+        "a smaller one."
     )
     radius_above_margin = (
-        "The clean examples are separated but the perturbed ones never were: the radius exceeds "
-        "the margin that the network reached. Try a smaller radius (for linear networks "
+        "The clean examples are separated but the perturbed ones never were, and the flow rests, "
+        "fades away, or no longer lowers the loss: the radius exceeds the margin that the network "
+        "reached. Try a smaller radius (for linear networks "
         "`gflow.max_margin` tells the largest feasible one) or a longer run."
     )
     interrupted = "The run was interrupted from the keyboard. What was computed is kept."

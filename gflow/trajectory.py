@@ -28,6 +28,17 @@ from gflow.results import RESULTS, message_of, name_of
 _FORMAT = 1
 _ROUNDING = 1e-12
 
+# What reading a file of another kind, or a broken one, can raise.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    zipfile.BadZipFile,
+)
+
 Reader = Callable[["Trajectory", int, str, float], Params]
 """(trajectory, index, name, target) -> the parameters where the quantity `name` equals `target`,
 between the saved points `index` and `index + 1`."""
@@ -164,14 +175,15 @@ class Trajectory:
         Each may also be a sequence; the leaves then have its length as their first axis.
 
         Raises:
-            TypeError: none or several of the arguments are given.
-            ValueError: the run did not pass this value.
+            TypeError: none or several of the arguments are given, or what is no number.
+            ValueError: an empty sequence; the run did not pass this value.
         """
         given = {"time": time, "log_loss": log_loss, "log_kappa": log_kappa}
         given = {name: value for name, value in given.items() if value is not None}
         if len(given) != 1:
             raise TypeError("`trajectory.at(...)`: give one of `time`, `log_loss` and `log_kappa`.")
         ((name, value),) = given.items()
+        _check_targets(name, value)
         if np.ndim(value) == 0:
             return self._at(name, float(value))
         found = [self._at(name, float(item)) for item in np.asarray(value)]
@@ -201,7 +213,7 @@ class Trajectory:
     def _progress(self, name: str, target: float) -> tuple[np.ndarray, float]:
         """The column that belongs to `name`, and the target, so that both grow along the run."""
         if name == "time":
-            return self.log1p_time, float(np.log1p(target))
+            return self.log1p_time, float(np.log1p(target)) if target > -1 else -np.inf
         sign = -1.0 if name == "log_loss" else 1.0
         return sign * self.columns[name], sign * target
 
@@ -249,7 +261,7 @@ class Trajectory:
         """Writes the trajectory, its settings and its problem to one file (NumPy's .npz).
 
         Returns:
-            The path written, with the suffix .npz.
+            The path written: `path`, with .npz appended unless it ends in that.
         """
         arrays: dict[str, np.ndarray] = {}
         header = {
@@ -261,12 +273,26 @@ class Trajectory:
             "structure": encode_structure(self.direction),
             "problem": encode(self.problem, arrays),
         }
-        path = Path(path).with_suffix(".npz")
+        # Not `with_suffix`, to which ".1" is the suffix of "eps=0.1".
+        path = Path(path)
+        path = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")
         text = np.asarray(json.dumps(header, default=plain))
         columns = {f"column_{name}": values for name, values in self.columns.items()}
         tables = {"header": text, "vectors": self.vectors, **columns, **arrays}
         np.savez(path, **tables)  # pyright: ignore[reportArgumentType]
         return path
+
+
+def _check_targets(name: str, value: Any) -> None:
+    call = f"`trajectory.at({name}={value!r})`"
+    try:
+        values = np.asarray(value)
+    except Exception as error:  # ragged lists
+        raise TypeError(f"{call}: give a number or a sequence of numbers.") from error
+    if values.ndim > 1 or values.size == 0:
+        raise ValueError(f"{call}: give a number or a sequence of at least one number.")
+    if values.dtype.kind not in "fiu":
+        raise TypeError(f"{call}: give a number or a sequence of numbers.")
 
 
 def load(path: str | os.PathLike, *, problem: Problem | None = None) -> Trajectory:
@@ -282,18 +308,33 @@ def load(path: str | os.PathLike, *, problem: Problem | None = None) -> Trajecto
         ValueError: it is no trajectory of gflow.
     """
     try:
-        # NumPy leaves a file that it opened itself open where the content is broken.
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-            header = json.loads(str(file["header"]))
-            if header["format"] != _FORMAT:
-                raise ValueError(f"format {header['format']} is unknown to this version")
-            return _restored(header, file, problem)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+        # NumPy leaves a file that it opened itself open where the content is broken; and of what is
+        # no archive it returns an array, or says that pickles are not allowed.
+        with open(path, "rb") as handle:
+            if not zipfile.is_zipfile(handle):
+                raise ValueError("it is no .npz file")
+            handle.seek(0)
+            with np.load(handle, allow_pickle=False) as file:
+                return _restored(_header(file), file, problem)
+    except FileNotFoundError:
+        raise
+    except _UNREADABLE as error:
+        # NumPy's advice to allow pickles would run whatever the file holds.
+        reason = "it holds what is no plain array" if "pickle" in str(error) else error
         raise ValueError(
-            f"`gflow.load({str(path)!r})`: this is not a trajectory that gflow can read ({error})."
+            f"`gflow.load({str(path)!r})`: this is not a trajectory that gflow can read ({reason})."
         ) from error
+
+
+def _header(file: Any) -> dict[str, Any]:
+    if "header" not in file.files:
+        raise ValueError("it holds no header")
+    header = json.loads(str(file["header"]))
+    if not isinstance(header, dict):
+        raise ValueError("its header is of another kind")
+    if header.get("format") != _FORMAT:
+        raise ValueError(f"format {header.get('format')} is unknown to this version")
+    return header
 
 
 def _restored(header: dict[str, Any], file: Any, problem: Problem | None) -> Trajectory:

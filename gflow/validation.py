@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gflow._numerics import tree_scale
+from gflow._numerics import check_x64, tree_scale
 from gflow._typing import Params
 from gflow.problem import Problem
 
@@ -35,16 +35,6 @@ def check_start(problem: Problem, params: Params) -> Params:
     _check_values(params)
     _check_degree(problem, params)
     return params
-
-
-def check_x64() -> None:
-    """Raises ValueError unless JAX computes in float64."""
-    if not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
-        raise ValueError(
-            "gflow needs float64: the direction converges like 1/log t and float32 stops far short "
-            'of it. Call `jax.config.update("jax_enable_x64", True)` before any array is made, or '
-            "set the environment variable JAX_ENABLE_X64=1."
-        )
 
 
 def _as_arrays(params: Params) -> Params:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gflow import Dataset, load, measures
+from gflow import Dataset, load, measures, networks
 from gflow import configuration as tables
 from gflow.__main__ import main
 from gflow.commands import running
@@ -65,6 +65,22 @@ REFUSED = {
     "order of PGD": (
         '[[perturbation]]\nkind = "pgd"\nradius = 0.1\norder = 3.0',
         ["`perturbation[0].order` = 3.0", "1, 2 and inf"],
+    ),
+    "tolerance too large": (
+        "[solver]\ntolerance = 0.5",
+        ["`solver.tolerance` = 0.5", "less than or equal to 0.1"],
+    ),
+    "tolerance too small": (
+        "[solver]\ntolerance = 1e-15",
+        ["`solver.tolerance` = 1e-15", "greater than or equal to"],
+    ),
+    "box of one number": (
+        '[[perturbation]]\nkind = "pgd"\nradius = 0.1\nbox = [0.0]',
+        ["`perturbation[0].box`", "at least 2"],
+    ),
+    "shape of two numbers": (
+        '[[network]]\nkind = "conv"\ninput_shape = [8, 8]',
+        ["`network[0].input_shape`", "at least 3"],
     ),
     "no target": ("[until]", ["`until`", "at least one of log_loss"]),
     "no network": ("network = []", ["`network`", "at least 1"]),
@@ -171,15 +187,17 @@ EVERY_TABLE = Configuration(
         tables.DeepLinear(hidden=[3]),
         tables.Mlp(name='a "quoted" name\twith tab', power=1.5, bias=True),
         tables.Diagonal(depth=3, scale=0.5),
+        tables.Conv(input_shape=[1, 2, 2], channels=[2, 3], size=2, pool="max", pool_size=1),
+        tables.Conv(channels=[2], padding="VALID", size=1, stride=2, hidden=[4], power=2.0),
     ],
     perturbation=[
         tables.Clean(),
         tables.Fgm(radius=0.1, order=float("inf")),
         tables.Fgsm(radius=1e-9, smoothing=0.1),
-        tables.Pgd(radius=0.1, order=1.0, step_size=0.01, random_start=3),
+        tables.Pgd(radius=0.1, order=1.0, step_size=0.01, random_start=3, box=[-0.5, 1.5]),
     ],
     until=tables.UntilTable(time=1e30, stationarity=0.01),
-    solver=tables.SolverTable(name="dopri8", max_steps=10),
+    solver=tables.SolverTable(name="kvaerno5", max_steps=10),
 )
 
 
@@ -221,6 +239,8 @@ def test_quick_keeps_every_case():
     assert labels(small.network) == labels(Configuration().network)
     assert labels(small.perturbation) == labels(Configuration().perturbation)
     assert all(max(table.hidden) <= 4 for table in small.network)
+    (conv,) = quick(Configuration(network=[tables.Conv(channels=[9, 2])])).network
+    assert conv.channels == [4, 2]
 
 
 JOB = """
@@ -315,6 +335,15 @@ def test_the_report_is_rebuilt_from_the_folder(job, capsys):
             '[[perturbation]]\nkind = "pgd"\norder = 2.0\nradius = 0.1\nsmoothing = 0.1',
             ["pgd", "smoothing"],
         ),
+        (
+            '[data]\nkind = "csv"\npath = "good.csv"\n[[network]]\nkind = "conv"',
+            ["conv", "2 inputs", "input_shape"],
+        ),
+        (
+            '[data]\nkind = "csv"\npath = "good.csv"\n[[network]]\nkind = "linear"\n'
+            '[[perturbation]]\nkind = "pgd"\nradius = 0.1\nbox = [0, 1]',
+            ["pgd", "box", "-2"],
+        ),
     ],
 )
 def test_unusable_data_and_options_stop_before_integrating(tmp_path, capsys, text, words):
@@ -344,10 +373,49 @@ def test_own_data_is_read(tmp_path):
 def test_every_network_and_perturbation_is_built():
     dataset = Dataset(np.eye(4), [1, -1, 1, -1])
     built = [build_network(table, dataset) for table in EVERY_TABLE.network]
-    assert [network.degree for network in built] == [1, 2, 1 + 1.5, 3]
+    assert [network.degree for network in built] == [1, 2, 1 + 1.5, 3, 3, 7]
     attacks = [build_perturbation(table) for table in EVERY_TABLE.perturbation]
     assert [float(attack.radius) for attack in attacks] == [0.0, 0.1, 1e-9, 0.1]
     assert [attack.order for attack in attacks] == [2.0, np.inf, np.inf, 1.0]
+    assert [float(edge) for edge in attacks[-1].box] == [-0.5, 1.5]
+
+
+def test_a_convolutional_network_is_built_as_described():
+    images = np.random.default_rng(0).uniform(size=(4, 64))
+    dataset = Dataset(images, [0, 1, 2, 2])
+    table = tables.Conv(channels=[5], pool="average", hidden=[6], smoothing=0.1)
+    layers = [
+        networks.Convolution(5, 3),
+        networks.AveragePool(2),
+        networks.Dense(6),
+        networks.Dense(3),
+    ]
+    expected = networks.conv((1, 8, 8), layers, smoothing=0.1)
+    assert build_network(table, dataset) == expected
+    strided = tables.Conv(input_shape=[4, 4, 4], channels=[2], size=2, stride=2, padding="VALID")
+    layers = [networks.Convolution(2, 2, stride=2, padding="VALID"), networks.Dense(3)]
+    assert build_network(strided, dataset) == networks.conv((4, 4, 4), layers)
+    pooled = tables.Conv(channels=[2], pool="max", pool_size=4)
+    layers = [networks.Convolution(2, 3), networks.MaxPool(4), networks.Dense(3)]
+    assert build_network(pooled, dataset) == networks.conv((1, 8, 8), layers)
+
+
+@pytest.mark.parametrize("name", ["dopri8", "kvaerno3", "kvaerno5"])
+def test_every_solver_reaches_the_same_point(job, tmp_path, name):
+    (tmp_path / "job.toml").write_text(JOB)
+    options = [
+        "--no-report",
+        "--set",
+        f"solver.name={name}",
+        "--set",
+        "perturbation=[{kind='clean'}]",
+    ]
+    assert main(["run", str(tmp_path / "job.toml"), "-o", str(tmp_path / "out"), *options]) == 0
+    one, other = (
+        load(folder / "trajectories" / "01.npz") for folder in (job.folder, tmp_path / "out")
+    )
+    assert other.settings["solver"].lower() == name
+    np.testing.assert_allclose(other.vectors[-1], one.vectors[-1], atol=1e-5)
 
 
 def test_an_interrupt_keeps_what_was_computed(tmp_path, capsys, monkeypatch):

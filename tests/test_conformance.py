@@ -3,7 +3,9 @@
 Everything about a row comes from one compiled function, called at several parameters. The losses
 and the gradient modes see nothing of network and perturbation but margins and their gradients:
 their four pairs are spread over the table like the colours of a map, so that every network and
-every perturbation meets every pair. Rows outside a core are marked slow, for their compilation.
+every perturbation meets every pair. Every network under one attack, and one network under an attack
+of each kind, have all four, for the laws of the gradient. Rows outside a core are marked slow, for their
+compilation.
 """
 
 import functools
@@ -19,7 +21,7 @@ from _oracles import central_difference, lp_norm
 import gflow.losses
 import gflow.networks
 from gflow.datasets import Dataset
-from gflow.networks import Convolution, Dense
+from gflow.networks import AveragePool, Convolution, Dense, MaxPool
 from gflow.perturbations import FastGradient, clean, fgm, fgsm, pgd
 from gflow.problem import Problem
 
@@ -45,6 +47,11 @@ NETWORKS = {
     "mlp_classes": lambda: gflow.networks.mlp((3, 5, 3)),
     "custom": lambda: gflow.networks.custom(squared_gate, degree=3),
     "conv": lambda: gflow.networks.conv((1, 3, 1), [Convolution(2, (2, 1)), Dense(1)]),
+    "conv_pooled": lambda: gflow.networks.conv(
+        (1, 3, 1),
+        [Convolution(3, (2, 1)), MaxPool((2, 1), stride=1), AveragePool((2, 1)), Dense(1)],
+        power=2,
+    ),
 }
 PERTURBATIONS = {
     "clean": lambda radius: clean(),
@@ -65,16 +72,38 @@ COLOURS = list(
 
 
 def table(*, core):
-    """All rows; those outside `core(network, perturbation)` are marked slow."""
-    for i, network in enumerate(NETWORKS):
-        for j, perturbation in enumerate(PERTURBATIONS):
+    """All rows, one colour each; those outside `core(network, perturbation)` are marked slow."""
+    for network, perturbation in itertools.product(NETWORKS, PERTURBATIONS):
+        yield pytest.param(
+            network,
+            perturbation,
+            *colours_from(network, perturbation)[0],
+            marks=() if core(network, perturbation) else pytest.mark.slow,
+            id=f"{network}-{perturbation}",
+        )
+
+
+def other_colours(*, rows):
+    """The three other colours of the rows where `rows(network, perturbation)`; slow but for one."""
+    for network, perturbation in itertools.product(NETWORKS, PERTURBATIONS):
+        if not rows(network, perturbation):
+            continue
+        for loss, mode in colours_from(network, perturbation)[1:]:
+            first = (network, perturbation) == ("mlp", "fgm_2")
             yield pytest.param(
                 network,
                 perturbation,
-                *COLOURS[(i + j) % 4],
-                marks=() if core(network, perturbation) else pytest.mark.slow,
-                id=f"{network}-{perturbation}",
+                loss,
+                mode,
+                marks=() if first else pytest.mark.slow,
+                id=f"{network}-{perturbation}-{type(loss).__name__.lower()}-{mode}",
             )
+
+
+def colours_from(network, perturbation):
+    """The four colours, the row's own first."""
+    first = list(NETWORKS).index(network) + list(PERTURBATIONS).index(perturbation)
+    return [COLOURS[(first + k) % 4] for k in range(4)]
 
 
 num_traces = 0
@@ -139,8 +168,16 @@ def case(network, perturbation, loss, mode):
 
 row = functools.cache(Row)
 columns = ("network", "perturbation", "loss", "mode")
+
+
+def of_each_kind(network, perturbation):
+    kinds = ("fgsm_smoothed", "pgd_2_random", "pgd_inf_box")
+    return perturbation == "fgm_2" or (network == "mlp" and perturbation in kinds)
+
+
 TABLE = list(table(core=lambda network, perturbation: network == "mlp" or perturbation == "fgm_2"))
 every_row = pytest.mark.parametrize(columns, TABLE)
+every_colour = pytest.mark.parametrize(columns, [*TABLE, *other_colours(rows=of_each_kind)])
 
 
 def scaled(factor, params):
@@ -198,7 +235,7 @@ def test_length_of_the_perturbation(case):
         assert (lengths <= RADIUS * (1 + 16 * EPS)).all() and lengths.any()
 
 
-@every_row
+@every_colour
 def test_homogeneity(case):
     for factor in (1e-3, 3.0, 1e6):
         delta, ascent = case.observe(scaled(factor, case.params))
@@ -208,7 +245,7 @@ def test_homogeneity(case):
         np.testing.assert_allclose(ascent.margins / kappa, case.ascent.margins, rtol=0, atol=1e-13)
 
 
-@every_row
+@every_colour
 def test_weights_at_another_norm(case):
     log_kappa = 2.0
     _, read = case.observe(case.params, log_kappa=log_kappa)
@@ -218,7 +255,7 @@ def test_weights_at_another_norm(case):
     np.testing.assert_allclose(np.sum(read.weights), 1, rtol=16 * EPS)
 
 
-@every_row
+@every_colour
 def test_euler_identity(case):
     for log_kappa in (-1.0, 0.0, 3.0):  # weights of several kinds
         _, ascent = case.observe(case.params, log_kappa=log_kappa)
@@ -226,7 +263,7 @@ def test_euler_identity(case):
         np.testing.assert_allclose(dot(case.params, ascent.vector), expected, atol=1e-13)
 
 
-@every_row
+@every_colour
 def test_gradient_is_that_of_finite_differences(case):
     generator = np.random.default_rng(2)
     direction = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape), case.params)

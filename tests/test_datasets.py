@@ -236,7 +236,7 @@ def test_soudry_has_the_margin_that_it_promises(num_random):
         ("`gap=inf`", lambda: datasets.gaussian(3, 3, gap=math.inf)),
         ("`num_random=3`", lambda: datasets.soudry(3)),
         ("`num_random=-2`", lambda: datasets.soudry(-2)),
-        ("`positive=3, negative=3`", lambda: datasets.digits(3, 3)),
+        ("`digits(positive=3, negative=3)`", lambda: datasets.digits(3, 3)),
     ],
 )
 def test_refused_sizes(words, call):

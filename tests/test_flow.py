@@ -88,6 +88,9 @@ def test_target_met_at_the_start_takes_no_step(start):
     flow = gflow.integrate(PROBLEM, start, until=Until(log_loss=100.0))
     assert len(flow) == 1
     assert flow.successful
+    assert flow.stats["stopped_by"] == "log_loss"
+    for name in ("num_steps", "num_accepted_steps", "num_rejected_steps"):
+        assert flow.stats[name] == 0
     for left, right in zip(flow.params, start, strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-15)
 
@@ -263,18 +266,68 @@ def test_contradictory_labels_are_a_result(start):
     assert not gflow.certify(trained, flow.params).separated
 
 
-def test_nonfinite_network_is_a_result():
-    def apply(params, x):  # degree 1, and NaN once the direction has turned far enough
-        turned = params[0][0] > 0.9 * jnp.sqrt(jnp.sum(params[0] ** 2))
-        return jnp.where(turned, jnp.nan, 1.0) * (params[0] @ x)
+@pytest.mark.parametrize("max_steps", [1, 20])
+def test_few_steps_do_not_say_that_the_examples_cannot_be_separated(start, max_steps):
+    wrong_side = (start[0], -start[1])
+    until = Until(log_loss=-6.0)
+    flow = fails(wrong_side, "step_budget_spent", until=until, max_steps=max_steps)
+    assert flow.margin[-1] < 0
+    assert "not separated yet" in " ".join(flow.message.split())
+    assert gflow.integrate(PROBLEM, wrong_side, until=until).margin[-1] > 0
 
+
+@pytest.mark.parametrize("until", [Until(log_loss=-6.0), Until(time=1e6)])
+def test_norm_that_decays_to_nothing_ends_the_run(until):
+    # The radius exceeds all distances: every perturbed margin is negative, and w shrinks to 0,
+    # which it reaches at a finite time.
+    network = networks.linear(3)
+    attack = perturbations.fgm(5.0)
+    wide = gflow.Problem(network, DATA, loss=losses.logistic(), perturbation=attack)
+    flow = fails(network.init(2), "radius_above_margin", wide, until=until)
+    assert flow.stats["num_steps"] < 1000
+    assert -650 < flow.log_norm[-1] < -300
+    assert np.any(flow.params[0])
+
+
+def test_network_that_turns_nan_is_a_result():
+    def apply(params, x):  # degree 1, and NaN once the direction has turned far enough
+        return jnp.where(turned(params[0]), jnp.nan, 1.0) * (params[0] @ x)
+
+    flow = fails((np.array([0.1, 1.0]),), "not_finite", pair(apply), until=Until(log_loss=-9.0))
+    assert len(flow) > 10
+    assert not turned(flow.params[0])
+
+
+def test_kink_that_throws_the_flow_back_is_a_result():
+    def apply(params, x):  # at the kink the field jumps from moving on to moving back fast
+        (w,) = params
+        beyond = jnp.maximum(w[0] - 0.9 * jnp.sqrt(w @ w), 0.0)
+        return w @ x - 1e6 * x[0] * beyond
+
+    until = Until(log_loss=-90.0)
+    start = (np.array([0.1, 1.0]),)
+    flow = fails(start, "step_underflow", pair(apply), until=until, tolerance=1e-14)
+    np.testing.assert_allclose(flow.direction[0][0], 0.9, atol=1e-9)
+
+
+def turned(w):
+    return w[0] > 0.9 * jnp.sqrt(w @ w)
+
+
+def pair(apply):
+    """Two opposite examples for a network of degree 1."""
     data = gflow.Dataset([[2.0, 0.1], [-2.0, -0.1]], [1, -1])
-    trained = gflow.Problem(networks.custom(apply, degree=1), data, loss=losses.exponential())
-    flow = gflow.integrate(
-        trained, (np.array([0.1, 1.0]),), until=Until(log_loss=-9.0), max_steps=3000, throw=False
-    )
-    assert flow.result_name in ("step_underflow", "step_budget_spent", "not_finite")
-    assert np.all(np.isfinite(flow.vectors))
+    return gflow.Problem(networks.custom(apply, degree=1), data, loss=losses.exponential())
+
+
+def test_norm_beyond_floating_point_numbers_is_a_result():
+    # Inputs so small that the loss has hardly moved where kappa overflows.
+    data = gflow.Dataset([[1e-303], [-1e-303]], [1, -1])
+    network = networks.deep_linear((1, 1, 1))
+    trained = gflow.Problem(network, data, loss=losses.logistic())
+    half = np.full((1, 1), np.exp(0.5 * 699.0) / np.sqrt(2))
+    flow = fails((half, half), "kappa_overflow", trained, until=Until(log_loss=-1e3))
+    assert flow.log_kappa[-1] == pytest.approx(700.0, rel=1e-12)
 
 
 def test_interrupt_keeps_what_was_computed(start):
@@ -323,6 +376,46 @@ def test_file_without_its_problem_asks_for_it(start, tmp_path):
     attached = gflow.load(path, problem=trained)
     values = attached.measure(lambda problem, direction: jnp.min(problem.margins(direction)))
     np.testing.assert_allclose(values, flow.margin, atol=1e-14)
+
+
+def test_dots_in_a_file_name_are_kept(flow, tmp_path):
+    names = ["eps=0.1", "eps=0.2", "run.v2.npz"]
+    paths = [flow.save(tmp_path / name) for name in names]
+    assert [path.name for path in paths] == ["eps=0.1.npz", "eps=0.2.npz", "run.v2.npz"]
+    assert all(path.is_file() for path in paths)
+
+
+def one_array(path):
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+def not_gflows_header(path):
+    np.savez(path, header=np.asarray("[1]"))
+
+
+def pickled(path):
+    np.savez(path, header=np.array([{}], dtype=object), allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (one_array, "no .npz file"),
+        (lambda path: path.write_text("log_loss, margin\n1, 2\n"), "no .npz file"),
+        (not_gflows_header, "header"),
+        (lambda path: np.savez(path, header=np.asarray('{"format": 99}')), "format 99"),
+        (lambda path: np.savez(path, header=np.asarray('{"format": 1}')), "kind"),
+        (pickled, "no plain array"),
+    ],
+)
+def test_file_of_another_kind_is_refused(tmp_path, write, words):
+    path = tmp_path / "other.npz"
+    write(path)
+    with pytest.raises(ValueError, match=r"not a trajectory") as refusal:
+        gflow.load(path)
+    assert words in str(refusal.value)
+    assert "pickle" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04"])

@@ -1,5 +1,7 @@
 """The flow against closed forms, an independent integrator, and conservation laws."""
 
+from itertools import pairwise
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -109,19 +111,20 @@ def test_ji_telgarsky_bound_holds_at_every_saved_point(three_layers):
     assert np.max(excess) > 0.01 * bound  # the bound is not idle
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("attack", ["l2", "linf"])
-def test_deep_linear_limit_is_the_max_margin_direction(attack):
+@pytest.mark.parametrize("degree", [2, 3])
+def test_deep_linear_limit_is_the_max_margin_direction(degree, attack):
     order = {"l2": 2, "linf": np.inf}[attack]
     data = gflow.datasets.gaussian(20, 2, gap=0.8, seed=4)
     perturbation = perturbations.fgm(0.1, order=order)
-    trained = problem(networks.deep_linear((2, 2, 1)), perturbation, dataset=data)
+    network = networks.deep_linear((2,) * degree + (1,))
+    trained = problem(network, perturbation, dataset=data)
     reference = gflow.max_margin(data, radius=0.1, order=order).direction
-    start = trained.network.init(1)
+    start = network.init(1)
     flow = gflow.integrate(trained, start, until=gflow.Until(log_kappa=8.0), tolerance=1e-7)
     errors = []
     for log_kappa in (5.0, 6.5, 8.0):
-        predictor = np.asarray(trained.network.predictor(flow.at(log_kappa=log_kappa)))
+        predictor = np.asarray(network.predictor(flow.at(log_kappa=log_kappa)))
         errors.append(np.linalg.norm(predictor / np.linalg.norm(predictor) - reference))
     scaled = errors * np.exp([5.0, 6.5, 8.0])
     # Falling like 1/kappa: the products stay within a factor 3 of each other over a factor 20.
@@ -149,22 +152,46 @@ def test_smoothed_margin_bounds_the_normalized_margin(three_layers):
     assert np.all(gap <= np.log(len(DATA)) / np.exp(flow.log_kappa) + 1e-12)
 
 
-def test_two_clocks_give_one_path():
-    # Scaling the loss weights by another clock: at equal loss, the flow at radius 0 of a set and of
-    # the set with every example twice (time runs twice as fast) have the same direction.
-    twice = gflow.Dataset(np.concatenate([DATA.x, DATA.x]), np.concatenate([DATA.y, DATA.y]))
-    start = DEEP.init(2)
-    once = gflow.integrate(
-        problem(DEEP, perturbations.clean()), start, until=gflow.Until(time=4.0), tolerance=1e-10
+@pytest.mark.parametrize(
+    "network",
+    [DEEP, pytest.param(SQUARE, marks=pytest.mark.slow)],
+    ids=["deep_linear", "relu_squared"],
+)
+def test_two_clocks_give_one_path(network):
+    # The raw field in its own time, by diffrax's controller, against the sphere and its clock tau:
+    # at equal loss they are at the same point, and agree on when.
+    trained = problem(network, perturbations.fgm(0.1))
+    raw = start = jax.tree.map(jnp.asarray, network.init(3))
+    flow = gflow.integrate(trained, start, until=gflow.Until(time=200.0), tolerance=1e-10)
+    for earlier, time in pairwise([0.0, 0.1, 1.0, 10.0, 100.0]):
+        raw = raw_by_diffrax(trained, raw, earlier, time)
+        log_loss = float(trained.log_loss(raw))
+        on_sphere = jax.tree.map(jnp.asarray, flow.at(log_loss=log_loss))
+        assert float(measures.direction_distance(raw, on_sphere)) < 1e-7
+        for left, right in zip(raw, on_sphere, strict=True):
+            np.testing.assert_allclose(left, right, atol=1e-6, rtol=0)
+        assert float(trained.log_loss(flow.at(time=time))) == pytest.approx(log_loss, abs=1e-7)
+    assert log_loss < -3  # far enough for the clocks to differ: tau is some log t
+    assert flow.clock[-1] < 20
+
+
+def raw_by_diffrax(trained, params, start, end):
+    """dparams/dt = -grad Loss from one physical time to another."""
+
+    def velocity(time, point, _):
+        return jax.tree.map(jnp.negative, trained.gradient(point))
+
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(velocity),
+        diffrax.Dopri8(),
+        t0=start,
+        t1=end,
+        dt0=1e-4,
+        y0=params,
+        stepsize_controller=diffrax.PIDController(rtol=1e-10, atol=1e-12),
+        max_steps=20_000,
     )
-    double = gflow.integrate(
-        problem(DEEP, perturbations.clean(), dataset=twice),
-        start,
-        until=gflow.Until(time=2.0),
-        tolerance=1e-10,
-    )
-    for left, right in zip(once.params, double.params, strict=True):
-        np.testing.assert_allclose(left, right, atol=1e-8, rtol=0)
+    return jax.tree.map(lambda leaf: leaf[0], solution.ys)
 
 
 def test_error_follows_the_tolerance():

@@ -179,6 +179,31 @@ def test_single_precision_is_refused():
                 call()
 
 
+METHODS = {
+    "perturbations": lambda trained: trained.perturbations(WEIGHTS),
+    "margins": lambda trained: trained.margins(WEIGHTS),
+    "clean_margins": lambda trained: trained.clean_margins(WEIGHTS),
+    "margins_at": lambda trained: trained.margins_at(WEIGHTS, np.zeros_like(BINARY.x)),
+    "log_loss": lambda trained: trained.log_loss(WEIGHTS),
+    "gradient": lambda trained: trained.gradient(WEIGHTS),
+    "ascent": lambda trained: trained.ascent(WEIGHTS),
+    "linearize": lambda trained: trained.linearize(WEIGHTS)[0],
+    "margin_gradients": lambda trained: trained.margin_gradients(WEIGHTS, np.arange(2)),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_of_a_problem_refuse_single_precision(method):
+    call = METHODS[method]
+    with jax.enable_x64(False):
+        trained = problem()  # may be described before float64 is switched on
+        with pytest.raises(ValueError, match="needs float64"):
+            call(trained)
+    call(trained)
+    with jax.enable_x64(False), pytest.raises(ValueError, match="needs float64"):
+        call(trained)
+
+
 LOSS = gflow.losses.logistic()
 MLP = networks.mlp((3, 2, 1))
 PROBLEMS = {

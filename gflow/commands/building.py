@@ -1,5 +1,6 @@
 """From a `Configuration` to problems with their starts. Here JAX is first imported."""
 
+import math
 import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -131,11 +132,38 @@ def build_network(table: tables.Network, dataset: datasets.Dataset) -> networks.
             return networks.diagonal(d, table.depth)
         case tables.DeepLinear():
             return networks.deep_linear((d, *table.hidden, outputs))
+        case tables.Conv():
+            return _build_conv(table, d, outputs)
     widths = (d, *table.hidden, outputs)
     return networks.mlp(widths, power=table.power, smoothing=table.smoothing, bias=table.bias)
+
+
+def _build_conv(table: tables.Conv, d: int, outputs: int) -> networks.AbstractNetwork:
+    side = math.isqrt(d)
+    if table.input_shape is None and side**2 != d:
+        raise ValueError(
+            f"the examples have {d} inputs, which make no square image. Set `input_shape = "
+            "[channels, height, width]`."
+        )
+    channels, height, width = table.input_shape or (1, side, side)
+    pools = {
+        "none": [],
+        "max": [networks.MaxPool(table.pool_size)],
+        "average": [networks.AveragePool(table.pool_size)],
+    }
+    layers: list[Any] = []
+    for filters in table.channels:
+        options = {"stride": table.stride, "padding": table.padding}
+        layers += [networks.Convolution(filters, table.size, **options), *pools[table.pool]]
+    layers += [networks.Dense(width) for width in (*table.hidden, outputs)]
+    return networks.conv(
+        (channels, height, width), layers, power=table.power, smoothing=table.smoothing
+    )
 
 
 def build_perturbation(table: tables.Perturbation) -> perturbations.AbstractPerturbation:
     """The perturbation that a `[[perturbation]]` table describes."""
     options = table.model_dump(exclude={"kind", "name"})
+    if options.get("box") is not None:
+        options["box"] = tuple(options["box"])
     return getattr(perturbations, table.kind)(**options)

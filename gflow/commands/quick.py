@@ -21,9 +21,12 @@ def quick(configuration: Configuration) -> Configuration:
 
 
 def _narrow(table: tables.Network) -> tables.Network:
-    if not isinstance(table, tables.DeepLinear | tables.Mlp):
-        return table
-    return table.model_copy(update={"hidden": [min(width, _WIDTH) for width in table.hidden]})
+    narrowed = {
+        name: [min(width, _WIDTH) for width in getattr(table, name)]
+        for name in ("hidden", "channels")
+        if hasattr(table, name)
+    }
+    return table.model_copy(update=narrowed)
 
 
 def _short(table: tables.Perturbation) -> tables.Perturbation:

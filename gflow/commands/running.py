@@ -169,7 +169,8 @@ def _integrate(configuration: Configuration, case: Any, report: Callable) -> Any
     from gflow.flow import Until, integrate
 
     options = configuration.solver
-    solver = {"tsit5": diffrax.Tsit5, "dopri8": diffrax.Dopri8}[options.name]()
+    # diffrax writes the same names with a capital.
+    solver = getattr(diffrax, options.name.capitalize())()
     return integrate(
         case.problem,
         case.params,

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 
 from gflow._layout import Layout
+from gflow._numerics import is_integer, is_real
 from gflow._typing import Params
 from gflow.flow.clocked import ClockedRosenbrock
 from gflow.flow.control import FlowController, make_controller
 from gflow.flow.field import Field, initial_state
-from gflow.flow.outcome import at_rest, targets_met, unseparated_result
+from gflow.flow.outcome import hopeless, not_finite_ahead, targets_met, unseparated_result
 from gflow.flow.rosenbrock import Rosenbrock
 from gflow.flow.segment import Block, Cursor, advance, begin
 from gflow.flow.stiffness import Watch, stiff_solver
@@ -22,7 +23,7 @@ from gflow.flow.tableaus import TABLEAUS
 from gflow.flow.until import Until
 from gflow.measures import MAX_LOG_KAPPA
 from gflow.problem import Problem
-from gflow.progress import reporter
+from gflow.progress import check_progress, reporter
 from gflow.record import Record, Row, row_capacity
 from gflow.results import RESULTS
 from gflow.trajectory import RunFailed, Trajectory, register_reader
@@ -30,6 +31,7 @@ from gflow.validation import check_start
 
 # A segment should return this often, so that an interrupt or the progress line need not wait.
 _SECONDS = 0.5
+_FIRST_STEPS = 16
 
 
 def integrate(
@@ -83,10 +85,12 @@ def integrate(
     Source: Lyu & Li 2020 and Lyu & Zhu 2022 for the flow and its normalized margin.
     """
     _check_options(until, tolerance, save, max_steps)
-    log_cap = _checked_cap(kappa_cap, atol_logit, until)
+    check_progress(progress, "integrate")
+    max_steps, save = int(max_steps), None if save is None else int(save)
+    solver, log_cap = _checked_solver(solver), _checked_cap(kappa_cap, atol_logit, until)
     params = check_start(problem, params)
     field = Field(problem, Layout.of(params), log_cap)
-    run = _Run(field, params, until, _checked_solver(solver), (tolerance, atol_logit), save)
+    run = _Run(field, params, until, solver, (tolerance, atol_logit), save)
     seconds = time.perf_counter()
     with reporter(progress, "flow") as report:
         result = run.go(max_steps, report)
@@ -117,7 +121,7 @@ class _Run:
 
     def go(self, max_steps: int, report: Callable[[dict[str, Any]], None]) -> RESULTS:
         """Runs segments until one ends the run, and says how it ended."""
-        budget = 16
+        budget = _FIRST_STEPS
         try:
             while True:
                 seconds = time.perf_counter()
@@ -128,7 +132,9 @@ class _Run:
                 if result is not None:
                     return result
                 self.switch_if_stiff(block)
-                budget = int(np.clip(_SECONDS / seconds, 16, self.capacity))
+                budget = int(np.clip(_SECONDS / seconds, _FIRST_STEPS, self.capacity))
+                if self._may_fade():
+                    budget = _FIRST_STEPS
         except KeyboardInterrupt:
             if not self.num_steps:  # nothing was computed that could be returned
                 raise
@@ -171,6 +177,7 @@ class _Run:
         last = self.record.extend(block.rows, int(block.num_rows))
         if first and self._met(self.record.first()):
             self.record.only_first()
+            self.num_steps = 0
             return RESULTS.successful  # pyright: ignore[reportReturnType]
         if not np.all(np.isfinite(last.state)):
             self.record.drop_nonfinite()
@@ -183,12 +190,18 @@ class _Run:
         return self._stopped_short(block, last, max_steps)
 
     def _stopped_short(self, block: Block, last: Row, max_steps: int) -> RESULTS | None:
-        resting = at_rest(self.until, self.record.first().measures, last.measures)
-        underflow = bool(block.result == diffrax.RESULTS.dt_min_reached)
-        if not (resting or underflow or self.num_steps >= max_steps):
-            return None
-        shortfall = RESULTS.step_underflow if underflow else RESULTS.step_budget_spent
-        return unseparated_result(self.field.problem, last.measures) or shortfall
+        if bool(block.result == diffrax.RESULTS.dt_min_reached):
+            ahead = not_finite_ahead(self.field, self.cursor.state)
+            return RESULTS.not_finite if ahead else RESULTS.step_underflow
+        spent = self.num_steps >= max_steps
+        if hopeless(self.until, self.field.problem, self.record, spent=spent):
+            return unseparated_result(self.field.problem, last.measures)
+        return RESULTS.step_budget_spent if spent else None
+
+    def _may_fade(self) -> bool:
+        """Whether the norm shrinks, perhaps to nothing, which must be seen before it underflows."""
+        first, last = self.record.first(), self.record.last()
+        return bool(last.measures.margin <= 0 and last.state[-2] < first.state[-2])
 
     def _met(self, row: Row) -> list[str]:
         log_kappa = self.field.problem.degree * row.state[-2]
@@ -352,9 +365,11 @@ def _check_options(until: Any, tolerance: Any, save: Any, max_steps: Any) -> Non
         raise TypeError(
             f"`until={until!r}` must be a `gflow.Until(...)`, such as `gflow.Until(log_loss=-10)`."
         )
+    if not is_real(tolerance):
+        raise TypeError(f"`integrate(tolerance={tolerance!r})` must be a number, such as 1e-8.")
     if not 1e-14 <= tolerance <= 0.1:
-        raise ValueError(f"`tolerance={tolerance!r}` must lie between 1e-14 and 0.1.")
-    if save is not None and (not isinstance(save, int) or save < 2):
-        raise ValueError(f"`save={save!r}` must be None or an integer of at least 2.")
-    if not isinstance(max_steps, int) or max_steps < 1:
-        raise ValueError(f"`max_steps={max_steps!r}` must be an integer of at least 1.")
+        raise ValueError(f"`integrate(tolerance={tolerance!r})` must lie between 1e-14 and 0.1.")
+    if save is not None and (not is_integer(save) or save < 2):
+        raise ValueError(f"`integrate(save={save!r})` must be None or an integer of at least 2.")
+    if not is_integer(max_steps) or max_steps < 1:
+        raise ValueError(f"`integrate(max_steps={max_steps!r})` must be an integer of at least 1.")

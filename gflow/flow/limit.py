@@ -253,25 +253,25 @@ class _Search:
 
     def flow(self, close: float) -> Trajectory:
         """The capped flow, first to the cap and then until it is close to stationary."""
-        targets = [Until(stationarity=close, log_kappa=_FARTHEST)]
         if not self.capped:
-            targets.insert(0, Until(log_kappa=self.log_cap))
-        for until in targets:
-            seconds = time.perf_counter()
-            cap = math.exp(self.log_cap)
-            run = integrate(self.problem, self.params, until=until, kappa_cap=cap, **self.options)
-            self.first = run if self.first is None else self.first
-            self.arrived = np.asarray(run.vectors[-1])
-            self.params = self.at_kappa(run.log_kappa[-1], self.arrived)
-            self.capped = run.log_kappa[-1] >= self.log_cap * (1 - 1e-9)
-            seconds = time.perf_counter() - seconds
-            steps = run.stats["num_steps"]
-            if steps:
-                moved = self.move_to(self.arrived)
-                values = float(run.stationarity[-1]), float(run.margin[-1])
-                self.stages.append(Stage("flow", steps, moved, *values, seconds))
+            run = self.flow_until(Until(log_kappa=self.log_cap))
             if not run.successful:
-                break
+                return run
+        return self.flow_until(Until(stationarity=close, log_kappa=_FARTHEST))
+
+    def flow_until(self, until: Until) -> Trajectory:
+        """One run of the capped flow."""
+        seconds = time.perf_counter()
+        cap = math.exp(self.log_cap)
+        run = integrate(self.problem, self.params, until=until, kappa_cap=cap, **self.options)
+        seconds = time.perf_counter() - seconds
+        self.first = run if self.first is None else self.first
+        self.arrived = np.asarray(run.vectors[-1])
+        self.params = self.at_kappa(run.log_kappa[-1], self.arrived)
+        self.capped = bool(run.log_kappa[-1] >= self.log_cap * (1 - 1e-9))
+        values = float(run.stationarity[-1]), float(run.margin[-1])
+        moved = self.move_to(self.arrived)
+        self.stages.append(Stage("flow", run.stats["num_steps"], moved, *values, seconds))
         return run
 
     def newton(self) -> Polished:
@@ -297,7 +297,7 @@ class _Search:
             scale = 0.1 * _DEAD * np.abs(theta).max() / remains
             nearby = np.where(dead, scale * self.arrived, theta)
             hessian = system(self.problem, self.layout, nearby, polished.multipliers).hessian
-            at = at._replace(hessian=np.asarray(hessian))
+            at = at._replace(hessian=hessian)
         return curvature(at, polished.active)
 
     def raise_cap_on_return(self) -> None:

@@ -2,15 +2,24 @@
 
 from typing import Any
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from gflow.flow.field import Field, State, vector_field
 from gflow.flow.until import TARGETS, Until
 from gflow.measures import PointMeasures
 from gflow.problem import Problem
+from gflow.record import Record, Row
 from gflow.results import RESULTS
 
 # Relative to the strength at the start: a flow that is this slow has come to rest.
 _REST = 1e-10
+# A norm that has shrunk by exp(-300) is nothing: its square underflows soon after.
+_LOG_NOTHING = 300.0
+# Fewer steps than this do not tell whether the loss still falls.
+_STEPS_TO_TELL = 1000
 
 
 def targets_met(
@@ -23,13 +32,62 @@ def targets_met(
     return [name for name, value in zip(TARGETS, distance, strict=True) if value <= 1e-12]
 
 
+def hopeless(until: Until, problem: Problem, record: Record, *, spent: bool) -> bool:
+    """Whether more steps would not separate the examples: none is separated by a flow that rests,
+    fades away, or has spent its steps without lowering the loss any more.
+    """
+    first, last = record.first(), record.last()
+    if last.measures.margin > 0:
+        return False
+    return (
+        at_rest(until, first.measures, last.measures)
+        or faded(until, problem.degree, first, last)
+        or (spent and stalled(record))
+    )
+
+
 def at_rest(until: Until, start: PointMeasures, now: PointMeasures) -> bool:
-    """Whether an unseparated flow has stopped moving, so that no more steps would help.
+    """Whether the flow has stopped moving.
 
     Where a time is asked for, waiting there reaches it.
     """
     slow = float(now.strength) <= _REST * float(start.strength)
-    return bool(slow and now.margin <= 0 and not np.isfinite(until.log1p_time))
+    return bool(slow and not np.isfinite(until.log1p_time))
+
+
+def faded(until: Until, degree: float, start: Row, now: Row) -> bool:
+    """Whether the norm has decayed to nothing.
+
+    It takes all of time from degree 2 on, so that a time that is asked for is reached; below, the
+    flow ends at zero at a finite time.
+    """
+    decayed = float(now.state[-2]) <= min(float(start.state[-2]), 0.0) - _LOG_NOTHING
+    return decayed and not (degree >= 2 and np.isfinite(until.log1p_time))
+
+
+def stalled(record: Record) -> bool:
+    """Whether the loss hardly fell over the last half of the saved points.
+
+    In logarithms: by at most a thousandth, and a thousandth of its fall over the run. A short run
+    tells nothing.
+    """
+    log_loss = record.log_losses()
+    if record.last().num_accepted < _STEPS_TO_TELL or len(log_loss) < 3:
+        return False
+    late = log_loss[len(log_loss) // 2] - log_loss[-1]
+    return bool(late <= 1e-3 * min(1.0, log_loss[0] - log_loss[-1]))
+
+
+@eqx.filter_jit
+def _slopes_ahead(field: Field, state: State) -> Any:
+    slope = vector_field(0.0, state, field)
+    steps = 10.0 ** -jnp.arange(6.0, 13.0) / jnp.maximum(1.0, jnp.max(jnp.abs(slope)))
+    return jax.vmap(lambda step: vector_field(0.0, state + step * slope, field))(steps)
+
+
+def not_finite_ahead(field: Field, state: State) -> bool:
+    """Whether the flow would run into NaN or infinity right after this point."""
+    return not np.all(np.isfinite(np.asarray(_slopes_ahead(field, state))))
 
 
 def unseparated_result(problem: Problem, measures: PointMeasures) -> RESULTS | None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gflow._numerics import is_real
 from gflow._typing import Scalar
 from gflow.measures import MAX_LOG_KAPPA
 
@@ -23,6 +24,7 @@ class Until(eqx.Module):
             multipliers, in (0, 1).
 
     Raises:
+        TypeError: a target is no number.
         ValueError: nothing is asked for, or a value that cannot be reached.
     """
 
@@ -113,6 +115,8 @@ def _check(given: dict[str, float | None]) -> None:
             "`log_kappa`, `log_loss`, `time` and `stationarity`."
         )
     for name, value in given.items():
+        if value is not None and not is_real(value):
+            raise TypeError(f"`Until({name}={value!r})` must be one real number.")
         if value is not None and not np.isfinite(value):
             raise ValueError(f"`Until({name}={value!r})` must be finite.")
     time, stationarity = given["time"], given["stationarity"]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gflow._numerics import scalar, smoothed_relu
+from gflow._numerics import is_integer, scalar, smoothed_relu
 from gflow._typing import Params
 
 
@@ -106,10 +106,6 @@ def _checked_scale(scale: Any) -> Any:
     if isinstance(number, np.ndarray) and number == 0:
         raise ValueError(f"`init(scale={scale!r})` must be positive: zero is a stationary point.")
     return number
-
-
-def is_integer(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def checked_power(power: Any, call: str) -> float:

@@ -69,6 +69,10 @@ def custom(
         init: (key) -> params, as code that JAX can trace, if the network should initialise itself.
         num_inputs: d, checked against the data where given.
         num_outputs: 1 or k, checked against the data where given.
+
+    Raises:
+        TypeError: `apply` or `init` is no function that can be hashed, or `degree` no number.
+        ValueError: `degree` is not positive and finite; a count is no integer of at least 1.
     """
     for name, function in (("apply", apply), ("init", init)):
         if function is not None or name == "apply":

@@ -150,6 +150,11 @@ def mlp(
         bias: append a constant input 1 to the first layer only, whose weights are then
             (h_1, d + 1). A bias in a later layer would break homogeneity. The attack leaves the
             constant alone.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: fewer than two widths, or one below 1; `power` below 1; a negative smoothing; a
+            `bias` other than True and False.
     """
     widths = _widths(widths, "mlp")
     if not isinstance(bias, bool):

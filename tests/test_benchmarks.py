@@ -1,0 +1,50 @@
+"""What benchmarks share: no result is lost once it is computed."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def common():
+    """`benchmarks/_common.py`, which lies beside the package."""
+    spec = importlib.util.spec_from_file_location("_common", SCRIPTS / "_common.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_folder_of_the_record_is_there_before_anything_is_computed(
+    common, tmp_path, monkeypatch, capsys
+):
+    path = tmp_path / "new" / "folder" / "record.json"
+    monkeypatch.setattr(sys, "argv", ["name.py", "--smoke", "--output", str(path)])
+    drawn = []
+
+    def measure(smoke):
+        assert path.parent.is_dir()
+        return {"smoke": smoke}
+
+    def draw(results, figure):
+        assert path.is_file()
+        drawn.append((results, figure))
+
+    common.run_benchmark("A benchmark.\n\nMore.", measure, draw)
+    record = json.loads(path.read_text())
+    assert record["benchmark"] == "A benchmark." and record["results"] == {"smoke": True}
+    assert json.loads(capsys.readouterr().out) == record
+    assert drawn == [({"smoke": True}, path.with_suffix(".png"))]
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPTS.glob("results/*.json")), ids=lambda path: path.stem)
+def test_a_record_that_is_kept_is_of_a_full_run(path):
+    record = json.loads(path.read_text())
+    assert not record["smoke"] and record["environment"]["float64"]
+    script = SCRIPTS / f"{path.stem}.py"
+    assert record["benchmark"] in script.read_text()
