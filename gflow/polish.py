@@ -5,8 +5,8 @@ it. Steps are of minimum norm, since merged or aligned neurons leave a continuum
 the nearest of them is meant.
 """
 
-import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.linalg import lstsq
@@ -74,16 +74,17 @@ def polish(
     theta = direction / margins.min() ** (1 / degree)
     multipliers = np.where(active, weights, 0.0)
     multipliers *= (theta @ theta) / (degree * multipliers.sum())
-    for iteration in itertools.count():
+    iteration = 0
+    while True:
         at = system(problem, layout, theta, multipliers)
         error = _error(at, theta, active)
         mended = _mended(at.margins, multipliers, active) if error <= tolerance else active
         if mended is None or iteration == _MOST_ITERATIONS or not np.isfinite(error):
-            break
+            return Polished(theta, multipliers, active, error, mended is None, iteration, at)
         if mended is active:
             theta, multipliers = _newton_step(at, theta, multipliers, active)
         active, multipliers = mended, np.where(mended, multipliers, 0.0)
-    return Polished(theta, multipliers, active, error, mended is None, iteration, at)
+        iteration += 1
 
 
 def _error(at: System, theta: np.ndarray, active: np.ndarray) -> float:
@@ -101,7 +102,8 @@ def _newton_step(
     matrix[:size, size:] = -at.gradients[active].T
     matrix[size:, :size] = at.slopes[active]
     right = -np.concatenate([at.residual, at.margins[active] - 1])
-    step = lstsq(matrix, right, cond=_RANK, lapack_driver="gelsy", check_finite=False)[0]
+    solution: Any = lstsq(matrix, right, cond=_RANK, lapack_driver="gelsy", check_finite=False)
+    step = solution[0]
     length = np.linalg.norm(step[:size])
     share = min(1.0, _LONGEST * np.linalg.norm(theta) / max(length, 1e-300))
     multipliers = multipliers.copy()

@@ -4,8 +4,8 @@ Everything about a row comes from one compiled function, called at several param
 and the gradient modes see nothing of network and perturbation but margins and their gradients:
 their four pairs are spread over the table like the colours of a map, so that every network and
 every perturbation meets every pair. Every network under one attack, and one network under an attack
-of each kind, have all four, for the laws of the gradient. Rows outside a core are marked slow, for their
-compilation.
+of each kind, have all four, for the laws of the gradient. Rows outside a core are marked slow, for
+their compilation.
 """
 
 import functools
