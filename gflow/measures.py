@@ -61,7 +61,7 @@ def measure_ascent(
     An ascent at another kappa gives the stationarity and the strength of the flow at that other.
     """
     log_kappa = jnp.asarray(log_kappa)
-    known = log_kappa <= MAX_LOG_KAPPA + 1e-6  # a run that ends there ends there to rounding
+    known = log_kappa <= MAX_LOG_KAPPA + 1e-6  # whoever stops there stops there to rounding
     kappa = jnp.exp(jnp.minimum(log_kappa, MAX_LOG_KAPPA))
     log_loss = problem.loss.log_loss(scaled_margins(kappa, ascent.margins))
     smoothed_margin = problem.loss.inverse(log_loss) / kappa

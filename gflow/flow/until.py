@@ -77,9 +77,11 @@ class Until(eqx.Module):
     ) -> Float[Array, " targets"]:
         """Distance to each target, relative to it, positive until it is reached.
 
-        The order is that of `TARGETS`. `ceiling` is the log kappa that counts as overflow. A
-        log-loss that is NaN lies below the range of floating-point numbers.
+        The order is that of `TARGETS`. `ceiling` is the log kappa that counts as overflow;
+        where there is none, a log-loss that is NaN lies below the range of floating-point numbers.
         """
+        unknown = jnp.where(jnp.isfinite(ceiling), 0.0, -1e300)
+        log_loss = jnp.where(jnp.isnan(log_loss), unknown, log_loss)
         # A stationarity of exactly 0 is below any target.
         log_ratio = jnp.log(jnp.maximum(stationarity, 1e-300)) - jnp.log(
             jnp.maximum(self.stationarity, 1e-320)
@@ -87,7 +89,7 @@ class Until(eqx.Module):
         return jnp.stack(
             [
                 _relative(self.log_kappa, self.log_kappa - log_kappa),
-                _relative(self.log_loss, jnp.nan_to_num(log_loss, nan=-1e300) - self.log_loss),
+                _relative(self.log_loss, log_loss - self.log_loss),
                 _relative(self.log1p_time, self.log1p_time - log1p_time),
                 jnp.where(self.stationarity > 0, log_ratio, jnp.inf),
                 jnp.where(jnp.isfinite(ceiling), 1.0 - log_kappa / ceiling, jnp.inf),
