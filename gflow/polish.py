@@ -1,8 +1,9 @@
 """Newton's method on the KKT system, from where the flow has come close.
 
 The active set is mended along the way: a multiplier below zero leaves it, a violated margin joins
-it. Steps are of minimum norm, since merged or aligned neurons leave a continuum of KKT points, and
-the nearest of them is meant.
+it, and where its margins cannot all be equal, as of more margins than there are dimensions, the
+largest of them leaves. Steps are of minimum norm, since merged or aligned neurons leave a continuum
+of KKT points, and the nearest of them is meant.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ _MOST_ITERATIONS = 40
 # The most that a step may move the point, relative to its norm: a model is good nearby only.
 _LONGEST = 0.3
 _SLACK = 1e-10
+# A system of which this part of the right-hand side is left over has no solution.
+_INCONSISTENT = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +85,7 @@ def polish(
         if mended is None or iteration == _MOST_ITERATIONS or not np.isfinite(error):
             return Polished(theta, multipliers, active, error, mended is None, iteration, at)
         if mended is active:
-            theta, multipliers = _newton_step(at, theta, multipliers, active)
+            theta, multipliers, mended = _newton_step(at, theta, multipliers, active)
         active, multipliers = mended, np.where(mended, multipliers, 0.0)
         iteration += 1
 
@@ -94,8 +97,10 @@ def _error(at: System, theta: np.ndarray, active: np.ndarray) -> float:
 
 def _newton_step(
     at: System, theta: np.ndarray, multipliers: np.ndarray, active: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """One step of minimum norm, shortened where it is too long."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One step of minimum norm, shortened where it is too long; or, where the margins cannot all
+    become equal, none, and the active set without the largest of them.
+    """
     count, size = np.count_nonzero(active), len(theta)
     matrix = np.zeros((size + count, size + count))
     matrix[:size, :size] = at.hessian
@@ -104,11 +109,16 @@ def _newton_step(
     right = -np.concatenate([at.residual, at.margins[active] - 1])
     solution: Any = lstsq(matrix, right, cond=_RANK, lapack_driver="gelsy", check_finite=False)
     step = solution[0]
+    left_over = np.linalg.norm(matrix @ step - right)
+    if count > 1 and left_over > _INCONSISTENT * np.linalg.norm(right):
+        fewer = active.copy()
+        fewer[np.argmax(np.where(active, at.margins, -np.inf))] = False
+        return theta, multipliers, fewer
     length = np.linalg.norm(step[:size])
     share = min(1.0, _LONGEST * np.linalg.norm(theta) / max(length, 1e-300))
     multipliers = multipliers.copy()
     multipliers[active] += share * step[size:]
-    return theta + share * step[:size], multipliers
+    return theta + share * step[:size], multipliers, active
 
 
 def _mended(margins: np.ndarray, multipliers: np.ndarray, active: np.ndarray) -> np.ndarray | None:

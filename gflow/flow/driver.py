@@ -14,7 +14,7 @@ from gflow._numerics import is_integer, is_real
 from gflow._typing import Params
 from gflow.flow.clocked import ClockedRosenbrock
 from gflow.flow.control import FlowController, make_controller
-from gflow.flow.field import Field, initial_state
+from gflow.flow.field import Field, initial_state, unit_direction
 from gflow.flow.outcome import hopeless, not_finite_ahead, targets_met, unseparated_result
 from gflow.flow.rosenbrock import Rosenbrock
 from gflow.flow.segment import Block, Cursor, advance, begin
@@ -292,9 +292,8 @@ def read_between(trajectory: Trajectory, index: int, name: str, target: float) -
             field, solver, controller, cursor, np.int64(size + 1), capacity=size
         )
         if bool(block.result == diffrax.RESULTS.event_occurred):
-            return trajectory.layout.unflatten(
-                np.exp(cursor.state[-2]) * np.asarray(cursor.state[:-2])
-            )
+            direction = np.asarray(unit_direction(cursor.state))
+            return trajectory.layout.unflatten(np.exp(cursor.state[-2]) * direction)
         if bool(block.result == diffrax.RESULTS.dt_min_reached):
             raise ValueError(
                 f"`trajectory.at({name}={target!r})`: the step size underflowed on the way from "

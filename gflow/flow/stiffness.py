@@ -3,7 +3,8 @@
 An explicit step is bounded by `h |lambda| < 3.3` (Tsit5), lambda the largest eigenvalue of the
 field's Jacobian, which grows like kappa: kappa times as many steps for the same way. A Rosenbrock
 step costs a Jacobian, P + 2 derivatives of the field side by side, but its number per factor e of
-kappa does not grow. The switch is made once two things hold:
+kappa does not grow. After `_FIRST_LOOK` steps, less than which do not repay the compilation of
+another program, the switch is made once two things hold:
 
 1. the explicit steps per factor e of kappa cost more than `_STIFF_STEPS` Rosenbrock steps would;
 2. the steps are not far from as long as stability allows, `h |lambda| > _LIMIT`: kinks may also
@@ -31,6 +32,7 @@ _EXPLICIT, _STAGES, _DERIVATIVE = 6.0, 12.0, 0.5
 # The most parameters for which a Jacobian, 8 P^2 bytes, and its factors are formed by choice.
 MOST_PARAMETERS = 4000
 _POWER_STEPS = 12
+_FIRST_LOOK = 400
 
 
 def stiff_solver() -> ClockedRosenbrock:
@@ -44,7 +46,6 @@ class Watch:
     def __init__(self, field: Field):
         self.field = field
         self.log_kappa: float | None = None
-        self.steps = 0
 
     def stiff(self, cursor: Cursor, block: Block) -> bool:
         """Whether to switch after this segment."""
@@ -52,16 +53,12 @@ class Watch:
         if size > MOST_PARAMETERS:
             return False
         log_kappa = float(self.field.log_kappa(cursor.state))
-        self.steps += int(block.num_steps)
         before, self.log_kappa = self.log_kappa, log_kappa
-        if before is None:
-            self.steps = 0
+        if before is None or cursor.num_accepted < _FIRST_LOOK or log_kappa < 0:
             return False
-        rise = log_kappa - before
-        explicit = _EXPLICIT * self.steps
-        implicit = _STIFF_STEPS * (_STAGES + _DERIVATIVE * size) * max(rise, 0.0)
-        self.steps = 0
-        if explicit <= implicit or log_kappa < 0:
+        explicit = _EXPLICIT * float(block.num_steps)
+        implicit = _STIFF_STEPS * (_STAGES + _DERIVATIVE * size) * max(log_kappa - before, 0.0)
+        if explicit <= implicit:
             return False
         return bool(cursor.control.step * spectral_radius(self.field, cursor.state) > _LIMIT)
 

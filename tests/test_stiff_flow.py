@@ -1,0 +1,170 @@
+"""The flow far out: few steps, the right direction, the right time, and kappa beyond any float."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gflow
+from gflow import losses, networks, perturbations
+from gflow._layout import Layout
+from gflow.flow.field import Field, initial_state
+
+DATA = gflow.datasets.gaussian(40, 5, gap=0.5, seed=0)
+STIFF = {"solver": gflow.Rosenbrock(), "tolerance": 1e-2}
+LINEAR, DEEP = networks.linear(5), networks.deep_linear((5, 6, 1))
+
+
+def problem(network, perturbation=None, loss=None):
+    loss = losses.exponential() if loss is None else loss
+    return gflow.Problem(network, DATA, loss=loss, perturbation=perturbation)
+
+
+def predictor(network, params):
+    product = np.ravel(network.predictor(params))
+    return product / np.linalg.norm(product)
+
+
+@pytest.mark.parametrize(
+    ("network", "attack", "most_steps"),
+    [
+        (LINEAR, perturbations.clean(), 90),
+        (LINEAR, perturbations.fgm(0.1), 90),
+        (LINEAR, perturbations.fgsm(0.05), 90),
+        (DEEP, perturbations.clean(), 120),
+        (DEEP, perturbations.fgsm(0.05), 120),
+    ],
+)
+def test_kappa_of_1e12_in_a_hundred_steps(network, attack, most_steps):
+    radius, order = float(np.max(np.append(attack.radius, 0.0))), getattr(attack, "order", np.inf)
+    reference = gflow.max_margin(DATA, radius=radius, order=order)
+    until = gflow.Until(log_kappa=np.log(1e12))
+    flow = gflow.integrate(
+        problem(network, attack), network.init(0, scale=0.5), until=until, **STIFF
+    )
+    # Step counts differ by a few between versions of jax.
+    assert flow.stats["num_steps"] <= 1.1 * most_steps
+    error = np.linalg.norm(predictor(network, flow.params) - reference.direction)
+    # The direction falls short of the limit by O(1/kappa).
+    assert error <= 50 / 1e12
+
+
+def test_physical_time_is_right_however_large():
+    # One example, f = w x: w(t) = log(e^(c w0) + c^2 t) / c, c = 1 - radius.
+    data = gflow.Dataset([[1.0], [-1.0]], [1, -1])
+    attacked = gflow.Problem(
+        networks.linear(1), data, loss=losses.exponential(), perturbation=perturbations.fgm(0.3)
+    )
+    for target, solver_tolerance, allowed in ((27.0, 1e-8, 1e-7), (5e5, 1e-6, 1e-10)):
+        flow = gflow.integrate(
+            attacked,
+            (np.array([[0.1]]),),
+            until=gflow.Until(log_kappa=np.log(target)),
+            solver=gflow.Rosenbrock(),
+            tolerance=solver_tolerance,
+        )
+        # log(1 + t) = c w + log(1 - e^(c (w0 - w))) - log(2 c^2) + ..., exact for large w.
+        log_time = np.log(np.exp(0.0) - np.exp(0.7 * (0.1 - target))) + 0.7 * target
+        log_time -= np.log(2 * 0.7**2)
+        assert flow.log1p_time[-1] == pytest.approx(np.logaddexp(0.0, log_time), rel=allowed)
+
+
+def test_the_solver_changes_where_the_flow_is_stiff():
+    trained, start = problem(DEEP, perturbations.fgm(0.1)), DEEP.init(0, scale=0.5)
+    until = gflow.Until(log_kappa=9.0)
+    free = gflow.integrate(trained, start, until=until)
+    explicit = gflow.integrate(trained, start, until=until, solver=diffrax.Tsit5())
+    assert free.stats["stiff_from"] is not None
+    assert explicit.stats["stiff_from"] is None
+    assert free.stats["num_steps"] < 0.2 * explicit.stats["num_steps"]
+    pairs = zip(free.params, explicit.params, strict=True)
+    gap = np.sqrt(sum(np.sum((left - right) ** 2) for left, right in pairs))
+    assert gap < 1e-6 * np.exp(0.5 * 9.0)
+    # The two agree on the time as well.
+    assert free.log1p_time[-1] == pytest.approx(explicit.log1p_time[-1], rel=1e-7)
+
+
+def test_a_flow_that_is_not_stiff_keeps_its_solver():
+    flow = gflow.integrate(problem(DEEP), DEEP.init(0), until=gflow.Until(log_kappa=3.0))
+    assert flow.stats["stiff_from"] is None
+    assert flow.settings["solver"] == "Tsit5"
+
+
+def test_logit_error_is_the_change_of_the_logits():
+    network = networks.mlp((5, 4, 1), power=2)
+    trained = problem(network, perturbations.fgm(0.1), losses.logistic())
+    params = network.init(1, scale=1.5)
+    field = Field(trained, Layout.of(params))
+    state = initial_state(field.layout, params)
+    change = np.append(np.random.default_rng(0).normal(size=state.size - 2), [0.0, 0.0])
+    kappa = float(jnp.exp(field.log_kappa(state)))
+
+    def margins(direction):
+        return np.asarray(trained.margins(field.layout.unflatten(direction)))
+
+    step, unit = 1e-6, np.asarray(state[:-2])
+    shift = step * change[:-2]
+    slopes = (margins(unit + shift) - margins(unit - shift)) / (2 * step)
+    log_weights = -np.logaddexp(0.0, kappa * margins(unit))
+    weights = np.exp(log_weights) / np.exp(log_weights).sum()
+    expected = np.sqrt(np.sum(weights * (kappa * slopes) ** 2))
+    # Central differences: step^2 is 1e-12, rounding 1e-16 / step.
+    np.testing.assert_allclose(field.logit_error(state, change), expected, rtol=1e-8)
+
+
+@pytest.fixture(scope="module")
+def capped():
+    return gflow.integrate(
+        problem(LINEAR, perturbations.fgm(0.1)),
+        LINEAR.init(0, scale=0.5),
+        until=gflow.Until(log_kappa=4000.0),
+        kappa_cap=1e4,
+        **STIFF,
+    )
+
+
+def test_kappa_leaves_floating_point_under_a_cap(capped):
+    assert capped.successful
+    assert capped.log_kappa[-1] == pytest.approx(4000.0, rel=1e-12)
+    beyond = capped.log_kappa > np.log(1e4)
+    assert beyond.any()
+    assert np.all(np.isnan(capped.log1p_time[beyond]))
+    assert np.all(np.isfinite(capped.log1p_time[~beyond]))
+    # What is no floating-point number is NaN, never an infinity.
+    assert np.all(np.isnan(capped.log_loss[capped.log_kappa > 701]))
+    assert not np.any(np.isinf(capped.log_loss))
+    # log(-log loss) = log kappa + log margin out there.
+    expected = capped.log_kappa[-1] + np.log(capped.margin[-1])
+    assert capped.log_minus_log_loss[-1] == pytest.approx(expected, abs=1e-12)
+    near = capped.log_loss < -1
+    np.testing.assert_allclose(
+        capped.log_minus_log_loss[near & ~beyond], np.log(-capped.log_loss[near & ~beyond])
+    )
+
+
+def test_the_cap_moves_the_limit_by_its_inverse(capped):
+    reference = gflow.max_margin(DATA, radius=0.1, order=2).direction
+    errors = {1e4: np.linalg.norm(np.ravel(capped.direction[0]) - reference)}
+    for cap in (1e3, 1e5):
+        flow = gflow.integrate(
+            capped.require_problem(),
+            LINEAR.init(0, scale=0.5),
+            until=gflow.Until(log_kappa=60.0),
+            kappa_cap=cap,
+            **STIFF,
+        )
+        errors[cap] = np.linalg.norm(np.ravel(flow.direction[0]) - reference)
+    scaled = np.array([cap * error for cap, error in errors.items()])
+    assert scaled.max() < 1.2 * scaled.min()
+
+
+def test_stiff_and_capped_runs_are_read_and_restored(capped, tmp_path):
+    inside = capped.at(log_kappa=5.0)
+    assert float(np.log(np.linalg.norm(inside[0]))) == pytest.approx(5.0, rel=1e-12)
+    again = gflow.load(capped.save(tmp_path / "capped"))
+    far = again.at(log_kappa=500.0)
+    # Degree 1: the norm is kappa, whose square would overflow.
+    assert np.linalg.norm(far[0] / np.exp(500.0)) == pytest.approx(1.0, rel=1e-12)
+    jax.tree.map(np.testing.assert_array_equal, far, capped.at(log_kappa=500.0))
+    assert again.settings["kappa_cap"] == pytest.approx(1e4)
