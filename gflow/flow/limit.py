@@ -34,10 +34,10 @@ from gflow.results import RESULTS, message_of, name_of
 from gflow.trajectory import Trajectory
 from gflow.validation import check_start
 
-# Stationarity at which the flow is handed to Newton's method; after a saddle, which must be left
-# for good, and where Newton's method did not converge.
-_CLOSE, _CLOSER, _TIGHTER = 1e-3, 1e-4, 0.03
-_MOST_TIGHTENINGS = 3
+# Stationarity at which the flow is handed to Newton's method; and after a saddle, which must be
+# left for good.
+_CLOSE, _CLOSER = 1e-3, 1e-4
+_MOST_RAISES = 4
 # The flow's direction moves less and less; this far out it has nowhere to go.
 _FARTHEST = 1e5
 _PUSH = 5e-2
@@ -105,6 +105,13 @@ class Limit:
     heading: bool
     polished: Polished | None = field(repr=False, default=None)
 
+    def __repr__(self) -> str:
+        return (
+            f"Limit({self.verdict}, margin={self.margin:.6g}, "
+            f"stationarity={self.certificate.stationarity:.2g}, "
+            f"{self.num_flow_steps} steps of the flow, result={self.result_name})"
+        )
+
     @property
     def successful(self) -> bool:
         """Whether a maximum was reached, within a family or not, whatever decided which."""
@@ -169,8 +176,9 @@ def find_limit(
         problem: what is minimised.
         start: parameters, or a trajectory, whose end is the start.
         tolerance: of the relative stationarity `|u - sum_i lambda_i grad q_i(u)|` at the limit.
-        kappa_cap: temperature cap of the flow; Newton's method then removes what it did to the
-            limit, which is O(1/kappa_cap).
+        kappa_cap: temperature cap of the flow to begin with; Newton's method then removes what it
+            did to the limit, which is O(1/kappa_cap). Where the active margins cannot be told from
+            the others at this temperature, it is raised by factors of 10.
         escape: whether to leave saddles, as the flow does in the end. False stops at the first.
         max_rounds: saddles to leave at most.
         max_steps: steps of each run of the flow at most.
@@ -241,14 +249,19 @@ class _Search:
         return RESULTS.saddle
 
     def approach(self, close: float) -> RESULTS | None:
-        """The flow and Newton's method, until that converges; the outcome where it does not."""
-        for _ in range(1 + _MOST_TIGHTENINGS):
+        """The flow and Newton's method, until that converges; the outcome where it does not.
+
+        Where it does not, margins that are not active in the limit still look so: a colder cap
+        tells them apart.
+        """
+        for _ in range(1 + _MOST_RAISES):
             run = self.flow(close)
             if not run.margin[-1] > 0:
                 return run.result
             if self.newton().converged:
                 return None
-            close *= _TIGHTER
+            self.now = self.arrived
+            self.raise_cap()
         return RESULTS.not_polished
 
     def flow(self, close: float) -> Trajectory:
@@ -282,7 +295,8 @@ class _Search:
         polished = polish(self.problem, self.layout, self.arrived, weights)
         seconds = time.perf_counter() - seconds
         self.polished = polished if polished.residual <= self.tolerance else None
-        margin = float(np.linalg.norm(polished.theta) ** -self.problem.degree)
+        length = float(np.linalg.norm(polished.theta))
+        margin = length**-self.problem.degree if polished.converged else math.nan
         moved = self.move_to(polished.direction)
         count = polished.num_iterations
         self.stages.append(Stage("newton", count, moved, polished.residual, margin, seconds))
@@ -304,8 +318,13 @@ class _Search:
         """Raises the cap where the flow has come back to a saddle that it was to leave."""
         gaps = [np.linalg.norm(self.now - saddle) for saddle in self.saddles]
         if min(gaps, default=1.0) < _SAME and self.log_cap < math.log(_LARGEST_CAP):
-            self.log_cap += math.log(_CAP_FACTOR)
+            self.raise_cap()
         self.saddles.append(self.now)
+
+    def raise_cap(self) -> None:
+        """The next flow has a colder cap to reach first."""
+        self.log_cap += math.log(_CAP_FACTOR)
+        self.capped = False
 
     def leave(self) -> None:
         """Starts the next flow a little off the saddle, where the flow itself would leave it."""
