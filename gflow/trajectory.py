@@ -5,6 +5,7 @@ import os
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,10 @@ Reader = Callable[["Trajectory", int, str, float], Params]
 between the saved points `index` and `index + 1`."""
 
 _READERS: dict[str, Reader] = {}
+
+# Which module reads which kind of trajectory, once imported: one that was loaded from a file may be
+# the first of its kind in a process.
+_HOMES = {"flow": "gflow.flow", "descent": "gflow.descent"}
 
 
 def register_reader(kind: str, reader: Reader) -> None:
@@ -208,6 +213,8 @@ class Trajectory:
         index = int(reached[0])
         if values[index] == target_value:
             return self.params_at_index(index)
+        if self.kind not in _READERS:
+            import_module(_HOMES[self.kind])
         return _READERS[self.kind](self, index - 1, name, target)
 
     def _progress(self, name: str, target: float) -> tuple[np.ndarray, float]:

@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import subprocess
+import sys
 
 import diffrax
 import jax
@@ -13,9 +15,9 @@ import gflow
 from gflow import losses, networks, perturbations
 from gflow._layout import Layout
 from gflow.flow.control import make_controller
-from gflow.flow.driver import start_cursor
 from gflow.flow.field import Field, initial_state, vector_field
 from gflow.flow.segment import advance
+from gflow.flow.starting import start_cursor
 from gflow.flow.until import Until
 
 DATA = gflow.datasets.gaussian(12, 3, gap=0.5, seed=1)
@@ -149,6 +151,23 @@ def new_cursor(start):
 
 def first_control(until):
     return make_controller(np.float64(1e-8), np.int64(1), until)
+
+
+def test_a_loaded_flow_is_read_in_a_process_of_its_own(start, tmp_path):
+    flow = gflow.integrate(PROBLEM, start, until=Until(log_loss=-2.0))
+    path = flow.save(tmp_path / "flow")
+    lines = [
+        "import jax",
+        "jax.config.update('jax_enable_x64', True)",
+        "import gflow",
+        f"params = gflow.load({str(path)!r}).at(log_loss=-1.0)",
+        "print(repr(float(params[0].ravel()[0])))",
+    ]
+    run = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout) == pytest.approx(float(flow.at(log_loss=-1.0)[0].ravel()[0]), rel=1e-9)
 
 
 def test_segments_resume_bit_for_bit(start):

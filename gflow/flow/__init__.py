@@ -1,8 +1,13 @@
 """The continuous flow of adversarial training."""
 
 from gflow.flow.driver import integrate
-from gflow.flow.limit import Limit, LimitFailed, find_limit
+from gflow.flow.limit import Limit, LimitFailed
+from gflow.flow.reading import read_between
 from gflow.flow.rosenbrock import Rosenbrock
+from gflow.flow.search import find_limit
 from gflow.flow.until import Until
+from gflow.trajectory import register_reader
 
 __all__ = ["Limit", "LimitFailed", "Rosenbrock", "Until", "find_limit", "integrate"]
+
+register_reader("flow", read_between)

@@ -5,28 +5,24 @@ from collections.abc import Callable
 from typing import Any
 
 import diffrax
-import equinox as eqx
 import jax
 import numpy as np
 
 from gflow._layout import Layout
-from gflow._numerics import is_integer, is_real
 from gflow._typing import Params
-from gflow.flow.clocked import ClockedRosenbrock
-from gflow.flow.control import FlowController, make_controller
-from gflow.flow.field import Field, initial_state, unit_direction
+from gflow.flow.control import FlowController
+from gflow.flow.field import Field
+from gflow.flow.options import check_options, checked_cap, checked_solver
 from gflow.flow.outcome import hopeless, not_finite_ahead, targets_met, unseparated_result
-from gflow.flow.rosenbrock import Rosenbrock
 from gflow.flow.segment import Block, Cursor, advance, begin
+from gflow.flow.starting import control_of, solver_name, start_cursor
 from gflow.flow.stiffness import Watch, stiff_solver
-from gflow.flow.tableaus import TABLEAUS
 from gflow.flow.until import Until
-from gflow.measures import MAX_LOG_KAPPA
 from gflow.problem import Problem
 from gflow.progress import check_progress, reporter
 from gflow.record import Record, Row, row_capacity
 from gflow.results import RESULTS
-from gflow.trajectory import RunFailed, Trajectory, register_reader
+from gflow.trajectory import RunFailed, Trajectory
 from gflow.validation import check_start
 
 # A segment should return this often, so that an interrupt or the progress line need not wait.
@@ -84,10 +80,10 @@ def integrate(
 
     Source: Lyu & Li 2020 and Lyu & Zhu 2022 for the flow and its normalized margin.
     """
-    _check_options(until, tolerance, save, max_steps)
+    check_options(until, tolerance, save, max_steps)
     check_progress(progress, "integrate")
     max_steps, save = int(max_steps), None if save is None else int(save)
-    solver, log_cap = _checked_solver(solver), _checked_cap(kappa_cap, atol_logit, until)
+    solver, log_cap = checked_solver(solver), checked_cap(kappa_cap, atol_logit, until)
     params = check_start(problem, params)
     field = Field(problem, Layout.of(params), log_cap)
     run = _Run(field, params, until, solver, (tolerance, atol_logit), save)
@@ -245,130 +241,3 @@ class _Run:
             stats=stats,
             settings=settings,
         )
-
-
-def control_of(
-    solver: diffrax.AbstractSolver, tolerances: tuple[float, float], budget: int, until: Until
-) -> FlowController:
-    """Step-size control: in the logits too where the solver is linearly implicit."""
-    tolerance, atol_logit = map(np.float64, tolerances)
-    logit = atol_logit if isinstance(solver, Rosenbrock) else None
-    return make_controller(tolerance, np.int64(budget), until, logit)
-
-
-def start_cursor(
-    field: Field, solver: diffrax.AbstractSolver, controller: FlowController, params: Params
-) -> Cursor:
-    """A cursor at `params` at time 0, about to try a cautious first step."""
-    # On the sphere the direction moves at most at speed |grad q|, which is of the size of |x|.
-    speed = max(1.0, float(np.max(np.linalg.norm(field.problem.dataset.x, axis=1))))
-    step = 0.01 * float(controller.atol) ** 0.2 / speed
-    return _begin_at_params(field, solver, controller, params, np.float64(step))
-
-
-@eqx.filter_jit
-def _begin_at_params(field, solver, controller, params, step) -> Cursor:
-    state = initial_state(field.layout, params)
-    return begin(field, solver, controller, np.float64(0), state, step, np.int64(0))
-
-
-def read_between(trajectory: Trajectory, index: int, name: str, target: float) -> Params:
-    """The parameters between two saved points, by integrating again from the first of them."""
-    settings, size = trajectory.settings, row_capacity(trajectory.layout.size)
-    cap = settings["kappa_cap"]
-    log_cap = np.asarray(np.inf if cap is None else np.log(cap))
-    field = Field(trajectory.require_problem(), trajectory.layout, log_cap)
-    solver = _solver_at(trajectory, index)
-    tolerances = settings["tolerance"], settings["atol_logit"]
-    controller = control_of(solver, tolerances, size, Until(**{name: target}))
-    column = trajectory.columns
-    tail = [column["log_norm"][index], np.nan_to_num(column["log1p_time"][index])]
-    state = np.concatenate([trajectory.vectors[index], tail])
-    cursor = begin(
-        field, solver, controller, column["clock"][index], state, column["step"][index], np.int64(0)
-    )
-    while True:
-        cursor, block = advance(
-            field, solver, controller, cursor, np.int64(size + 1), capacity=size
-        )
-        if bool(block.result == diffrax.RESULTS.event_occurred):
-            direction = np.asarray(unit_direction(cursor.state))
-            return trajectory.layout.unflatten(np.exp(cursor.state[-2]) * direction)
-        if bool(block.result == diffrax.RESULTS.dt_min_reached):
-            raise ValueError(
-                f"`trajectory.at({name}={target!r})`: the step size underflowed on the way from "
-                "the saved point before; the flow has a kink there."
-            )
-
-
-register_reader("flow", read_between)
-
-
-def solver_name(solver: diffrax.AbstractSolver) -> str:
-    """What the settings of a run call its solver."""
-    return solver.method if isinstance(solver, Rosenbrock) else type(solver).__name__
-
-
-def _solver_at(trajectory: Trajectory, index: int) -> diffrax.AbstractSolver:
-    """The solver with which a run, maybe loaded from a file, went on from a saved point."""
-    stiff_from = trajectory.stats["stiff_from"]
-    name = trajectory.settings["solver"]
-    if stiff_from is not None and trajectory.num_steps_at[index] < stiff_from:
-        name = "Tsit5"
-    if name in TABLEAUS:
-        return ClockedRosenbrock(name)
-    kind = getattr(diffrax, name, diffrax.Tsit5)
-    try:
-        return kind()
-    except TypeError:  # a user's own: any other is as accurate
-        return diffrax.Tsit5()
-
-
-def _checked_solver(solver: Any) -> diffrax.AbstractSolver | None:
-    """The solver of a run; None where it is to be chosen along the way."""
-    if solver is None:
-        return None
-    if isinstance(solver, type) and issubclass(solver, diffrax.AbstractSolver):
-        raise TypeError(f"`solver={solver.__name__}` is a class; pass `{solver.__name__}()`.")
-    if not isinstance(solver, diffrax.AbstractSolver):
-        raise TypeError(f"`solver={solver!r}` is no diffrax solver, such as `diffrax.Tsit5()`.")
-    if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
-        raise TypeError(
-            f"`solver={type(solver).__name__}()` gives no error estimate, so its steps cannot be "
-            "controlled. Use an adaptive solver, or `gflow.descend` for fixed steps."
-        )
-    if isinstance(solver, Rosenbrock):
-        return ClockedRosenbrock(solver.method, linear_solver=solver.linear_solver)
-    return solver
-
-
-def _checked_cap(kappa_cap: Any, atol_logit: Any, until: Until) -> np.ndarray:
-    """`log kappa_c`, infinite without a cap."""
-    if not 0 < atol_logit < np.inf:
-        raise ValueError(f"`atol_logit={atol_logit!r}` must be a positive number.")
-    if kappa_cap is not None:
-        if not 1 < kappa_cap < np.inf:
-            raise ValueError(f"`kappa_cap={kappa_cap!r}` must be a finite number above 1, or None.")
-        return np.asarray(np.log(kappa_cap))
-    log_kappa = float(until.log_kappa)
-    if MAX_LOG_KAPPA < log_kappa < np.inf:
-        raise ValueError(
-            f"`Until(log_kappa={log_kappa:g})`: kappa leaves the range of floating-point numbers; "
-            f"at most {MAX_LOG_KAPPA:g} can be asked for, or any number with a `kappa_cap`."
-        )
-    return np.asarray(np.inf)
-
-
-def _check_options(until: Any, tolerance: Any, save: Any, max_steps: Any) -> None:
-    if not isinstance(until, Until):
-        raise TypeError(
-            f"`until={until!r}` must be a `gflow.Until(...)`, such as `gflow.Until(log_loss=-10)`."
-        )
-    if not is_real(tolerance):
-        raise TypeError(f"`integrate(tolerance={tolerance!r})` must be a number, such as 1e-8.")
-    if not 1e-14 <= tolerance <= 0.1:
-        raise ValueError(f"`integrate(tolerance={tolerance!r})` must lie between 1e-14 and 0.1.")
-    if save is not None and (not is_integer(save) or save < 2):
-        raise ValueError(f"`integrate(save={save!r})` must be None or an integer of at least 2.")
-    if not is_integer(max_steps) or max_steps < 1:
-        raise ValueError(f"`integrate(max_steps={max_steps!r})` must be an integer of at least 1.")

@@ -1,0 +1,58 @@
+"""`Trajectory.at` of a flow: integrated again from the saved point before."""
+
+import diffrax
+import numpy as np
+
+from gflow._typing import Params
+from gflow.flow.clocked import ClockedRosenbrock
+from gflow.flow.field import Field, unit_direction
+from gflow.flow.segment import advance, begin
+from gflow.flow.starting import control_of
+from gflow.flow.tableaus import TABLEAUS
+from gflow.flow.until import Until
+from gflow.record import row_capacity
+from gflow.trajectory import Trajectory
+
+
+def read_between(trajectory: Trajectory, index: int, name: str, target: float) -> Params:
+    """The parameters between two saved points, by integrating again from the first of them."""
+    settings, size = trajectory.settings, row_capacity(trajectory.layout.size)
+    cap = settings["kappa_cap"]
+    log_cap = np.asarray(np.inf if cap is None else np.log(cap))
+    field = Field(trajectory.require_problem(), trajectory.layout, log_cap)
+    solver = _solver_at(trajectory, index)
+    tolerances = settings["tolerance"], settings["atol_logit"]
+    controller = control_of(solver, tolerances, size, Until(**{name: target}))
+    column = trajectory.columns
+    tail = [column["log_norm"][index], np.nan_to_num(column["log1p_time"][index])]
+    state = np.concatenate([trajectory.vectors[index], tail])
+    cursor = begin(
+        field, solver, controller, column["clock"][index], state, column["step"][index], np.int64(0)
+    )
+    while True:
+        cursor, block = advance(
+            field, solver, controller, cursor, np.int64(size + 1), capacity=size
+        )
+        if bool(block.result == diffrax.RESULTS.event_occurred):
+            direction = np.asarray(unit_direction(cursor.state))
+            return trajectory.layout.unflatten(np.exp(cursor.state[-2]) * direction)
+        if bool(block.result == diffrax.RESULTS.dt_min_reached):
+            raise ValueError(
+                f"`trajectory.at({name}={target!r})`: the step size underflowed on the way from "
+                "the saved point before; the flow has a kink there."
+            )
+
+
+def _solver_at(trajectory: Trajectory, index: int) -> diffrax.AbstractSolver:
+    """The solver with which a run, maybe loaded from a file, went on from a saved point."""
+    stiff_from = trajectory.stats["stiff_from"]
+    name = trajectory.settings["solver"]
+    if stiff_from is not None and trajectory.num_steps_at[index] < stiff_from:
+        name = "Tsit5"
+    if name in TABLEAUS:
+        return ClockedRosenbrock(name)
+    kind = getattr(diffrax, name, diffrax.Tsit5)
+    try:
+        return kind()
+    except TypeError:  # a user's own: any other is as accurate
+        return diffrax.Tsit5()

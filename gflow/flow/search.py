@@ -1,0 +1,322 @@
+"""`find_limit`: the direction in which the flow ends, and what kind of point it is.
+
+Four things in turn, until nothing is left to escape:
+
+1. the flow with capped temperature, until its direction hardly moves;
+2. Newton's method on the KKT system, to rounding;
+3. the second-order verdict: a maximum of the margin, or a saddle;
+4. from a saddle, a push along the directions in which the flow leaves it, in the proportions that
+   the flow's own offset from the saddle grows to. A saddle that is met a second time tells that
+   the cap holds the flow back where the true one would pass: the cap is raised.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from gflow._layout import Layout
+from gflow._typing import Params
+from gflow.certificate import certify
+from gflow.curvature import Curvature, curvature
+from gflow.flow.driver import integrate
+from gflow.flow.limit import Limit, LimitFailed, Stage
+from gflow.flow.rosenbrock import Rosenbrock
+from gflow.flow.until import Until
+from gflow.kkt import system
+from gflow.polish import Polished, polish
+from gflow.problem import Problem
+from gflow.results import RESULTS
+from gflow.trajectory import Trajectory
+from gflow.validation import check_start
+
+# Stationarity at which the flow is handed to Newton's method; and after a saddle, which must be
+# left for good.
+_CLOSE, _CLOSER = 1e-3, 1e-4
+_MOST_RAISES = 4
+# The flow's direction moves less and less; this far out it has nowhere to go.
+_FARTHEST = 1e5
+_PUSH = 5e-2
+_CAP_FACTOR, _LARGEST_CAP = 10.0, 1e7
+_SAME = 1e-6
+# Offsets from a saddle below this part of how far the flow stopped from it are rounding.
+_ROUNDING = 1e-15
+# Coordinates below this part of the largest belong to neurons that have died out.
+_DEAD = 1e-7
+_FAMILY_STEP = 1e-3
+_TOLERANCE, _LOGIT_TOLERANCE = 1e-2, 0.1
+
+
+def find_limit(
+    problem: Problem,
+    start: Params | Trajectory,
+    *,
+    tolerance: float = 1e-8,
+    kappa_cap: float = 1e3,
+    escape: bool = True,
+    max_rounds: int = 16,
+    max_steps: int = 5000,
+    solver: Rosenbrock | None = None,
+    progress: bool | Callable[[dict[str, Any]], None] = False,
+    throw: bool = True,
+) -> Limit:
+    """The limit of `params / |params|` along the flow from `start`.
+
+    Args:
+        problem: what is minimised.
+        start: parameters, or a trajectory, whose end is the start.
+        tolerance: of the relative stationarity `|u - sum_i lambda_i grad q_i(u)|` at the limit.
+        kappa_cap: temperature cap of the flow to begin with; Newton's method then removes what it
+            did to the limit, which is O(1/kappa_cap). Where the active margins cannot be told from
+            the others at this temperature, it is raised by factors of 10.
+        escape: whether to leave saddles, as the flow does in the end. False stops at the first.
+        max_rounds: saddles to leave at most.
+        max_steps: steps of each run of the flow at most.
+        solver: the `Rosenbrock` method of the flow.
+        progress: as for `integrate`.
+        throw: raise `LimitFailed` unless a maximum was reached; a saddle at which `escape=False`
+            stopped counts as reached. False returns the limit with the reason in `.result`.
+
+    Raises:
+        TypeError, ValueError: see `gflow.validation.check_start`; unknown or impossible options.
+        LimitFailed: with `throw=True`, no maximum was reached.
+
+    Source: Lyu & Li 2020 and Lyu & Zhu 2022: limits of the direction are KKT points.
+    """
+    _check_options(tolerance, kappa_cap, max_rounds, max_steps)
+    params = check_start(problem, start.params if isinstance(start, Trajectory) else start)
+    options = {
+        "solver": Rosenbrock() if solver is None else solver,
+        "tolerance": _TOLERANCE,
+        "atol_logit": _LOGIT_TOLERANCE,
+        "max_steps": max_steps,
+        "progress": progress,
+        "throw": False,
+    }
+    search = _Search(problem, params, tolerance, kappa_cap, options)
+    result = search.run(escape, max_rounds)
+    limit = search.limit(result)
+    stopped = not escape and limit.result_name == "saddle"
+    if throw and not (limit.successful or stopped):
+        raise LimitFailed(limit)
+    return limit
+
+
+class _Search:
+    """The state of one search. Directions are flat vectors of norm 1."""
+
+    def __init__(self, problem, params, tolerance, kappa_cap, options):
+        self.problem, self.tolerance, self.options = problem, tolerance, options
+        self.layout = Layout.of(params)
+        self.log_cap = math.log(kappa_cap)
+        self.params = params
+        self.capped = False
+        vector = np.asarray(self.layout.flatten(params))
+        self.arrived = self.now = vector / np.linalg.norm(vector)
+        self.stages: list[Stage] = []
+        self.first: Trajectory | None = None
+        self.polished: Polished | None = None
+        self.curvature: Curvature | None = None
+        self.by_rounding = False
+        self.saddles: list[np.ndarray] = []
+
+    def run(self, escape: bool, max_rounds: int) -> RESULTS:
+        """All stages; how it ended."""
+        close = _CLOSE
+        for round_ in range(max_rounds):
+            result = self.approach(close)
+            if result is not None:
+                return result
+            assert self.polished is not None
+            self.curvature = self.curve(self.polished)
+            if not self.curvature.unstable.any():
+                return self.settled()
+            if not escape or round_ == max_rounds - 1:
+                break
+            self.raise_cap_on_return()
+            self.leave()
+            close = _CLOSER
+        return RESULTS.saddle
+
+    def approach(self, close: float) -> RESULTS | None:
+        """The flow and Newton's method, until that converges; the outcome where it does not.
+
+        Where it does not, margins that are not active in the limit still look so: a colder cap
+        tells them apart.
+        """
+        for _ in range(1 + _MOST_RAISES):
+            run = self.flow(close)
+            if not run.margin[-1] > 0:
+                return run.result
+            if self.newton().converged:
+                return None
+            self.now = self.arrived
+            self.raise_cap()
+        return RESULTS.not_polished
+
+    def flow(self, close: float) -> Trajectory:
+        """The capped flow, first to the cap and then until it is close to stationary."""
+        if not self.capped:
+            run = self.flow_until(Until(log_kappa=self.log_cap))
+            if not run.successful:
+                return run
+        return self.flow_until(Until(stationarity=close, log_kappa=_FARTHEST))
+
+    def flow_until(self, until: Until) -> Trajectory:
+        """One run of the capped flow."""
+        seconds = time.perf_counter()
+        cap = math.exp(self.log_cap)
+        run = integrate(self.problem, self.params, until=until, kappa_cap=cap, **self.options)
+        seconds = time.perf_counter() - seconds
+        self.first = run if self.first is None else self.first
+        self.arrived = np.asarray(run.vectors[-1])
+        self.params = self.at_kappa(run.log_kappa[-1], self.arrived)
+        self.capped = bool(run.log_kappa[-1] >= self.log_cap * (1 - 1e-9))
+        values = float(run.stationarity[-1]), float(run.margin[-1])
+        moved = self.move_to(self.arrived)
+        self.stages.append(Stage("flow", run.stats["num_steps"], moved, *values, seconds))
+        return run
+
+    def newton(self) -> Polished:
+        """Newton's method from where the flow stopped."""
+        seconds = time.perf_counter()
+        unit = self.layout.unflatten(self.arrived)
+        weights = np.asarray(self.problem.ascent(unit, self.log_cap).weights).ravel()
+        polished = polish(self.problem, self.layout, self.arrived, weights)
+        seconds = time.perf_counter() - seconds
+        self.polished = polished if polished.residual <= self.tolerance else None
+        length = float(np.linalg.norm(polished.theta))
+        margin = length**-self.problem.degree if polished.converged else math.nan
+        moved = self.move_to(polished.direction)
+        count = polished.num_iterations
+        self.stages.append(Stage("newton", count, moved, polished.residual, margin, seconds))
+        return polished
+
+    def curve(self, polished: Polished) -> Curvature:
+        """The curvature at the KKT point, dead neurons in the direction in which they arrived."""
+        theta, at = polished.theta, polished.system
+        dead = np.abs(theta) < _DEAD * np.abs(theta).max()
+        remains = np.abs(self.arrived[dead]).max(initial=0.0)
+        if remains > 0:
+            scale = 0.1 * _DEAD * np.abs(theta).max() / remains
+            nearby = np.where(dead, scale * self.arrived, theta)
+            hessian = system(self.problem, self.layout, nearby, polished.multipliers).hessian
+            at = at._replace(hessian=hessian)
+        return curvature(at, polished.active)
+
+    def raise_cap_on_return(self) -> None:
+        """Raises the cap where the flow has come back to a saddle that it was to leave."""
+        gaps = [np.linalg.norm(self.now - saddle) for saddle in self.saddles]
+        if min(gaps, default=1.0) < _SAME and self.log_cap < math.log(_LARGEST_CAP):
+            self.raise_cap()
+        self.saddles.append(self.now)
+
+    def raise_cap(self) -> None:
+        """The next flow has a colder cap to reach first."""
+        self.log_cap += math.log(_CAP_FACTOR)
+        self.capped = False
+
+    def leave(self) -> None:
+        """Starts the next flow a little off the saddle, where the flow itself would leave it."""
+        assert self.curvature is not None
+        unstable = self.curvature.unstable
+        vectors, rates = self.curvature.vectors[:, unstable], -self.curvature.values[unstable]
+        gap = self.arrived - self.now
+        offset = np.linalg.lstsq(vectors, gap, rcond=None)[0]
+        self.by_rounding |= bool(np.abs(offset).max() < _ROUNDING * np.linalg.norm(gap))
+        size = np.maximum(np.abs(offset), 1e-300)
+        # The time at which the first of the growing offsets reaches the length of the push.
+        wait = max(np.min(np.log(_PUSH / size) / rates), 0.0)
+        push = vectors @ (np.copysign(size, offset) * np.exp(rates * wait))
+        pushed = self.now + push * (_PUSH / np.linalg.norm(push))
+        moved = self.move_to(pushed / np.linalg.norm(pushed))
+        self.params = self.at_cap(self.now)
+        margin = float(np.min(self.problem.margins(self.layout.unflatten(self.now))))
+        self.stages.append(Stage("escape", 0, moved, math.nan, margin, 0.0))
+
+    def settled(self) -> RESULTS:
+        """The outcome at a point that nothing leaves."""
+        if self.verdict() == "degenerate":
+            return RESULTS.degenerate
+        if self.by_rounding:
+            return RESULTS.decided_by_rounding
+        return RESULTS.successful  # pyright: ignore[reportReturnType]
+
+    def verdict(self) -> str:
+        """The second-order verdict in words."""
+        if self.curvature is None or self.polished is None:
+            return "unknown"
+        if self.curvature.unstable.any():
+            return "saddle"
+        if not self.curvature.neutral.any():
+            return "strict maximum"
+        return "maximum within a family" if self.in_family() else "degenerate"
+
+    def in_family(self) -> bool:
+        """Whether KKT points of the same margin lie along the neutral directions."""
+        assert self.curvature is not None and self.polished is not None
+        neutral = self.curvature.vectors[:, self.curvature.neutral]
+        side = neutral @ np.random.default_rng(0).normal(size=neutral.shape[1])
+        shifted = self.polished.direction + _FAMILY_STEP * side / np.linalg.norm(side)
+        shifted /= np.linalg.norm(shifted)
+        other = polish(self.problem, self.layout, shifted, self.polished.multipliers)
+        lengths = np.linalg.norm(other.theta), np.linalg.norm(self.polished.theta)
+        gone = np.linalg.norm(other.direction - self.polished.direction)
+        same = abs(lengths[0] / lengths[1] - 1) < 1e-9
+        return bool(other.converged and same and gone > 0.1 * _FAMILY_STEP)
+
+    def heading(self) -> bool:
+        """Whether the margin rises from the flow's end to the polished point."""
+        if self.polished is None:
+            return False
+        shares = np.linspace(0.0, 1.0, 9)[:, None]
+        line = (1 - shares) * self.arrived + shares * self.polished.direction
+        line /= np.linalg.norm(line, axis=1, keepdims=True)
+        values = [np.min(self.problem.margins(self.layout.unflatten(vector))) for vector in line]
+        return bool(np.all(np.diff(values) >= -1e-3 * np.ptp(values)))
+
+    def move_to(self, vector: np.ndarray) -> float:
+        """Sets the present direction; how far it moved."""
+        moved = float(np.linalg.norm(vector - self.now))
+        self.now = vector
+        return moved
+
+    def at_cap(self, vector: np.ndarray) -> Params:
+        """Parameters of this direction with kappa at the cap."""
+        return self.at_kappa(self.log_cap, vector)
+
+    def at_kappa(self, log_kappa: float, vector: np.ndarray) -> Params:
+        """Parameters of this direction with this kappa, or that of the cap if it is larger."""
+        length = math.exp(min(float(log_kappa), self.log_cap) / self.problem.degree)
+        return self.layout.unflatten(length * vector)
+
+    def limit(self, result: RESULTS) -> Limit:
+        """Everything found, certified."""
+        assert self.first is not None
+        direction = self.layout.unflatten(self.now)
+        certificate = certify(self.problem, self.at_cap(self.now))
+        return Limit(
+            direction=jax.tree.map(np.asarray, direction),
+            margin=certificate.normalized_margin,
+            certificate=certificate,
+            trajectory=self.first,
+            result=result,
+            verdict=self.verdict(),
+            curvature=self.curvature,
+            stages=tuple(self.stages),
+            heading=self.heading(),
+            polished=self.polished,
+        )
+
+
+def _check_options(tolerance: Any, kappa_cap: Any, max_rounds: Any, max_steps: Any) -> None:
+    if not 0 < tolerance < 1:
+        raise ValueError(f"`find_limit(tolerance={tolerance!r})` must lie between 0 and 1.")
+    if not 10 <= kappa_cap <= 1e12:
+        raise ValueError(f"`find_limit(kappa_cap={kappa_cap!r})` must lie between 10 and 1e12.")
+    for name, value in (("max_rounds", max_rounds), ("max_steps", max_steps)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"`find_limit({name}={value!r})` must be an integer of at least 1.")
