@@ -6,7 +6,7 @@ step costs a Jacobian, P + 2 derivatives of the field side by side, but its numb
 kappa does not grow. After `_FIRST_LOOK` steps, less than which do not repay the compilation of
 another program, the switch is made once two things hold:
 
-1. the explicit steps per factor e of kappa cost more than `_STIFF_STEPS` Rosenbrock steps would;
+1. the explicit steps per factor e of kappa cost well more than `_STIFF_STEPS` Rosenbrock steps;
 2. the steps are not far from as long as stability allows, `h |lambda| > _LIMIT`: kinks may also
    make steps short, and an implicit method is no remedy for those.
 """
@@ -27,12 +27,14 @@ _LIMIT = 0.2
 # Steps that Rodas5P needs for a factor e of kappa: 3 to 6 on the problems of benchmarks/limits.py.
 _STIFF_STEPS = 5
 # Evaluations of the field: of Tsit5; of a Rosenbrock step beside its Jacobian; of a derivative in
-# the Jacobian, where the products with all directions are one matrix product.
-_EXPLICIT, _STAGES, _DERIVATIVE = 6.0, 12.0, 0.5
+# the Jacobian (1.2 to 1.9 on 357 digits, 520 parameters).
+_EXPLICIT, _STAGES, _DERIVATIVE = 6.0, 12.0, 1.5
+# How many times cheaper it must be, since a run may be about to end.
+_GAIN = 2.0
 # The most parameters for which a Jacobian, 8 P^2 bytes, and its factors are formed by choice.
 MOST_PARAMETERS = 4000
 _POWER_STEPS = 12
-_FIRST_LOOK = 400
+_FIRST_LOOK = 600
 
 
 def stiff_solver() -> ClockedRosenbrock:
@@ -58,7 +60,7 @@ class Watch:
             return False
         explicit = _EXPLICIT * float(block.num_steps)
         implicit = _STIFF_STEPS * (_STAGES + _DERIVATIVE * size) * max(log_kappa - before, 0.0)
-        if explicit <= implicit:
+        if explicit <= _GAIN * implicit:
             return False
         return bool(cursor.control.step * spectral_radius(self.field, cursor.state) > _LIMIT)
 
