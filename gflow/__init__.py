@@ -8,7 +8,16 @@ if TYPE_CHECKING:
     from gflow.certificate import Certificate, certify
     from gflow.datasets import Dataset
     from gflow.descent import descend
-    from gflow.flow import Limit, LimitFailed, Rosenbrock, Until, find_limit, integrate
+    from gflow.flow import (
+        Limit,
+        LimitFailed,
+        Rosenbrock,
+        Until,
+        data_sensitivity,
+        find_limit,
+        integrate,
+        radius_sensitivity,
+    )
     from gflow.problem import Problem
     from gflow.reference import MaxMargin, max_margin
     from gflow.results import RESULTS
@@ -29,6 +38,7 @@ __all__ = [
     "Trajectory",
     "Until",
     "certify",
+    "data_sensitivity",
     "datasets",
     "descend",
     "find_limit",
@@ -39,6 +49,7 @@ __all__ = [
     "measures",
     "networks",
     "perturbations",
+    "radius_sensitivity",
     "report",
 ]
 
@@ -57,11 +68,13 @@ _HOMES = {
     "Trajectory": "trajectory",
     "Until": "flow",
     "certify": "certificate",
+    "data_sensitivity": "flow",
     "descend": "descent",
     "find_limit": "flow",
     "integrate": "flow",
     "load": "trajectory",
     "max_margin": "reference",
+    "radius_sensitivity": "flow",
 }
 
 

@@ -43,10 +43,17 @@ class System(NamedTuple):
     gradients: Float[np.ndarray, "m P"]
 
 
+Vector = Float[Array, " _"] | Float[np.ndarray, " _"]
+
+
 def residual(
-    problem: Problem, layout: Layout, theta: Float[Array, " P"], multipliers: Float[Array, " m"]
+    problem: Problem, layout: Layout, theta: Vector, multipliers: Vector
 ) -> tuple[Float[Array, " P"], Float[Array, " m"]]:
-    """`theta - sum_i lambda_i grad q_i(theta)` and the margins, flattened."""
+    """`theta - sum_i lambda_i grad q_i(theta)` and the margins, flattened.
+
+    Shapes: theta (P,), multipliers (m,).
+    """
+    theta, multipliers = jnp.asarray(theta), jnp.asarray(multipliers)
     margins, pull_back = problem.linearize(layout.unflatten(theta))
     (pull,) = pull_back(multipliers.reshape(margins.shape))
     return theta - layout.flatten(pull), margins.ravel()

@@ -5,9 +5,19 @@ from gflow.flow.limit import Limit, LimitFailed
 from gflow.flow.reading import read_between
 from gflow.flow.rosenbrock import Rosenbrock
 from gflow.flow.search import find_limit
+from gflow.flow.sensitivity import data_sensitivity, radius_sensitivity
 from gflow.flow.until import Until
 from gflow.trajectory import register_reader
 
-__all__ = ["Limit", "LimitFailed", "Rosenbrock", "Until", "find_limit", "integrate"]
+__all__ = [
+    "Limit",
+    "LimitFailed",
+    "Rosenbrock",
+    "Until",
+    "data_sensitivity",
+    "find_limit",
+    "integrate",
+    "radius_sensitivity",
+]
 
 register_reader("flow", read_between)
