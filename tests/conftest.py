@@ -32,3 +32,14 @@ def own_words():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs():
+    """Drops them after every module.
+
+    Each holds memory maps, of which Linux allows a process 65 530 (`vm.max_map_count`); beyond,
+    compiling ends in a segmentation fault. Modules share hardly any programs.
+    """
+    yield
+    jax.clear_caches()
