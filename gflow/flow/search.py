@@ -205,6 +205,10 @@ class _Search:
             nearby = np.where(dead, scale * self.arrived, theta)
             hessian = system(self.problem, self.layout, nearby, polished.multipliers).hessian
             at = at._replace(hessian=hessian)
+        # Where even the squares of a dead neuron's weights underflow, its margins' second
+        # derivatives are lost; that they vanish leaves the identity.
+        known = np.isfinite(at.hessian)
+        at = at._replace(hessian=np.where(known & known.T, at.hessian, np.eye(len(theta))))
         return curvature(at, polished.active)
 
     def raise_cap_on_return(self) -> None:
