@@ -160,13 +160,3 @@ def test_curvature_is_that_of_the_constrained_problem(oblique):
     assert found.symmetric is not oblique
     np.testing.assert_allclose(found.values, expected, rtol=1e-9)
     np.testing.assert_allclose(slope @ found.vectors, 0, atol=1e-12)
-
-
-@pytest.mark.slow
-def test_neurons_that_die_out_beyond_underflow_are_no_obstacle():
-    network = networks.mlp((10, 20, 1), smoothing=0.05)
-    trained, start = two_layer(18, network=network, shape=(20, 10))
-    limit = gflow.find_limit(trained, start)
-    assert limit.successful
-    assert np.all(np.isfinite(limit.curvature.values))
-    assert limit.certificate.stationarity < 1e-12
