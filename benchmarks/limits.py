@@ -20,7 +20,7 @@ from scipy.integrate import solve_ivp
 import gflow
 from gflow import losses, networks, perturbations
 from gflow._layout import Layout
-from gflow.flow.field import Field, initial_state, timeless_field
+from gflow.flow.field import Field, initial_state, path_slope
 
 FAR, NEAR = 1e12, 1e8
 ATTACKS = {
@@ -154,7 +154,12 @@ def by_scipy(problem, start, kappa: float, method: str) -> dict[str, Any]:
     layout = Layout.of(start)
     field = Field(problem, layout)
     state = np.asarray(initial_state(layout, start))[:-1]
-    move = jax.jit(lambda y: timeless_field(0.0, jnp.append(y, 0.0), field)[:-1])
+
+    @jax.jit
+    def move(path):
+        point = jnp.append(path, 0.0)
+        return path_slope(field, point, field.ascent(point))
+
     jacobian = jax.jit(jax.jacfwd(move))
     target = math.log(kappa) / problem.degree
 

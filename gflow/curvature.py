@@ -25,8 +25,8 @@ class Curvature:
     """The eigenvalues of the flow's linearisation on the tangent space of the active margins.
 
     Attributes:
-        values: real parts, smallest first, relative: of `H = I - sum lambda_i hess q_i`, which is
-            scale invariant. Negative: the flow leaves along that direction.
+        values: real parts, smallest first, for `H = I - sum lambda_i hess q_i`. Negative: the flow
+            leaves along that direction.
         vectors: (P, r) directions of `values`, of norm 1.
         symmetric: whether they are eigenvalues of a symmetric matrix; otherwise the real parts of
             those of a pencil that is not.
@@ -55,7 +55,7 @@ def curvature(at: System, active: np.ndarray, *, tolerance: float = 1e-7) -> Cur
     Args:
         at: the KKT system at the point.
         active: its active margins. Shape (m,).
-        tolerance: relative to the largest eigenvalue.
+        tolerance: of a zero, relative to the largest entry of H, or to 1 if that is more.
     """
     tangent = null_space(at.slopes[active], rcond=_RANK)
     scale = max(1.0, float(np.abs(at.hessian).max()))

@@ -21,7 +21,7 @@ from gflow.problem import Problem
 from gflow.progress import check_progress, reporter
 from gflow.record import Record, Row, empty_rows, row_capacity, write_row
 from gflow.results import RESULTS
-from gflow.trajectory import RunFailed, Trajectory, register_reader
+from gflow.trajectory import RunFailed, Trajectory
 from gflow.validation import check_start
 
 Objective = Literal["loss", "log_loss"]
@@ -204,7 +204,7 @@ def _step(
     return _Point(params, state, log1p_time, point.num_steps + 1, finite)
 
 
-def _read_between(trajectory: Trajectory, index: int, name: str, target: float) -> Params:
+def read_between(trajectory: Trajectory, index: int, name: str, target: float) -> Params:
     """The point on the straight line between two saved points where the quantity has the value."""
     before = trajectory.params_at_index(index)
     after = trajectory.params_at_index(index + 1)
@@ -229,9 +229,6 @@ def _read_between(trajectory: Trajectory, index: int, name: str, target: float) 
     if excess(0.0) * excess(1.0) >= 0:
         return between(1.0)
     return between(float(brentq(excess, 0.0, 1.0)))  # pyright: ignore[reportArgumentType]
-
-
-register_reader("descent", _read_between)
 
 
 def _check_options(optimizer: Any, num_steps: Any, objective: Any, save: Any) -> None:

@@ -161,10 +161,16 @@ class Problem(eqx.Module):
     @eqx.filter_jit
     def _ascent(self, params: Params, log_kappa: Array) -> Ascent:
         margins, pull_back = self.linearize(params)
-        log_weights = self.loss.log_weights(scaled_margins(jnp.exp(log_kappa), margins))
+        log_weights = self.log_weights(margins, log_kappa)
         # Not exp(log_weights - log_weight): at weights of e^-1e20 that sum has lost its log 2.
         weights = jax.nn.softmax(log_weights, axis=None)
         return Ascent(margins, weights, logsumexp(log_weights), pull_back(weights)[0])
+
+    def log_weights(
+        self, margins: Float[Array, "n ..."], log_kappa: Scalar
+    ) -> Float[Array, "n ..."]:
+        """`log(-dLoss/dm)` where the margins are kappa times the given ones, in their shape."""
+        return self.loss.log_weights(scaled_margins(jnp.exp(log_kappa), margins))
 
     def linearize(self, params: Params):
         """Margins, and the function that maps weights w to `(sum_i w_i grad q_i,)`.

@@ -95,3 +95,23 @@ def name_of(result: RESULTS) -> str:
 def message_of(result: RESULTS) -> str:
     """The sentence of an outcome."""
     return RESULTS[result] or SUCCESS
+
+
+class Outcome:
+    """What has a `result`, in words.
+
+    Attributes:
+        result: a member of `RESULTS`.
+    """
+
+    result: RESULTS
+
+    @property
+    def result_name(self) -> str:
+        """The name of `result` in `RESULTS`."""
+        return name_of(self.result)
+
+    @property
+    def message(self) -> str:
+        """The outcome as a sentence."""
+        return message_of(self.result)

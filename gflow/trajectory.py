@@ -24,7 +24,7 @@ from gflow._layout import Layout
 from gflow._typing import Params
 from gflow.problem import Problem
 from gflow.record import COLUMNS
-from gflow.results import RESULTS, message_of, name_of
+from gflow.results import RESULTS, Outcome
 
 _FORMAT = 1
 _ROUNDING = 1e-12
@@ -40,20 +40,13 @@ _UNREADABLE = (
     zipfile.BadZipFile,
 )
 
-Reader = Callable[["Trajectory", int, str, float], Params]
-"""(trajectory, index, name, target) -> the parameters where the quantity `name` equals `target`,
-between the saved points `index` and `index + 1`."""
+_READERS = {"flow": "gflow.flow.reading", "descent": "gflow.descent"}
+"""The module whose `read_between(trajectory, index, name, target)` gives the parameters where the
+quantity `name` equals `target`, between the saved points `index` and `index + 1`, by kind.
 
-_READERS: dict[str, Reader] = {}
-
-# Which module reads which kind of trajectory, once imported: one that was loaded from a file may be
-# the first of its kind in a process.
-_HOMES = {"flow": "gflow.flow", "descent": "gflow.descent"}
-
-
-def register_reader(kind: str, reader: Reader) -> None:
-    """Makes `Trajectory.at` of this kind of trajectory read with `reader`."""
-    _READERS[kind] = reader
+By name, since they stand on a higher floor; and imported on use, since a trajectory loaded from a
+file may be the first of its kind in a process.
+"""
 
 
 class RunFailed(RuntimeError):
@@ -69,7 +62,7 @@ class RunFailed(RuntimeError):
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectory:
+class Trajectory(Outcome):
     """The record of a run.
 
     Each of the columns is an array over the s saved points, the first and the last point of the run
@@ -128,16 +121,6 @@ class Trajectory:
     def successful(self) -> bool:
         """Whether the run reached what it was asked for."""
         return self.result_name == "successful"
-
-    @property
-    def result_name(self) -> str:
-        """The name of `result` in `RESULTS`."""
-        return name_of(self.result)
-
-    @property
-    def message(self) -> str:
-        """The outcome as a sentence."""
-        return message_of(self.result)
 
     @property
     def directions(self) -> Params:
@@ -213,9 +196,7 @@ class Trajectory:
         index = int(reached[0])
         if values[index] == target_value:
             return self.params_at_index(index)
-        if self.kind not in _READERS:
-            import_module(_HOMES[self.kind])
-        return _READERS[self.kind](self, index - 1, name, target)
+        return import_module(_READERS[self.kind]).read_between(self, index - 1, name, target)
 
     def _progress(self, name: str, target: float) -> tuple[np.ndarray, float]:
         """The column that belongs to `name`, and the target, so that both grow along the run."""

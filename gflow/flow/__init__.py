@@ -2,12 +2,10 @@
 
 from gflow.flow.driver import integrate
 from gflow.flow.limit import Limit, LimitFailed
-from gflow.flow.reading import read_between
 from gflow.flow.rosenbrock import Rosenbrock
 from gflow.flow.search import find_limit
 from gflow.flow.sensitivity import data_sensitivity, radius_sensitivity
 from gflow.flow.until import Until
-from gflow.trajectory import register_reader
 
 __all__ = [
     "Limit",
@@ -19,5 +17,3 @@ __all__ = [
     "integrate",
     "radius_sensitivity",
 ]
-
-register_reader("flow", read_between)

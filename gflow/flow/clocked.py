@@ -16,7 +16,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array
 
-from gflow.flow.field import Field, log_time_rate, timeless_field
+from gflow.flow.field import Field, log_time_rate, path_slope
 from gflow.flow.rosenbrock import Rosenbrock, interpolate
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
@@ -38,10 +38,11 @@ class ClockedRosenbrock(Rosenbrock):
         del terms, solver_state, made_jump
         field, h = args, t1 - t0
 
-        def timeless(t: Any, y: Array) -> Array:
-            return jnp.asarray(timeless_field(t, jnp.append(y, y0[-1]), field))[:-1]
+        def slope(_: Any, path: Array) -> Array:
+            state = jnp.append(path, y0[-1])
+            return path_slope(field, state, field.ascent(state))
 
-        inner, inner_error, inner_k = self.advance(timeless, jnp.asarray(t0), h, y0[:-1])
+        inner, inner_error, inner_k = self.advance(slope, jnp.asarray(t0), h, y0[:-1])
         middle = interpolate(0.5, y0[:-1], inner, inner_k)
         log_time, log_error = _log_time(field, h, y0, inner, middle)
         y1, error = jnp.append(inner, log_time), jnp.append(inner_error, log_error)
@@ -80,5 +81,5 @@ def _log_time(field: Field, h: Array, y0: Array, end: Array, middle: Array) -> t
 
 def _rate_and_slope(field: Field, state: Array) -> tuple[Array, Array]:
     """`E = log dt/dtau` and `dE/dtau` along the flow."""
-    direction = timeless_field(0.0, state, field)
+    direction = jnp.append(path_slope(field, state, field.ascent(state)), 0.0)
     return jax.jvp(lambda y: log_time_rate(field, y, field.ascent(y)), (state,), (direction,))

@@ -27,7 +27,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gflow._layout import Layout
-from gflow._numerics import scaled_margins
 from gflow._typing import Params, Scalar
 from gflow.measures import MAX_LOG_KAPPA, PointMeasures, measure_ascent
 from gflow.problem import Ascent, Problem
@@ -50,8 +49,7 @@ class Field(eqx.Module):
     def measures(self, state: State) -> PointMeasures:
         """What is recorded of a point; its stationarity is that of the capped flow."""
         direction = self.layout.unflatten(unit_direction(state))
-        ascent = self.problem.ascent(direction, self.capped(state))
-        return measure_ascent(self.problem, direction, self.log_kappa(state), ascent)
+        return measure_ascent(self.problem, direction, self.log_kappa(state), self.ascent(state))
 
     def log_kappa(self, state: State) -> Float[Array, ""]:
         """`log kappa = L log rho`."""
@@ -75,15 +73,14 @@ class Field(eqx.Module):
 
         The gradients here are those through delta, since it is the margins that move.
         """
-        kappa = jnp.exp(self.capped(state))
+        log_kappa = self.capped(state)
 
         def margins(direction: Array) -> Array:
             return self.problem.margins(self.layout.unflatten(direction))
 
         value, change = jax.jvp(margins, (unit_direction(state),), (error[:-2],))
-        log_weights = self.problem.loss.log_weights(scaled_margins(kappa, value))
-        weights = jax.nn.softmax(log_weights, axis=None)
-        return jnp.sqrt(jnp.sum(weights * (kappa * change) ** 2))
+        weights = jax.nn.softmax(self.problem.log_weights(value, log_kappa), axis=None)
+        return jnp.sqrt(jnp.sum(weights * (jnp.exp(log_kappa) * change) ** 2))
 
 
 def initial_state(layout: Layout, params: Params) -> State:
@@ -105,35 +102,24 @@ def unit_direction(state: State) -> Float[Array, " P"]:
 def vector_field(clock: Scalar, state: State, field: Field) -> State:
     """`d state / d tau`. It does not depend on `clock`."""
     ascent = field.ascent(state)
-    tail = jnp.stack(
-        [_growth(field, ascent), jnp.exp(log_time_rate(field, state, ascent) - state[-1])]
-    )
-    return jnp.concatenate([_motion(field, state, ascent), tail])
+    rate = jnp.exp(log_time_rate(field, state, ascent) - state[-1])
+    return jnp.append(path_slope(field, state, ascent), rate)
 
 
-def timeless_field(clock: Scalar, state: State, field: Field) -> State:
-    """`d state / d tau` with the time standing still; nothing else depends on it."""
-    ascent = field.ascent(state)
-    growth = _growth(field, ascent)
-    tail = jnp.stack([growth, jnp.zeros_like(growth)])
-    return jnp.concatenate([_motion(field, state, ascent), tail])
+def path_slope(field: Field, state: State, ascent: Ascent) -> Float[Array, " path"]:
+    """`d (u, log rho) / d tau`, P + 1 numbers; time does not act back on it.
+
+    `(I - u u^T) sum_i p_i grad q_i(u)`, then `L sum_i p_i q_i(u)`.
+    """
+    direction, vector = unit_direction(state), field.layout.flatten(ascent.vector)
+    growth = field.problem.degree * jnp.vdot(ascent.weights, ascent.margins)
+    return jnp.append(vector - (direction @ vector) * direction, growth)
 
 
 def log_time_rate(field: Field, state: State, ascent: Ascent) -> Float[Array, ""]:
     """`log dt/dtau = -log(sum_i -l'(q_i)) - (L - 2) log rho`; minus infinity beyond the cap."""
     rate = -ascent.log_weight - (field.problem.degree - 2) * state[-2]
     return jnp.where(field.log_kappa(state) <= field.log_cap, rate, -jnp.inf)
-
-
-def _motion(field: Field, state: State, ascent: Ascent) -> Array:
-    """`(I - u u^T) sum_i p_i grad q_i(u)`."""
-    direction, vector = unit_direction(state), field.layout.flatten(ascent.vector)
-    return vector - (direction @ vector) * direction
-
-
-def _growth(field: Field, ascent: Ascent) -> Array:
-    """`L sum_i p_i q_i(u)`."""
-    return field.problem.degree * jnp.vdot(ascent.weights, ascent.margins)
 
 
 def error_norm(error: State) -> Float[Array, ""]:

@@ -8,7 +8,7 @@ from gflow._typing import Params
 from gflow.certificate import Certificate
 from gflow.curvature import Curvature
 from gflow.polish import Polished
-from gflow.results import RESULTS, message_of, name_of
+from gflow.results import RESULTS, Outcome
 from gflow.trajectory import Trajectory
 
 
@@ -35,7 +35,7 @@ class Stage:
 
 
 @dataclass(frozen=True, eq=False)
-class Limit:
+class Limit(Outcome):
     """The limit of the flow's direction, and the evidence.
 
     Attributes:
@@ -77,16 +77,6 @@ class Limit:
     def successful(self) -> bool:
         """Whether a maximum was reached, within a family or not, whatever decided which."""
         return self.result_name in ("successful", "decided_by_rounding")
-
-    @property
-    def result_name(self) -> str:
-        """The name of `result` in `RESULTS`."""
-        return name_of(self.result)
-
-    @property
-    def message(self) -> str:
-        """The outcome as a sentence."""
-        return message_of(self.result)
 
     @property
     def num_flow_steps(self) -> int:

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from gflow._layout import Layout
+from gflow._numerics import is_integer
 from gflow._typing import Params
 from gflow.certificate import certify
 from gflow.curvature import Curvature, curvature
@@ -120,6 +121,7 @@ class _Search:
         self.first: Trajectory | None = None
         self.polished: Polished | None = None
         self.curvature: Curvature | None = None
+        self.verdict = "unknown"
         self.by_rounding = False
         self.saddles: list[np.ndarray] = []
 
@@ -132,7 +134,8 @@ class _Search:
                 return result
             assert self.polished is not None
             self.curvature = self.curve(self.polished)
-            if not self.curvature.unstable.any():
+            self.verdict = self.judged(self.curvature)
+            if self.verdict != "saddle":
                 return self.settled()
             if not escape or round_ == max_rounds - 1:
                 break
@@ -188,6 +191,7 @@ class _Search:
         polished = polish(self.problem, self.layout, self.arrived, weights)
         seconds = time.perf_counter() - seconds
         self.polished = polished if polished.residual <= self.tolerance else None
+        self.verdict = "unknown" if self.polished is None else self.verdict
         length = float(np.linalg.norm(polished.theta))
         margin = length**-self.problem.degree if polished.converged else math.nan
         moved = self.move_to(polished.direction)
@@ -243,26 +247,24 @@ class _Search:
 
     def settled(self) -> RESULTS:
         """The outcome at a point that nothing leaves."""
-        if self.verdict() == "degenerate":
+        if self.verdict == "degenerate":
             return RESULTS.degenerate
         if self.by_rounding:
             return RESULTS.decided_by_rounding
         return RESULTS.successful  # pyright: ignore[reportReturnType]
 
-    def verdict(self) -> str:
+    def judged(self, curvature: Curvature) -> str:
         """The second-order verdict in words."""
-        if self.curvature is None or self.polished is None:
-            return "unknown"
-        if self.curvature.unstable.any():
+        if curvature.unstable.any():
             return "saddle"
-        if not self.curvature.neutral.any():
+        if not curvature.neutral.any():
             return "strict maximum"
-        return "maximum within a family" if self.in_family() else "degenerate"
+        return "maximum within a family" if self.in_family(curvature) else "degenerate"
 
-    def in_family(self) -> bool:
+    def in_family(self, curvature: Curvature) -> bool:
         """Whether KKT points of the same margin lie along the neutral directions."""
-        assert self.curvature is not None and self.polished is not None
-        neutral = self.curvature.vectors[:, self.curvature.neutral]
+        assert self.polished is not None
+        neutral = curvature.vectors[:, curvature.neutral]
         side = neutral @ np.random.default_rng(0).normal(size=neutral.shape[1])
         shifted = self.polished.direction + _FAMILY_STEP * side / np.linalg.norm(side)
         shifted /= np.linalg.norm(shifted)
@@ -308,7 +310,7 @@ class _Search:
             certificate=certificate,
             trajectory=self.first,
             result=result,
-            verdict=self.verdict(),
+            verdict=self.verdict,
             curvature=self.curvature,
             stages=tuple(self.stages),
             heading=self.heading(),
@@ -322,5 +324,5 @@ def _check_options(tolerance: Any, kappa_cap: Any, max_rounds: Any, max_steps: A
     if not 10 <= kappa_cap <= 1e12:
         raise ValueError(f"`find_limit(kappa_cap={kappa_cap!r})` must lie between 10 and 1e12.")
     for name, value in (("max_rounds", max_rounds), ("max_steps", max_steps)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        if not is_integer(value) or value < 1:
             raise ValueError(f"`find_limit({name}={value!r})` must be an integer of at least 1.")

@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array
 
 from gflow.flow.clocked import ClockedRosenbrock
-from gflow.flow.field import Field, timeless_field
+from gflow.flow.field import Field, path_slope
 from gflow.flow.segment import Block, Cursor
 
 _LIMIT = 0.2
@@ -76,12 +76,13 @@ def spectral_radius(field: Field, state: Any) -> Array:
     length = 1e-4 * jnp.exp(-jnp.maximum(field.capped(state), 0.0))
     start = np.random.default_rng(0).normal(size=size)
 
+    def slope(at: Array) -> Array:
+        return path_slope(field, at, field.ascent(at))
+
     def around(vector: Array) -> Array:
         shift = length * jnp.append(vector, 0.0)
-        ends = lax.map(
-            lambda s: timeless_field(0.0, state + s * shift, field), jnp.array([1.0, -1.0])
-        )
-        return (ends[0] - ends[1])[:-1] / (2 * length)
+        ends = lax.map(slope, state + jnp.stack([shift, -shift]))
+        return (ends[0] - ends[1]) / (2 * length)
 
     def body(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         product = around(carry[0])
