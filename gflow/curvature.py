@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 from scipy.linalg import eig, eigh, null_space
 
+from gflow.kinks import Kinks
 from gflow.kkt import System
 
 _RANK = 1e-10
 _SYMMETRIC = 1e-9
+# At kinks: the stiffness that stands for an infinite one, and what counts as a zero beside it.
+_STIFF, _STIFF_TOLERANCE = 1e7, 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,15 +67,62 @@ def curvature(at: System, active: np.ndarray, *, tolerance: float = 1e-7) -> Cur
     asymmetry = np.abs(at.hessian - at.hessian.T).max() / scale
     symmetric = bool(across <= _SYMMETRIC * size and asymmetry <= _SYMMETRIC)
     if symmetric:
-        half = tangent.T @ at.hessian @ tangent
-        values, small = eigh(0.5 * (half + half.T), check_finite=False)
+        values, small = _spectrum(tangent.T @ at.hessian @ tangent, None, symmetric)
     else:
         normal = null_space(at.gradients[active], rcond=_RANK)
-        pencil: Any = eig(normal.T @ at.hessian @ tangent, normal.T @ tangent)
-        values, small = pencil
-        order = np.argsort(values.real)
-        values, small = values.real[order], small.real[:, order]
-    vectors = tangent @ small
+        values, small = _spectrum(normal.T @ at.hessian @ tangent, normal.T @ tangent, symmetric)
+    return Curvature(values, _unit_columns(tangent @ small), symmetric, tolerance * scale)
+
+
+def kinked_curvature(kinks: Kinks) -> Curvature:
+    """The eigenvalues at a KKT point at kinks. Costs O(P^3).
+
+    There the flow keeps to the kinks as it keeps the active margins equal. With z = (lambda, phi)
+    and c(theta, z) = (q - 1, v), the smoothed flow at a finite kappa makes z follow theta by
+    `(dc/dz + E) dz = -dc/dtheta dtheta`, `E = diag(1/(kappa lambda), -mu w / cos^2 phi)`, so that
+    its linearisation is
+
+        H - dF/dz (dc/dz + E)^-1 dc/dtheta,    F = theta - sum_i lambda_i grad q_i.
+
+    For kappa and 1/mu as large as rounding allows, the eigenvalues that do not grow with them are
+    those of the motion along active margins and kinks. No rank has to be decided, and constraints
+    may repeat, as of one weight that is 0 for all examples.
+    """
+    size, at = len(kinks.theta), kinks.equations
+    used = size + len(kinks.multipliers) + np.count_nonzero(kinks.at_kink)
+    jacobian = np.asarray(at.jacobian)[:used, :used]
+    scales = np.asarray(at.scales)[kinks.at_kink]
+    cosines = np.sqrt(np.maximum(1 - kinks.coefficients[kinks.at_kink] ** 2, 1e-12))
+    active = np.flatnonzero(kinks.active)
+    inner = np.concatenate([size + active, np.arange(size + len(kinks.multipliers), used)])
+    slack = 1 / kinks.multipliers[active], -scales / cosines**2
+    block = jacobian[np.ix_(inner, inner)] + np.diag(np.concatenate(slack)) / _STIFF
+    hessian, forces = jacobian[:size, :size], jacobian[:size, inner]
+    matrix = hessian - forces @ np.linalg.solve(block, jacobian[inner, :size])
+    scale = max(1.0, float(np.abs(hessian).max()))
+    # With the margins' own gradients, and attacks that the angles do not reach, it is symmetric.
+    slopes, pulls = jacobian[size + active, :size], jacobian[:size, size + active]
+    asymmetries = hessian - hessian.T, slopes + pulls.T, jacobian[np.ix_(inner, inner)]
+    largest = [np.abs(part).max(initial=0.0) for part in asymmetries]
+    symmetric = bool(max(largest) <= _SYMMETRIC * scale)
+    values, vectors = _spectrum(matrix, None, symmetric)
+    slow = np.abs(values) < np.sqrt(_STIFF) * scale
+    vectors = _unit_columns(vectors[:, slow])
+    return Curvature(values[slow], vectors, symmetric, _STIFF_TOLERANCE * scale)
+
+
+def _spectrum(
+    matrix: np.ndarray, mass: np.ndarray | None, symmetric: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Real parts of eigenvalues and of eigenvectors, smallest first."""
+    if symmetric:
+        return eigh(0.5 * (matrix + matrix.T), check_finite=False)
+    pencil: Any = eig(matrix, mass)
+    values, vectors = pencil
+    order = np.argsort(values.real)
+    return values.real[order], vectors.real[:, order]
+
+
+def _unit_columns(vectors: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(vectors, axis=0)
-    vectors = vectors / np.where(lengths > 0, lengths, 1.0)
-    return Curvature(values, vectors, symmetric, tolerance * scale)
+    return vectors / np.where(lengths > 0, lengths, 1.0)

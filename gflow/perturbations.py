@@ -13,7 +13,7 @@ import abc
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -25,10 +25,14 @@ from jaxtyping import Array, Float
 from optax import projections
 
 from gflow._balls import onto_unit_ball, uniform_in_unit_ball
-from gflow._numerics import is_integer, scalar, smoothed_sign, smoothing_leaf, steepest
+from gflow._numerics import is_integer, norm, scalar, smoothed_sign, smoothing_leaf, steepest
 
 Margin = Callable[[Array], Array]
 """The margin of one example as a function of its input: (d,) -> ()."""
+
+SwitchedMargin = Callable[[Array, Array], tuple[Array, Any]]
+"""(input, angles of the network's ReLUs) -> the margin, and what decides the angles; see
+`gflow.networks.AbstractNetwork.switched`."""
 
 
 class AbstractPerturbation(eqx.Module):
@@ -53,6 +57,44 @@ class AbstractPerturbation(eqx.Module):
             x: (d,) the input.
             start: (d,) where an iteration starts, in units of the radius; None is zero.
         """
+
+    @property
+    def num_gradients(self) -> int:
+        """How many gradients of the margin one perturbation takes."""
+        return 0
+
+    @property
+    def has_signs(self) -> bool:
+        """Whether it follows signs of gradients, without smoothing: each has a kink at 0."""
+        return False
+
+    def switched(
+        self,
+        margin: SwitchedMargin,
+        x: Float[Array, " d"],
+        start: Float[Array, " d"] | None,
+        angles: Float[Array, "g s"],
+        signs: Float[Array, "g e"],
+    ) -> tuple[Float[Array, " d"], Any, tuple[Float[Array, "g e"], Float[Array, "g e"]]]:
+        """The perturbation with every switch held at its angle phi.
+
+        The gradient g is that of a network whose ReLUs are held at `angles`; where signs are
+        followed, `sin phi` of `signs` stands for the sign of each coordinate of g.
+
+        Shapes: g gradients, s ReLUs in the network, e = d where signs are followed and 0 elsewhere.
+
+        Returns:
+            the perturbation; what decides the ReLUs, as from `margin` with g gradients as the first
+            axis; and g and rms(g), which decide the signs.
+        """
+        del start
+        nothing = jax.vmap(lambda row: margin(x, row)[1])(angles)
+        return jnp.zeros_like(x), nothing, (signs, signs)
+
+    def smoothed(self, smoothing: Any) -> "AbstractPerturbation":
+        """The perturbation with its signs rounded to the relative width `smoothing`, if any."""
+        del smoothing
+        return self
 
     def starts(self, num_examples: int, num_inputs: int) -> np.ndarray | None:
         """Starts of the iteration in the unit l_p ball, or None for zero. Shapes: (n, d)."""
@@ -82,9 +124,24 @@ class FastGradient(AbstractPerturbation):
     def __call__(self, margin: Margin, x: Array, start: Array | None) -> Array:
         gradient = jax.grad(margin)(x)
         radius = jnp.asarray(self.radius, x.dtype)
-        if self.smoothing is None:
-            return -radius * steepest(gradient, self.order)
-        return -radius * smoothed_sign(gradient, jnp.asarray(self.smoothing, x.dtype))
+        return -radius * _unit_step(gradient, self.order, self.smoothing)
+
+    num_gradients: ClassVar[int] = 1
+
+    @property
+    def has_signs(self) -> bool:
+        return math.isinf(self.order) and self.smoothing is None
+
+    def switched(
+        self, margin: SwitchedMargin, x: Array, start: Array | None, angles: Array, signs: Array
+    ) -> tuple[Array, Any, tuple[Array, Array]]:
+        gradient, decided = jax.grad(margin, has_aux=True)(x, angles[0])
+        step, signed = _switched_step(gradient, self.order, self.smoothing, signs[0])
+        delta = -jnp.asarray(self.radius, x.dtype) * step
+        return delta, *jax.tree.map(lambda leaf: leaf[None], (decided, signed))
+
+    def smoothed(self, smoothing: Any) -> AbstractPerturbation:
+        return FastGradient(self.radius, self.order, smoothing) if self.has_signs else self
 
 
 class ProjectedGradient(AbstractPerturbation):
@@ -99,8 +156,20 @@ class ProjectedGradient(AbstractPerturbation):
     smoothing: Any
 
     def __call__(self, margin: Margin, x: Array, start: Array | None) -> Array:
-        # The iterate lives in the unit ball, in units of the radius: there the projections have
-        # finite derivatives everywhere, and a radius of 0 is a number like any other.
+        def unit_step(point: Array, _: None) -> tuple[Array, None]:
+            return _unit_step(jax.grad(margin)(point), self.order, self.smoothing), None
+
+        return self._iterate(unit_step, x, start, None)[0]
+
+    def _iterate(
+        self, unit_step: Callable, x: Array, start: Array | None, inputs: Any
+    ) -> tuple[Array, Any]:
+        """`num_steps` steps along `unit_step(point, input) -> (step, output)`: the perturbation,
+        and the outputs.
+
+        The iterate lives in the unit ball, in units of the radius: there the projections have
+        finite derivatives everywhere, and a radius of 0 is a number like any other.
+        """
         radius = jnp.asarray(self.radius, x.dtype)
         unit = jnp.where(radius > 0, radius, 1.0)
         step_size = self._step_size(unit)
@@ -112,12 +181,39 @@ class ProjectedGradient(AbstractPerturbation):
             # It moves each coordinate towards 0, as x lies in the box: the ball is kept.
             return projections.projection_box(point, (low - x) / unit, (high - x) / unit)
 
-        def step(point: Array, _: None) -> tuple[Array, None]:
-            steepest_step = step_size * self._unit_step(jax.grad(margin)(x + radius * point))
-            return clip(onto_unit_ball(point - steepest_step, self.order)), None
+        def step(point: Array, given: Any) -> tuple[Array, Any]:
+            along, output = unit_step(x + radius * point, given)
+            return clip(onto_unit_ball(point - step_size * along, self.order)), output
 
         first = jnp.zeros_like(x) if start is None else clip(jnp.asarray(start, x.dtype))
-        return radius * lax.scan(step, first, None, length=self.num_steps)[0]
+        last, outputs = lax.scan(step, first, inputs, length=self.num_steps)
+        return radius * last, outputs
+
+    @property
+    def num_gradients(self) -> int:
+        return self.num_steps
+
+    @property
+    def has_signs(self) -> bool:
+        return math.isinf(self.order) and self.smoothing is None
+
+    def switched(
+        self, margin: SwitchedMargin, x: Array, start: Array | None, angles: Array, signs: Array
+    ) -> tuple[Array, Any, tuple[Array, Array]]:
+        def unit_step(point: Array, given: tuple[Array, Array]) -> tuple[Array, Any]:
+            gradient, decided = jax.grad(margin, has_aux=True)(point, given[0])
+            step, signed = _switched_step(gradient, self.order, self.smoothing, given[1])
+            return step, (decided, signed)
+
+        delta, (decided, signed) = self._iterate(unit_step, x, start, (angles, signs))
+        return delta, decided, signed
+
+    def smoothed(self, smoothing: Any) -> AbstractPerturbation:
+        if not self.has_signs:
+            return self
+        return eqx.tree_at(
+            lambda p: p.smoothing, self, smoothing, is_leaf=lambda leaf: leaf is None
+        )
 
     def starts(self, num_examples: int, num_inputs: int) -> np.ndarray | None:
         if self.random_start is None:
@@ -136,16 +232,28 @@ class ProjectedGradient(AbstractPerturbation):
                 "the box is meant for pixels of another scale: change it, or rescale the data."
             )
 
-    def _unit_step(self, gradient: Array) -> Array:
-        if self.smoothing is None:
-            return steepest(gradient, self.order)
-        return smoothed_sign(gradient, jnp.asarray(self.smoothing, gradient.dtype))
-
     def _step_size(self, unit: Array) -> Any:
         """Length of a step, in units of the radius."""
         if self.step_size is None:
             return 2.5 / self.num_steps
         return jnp.asarray(self.step_size, unit.dtype) / unit
+
+
+def _unit_step(gradient: Array, order: float, smoothing: Any) -> Array:
+    """The step of unit length along the gradient, its signs smoothed where asked."""
+    if smoothing is None:
+        return steepest(gradient, order)
+    return smoothed_sign(gradient, jnp.asarray(smoothing, gradient.dtype))
+
+
+def _switched_step(
+    gradient: Array, order: float, smoothing: Any, signs: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    """`_unit_step` with signs held at their angles, and what decides them: g and rms(g)."""
+    if not signs.size:
+        return _unit_step(gradient, order, smoothing), (signs, signs)
+    size = norm(gradient) / math.sqrt(gradient.size)
+    return jnp.sin(signs), (gradient, jnp.broadcast_to(size, gradient.shape))
 
 
 def clean() -> Clean:

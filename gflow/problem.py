@@ -213,18 +213,23 @@ class Problem(eqx.Module):
         check_x64()
         return jnp.asarray(self.dataset.x), jnp.asarray(self.dataset.y)
 
-    def _margin(self, params: Params, x: Array, y: Array) -> Array:
-        output = self.network.apply(params, x)
+    def margin_of(self, output: Array, y: Array) -> Array:
+        """The margin of one example: `y f`, or for classes `f_y - f_j`. Shapes: () or (k - 1,)."""
         return y * output if self.dataset.binary else _against_others(output, y)
 
-    def _attacked_margin(self, params: Params, x: Array, y: Array) -> Array:
+    def attacked(self, margin: Array) -> Array:
         """The margin that the attack lowers: for classes, that against the runner-up."""
-        margin = self._margin(params, x, y)
         # Indexing rather than the minimum, whose gradient at a tie is a mean over the rivals.
         return margin if self.dataset.binary else margin[jnp.argmin(margin)]
 
+    def _margin(self, params: Params, x: Array, y: Array) -> Array:
+        return self.margin_of(self.network.apply(params, x), y)
+
     def _perturb(self, params: Params, x: Array, y: Array, start: Array | None) -> Array:
-        return self.perturbation(lambda point: self._attacked_margin(params, point, y), x, start)
+        def attacked_margin(point: Array) -> Array:
+            return self.attacked(self._margin(params, point, y))
+
+        return self.perturbation(attacked_margin, x, start)
 
 
 def _against_others(output: Float[Array, " k"], y: Int[Array, ""]) -> Float[Array, " c"]:

@@ -57,6 +57,12 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "usually means a kink (FGSM without smoothing, plain ReLU): smooth it, or judge the end of "
         "the flow by `gflow.certify`."
     )
+    not_at_kink = (
+        "With its kinks rounded to some relative width (plain ReLU, signs of FGSM) the problem has "
+        "the limit that is returned, but smoothing could not be led to 0 from there: the branch of "
+        "KKT points ends or turns before. `.smoothing` is the width that was reached, and the "
+        "limit is right up to about that."
+    )
     decided_by_rounding = (
         "A maximum of the margin was reached, but on the way the flow met a saddle to within "
         "rounding: which way it left, and so which maximum it reached, rounding decided."
@@ -81,6 +87,7 @@ NAMES = (
     "saddle",
     "degenerate",
     "not_polished",
+    "not_at_kink",
     "decided_by_rounding",
     "diverged",
 )

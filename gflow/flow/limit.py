@@ -7,6 +7,7 @@ from gflow._description import plain
 from gflow._typing import Params
 from gflow.certificate import Certificate
 from gflow.curvature import Curvature
+from gflow.kinks import Kinks
 from gflow.polish import Polished
 from gflow.results import RESULTS, Outcome
 from gflow.trajectory import Trajectory
@@ -17,7 +18,7 @@ class Stage:
     """One stage of the search.
 
     Attributes:
-        kind: "flow", "newton" or "escape".
+        kind: "flow", "newton", "kinks" (smoothing led to 0) or "escape".
         num_steps: steps of the flow, or systems solved.
         moved: distance of the direction from where the stage before left it.
         stationarity: at its end: of the flow `|u - c sum_i p_i grad q_i|`, of Newton's method the
@@ -52,7 +53,11 @@ class Limit(Outcome):
         stages: what was done.
         heading: whether the margin rises all the way from where the last flow stopped to the
             polished point, so that this is the point the flow was heading to.
-        polished: the KKT point at unit margin, with its multipliers.
+        polished: the KKT point at unit margin, with its multipliers; None at kinks.
+        kinks: where the problem has kinks, the KKT point there, with the coefficients of its ReLUs
+            and signs and the examples that sit at a kink; None where it was not reached.
+        smoothing: the relative width to which kinks are still rounded; 0 where they are exact, and
+            where there are none.
     """
 
     direction: Params
@@ -65,6 +70,8 @@ class Limit(Outcome):
     stages: tuple[Stage, ...]
     heading: bool
     polished: Polished | None = field(repr=False, default=None)
+    kinks: Kinks | None = field(repr=False, default=None)
+    smoothing: float = 0.0
 
     def __repr__(self) -> str:
         return (
@@ -94,6 +101,8 @@ class Limit(Outcome):
                 "verdict": self.verdict,
                 "eigenvalues": values,
                 "heading": self.heading,
+                "smoothing": self.smoothing,
+                "at_kink": None if self.kinks is None else self.kinks.examples,
                 "stages": [vars(stage) for stage in self.stages],
                 "certificate": self.certificate.to_dict(),
             }

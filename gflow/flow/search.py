@@ -1,4 +1,4 @@
-"""`find_limit`: the direction in which the flow ends, and what kind of point it is.
+"""The search for the direction in which the flow ends, and for what kind of point it is.
 
 Four things in turn, until nothing is left to escape:
 
@@ -12,27 +12,23 @@ Four things in turn, until nothing is left to escape:
 
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from gflow._layout import Layout
-from gflow._numerics import is_integer
 from gflow._typing import Params
 from gflow.certificate import certify
 from gflow.curvature import Curvature, curvature
 from gflow.flow.driver import integrate
-from gflow.flow.limit import Limit, LimitFailed, Stage
-from gflow.flow.rosenbrock import Rosenbrock
+from gflow.flow.limit import Limit, Stage
 from gflow.flow.until import Until
 from gflow.kkt import system
 from gflow.polish import Polished, polish
 from gflow.problem import Problem
 from gflow.results import RESULTS
 from gflow.trajectory import Trajectory
-from gflow.validation import check_start
 
 # Stationarity at which the flow is handed to Newton's method; and after a saddle, which must be
 # left for good.
@@ -48,68 +44,20 @@ _ROUNDING = 1e-15
 # Coordinates below this part of the largest belong to neurons that have died out.
 _DEAD = 1e-7
 _FAMILY_STEP = 1e-3
-_TOLERANCE, _LOGIT_TOLERANCE = 1e-2, 0.1
 
 
-def find_limit(
-    problem: Problem,
-    start: Params | Trajectory,
-    *,
-    tolerance: float = 1e-8,
-    kappa_cap: float = 1e3,
-    escape: bool = True,
-    max_rounds: int = 16,
-    max_steps: int = 5000,
-    solver: Rosenbrock | None = None,
-    progress: bool | Callable[[dict[str, Any]], None] = False,
-    throw: bool = True,
-) -> Limit:
-    """The limit of `params / |params|` along the flow from `start`.
-
-    Args:
-        problem: what is minimised.
-        start: parameters, or a trajectory, whose end is the start.
-        tolerance: of the relative stationarity `|u - sum_i lambda_i grad q_i(u)|` at the limit.
-        kappa_cap: temperature cap of the flow to begin with; Newton's method then removes what it
-            did to the limit, which is O(1/kappa_cap). Where the active margins cannot be told from
-            the others at this temperature, it is raised by factors of 10.
-        escape: whether to leave saddles, as the flow does in the end. False stops at the first.
-        max_rounds: saddles to leave at most.
-        max_steps: steps of each run of the flow at most.
-        solver: the `Rosenbrock` method of the flow.
-        progress: as for `integrate`.
-        throw: raise `LimitFailed` unless a maximum was reached; a saddle at which `escape=False`
-            stopped counts as reached. False returns the limit with the reason in `.result`.
-
-    Raises:
-        TypeError, ValueError: see `gflow.validation.check_start`; unknown or impossible options.
-        LimitFailed: with `throw=True`, no maximum was reached.
-
-    Source: Lyu & Li 2020 and Lyu & Zhu 2022: limits of the direction are KKT points.
-    """
-    _check_options(tolerance, kappa_cap, max_rounds, max_steps)
-    params = check_start(problem, start.params if isinstance(start, Trajectory) else start)
-    options = {
-        "solver": Rosenbrock() if solver is None else solver,
-        "tolerance": _TOLERANCE,
-        "atol_logit": _LOGIT_TOLERANCE,
-        "max_steps": max_steps,
-        "progress": progress,
-        "throw": False,
-    }
-    search = _Search(problem, params, tolerance, kappa_cap, options)
-    result = search.run(escape, max_rounds)
-    limit = search.limit(result)
-    stopped = not escape and limit.result_name == "saddle"
-    if throw and not (limit.successful or stopped):
-        raise LimitFailed(limit)
-    return limit
-
-
-class _Search:
+class Search:
     """The state of one search. Directions are flat vectors of norm 1."""
 
-    def __init__(self, problem, params, tolerance, kappa_cap, options):
+    def __init__(
+        self,
+        problem: Problem,
+        params: Params,
+        *,
+        tolerance: float,
+        kappa_cap: float,
+        options: dict[str, Any],
+    ):
         self.problem, self.tolerance, self.options = problem, tolerance, options
         self.layout = Layout.of(params)
         self.log_cap = math.log(kappa_cap)
@@ -123,6 +71,7 @@ class _Search:
         self.curvature: Curvature | None = None
         self.verdict = "unknown"
         self.by_rounding = False
+        self.separated = False
         self.saddles: list[np.ndarray] = []
 
     def run(self, escape: bool, max_rounds: int) -> RESULTS:
@@ -152,7 +101,8 @@ class _Search:
         """
         for _ in range(1 + _MOST_RAISES):
             run = self.flow(close)
-            if not run.margin[-1] > 0:
+            self.separated = bool(run.margin[-1] > 0)
+            if not self.separated:
                 return run.result
             if self.newton().converged:
                 return None
@@ -202,11 +152,8 @@ class _Search:
     def curve(self, polished: Polished) -> Curvature:
         """The curvature at the KKT point, dead neurons in the direction in which they arrived."""
         theta, at = polished.theta, polished.system
-        dead = np.abs(theta) < _DEAD * np.abs(theta).max()
-        remains = np.abs(self.arrived[dead]).max(initial=0.0)
-        if remains > 0:
-            scale = 0.1 * _DEAD * np.abs(theta).max() / remains
-            nearby = np.where(dead, scale * self.arrived, theta)
+        nearby = self.near_dead(theta)
+        if nearby is not theta:
             hessian = system(self.problem, self.layout, nearby, polished.multipliers).hessian
             at = at._replace(hessian=hessian)
         # Where even the squares of a dead neuron's weights underflow, its margins' second
@@ -214,6 +161,14 @@ class _Search:
         known = np.isfinite(at.hessian)
         at = at._replace(hessian=np.where(known & known.T, at.hessian, np.eye(len(theta))))
         return curvature(at, polished.active)
+
+    def near_dead(self, theta: np.ndarray) -> np.ndarray:
+        """The point with dead neurons next to nothing in the direction in which they arrived."""
+        dead = np.abs(theta) < _DEAD * np.abs(theta).max()
+        remains = np.abs(self.arrived[dead]).max(initial=0.0)
+        if not remains > 0:
+            return theta
+        return np.where(dead, 0.1 * _DEAD * np.abs(theta).max() / remains * self.arrived, theta)
 
     def raise_cap_on_return(self) -> None:
         """Raises the cap where the flow has come back to a saddle that it was to leave."""
@@ -263,16 +218,23 @@ class _Search:
 
     def in_family(self, curvature: Curvature) -> bool:
         """Whether KKT points of the same margin lie along the neutral directions."""
-        assert self.polished is not None
+        here = self.found()
         neutral = curvature.vectors[:, curvature.neutral]
         side = neutral @ np.random.default_rng(0).normal(size=neutral.shape[1])
-        shifted = self.polished.direction + _FAMILY_STEP * side / np.linalg.norm(side)
-        shifted /= np.linalg.norm(shifted)
-        other = polish(self.problem, self.layout, shifted, self.polished.multipliers)
-        lengths = np.linalg.norm(other.theta), np.linalg.norm(self.polished.theta)
-        gone = np.linalg.norm(other.direction - self.polished.direction)
+        shifted = here.direction + _FAMILY_STEP * side / np.linalg.norm(side)
+        other = self.polished_again(shifted / np.linalg.norm(shifted))
+        lengths = np.linalg.norm(other.theta), np.linalg.norm(here.theta)
+        gone = np.linalg.norm(other.direction - here.direction)
         same = abs(lengths[0] / lengths[1] - 1) < 1e-9
         return bool(other.converged and same and gone > 0.1 * _FAMILY_STEP)
+
+    def found(self) -> Any:
+        """The KKT point that was found, with its `theta` and its `direction`."""
+        return self.polished
+
+    def polished_again(self, direction: np.ndarray) -> Any:
+        """The KKT point that Newton's method finds from beside the one that was found."""
+        return polish(self.problem, self.layout, direction, self.found().multipliers)
 
     def heading(self) -> bool:
         """Whether the margin rises from the flow's end to the polished point."""
@@ -316,13 +278,3 @@ class _Search:
             heading=self.heading(),
             polished=self.polished,
         )
-
-
-def _check_options(tolerance: Any, kappa_cap: Any, max_rounds: Any, max_steps: Any) -> None:
-    if not 0 < tolerance < 1:
-        raise ValueError(f"`find_limit(tolerance={tolerance!r})` must lie between 0 and 1.")
-    if not 10 <= kappa_cap <= 1e12:
-        raise ValueError(f"`find_limit(kappa_cap={kappa_cap!r})` must lie between 10 and 1e12.")
-    for name, value in (("max_rounds", max_rounds), ("max_steps", max_steps)):
-        if not is_integer(value) or value < 1:
-            raise ValueError(f"`find_limit({name}={value!r})` must be an integer of at least 1.")

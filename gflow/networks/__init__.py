@@ -5,7 +5,7 @@ A network has `apply(params, x)`, one example in, one output (or k) out; `init(k
 arrays: a tuple of weights, each (fan_out, fan_in) in dense layers, without biases.
 """
 
-from gflow.networks._base import AbstractNetwork
+from gflow.networks._base import AbstractNetwork, Decided
 from gflow.networks._convolutional import Convolutional, conv
 from gflow.networks._custom import Custom, custom
 from gflow.networks._dense import MLP, DeepLinear, Diagonal, deep_linear, diagonal, linear, mlp
@@ -18,6 +18,7 @@ __all__ = [
     "Convolution",
     "Convolutional",
     "Custom",
+    "Decided",
     "DeepLinear",
     "Dense",
     "Diagonal",

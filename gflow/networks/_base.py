@@ -3,7 +3,7 @@
 import abc
 import math
 import numbers
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,6 +13,18 @@ from jaxtyping import Array, Float
 
 from gflow._numerics import is_integer, scalar, smoothed_relu
 from gflow._typing import Params
+
+
+class Decided(NamedTuple):
+    """What decides how switches stand, for each of them.
+
+    Attributes:
+        values: the number whose sign it is: a ReLU's argument, a coordinate of a gradient.
+        scales: what that number is small or large against, >= 0, in the same units.
+    """
+
+    values: Float[Array, "..."]
+    scales: Float[Array, "..."]
 
 
 class AbstractNetwork(eqx.Module):
@@ -40,6 +52,39 @@ class AbstractNetwork(eqx.Module):
     @abc.abstractmethod
     def apply(self, params: Params, x: Float[Array, " d"]) -> Float[Array, ""] | Float[Array, " k"]:
         """`f(x; params)`. Shapes: x (d,) -> () or (k,)."""
+
+    @property
+    def num_switches(self) -> int:
+        """ReLUs without smoothing, each of which switches at a kink; 0 for a smooth network."""
+        return 0
+
+    def switched(
+        self, params: Params, x: Float[Array, " d"], angles: Float[Array, " s"], smoothing: Any
+    ) -> "tuple[Array, Decided]":
+        """The output with every ReLU held at its own slope, and what decides the slopes.
+
+        A ReLU becomes `((1 + sin phi) a + mu w cos phi) / 2`, `w = |w_j| |h|` the largest that its
+        argument `a = <w_j, h>` can be. At the angle `phi = arctan(a / (mu w))` this is the ReLU
+        smoothed by mu, and its derivative by phi vanishes; at mu = 0, `sin phi` in [-1, 1] is the
+        Clarke coefficient of a ReLU at its kink.
+
+        Args:
+            angles: phi of each ReLU, layer by layer. Shape (s,), s = `num_switches`.
+            smoothing: mu >= 0.
+
+        Returns:
+            the output, and a and w of each ReLU.
+        """
+        del smoothing
+        return self.apply(params, x), Decided(angles, angles)
+
+    def smoothed(self, smoothing: Any) -> "AbstractNetwork":
+        """The network with its kinks rounded to the relative width `smoothing`, where it has any.
+
+        Max pooling and functions of a user keep their kinks.
+        """
+        del smoothing
+        return self
 
     @abc.abstractmethod
     def _initial(self, key: Array, scale: Array) -> Params:
@@ -158,6 +203,29 @@ def rectified(value: Array, width: Array | None, power: float) -> Array:
     # The second derivative of base^1.5 is infinite at 0; where the base is 0 all are taken as 0.
     zero = base == 0
     return jnp.where(zero, 0.0, jnp.where(zero, 1.0, base) ** power)
+
+
+class Switches:
+    """The ReLUs of one pass through a network, layer by layer, each held at its angle."""
+
+    def __init__(self, angles: Array, smoothing: Any):
+        self._angles, self._smoothing, self._used = angles, smoothing, 0
+        self._values: list[Array] = []
+        self._scales: list[Array] = []
+
+    def activate(self, value: Array, scale: Array) -> Array:
+        """`((1 + sin phi) a + mu w cos phi) / 2`; see `AbstractNetwork.switched`."""
+        end = self._used + value.size
+        angles = self._angles[self._used : end].reshape(value.shape)
+        self._used = end
+        self._values.append(jnp.ravel(value))
+        self._scales.append(jnp.ravel(jnp.broadcast_to(scale, value.shape)))
+        smoothing = jnp.asarray(self._smoothing, value.dtype)
+        return 0.5 * ((1 + jnp.sin(angles)) * value + smoothing * scale * jnp.cos(angles))
+
+    def decided(self) -> Decided:
+        """What decided them, all layers in one."""
+        return Decided(jnp.concatenate(self._values), jnp.concatenate(self._scales))
 
 
 def output_of(values: Array) -> Array:

@@ -1,7 +1,7 @@
 """Convolutional networks without biases, which are homogeneous."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -13,6 +13,8 @@ from gflow._numerics import norm, smoothing_leaf
 from gflow._typing import Params
 from gflow.networks._base import (
     AbstractNetwork,
+    Decided,
+    Switches,
     checked_power,
     is_integer,
     layered_degree,
@@ -20,7 +22,7 @@ from gflow.networks._base import (
     output_of,
     rectified,
 )
-from gflow.networks._dense import dense_layer
+from gflow.networks._dense import dense_layer, switched_layer
 from gflow.networks._layers import AveragePool, Convolution, Dense, Layer, MaxPool, Shape
 
 
@@ -50,24 +52,65 @@ class Convolutional(AbstractNetwork):
         return normal_weights(key, weight_shapes(self.input_shape, self.layers), scale)
 
     def apply(self, params: Params, x: Array) -> Array:
+        def dense(weight: Array, hidden: Array) -> Array:
+            return dense_layer(weight, hidden, self.smoothing, self.power)
+
+        return self._through(self._convolved, dense, params, x)
+
+    def _through(self, convolved: Callable, dense: Callable, params: Params, x: Array) -> Array:
+        """The output with `convolved(layer, weight, image)` and `dense(weight, hidden)`."""
         hidden = x.reshape(self.input_shape)
         weights = iter(params[:-1])
         for layer in self.layers[:-1]:
             if isinstance(layer, (AveragePool, MaxPool)):
                 hidden = layer.pool(hidden)
             elif isinstance(layer, Convolution):
-                hidden = self._convolved(layer, next(weights), hidden)
+                hidden = convolved(layer, next(weights), hidden)
             else:
-                hidden = dense_layer(next(weights), hidden.ravel(), self.smoothing, self.power)
+                hidden = dense(next(weights), hidden.ravel())
         return output_of(params[-1] @ hidden.ravel())
 
     def _convolved(self, layer: Convolution, weight: Array, image: Array) -> Array:
         value = layer.linear(weight, image)
         if self.smoothing is None:
             return rectified(value, None, self.power)
-        filter_norms = jax.vmap(norm)(weight)[:, None, None]
-        width = jnp.asarray(self.smoothing, value.dtype) * filter_norms * layer.input_norms(image)
+        width = jnp.asarray(self.smoothing, value.dtype) * _scale(layer, weight, image)
         return rectified(value, width, self.power)
+
+    @property
+    def num_switches(self) -> int:
+        if self.power != 1 or self.smoothing is not None:
+            return 0
+        shape, count = self.input_shape, 0
+        for layer in self.layers[:-1]:
+            shape = layer.output_shape(shape)
+            count += math.prod(shape) if isinstance(layer, (Convolution, Dense)) else 0
+        return count
+
+    def switched(
+        self, params: Params, x: Array, angles: Array, smoothing: Any
+    ) -> tuple[Array, Decided]:
+        if not self.num_switches:
+            return super().switched(params, x, angles, smoothing)
+        switches = Switches(angles, smoothing)
+
+        def convolved(layer: Convolution, weight: Array, image: Array) -> Array:
+            return switches.activate(layer.linear(weight, image), _scale(layer, weight, image))
+
+        def dense(weight: Array, hidden: Array) -> Array:
+            return switched_layer(weight, hidden, switches)
+
+        return self._through(convolved, dense, params, x), switches.decided()
+
+    def smoothed(self, smoothing: Any) -> AbstractNetwork:
+        if not self.num_switches:
+            return self
+        return Convolutional(self.input_shape, self.layers, self.power, smoothing)
+
+
+def _scale(layer: Convolution, weight: Array, image: Array) -> Array:
+    """`|w| |patch|`, the largest that a product can be. Shapes: (filters, height, width)."""
+    return jax.vmap(norm)(weight)[:, None, None] * layer.input_norms(image)
 
 
 def conv(

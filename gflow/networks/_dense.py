@@ -1,6 +1,6 @@
 """Networks of matrices: linear, deep linear, diagonal, and the multi-layer perceptron."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +12,8 @@ from gflow._numerics import norm, smoothing_leaf
 from gflow._typing import Params
 from gflow.networks._base import (
     AbstractNetwork,
+    Decided,
+    Switches,
     checked_power,
     is_integer,
     layered_degree,
@@ -52,10 +54,38 @@ class MLP(AbstractLayered):
         return normal_weights(key, list(zip(self.widths[1:], fan_ins, strict=True)), scale)
 
     def apply(self, params: Params, x: Array) -> Array:
+        def layer(weight: Array, hidden: Array) -> Array:
+            return dense_layer(weight, hidden, self.smoothing, self.power)
+
+        return self._through(layer, params, x)
+
+    def _through(self, layer: Callable, params: Params, x: Array) -> Array:
+        """The output with `layer(weight, hidden)` for every layer but the last."""
         hidden = jnp.append(x, jnp.ones((), x.dtype)) if self.bias else x
         for weight in params[:-1]:
-            hidden = dense_layer(weight, hidden, self.smoothing, self.power)
+            hidden = layer(weight, hidden)
         return output_of(hidden @ params[-1].T)
+
+    @property
+    def num_switches(self) -> int:
+        return sum(self.widths[1:-1]) if self.power == 1 and self.smoothing is None else 0
+
+    def switched(
+        self, params: Params, x: Array, angles: Array, smoothing: Any
+    ) -> tuple[Array, Decided]:
+        if not self.num_switches:
+            return super().switched(params, x, angles, smoothing)
+        switches = Switches(angles, smoothing)
+
+        def layer(weight: Array, hidden: Array) -> Array:
+            return switched_layer(weight, hidden, switches)
+
+        return self._through(layer, params, x), switches.decided()
+
+    def smoothed(self, smoothing: Any) -> AbstractNetwork:
+        if not self.num_switches:
+            return self
+        return MLP(self.widths, self.power, self.bias, smoothing)
 
 
 def dense_layer(weight: Array, hidden: Array, smoothing: Any, power: float) -> Array:
@@ -67,6 +97,12 @@ def dense_layer(weight: Array, hidden: Array, smoothing: Any, power: float) -> A
     row_norms = jax.vmap(norm)(weight)
     width = jnp.asarray(smoothing, value.dtype) * row_norms * norm(hidden)
     return rectified(value, width, power)
+
+
+def switched_layer(weight: Array, hidden: Array, switches: Switches) -> Array:
+    """`relu(W h)` with every ReLU held at its angle."""
+    value, scale = weight @ hidden, jax.vmap(norm)(weight) * norm(hidden)
+    return switches.activate(value, scale)
 
 
 class DeepLinear(AbstractLayered):
