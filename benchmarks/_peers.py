@@ -1,7 +1,8 @@
 """Other solvers on gflow's own field: diffrax's, SciPy's with the exact Jacobian, and descent.
 
-Each returns a row: `result`, the numbers of steps, and, where kappa was reached, `seconds` and the
-`direction` there. SciPy's solvers follow `(u, log rho)`, on which time does not act back.
+Each returns a row: `result`, the number of steps, `curve`, log kappa after every recorded step with
+the number of steps until then, and, where kappa was reached, `seconds` and the `direction` there.
+SciPy's solvers follow `(u, log rho)`, on which time does not act back.
 """
 
 import math
@@ -37,8 +38,9 @@ def by_gflow(problem, start, kappa: float, solver, *, max_steps: int, **options)
 
     flow = run()
     row = {"result": flow.result_name, "num_steps": flow.stats["num_steps"]}
+    row |= {"curve": (flow.log_kappa, flow.num_steps_at), "log_kappa": flow.log_kappa[-1]}
     if not flow.successful:
-        return row | {"log_kappa": float(flow.log_kappa[-1])}
+        return row
     return row | {"seconds": run().stats["seconds"], "direction": flow.direction}
 
 
@@ -74,17 +76,20 @@ class ScipyField:
             atol=tolerance,
         )
         target, count, begin = math.log(kappa) / self.degree, 0, time.perf_counter()
-        message = None
+        message, path = None, [solver.y[-1]]
         while solver.y[-1] < target and message is None:
             if count == max_steps or time.perf_counter() - begin > max_seconds:
                 message = f"{'steps' if count == max_steps else 'time'} spent"
                 break
             message = solver.step()
             count += 1
+            path.append(solver.y[-1])
         row = {"result": message or "successful", "num_steps": count}
+        log_kappa = self.degree * np.array(path)
+        row |= {"curve": (log_kappa, np.arange(len(path))), "log_kappa": log_kappa[-1]}
         row |= {"num_evaluations": solver.nfev, "num_jacobians": solver.njev}
         if message is not None:
-            return row | {"log_kappa": float(self.degree * solver.y[-1])}
+            return row
         seconds = time.perf_counter() - begin
         return row | {"seconds": seconds, "direction": self.direction(solver, target)}
 
@@ -106,11 +111,10 @@ def by_descent(problem, start, kappa: float, *, step_size: float, most: int) -> 
     run = gflow.descend(
         problem, start, optax.sgd(step_size), num_steps=most, objective="log_loss", throw=False
     )
-    if not run.successful:
-        return {"result": run.result_name, "num_steps": most}
+    row = {"result": run.result_name, "num_steps": most}
+    row |= {"curve": (run.log_kappa, run.num_steps_at), "log_kappa": run.log_kappa[-1]}
     reached = np.flatnonzero(run.log_kappa >= math.log(kappa))
     if not len(reached):
-        log_kappa = float(run.log_kappa[-1])
-        return {"result": "steps spent", "num_steps": most, "log_kappa": log_kappa}
-    row = {"result": "successful", "num_steps": int(run.num_steps_at[reached[0]])}
-    return row | {"seconds": run.stats["seconds"], "direction": run.params_at_index(reached[0])}
+        return row | ({"result": "steps spent"} if run.successful else {})
+    row |= {"num_steps": int(run.num_steps_at[reached[0]]), "seconds": run.stats["seconds"]}
+    return row | {"direction": run.params_at_index(reached[0])}

@@ -8,59 +8,58 @@ kappa.
 """
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import diffrax
+import numpy as np
 from _common import run_benchmark, show
 from _linear import ATTACKS, linear_network, linear_problem, predictor_direction, predictor_error
 from _peers import ScipyField, by_descent, by_gflow
 
 import gflow
 
-KAPPAS = (1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
+KAPPA, SMOKE_KAPPA = 1e8, 1e2
 ENOUGH = 50.0
-MOST_STEPS, MOST_SECONDS, MOST_DESCENT = 5000, 20.0, 300_000
+MOST_STEPS, MOST_SECONDS, MOST_DESCENT = 5000, 20.0, 200_000
 LOOSE = {"tolerance": 1e-2, "rtol_direction": 5e-2}
-TOLERANCES = {
-    "diffrax Kvaerno5": (1e-6, 1e-8),
-    "SciPy BDF": (1e-6, 1e-8, 1e-10),
-    "SciPy Radau": (1e-6, 1e-8, 1e-10),
-    "SciPy LSODA": (1e-6, 1e-8, 1e-10),
-}
-COLUMNS = ("degree", "attack", "kappa", "solver", "tolerance", "result", "num_steps", "error_kappa")
-COLUMNS += ("seconds",)
+TOLERANCES = (1e-4, 1e-6, 1e-8, 1e-10)
+PROBLEMS = ((1, "clean"), (2, "clean"), (3, "clean"), (1, "l2"), (2, "l2"))
+COLUMNS = ("degree", "attack", "solver", "tolerance", "result", "num_steps", "error_kappa")
+COLUMNS += ("log_kappa", "seconds")
 
 
 def measure(smoke: bool) -> dict[str, Any]:
-    kappas = (1e2,) if smoke else KAPPAS
+    kappa = SMOKE_KAPPA if smoke else KAPPA
     rows = []
     show({}, COLUMNS, header=True)
-    for degree in (1,) if smoke else (1, 2, 3):
-        for attack in ("clean",) if smoke else ("clean", "l2"):
-            rows += problem_rows(degree, attack, kappas)
-    return {"kappa": kappas[-1], "ratios": ratios(rows, kappas[-1]), "rows": rows}
+    for degree, attack in PROBLEMS[: 1 if smoke else None]:
+        rows += problem_rows(degree, attack, kappa)
+    return {"kappa": kappa, "ratios": ratios(rows), "rows": rows}
 
 
-def problem_rows(degree: int, attack: str, kappas: tuple[float, ...]) -> list[dict[str, Any]]:
+def problem_rows(degree: int, attack: str, kappa: float) -> list[dict[str, Any]]:
     data = gflow.datasets.gaussian(40, 5, gap=0.5, seed=0)
     network = linear_network(5, degree)
     problem, start = linear_problem(network, data, ATTACKS[attack]), network.init(0, scale=0.1)
-    references = {kappa: reference(problem, start, network, kappa) for kappa in kappas}
-    rows: list[dict[str, Any]] = []
-    failed: set[str] = set()
-    field = ScipyField(problem, start)
-    for kappa in kappas:
-        for name, run in solvers(problem, start, field, kappa, smoke=len(kappas) == 1).items():
-            # What failed at a smaller kappa would fail again.
-            if name in failed:
-                continue
-            row = {"degree": degree, "attack": attack, "kappa": kappa, "solver": name}
-            row |= best(run, lambda p, k=kappa: k * predictor_error(network, p, references[k]))
-            failed |= set() if row["result"] == "successful" else {name}
-            rows.append(row)
-            show(row, COLUMNS)
+    same = reference(problem, start, network, kappa)
+    rows = []
+    for name, run in solvers(problem, start, kappa).items():
+        row = {"degree": degree, "attack": attack, "solver": name}
+        row |= best(run, lambda params: kappa * predictor_error(network, params, same))
+        row["steps_at"] = steps_at(*row.pop("curve"), kappa)
+        rows.append(row)
+        show(row, COLUMNS)
     return rows
+
+
+def steps_at(log_kappa: np.ndarray, num_steps: np.ndarray, kappa: float) -> dict[str, int]:
+    """Steps until every power of ten up to kappa that was reached."""
+    powers = range(1, round(math.log10(kappa)) + 1)
+    # The end lies on its target to rounding only.
+    first = {p: np.flatnonzero(log_kappa >= p * math.log(10) - 1e-9) for p in powers}
+    return {f"1e{p}": int(num_steps[where[0]]) for p, where in first.items() if len(where)}
 
 
 def reference(problem, start, network, kappa: float):
@@ -75,34 +74,35 @@ def reference(problem, start, network, kappa: float):
     return predictor_direction(network, flow.direction)
 
 
-def solvers(problem, start, field: ScipyField, kappa: float, *, smoke: bool) -> dict[str, Any]:
-    """For every solver, a function that gives one row a tolerance, one after another."""
+def solvers(problem, start, kappa: float) -> dict[str, Any]:
+    """For every solver, a generator of tolerances and rows, one at a time."""
+    field = ScipyField(problem, start)
     limits = {"max_steps": MOST_STEPS, "max_seconds": MOST_SECONDS}
 
-    def gflow_runs():
-        yield (
-            5e-2,
-            by_gflow(problem, start, kappa, gflow.Rosenbrock(), max_steps=MOST_STEPS, **LOOSE),
-        )
+    def rodas():
+        options = {"max_steps": MOST_STEPS, "save": None} | LOOSE
+        yield 5e-2, by_gflow(problem, start, kappa, gflow.Rosenbrock(), **options)
 
-    def diffrax_runs(name: str):
-        for tolerance in TOLERANCES[name]:
-            options = {"max_steps": MOST_STEPS, "tolerance": tolerance}
+    def kvaerno():
+        for tolerance in TOLERANCES[:3]:
+            options = {"max_steps": MOST_STEPS, "save": None, "tolerance": tolerance}
             yield tolerance, by_gflow(problem, start, kappa, diffrax.Kvaerno5(), **options)
 
-    def scipy_runs(name: str):
-        for tolerance in TOLERANCES[name]:
-            yield tolerance, field.run(kappa, name.split()[1], tolerance, **limits)
+    def scipy(name: str):
+        for tolerance in TOLERANCES:
+            yield tolerance, field.run(kappa, name, tolerance, **limits)
 
-    def descent_runs():
-        most = 2000 if smoke else min(MOST_DESCENT, int(30 * kappa))
-        yield 0.5, by_descent(problem, start, kappa, step_size=0.5, most=most)
+    def descent():
+        yield (
+            0.5,
+            by_descent(
+                problem, start, kappa, step_size=0.5, most=min(MOST_DESCENT, int(20 * kappa))
+            ),
+        )
 
-    runs = {"gflow Rodas5P": gflow_runs}
-    runs |= {"diffrax Kvaerno5": lambda: diffrax_runs("diffrax Kvaerno5")}
-    for name in ("SciPy BDF", "SciPy Radau", "SciPy LSODA"):
-        runs[name] = lambda name=name: scipy_runs(name)
-    return runs | {"descent / loss": descent_runs}
+    scipy_runs = {f"SciPy {name}": partial(scipy, name) for name in ("BDF", "Radau", "LSODA")}
+    runs = {"gflow Rodas5P": rodas, "diffrax Kvaerno5": kvaerno, **scipy_runs}
+    return runs | {"descent / loss": descent}
 
 
 def best(run, error) -> dict[str, Any]:
@@ -120,18 +120,17 @@ def best(run, error) -> dict[str, Any]:
     return chosen
 
 
-def ratios(rows: list[dict[str, Any]], kappa: float) -> list[dict[str, Any]]:
-    """Steps of every peer over those of gflow, at the largest kappa; a reason where it failed."""
+def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Steps of every peer over those of gflow; what it reached instead where it failed."""
     table = []
     for degree, attack in dict.fromkeys((row["degree"], row["attack"]) for row in rows):
         group = [row for row in rows if (row["degree"], row["attack"]) == (degree, attack)]
-        last = {row["solver"]: row for row in group}
-        own = last.pop("gflow Rodas5P")
-        line: dict[str, Any] = {"degree": degree, "attack": attack, "gflow": own["num_steps"]}
-        for name, row in last.items():
-            reached = row["result"] == "successful" and row["kappa"] == kappa
-            failure = f"{row['result']} at kappa {row['kappa']:.0e}"
-            line[name] = row["num_steps"] / own["num_steps"] if reached else failure
+        own = group[0]["num_steps"]
+        line: dict[str, Any] = {"degree": degree, "attack": attack, "gflow": own}
+        for row in group[1:]:
+            failure = f"{row['result']} at log kappa {row['log_kappa']:.1f}"
+            reached = row["result"] == "successful"
+            line[row["solver"]] = row["num_steps"] / own if reached else failure
         table.append(line)
     return table
 
@@ -152,11 +151,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
     )
     for axes, degree in zip(panels[0], degrees, strict=True):
         for name, marker in zip(names, "osv^Dx", strict=False):
-            group = [r for r in rows if (r["degree"], r["solver"]) == (degree, name)]
-            done = [r for r in group if r["result"] == "successful"]
+            (row,) = (r for r in rows if (r["degree"], r["solver"]) == (degree, name))
             axes.loglog(
-                [r["kappa"] for r in done],
-                [r["num_steps"] for r in done],
+                [float(kappa) for kappa in row["steps_at"]],
+                list(row["steps_at"].values()),
                 marker + "-",
                 color=colours[name],
                 linewidth=2 if name.startswith("gflow") else 1,
