@@ -114,7 +114,7 @@ def by_descent(problem, start, kappa: float, *, step_size: float, most: int) -> 
     row = {"result": run.result_name, "num_steps": most}
     row |= {"curve": (run.log_kappa, run.num_steps_at), "log_kappa": run.log_kappa[-1]}
     reached = np.flatnonzero(run.log_kappa >= math.log(kappa))
-    if not len(reached):
+    if not run.successful or not len(reached):
         return row | ({"result": "steps spent"} if run.successful else {})
     row |= {"num_steps": int(run.num_steps_at[reached[0]]), "seconds": run.stats["seconds"]}
     return row | {"direction": run.params_at_index(reached[0])}

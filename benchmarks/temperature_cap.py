@@ -22,6 +22,8 @@ from gflow.polish import polish
 CAPS = (1e2, 1e3, 1e4, 1e5, 1e6)
 # So far out that the direction stands still; kappa is beyond any float.
 FARTHEST = 1e4
+# The slope is that from this cap on; at warmer ones the active margins can hardly be told.
+FIRST = 1e3
 COLUMNS = ("problem", "kappa_cap", "result", "num_steps", "stationarity", "distance", "scaled")
 
 
@@ -54,7 +56,7 @@ def capped(name: str, problem: gflow.Problem, start, smoke: bool) -> dict[str, A
     for cap in CAPS[:2] if smoke else CAPS:
         rows.append({"kappa_cap": cap, **capped_row(problem, start, cap)})
         show({"problem": name, **rows[-1]}, COLUMNS)
-    done = [row for row in rows if row.get("converged")]
+    done = [row for row in rows if row.get("converged") and row["kappa_cap"] >= FIRST]
     logs = np.log([[row["kappa_cap"], row["distance"]] for row in done])
     slope = float(np.polyfit(*logs.T, 1)[0]) if len(done) > 1 else None
     return {"slope": slope, "rows": rows, "limit": found_limit(name, problem, start)}
