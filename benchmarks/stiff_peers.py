@@ -155,19 +155,21 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for axes, degree in zip(panels[0], degrees, strict=True):
         for name, marker in zip(names, "osv^Dx", strict=False):
             (row,) = (r for r in rows if (r["degree"], r["solver"]) == (degree, name))
+            # What diverged has followed no path.
+            curve = {} if row["result"] == "diverged" else row["steps_at"]
             axes.loglog(
-                [float(kappa) for kappa in row["steps_at"]],
-                list(row["steps_at"].values()),
+                [float(kappa) for kappa in curve],
+                list(curve.values()),
                 marker + "-",
                 color=colours[name],
                 linewidth=2 if name.startswith("gflow") else 1,
                 markersize=5,
                 label=name,
             )
-        axes.set(xlabel=r"$\kappa$", title=f"degree {degree}")
+        axes.set(xlabel=r"$\kappa$", title=f"degree {degree}, clean, 40 x 5")
         axes.grid(color="0.92", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0][0].set_ylabel("steps (clean, 40 points in 5 dimensions)")
+    panels[0][0].set_ylabel("accepted steps until then")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside right center")
     figure.savefig(path, dpi=150)
