@@ -397,3 +397,127 @@ def test_at_a_kink_the_whole_subdifferential_counts():
     assert found.flow_stationarity > 0.5  # one member of the subdifferential is not enough
     beside = gflow.certify(problem, linear_params([1.0, 1e-3]))
     assert len(beside.kinks) == 0 and beside.stationarity > 0.1
+
+
+# Around a limit: what a point is reported to be off by is at least what it is off by
+
+
+@pytest.fixture(scope="module")
+def limit(two_layer):
+    """A limit that is a strict maximum, as a flat vector of norm 1."""
+    found = gflow.find_limit(two_layer, TRAINED)
+    assert found.verdict == "strict maximum"
+    return flat(found.direction)
+
+
+def recomputed(vector, multipliers):
+    """Margins, `u - sum lambda_i grad q_i` and `L lambda_i (q_i - gamma)` at a unit vector, in
+    NumPy."""
+    params = shaped(vector, START)
+    values = margins(params, DATA, RADIUS)
+    residual = vector - multipliers @ margin_gradients(params, DATA, RADIUS)
+    return values, residual, DEGREE * (values - values.min()) * multipliers
+
+
+def joint(vector, multipliers):
+    """What the certificate's multipliers make smallest."""
+    _, residual, slack = recomputed(vector, multipliers)
+    return math.hypot(np.linalg.norm(residual), np.linalg.norm(slack))
+
+
+def beside(vector, seed, size):
+    """A unit vector at about this distance, and how far it is across `vector`."""
+    offset = np.random.default_rng(seed).normal(size=vector.size)
+    offset -= (offset @ vector) * vector
+    moved = vector + size * offset / np.linalg.norm(offset)
+    return moved / np.linalg.norm(moved)
+
+
+@pytest.fixture(scope="module")
+def firmness(limit):
+    """The least growth of the joint residual per unit of distance, to first order.
+
+    The least singular value of its derivative in u, across u, once the multipliers and the margin
+    have done what they can, even with multipliers free to be negative: so a lower bound.
+    """
+    step, size = 1e-6, limit.size
+    best, _ = nnls(*_system(limit))
+
+    def values(vector):
+        params = shaped(vector, START)
+        pull = best @ margin_gradients(params, DATA, RADIUS)
+        return np.concatenate([vector - pull, DEGREE * best * margins(params, DATA, RADIUS)])
+
+    columns = [
+        (values(limit + step * e) - values(limit - step * e)) / (2 * step) for e in np.eye(size)
+    ]
+    across = np.linalg.svd(limit[None])[2][1:].T
+    slack = DEGREE * (margins(shaped(limit, START), DATA, RADIUS) - _smallest(limit))
+    gradients = margin_gradients(shaped(limit, START), DATA, RADIUS)
+    free = np.concatenate([-gradients.T, np.diag(slack)])
+    shift = np.concatenate([np.zeros(size), -DEGREE * best])[:, None]
+    basis = np.linalg.qr(np.concatenate([free, shift], axis=1))[0]
+    moved = np.array(columns).T @ across
+    return np.linalg.svd(moved - basis @ (basis.T @ moved), compute_uv=False)[-1]
+
+
+def _smallest(vector):
+    return margins(shaped(vector, START), DATA, RADIUS).min()
+
+
+def _system(vector):
+    """The joint least squares of the certificate."""
+    params = shaped(vector, START)
+    values = margins(params, DATA, RADIUS)
+    slack = np.diag(DEGREE * (values - values.min()))
+    system = np.concatenate([margin_gradients(params, DATA, RADIUS).T, slack])
+    return system, np.concatenate([vector, np.zeros(len(values))])
+
+
+@pytest.mark.slow
+@settings(max_examples=25)
+@given(seed=st.integers(0, 10**6), log_size=st.floats(-9, -1))
+def test_around_a_limit_the_certificate_says_what_numpy_says(two_layer, limit, seed, log_size):
+    vector = beside(limit, seed, 10**log_size)
+    found = gflow.certify(two_layer, shaped(3.0 * vector, START))
+    values, residual, slack = recomputed(vector, found.multipliers)
+    # The point is normalised once more: rounding of 1e-16 each, over a few hundred operations.
+    assert found.normalized_margin == pytest.approx(values.min(), rel=1e-12)
+    assert found.stationarity == pytest.approx(np.linalg.norm(residual), rel=1e-9, abs=1e-13)
+    assert found.complementarity == pytest.approx(slack.sum(), rel=1e-9, abs=1e-13)
+    assert found.dual_infeasibility == 0 and np.all(found.multipliers >= 0)
+    # It is not harder than the truth either: no multipliers do better.
+    other = found.multipliers * np.random.default_rng(seed).uniform(0.5, 1.5, size=len(DATA))
+    assert joint(vector, found.multipliers) <= joint(vector, other) + 1e-13
+
+
+@pytest.mark.slow
+@settings(max_examples=25)
+@given(seed=st.integers(0, 10**6), log_size=st.floats(-8, -4))
+def test_a_point_beside_a_limit_is_reported_to_be(two_layer, limit, firmness, seed, log_size):
+    assert firmness > 1e-3
+    vector = beside(limit, seed, 10**log_size)
+    distance = np.linalg.norm(vector - limit)
+    found = gflow.certify(two_layer, shaped(vector, START))
+    slack = recomputed(vector, found.multipliers)[2]
+    reported = math.hypot(found.stationarity, np.linalg.norm(slack))
+    # Half, for the terms of second order; and the limit's own residual.
+    assert reported >= 0.5 * firmness * distance - 1e-12
+
+
+@pytest.mark.slow
+@settings(max_examples=25)
+@given(rank=st.integers(0, len(DATA) - 1), log_size=st.floats(-6, -3))
+def test_a_violated_margin_shows(two_layer, limit, rank, log_size):
+    """Against the gradient of one active margin: it falls below the others, whose multipliers,
+    which carry the norm, then have slack."""
+    at_limit = gflow.certify(two_layer, shaped(limit, START))
+    index = np.flatnonzero(at_limit.multipliers > 0)[rank % at_limit.num_support]
+    slope = margin_gradients(shaped(limit, START), DATA, RADIUS)[index]
+    size = 10**log_size
+    vector = limit - size * slope / np.linalg.norm(slope)
+    vector /= np.linalg.norm(vector)
+    found = gflow.certify(two_layer, shaped(vector, START))
+    assert found.normalized_margin == pytest.approx(_smallest(vector), rel=1e-12)
+    assert found.normalized_margin < at_limit.normalized_margin
+    assert found.complementarity + found.stationarity > 1e-3 * size

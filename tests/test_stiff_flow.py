@@ -168,3 +168,66 @@ def test_stiff_and_capped_runs_are_read_and_restored(capped, tmp_path):
     assert np.linalg.norm(far[0] / np.exp(500.0)) == pytest.approx(1.0, rel=1e-12)
     jax.tree.map(np.testing.assert_array_equal, far, capped.at(log_kappa=500.0))
     assert again.settings["kappa_cap"] == pytest.approx(1e4)
+
+
+# Two tolerances: of the direction, and of what is along the path
+
+
+UNTIL = gflow.Until(log_kappa=6.0)
+
+
+def far(**options):
+    trained = problem(DEEP, perturbations.fgm(0.1))
+    options = {"solver": gflow.Rosenbrock(), "until": UNTIL} | options
+    return gflow.integrate(trained, DEEP.init(0, scale=0.5), **options)
+
+
+def gap(left, right):
+    return float(np.linalg.norm(left.vectors[-1] - right.vectors[-1]))
+
+
+@pytest.fixture(scope="module")
+def tight():
+    return far(tolerance=1e-10)
+
+
+def test_the_direction_has_a_tolerance_of_its_own(tight):
+    loose = far(tolerance=1e-2, rtol_direction=1e-2)
+    assert loose.settings["rtol_direction"] == loose.settings["tolerance"] == 1e-2
+    np.testing.assert_array_equal(loose.vectors, far(tolerance=1e-2).vectors)
+    errors, steps = [gap(loose, tight)], [loose.stats["num_steps"]]
+    for rtol in (1e-4, 1e-6):
+        finer = far(tolerance=1e-2, rtol_direction=rtol)
+        assert (finer.settings["tolerance"], finer.settings["rtol_direction"]) == (1e-2, rtol)
+        errors.append(gap(finer, tight))
+        steps.append(finer.stats["num_steps"])
+        # What each of the steps in which the direction turns may add.
+        assert errors[-1] <= 10 * rtol
+    assert errors[0] > 10 * errors[1] > 100 * errors[2]
+    assert steps[0] < steps[1] < steps[2]
+
+
+def test_either_tolerance_binds(tight):
+    # A loose bound on the direction does not loosen that on the norm and on the time.
+    run = far(tolerance=1e-8, rtol_direction=1e-3)
+    assert run.log1p_time[-1] == pytest.approx(tight.log1p_time[-1], abs=1e-3)
+    assert run.stats["num_steps"] > far(tolerance=1e-3).stats["num_steps"]
+
+
+def test_reading_keeps_the_tolerances_and_older_files_have_one(tmp_path):
+    run = far(tolerance=1e-2, rtol_direction=1e-6, save=3)
+    for inside in (run, gflow.load(run.save(tmp_path / "new"))):
+        reached = inside.at(log_kappa=3.0)
+        reference = far(tolerance=1e-10, until=gflow.Until(log_kappa=3.0)).params
+        # Of norm exp(1.5) = 4.5; ten times the tolerance of the direction.
+        for left, right in zip(reached, reference, strict=True):
+            np.testing.assert_allclose(left, right, rtol=0, atol=4.5e-5)
+    del run.settings["rtol_direction"]  # pyright: ignore[reportIndexIssue]
+    older = gflow.load(run.save(tmp_path / "old"))
+    assert np.all(np.isfinite(older.at(log_kappa=3.0)[0]))
+
+
+@pytest.mark.parametrize("value", [True, 0.0, 1.0, np.nan])
+def test_a_tolerance_of_the_direction_that_is_none(value):
+    with pytest.raises((TypeError, ValueError), match="rtol_direction="):
+        far(rtol_direction=value)

@@ -15,7 +15,7 @@ from gflow.flow.field import Field
 from gflow.flow.options import check_options, checked_cap, checked_solver
 from gflow.flow.outcome import hopeless, not_finite_ahead, targets_met, unseparated_result
 from gflow.flow.segment import Block, Cursor, advance, begin
-from gflow.flow.starting import control_of, solver_name, start_cursor
+from gflow.flow.starting import Tolerances, control_of, solver_name, start_cursor
 from gflow.flow.stiffness import Watch, stiff_solver
 from gflow.flow.until import Until
 from gflow.problem import Problem
@@ -37,6 +37,7 @@ def integrate(
     until: Until,
     solver: diffrax.AbstractSolver | None = None,
     tolerance: float = 1e-8,
+    rtol_direction: float | None = None,
     atol_logit: float = 0.1,
     kappa_cap: float | None = None,
     save: int | None = 512,
@@ -57,12 +58,18 @@ def integrate(
             with `gflow.Rosenbrock()` where stiffness has made that the cheaper one (see
             `gflow.flow.stiffness`). Or any diffrax ODE solver with an error estimate, to be used
             throughout; only a `Rosenbrock` has its error controlled in the logits.
-        tolerance: local error per step, of the direction (|du|_2), of log |params| and of
-            log(1 + t): relative error per step of the parameters and of 1 + t.
+        tolerance: local error per step of log |params| and of log(1 + t), that is, relative error
+            of |params| and of 1 + t; and of the direction, unless that has a bound of its own.
+        rtol_direction: local error per step of the direction, `|du|_2`; None for `tolerance`.
+            Of the directions that the flow does not damp, expect an error of 0.1 to 1.2 times this
+            at the end (deep linear networks, 1e-4 to 1e-8, `benchmarks/work_precision.py`); of
+            those that it does, far less.
         atol_logit: local error per step in the logits,
             `sqrt(sum_i p_i (kappa <grad q_i, du>)^2)`, where the solver is a `Rosenbrock`: an error
-            of the direction is one of kappa times that in what the loss sees. Above about 0.2 the
-            linearisation of the weights p no longer holds, and steps are wasted.
+            of the direction is one of kappa times that in what the loss sees. It keeps the error of
+            what the flow damps to `atol_logit / kappa`, so that far out a loose `rtol_direction`
+            will do. Above about 0.1 the linearisation of the weights p no longer holds, and steps
+            are wasted.
         kappa_cap: kappa_c; the weights p of the flow are those of min(kappa, kappa_c). Beyond it
             the direction follows the flow up to O(1/kappa_c), kappa may leave the range of
             floating-point numbers, and `log1p_time` is NaN. None for the true flow.
@@ -80,13 +87,15 @@ def integrate(
 
     Source: Lyu & Li 2020 and Lyu & Zhu 2022 for the flow and its normalized margin.
     """
-    check_options(until, tolerance, save, max_steps)
+    check_options(until, tolerance, rtol_direction, save, max_steps)
     check_progress(progress, "integrate")
     max_steps, save = int(max_steps), None if save is None else int(save)
     solver, log_cap = checked_solver(solver), checked_cap(kappa_cap, atol_logit, until)
     params = check_start(problem, params)
     field = Field(problem, Layout.of(params), log_cap)
-    run = _Run(field, params, until, solver, (tolerance, atol_logit), save)
+    across = tolerance if rtol_direction is None else rtol_direction
+    tolerances = Tolerances(tolerance, across, atol_logit)
+    run = _Run(field, params, until, solver, tolerances, save)
     seconds = time.perf_counter()
     with reporter(progress, "flow") as report:
         result = run.go(max_steps, report)
@@ -222,8 +231,7 @@ class _Run:
         settings = {
             "until": self.until.as_dict(),
             "solver": solver_name(self.solver),
-            "tolerance": float(self.tolerances[0]),
-            "atol_logit": float(self.tolerances[1]),
+            **{name: float(value) for name, value in self.tolerances._asdict().items()},
             "kappa_cap": None
             if np.isinf(self.field.log_cap)
             else float(np.exp(self.field.log_cap)),

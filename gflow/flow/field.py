@@ -122,9 +122,13 @@ def log_time_rate(field: Field, state: State, ascent: Ascent) -> Float[Array, ""
     return jnp.where(field.log_kappa(state) <= field.log_cap, rate, -jnp.inf)
 
 
-def error_norm(error: State) -> Float[Array, ""]:
-    """`max(|du|_2, |d log rho|, |d log(1+t)|)`: so the tolerance is a relative error of the
-    parameters, and of 1 + t.
+def error_sizes(error: State) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`|du|_2`, and `max(|d log rho|, |d log(1+t)|)`: relative errors of the parameters, across
+    and along them, and of 1 + t.
     """
-    across = jnp.sqrt(error[:-2] @ error[:-2])
-    return jnp.maximum(across, jnp.max(jnp.abs(error[-2:])))
+    return jnp.sqrt(error[:-2] @ error[:-2]), jnp.max(jnp.abs(error[-2:]))
+
+
+def error_norm(error: State) -> Float[Array, ""]:
+    """The larger of the two sizes of an error."""
+    return jnp.maximum(*error_sizes(error))

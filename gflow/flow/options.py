@@ -47,7 +47,9 @@ def checked_cap(kappa_cap: Any, atol_logit: Any, until: Until) -> np.ndarray:
     return np.asarray(np.inf)
 
 
-def check_options(until: Any, tolerance: Any, save: Any, max_steps: Any) -> None:
+def check_options(
+    until: Any, tolerance: Any, rtol_direction: Any, save: Any, max_steps: Any
+) -> None:
     """Refuses, by the name of the call, what cannot be meant.
 
     Raises:
@@ -57,11 +59,17 @@ def check_options(until: Any, tolerance: Any, save: Any, max_steps: Any) -> None
         raise TypeError(
             f"`until={until!r}` must be a `gflow.Until(...)`, such as `gflow.Until(log_loss=-10)`."
         )
-    if not is_real(tolerance):
-        raise TypeError(f"`integrate(tolerance={tolerance!r})` must be a number, such as 1e-8.")
-    if not 1e-14 <= tolerance <= 0.1:
-        raise ValueError(f"`integrate(tolerance={tolerance!r})` must lie between 1e-14 and 0.1.")
+    _check_tolerance("tolerance", tolerance)
+    if rtol_direction is not None:
+        _check_tolerance("rtol_direction", rtol_direction)
     if save is not None and (not is_integer(save) or save < 2):
         raise ValueError(f"`integrate(save={save!r})` must be None or an integer of at least 2.")
     if not is_integer(max_steps) or max_steps < 1:
         raise ValueError(f"`integrate(max_steps={max_steps!r})` must be an integer of at least 1.")
+
+
+def _check_tolerance(name: str, value: Any) -> None:
+    if not is_real(value):
+        raise TypeError(f"`integrate({name}={value!r})` must be a number, such as 1e-8.")
+    if not 1e-14 <= value <= 0.1:
+        raise ValueError(f"`integrate({name}={value!r})` must lie between 1e-14 and 0.1.")

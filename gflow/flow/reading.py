@@ -7,7 +7,7 @@ from gflow._typing import Params
 from gflow.flow.clocked import ClockedRosenbrock
 from gflow.flow.field import Field, unit_direction
 from gflow.flow.segment import advance, begin
-from gflow.flow.starting import control_of
+from gflow.flow.starting import Tolerances, control_of
 from gflow.flow.tableaus import TABLEAUS
 from gflow.flow.until import Until
 from gflow.record import row_capacity
@@ -21,7 +21,10 @@ def read_between(trajectory: Trajectory, index: int, name: str, target: float) -
     log_cap = np.asarray(np.inf if cap is None else np.log(cap))
     field = Field(trajectory.require_problem(), trajectory.layout, log_cap)
     solver = _solver_at(trajectory, index)
-    tolerances = settings["tolerance"], settings["atol_logit"]
+    tolerance = settings["tolerance"]
+    # Files of earlier versions have one tolerance for all.
+    across = settings.get("rtol_direction", tolerance)
+    tolerances = Tolerances(tolerance, across, settings["atol_logit"])
     controller = control_of(solver, tolerances, size, Until(**{name: target}))
     column = trajectory.columns
     tail = [column["log_norm"][index], np.nan_to_num(column["log1p_time"][index])]

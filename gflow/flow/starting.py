@@ -1,5 +1,7 @@
 """What a run begins with: its step-size control and its first step."""
 
+from typing import NamedTuple
+
 import diffrax
 import equinox as eqx
 import numpy as np
@@ -12,22 +14,35 @@ from gflow.flow.segment import Cursor, begin
 from gflow.flow.until import Until
 
 
+class Tolerances(NamedTuple):
+    """Local errors per step that `integrate` allows, under its names for them."""
+
+    tolerance: float
+    rtol_direction: float
+    atol_logit: float
+
+
 def control_of(
-    solver: diffrax.AbstractSolver, tolerances: tuple[float, float], budget: int, until: Until
+    solver: diffrax.AbstractSolver, tolerances: Tolerances, budget: int, until: Until
 ) -> FlowController:
     """Step-size control: in the logits too where the solver is linearly implicit."""
-    tolerance, atol_logit = map(np.float64, tolerances)
+    tolerance, rtol_direction, atol_logit = map(np.float64, tolerances)
     logit = atol_logit if isinstance(solver, Rosenbrock) else None
-    return make_controller(tolerance, np.int64(budget), until, logit)
+    return make_controller(tolerance, np.int64(budget), until, logit, rtol_direction)
 
 
 def start_cursor(
     field: Field, solver: diffrax.AbstractSolver, controller: FlowController, params: Params
 ) -> Cursor:
-    """A cursor at `params` at time 0, about to try a cautious first step."""
+    """A cursor at `params` at time 0, about to try a cautious first step.
+
+    A Rosenbrock method begins with a longer one: its steps are few, and a rejected one costs less
+    than half a dozen in which a short one grows.
+    """
     # On the sphere the direction moves at most at speed |grad q|, which is of the size of |x|.
     speed = max(1.0, float(np.max(np.linalg.norm(field.problem.dataset.x, axis=1))))
-    step = 0.01 * float(controller.atol) ** 0.2 / speed
+    caution = 1.0 if isinstance(solver, Rosenbrock) else 0.01
+    step = caution * float(controller.atol) ** 0.2 / speed
     return _begin_at_params(field, solver, controller, params, np.float64(step))
 
 

@@ -1,0 +1,198 @@
+"""The flow of linear networks to kappa 1e12, and its limit, beside the convex reference.
+
+Linear and deep linear networks (degrees 1 to 4) on Gaussian points of gap 0.5, clean and under
+l_2 and l_inf attacks. For every problem, from small and larger initial weights: steps, and twice
+the distance of the predictor at the end, times kappa: to the limit, which is a property of the
+flow, and to a tighter integration at the same kappa, which is the solver's error. Then `find_limit`
+beside `max_margin`, the flow at several kappa where it comes to its limit slowly, and l_inf attacks
+so large that the limit has zeros, where an unsmoothed sign chatters.
+"""
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+from _common import run_benchmark, show, timed
+from _linear import (
+    ATTACKS,
+    Attack,
+    linear_network,
+    linear_problem,
+    max_margin,
+    predictor_direction,
+    predictor_error,
+    smoothed,
+)
+
+import gflow
+from gflow import perturbations
+
+FAR = 1e12
+# Of the direction, of |params| and of 1 + t, per step; and of the run that is compared with.
+LOOSE = {"tolerance": 1e-2, "rtol_direction": 5e-2}
+FINE = {"tolerance": 1e-7, "atol_logit": 1e-3, "max_steps": 1000}
+SCALES = (0.1, 0.5)
+PROGRESS = (1e3, 1e6, 1e9, 1e12)
+
+
+def measure(smoke: bool) -> dict[str, Any]:
+    kinds = {"40x5": (40, 5), "74x20": (74, 20)}
+    kinds = dict(list(kinds.items())[:1]) if smoke else kinds
+    data = {name: gflow.datasets.gaussian(*shape, gap=0.5, seed=0) for name, shape in kinds.items()}
+    degrees = (1,) if smoke else (1, 2, 3, 4)
+    return {
+        "far": [row for name, points in data.items() for row in far_rows(name, points, degrees)],
+        "limits": [row for name, points in data.items() for row in limits(name, points, degrees)],
+        "large": [] if smoke else limits("200x100", larger(), (1,)),
+        "approach": [] if smoke else approach(data["74x20"]),
+        "chatter": chatter(data["40x5"], smoke),
+    }
+
+
+def larger() -> gflow.Dataset:
+    return gflow.datasets.gaussian(200, 100, gap=0.5, seed=0)
+
+
+def far_flow(problem, start, kappa: float = FAR, **options):
+    until = gflow.Until(log_kappa=math.log(kappa))
+    options = {"solver": gflow.Rosenbrock(), "throw": False, "max_steps": 5000} | options
+    return gflow.integrate(problem, start, until=until, **options)
+
+
+def far_rows(name: str, data: gflow.Dataset, degrees: tuple[int, ...]) -> list[dict[str, Any]]:
+    """The flow to kappa 1e12."""
+    columns = ("data", "degree", "attack", "scale", "result", "num_steps", "num_rejected_steps")
+    columns += ("limit_kappa", "solver_kappa", "fine_steps", "seconds")
+    rows = []
+    show({}, columns, header=True)
+    for degree in degrees:
+        network = linear_network(data.x.shape[1], degree)
+        for key, attack in ATTACKS.items():
+            for scale in SCALES:
+                row = far_row(network, data, attack, scale)
+                rows.append({"data": name, "degree": degree, "attack": key, "scale": scale, **row})
+                show(rows[-1], columns)
+    return rows
+
+
+def far_row(network, data, attack: Attack, scale: float) -> dict[str, Any]:
+    problem, start = linear_problem(network, data, attack), network.init(0, scale=scale)
+    far_flow(problem, start, **LOOSE)  # compiles
+    flow = far_flow(problem, start, **LOOSE)
+    row = {"result": flow.result_name}
+    row |= {name: flow.stats[name] for name in ("num_steps", "num_rejected_steps")}
+    if not flow.successful:
+        return row
+    limit = max_margin(data, attack).direction
+    row |= {"seconds": flow.stats["seconds"]}
+    row |= {"limit_kappa": FAR * predictor_error(network, flow.direction, limit)}
+    fine = far_flow(problem, start, **FINE)
+    row |= {"fine_result": fine.result_name}
+    if fine.successful:
+        same = predictor_direction(network, fine.direction)
+        row |= {"solver_kappa": FAR * predictor_error(network, flow.direction, same)}
+        row |= {"fine_steps": fine.stats["num_steps"]}
+    return row
+
+
+def limits(name: str, data: gflow.Dataset, degrees: tuple[int, ...]) -> list[dict[str, Any]]:
+    """`find_limit` beside `max_margin`: error, and times called in alternation."""
+    columns = ("data", "degree", "attack", "result", "num_steps", "error", "stationarity")
+    columns += ("seconds", "reference_seconds", "ratio")
+    rows = []
+    show({}, columns, header=True)
+    for degree in degrees:
+        network = linear_network(data.x.shape[1], degree)
+        for key, attack in ATTACKS.items():
+            row = limit_row(network, data, attack)
+            rows.append({"data": name, "degree": degree, "attack": key, **row})
+            show(rows[-1], columns)
+    return rows
+
+
+def limit_row(network, data, attack: Attack) -> dict[str, Any]:
+    problem, start = linear_problem(network, data, attack), network.init(0, scale=SCALES[0])
+    limit = gflow.find_limit(problem, start, throw=False)  # compiles
+    row = {"result": limit.result_name, "verdict": limit.verdict}
+    row |= {"num_steps": limit.num_flow_steps}
+    if not limit.successful:
+        return row
+    reference = max_margin(data, attack)
+    pairs = [
+        (
+            timed(lambda: gflow.find_limit(problem, start, throw=False), 1).seconds,
+            timed(lambda: max_margin(data, attack), 1).seconds,
+        )
+        for _ in range(3)
+    ]
+    seconds, reference_seconds = np.median(pairs, axis=0)
+    return row | {
+        "error": predictor_error(network, limit.direction, reference.direction),
+        "stationarity": limit.certificate.stationarity,
+        "seconds": seconds,
+        "flow_seconds": sum(stage.seconds for stage in limit.stages if stage.kind == "flow"),
+        "stage_seconds": sum(stage.seconds for stage in limit.stages),
+        "reference_seconds": reference_seconds,
+        "ratio": seconds / reference_seconds,
+    }
+
+
+def approach(data: gflow.Dataset) -> list[dict[str, Any]]:
+    """Distance of the flow to its limit at several kappa, and its slope: where the support vectors
+    do not span the inputs, the rest of the first layer stands still and the distance falls like
+    `kappa^(-1/L)`.
+    """
+    columns = ("degree", "scale", "slope", "distances")
+    rows = []
+    show({}, columns, header=True)
+    attack = ATTACKS["clean"]
+    limit = max_margin(data, attack).direction
+    for degree in (2, 3, 4):
+        network = linear_network(data.x.shape[1], degree)
+        problem = linear_problem(network, data, attack)
+        for scale in (0.5, 1e-3, 1e-6):
+            flow = far_flow(problem, network.init(0, scale=scale), save=None, **LOOSE)
+            row = {"degree": degree, "scale": scale, "result": flow.result_name}
+            row |= {"num_steps": flow.stats["num_steps"]}
+            if flow.successful:
+                points = [flow.at(log_kappa=math.log(kappa)) for kappa in PROGRESS]
+                distances = [predictor_error(network, point, limit) for point in points]
+                row |= {"kappa": PROGRESS, "distances": distances}
+                row |= {"slope": np.diff(np.log(distances[1:])).mean() / math.log(1e3)}
+            rows.append(row)
+            show(row, columns)
+    return rows
+
+
+def chatter(data: gflow.Dataset, smoke: bool) -> list[dict[str, Any]]:
+    """The sign of FGSM, exact and smoothed, at radii up to one where the limit has zeros."""
+    columns = ("radius", "smoothing", "degree", "num_zeros", "result", "num_steps")
+    columns += ("num_rejected_steps", "log_kappa", "error", "seconds")
+    rows = []
+    show({}, columns, header=True)
+    for share in (0.5,) if smoke else (0.5, 0.95):
+        radius = share * gflow.reference.largest_feasible_radius(data, order=math.inf)
+        exact = Attack(perturbations.fgsm(radius), radius, math.inf)
+        limit = max_margin(data, exact).direction
+        for degree in (1,) if smoke else (1, 2):
+            for smoothing in (0.0,) if smoke else (0.0, 1e-4, 1e-3):
+                attack = smoothed(exact, smoothing)
+                network = linear_network(data.x.shape[1], degree)
+                problem = linear_problem(network, data, attack)
+                begin = time.perf_counter()
+                options = LOOSE | {"max_steps": 500 if smoke else 2000}
+                flow = far_flow(problem, network.init(0, scale=0.5), **options)
+                row = {"radius": radius, "smoothing": smoothing, "degree": degree}
+                row |= {"num_zeros": int(np.sum(np.abs(limit) < 1e-9))}
+                row |= {"result": flow.result_name, "seconds": time.perf_counter() - begin}
+                row |= {name: flow.stats[name] for name in ("num_steps", "num_rejected_steps")}
+                row |= {"log_kappa": float(flow.log_kappa[-1])}
+                row |= {"error": predictor_error(network, flow.direction, limit)}
+                rows.append(row)
+                show(row, columns)
+    return rows
+
+
+if __name__ == "__main__":
+    run_benchmark(__doc__, measure)
