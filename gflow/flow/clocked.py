@@ -6,6 +6,7 @@ and `t` follows from `integral exp(E) d tau`, `E = log dt/dtau`, with E a polyno
 values at the ends and the middle of the step and its slopes at the ends.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -13,11 +14,14 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
+from jax import lax
 from jax.scipy.special import logsumexp
 from jaxtyping import Array
 
 from gflow.flow.field import Field, log_time_rate, path_slope
+from gflow.flow.krylov import stiff_part, woodbury
 from gflow.flow.rosenbrock import Rosenbrock, interpolate
+from gflow.flow.systems import Krylov
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 # Where E rises by more than this, the part of the step before adds nothing to the integral.
@@ -28,7 +32,7 @@ class ClockedRosenbrock(Rosenbrock):
     """A Rosenbrock method for the state `(u, log rho, log(1 + t))` of `gflow.flow.field`."""
 
     def __init__(
-        self, method: str = "Rodas5P", *, linear_solver: lx.AbstractLinearSolver | None = None
+        self, method: str = "Rodas5P", *, linear_solver: lx.AbstractLinearSolver | Krylov | None = None
     ):
         super().__init__(method, linear_solver=linear_solver)
 
@@ -42,9 +46,20 @@ class ClockedRosenbrock(Rosenbrock):
             state = jnp.append(path, y0[-1])
             return path_slope(field, state, field.ascent(state))
 
-        inner, inner_error, inner_k = self.advance(slope, jnp.asarray(t0), h, y0[:-1])
+        def precondition(most: int) -> Callable[[Array], Callable[[Array], Array]]:
+            part = stiff_part(field, y0[:-1], most)
+            return lambda shift: woodbury(part, shift)
+
+        inner, inner_error, inner_k = self.advance(
+            slope, jnp.asarray(t0), h, y0[:-1], precondition
+        )
         middle = interpolate(0.5, y0[:-1], inner, inner_k)
-        log_time, log_error = _log_time(field, h, y0, inner, middle)
+        # Beyond a cap time stands still.
+        log_time, log_error = lax.cond(
+            field.log_kappa(jnp.append(inner, 0.0)) <= field.log_cap,
+            lambda: _log_time(field, h, y0, inner, middle),
+            lambda: (y0[-1], jnp.zeros_like(y0[-1])),
+        )
         y1, error = jnp.append(inner, log_time), jnp.append(inner_error, log_error)
         k = jnp.pad(inner_k, ((0, 0), (0, 1)))
         return y1, error, {"y0": y0, "y1": y1, "k": k}, None, diffrax.RESULTS.successful
