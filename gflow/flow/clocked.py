@@ -12,7 +12,6 @@ from typing import Any
 import diffrax
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import numpy as np
 from jax import lax
 from jax.scipy.special import logsumexp
@@ -21,20 +20,28 @@ from jaxtyping import Array
 from gflow.flow.field import Field, log_time_rate, path_slope
 from gflow.flow.krylov import stiff_part, woodbury
 from gflow.flow.rosenbrock import Rosenbrock, interpolate
-from gflow.flow.systems import Krylov
+from gflow.flow.systems import LinearSolver, Operator
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 # Where E rises by more than this, the part of the step before adds nothing to the integral.
 _RISE = 42.0
+# Errors of the linear systems, relative to the step, in units of the tolerance of a step; at most.
+_LINEAR, _LARGEST = 1e-2, 1e-4
 
 
 class ClockedRosenbrock(Rosenbrock):
     """A Rosenbrock method for the state `(u, log rho, log(1 + t))` of `gflow.flow.field`."""
 
     def __init__(
-        self, method: str = "Rodas5P", *, linear_solver: lx.AbstractLinearSolver | Krylov | None = None
+        self,
+        method: str = "Rodas5P",
+        *,
+        linear_solver: LinearSolver = None,
+        tolerance: float = 1e-8,
     ):
+        """`tolerance` is that of the run, of which the linear systems may add little."""
         super().__init__(method, linear_solver=linear_solver)
+        self.tolerance = np.minimum(_LINEAR * np.asarray(tolerance, float), _LARGEST)
 
     def step(
         self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
@@ -46,13 +53,11 @@ class ClockedRosenbrock(Rosenbrock):
             state = jnp.append(path, y0[-1])
             return path_slope(field, state, field.ascent(state))
 
-        def precondition(most: int) -> Callable[[Array], Callable[[Array], Array]]:
+        def precondition(most: int) -> Callable[[Array], Operator]:
             part = stiff_part(field, y0[:-1], most)
             return lambda shift: woodbury(part, shift)
 
-        inner, inner_error, inner_k = self.advance(
-            slope, jnp.asarray(t0), h, y0[:-1], precondition
-        )
+        inner, inner_error, inner_k = self.advance(slope, jnp.asarray(t0), h, y0[:-1], precondition)
         middle = interpolate(0.5, y0[:-1], inner, inner_k)
         # Beyond a cap time stands still.
         log_time, log_error = lax.cond(

@@ -83,7 +83,7 @@ def integrate(
     check_options(until, tolerance, save, max_steps)
     check_progress(progress, "integrate")
     max_steps, save = int(max_steps), None if save is None else int(save)
-    solver, log_cap = checked_solver(solver), checked_cap(kappa_cap, atol_logit, until)
+    solver, log_cap = checked_solver(solver, tolerance), checked_cap(kappa_cap, atol_logit, until)
     params = check_start(problem, params)
     field = Field(problem, Layout.of(params), log_cap)
     run = _Run(field, params, until, solver, (tolerance, atol_logit), save)
@@ -153,7 +153,7 @@ class _Run:
         """Goes on with a Rosenbrock method, once and for all, where that is now the cheaper one."""
         if self.watch is None or not self.watch.stiff(self.cursor, block):
             return
-        self.watch, self.solver = None, stiff_solver()
+        self.watch, self.solver = None, stiff_solver(self.tolerances[0])
         self.stiff_from = int(self.cursor.num_accepted)
         cursor = self.cursor
         self.cursor = begin(

@@ -1,4 +1,4 @@
-"""Linear systems of the flow without its Jacobian: Krylov iteration, preconditioned by examples.
+"""The stiff part of the flow's Jacobian, in the space of the examples: a preconditioner.
 
 Where kappa is large the Jacobian of `(u, log rho)` is, but for a part that does not grow with it,
 
@@ -6,13 +6,12 @@ Where kappa is large the Jacobian of `(u, log rho)` is, but for a part that does
 
 of rank at most the number of margins with weights p above rounding: the rows of G are
 `((I - u u^T) grad q_i, L q_i)`, by which margins move the path, and those of S are kappa times
-`(d q_i / du, L q_i)`, by which the path moves the margins. With frozen perturbations the two differ.
+`(dq_i/du, L q_i)`, by which the path moves the margins; with frozen perturbations they differ.
 `(shift - J)^-1` is then known but for the small part by the Sherman-Morrison-Woodbury formula, with
-a matrix as large as the number of examples; what is missing is left to a few iterations.
+a matrix as large as the number of margins; what is missing is left to a few iterations.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +21,7 @@ from jaxtyping import Array, Float
 
 from gflow._numerics import scaled_margins
 from gflow.flow.field import Field, unit_direction
-
-Vector = Float[Array, " _"]
+from gflow.flow.systems import Operator, Vector
 
 
 class StiffPart(NamedTuple):
@@ -34,7 +32,7 @@ class StiffPart(NamedTuple):
         gradients: G. Shape (m, P + 1).
         slopes: S. Shape (m, P + 1).
         coupling: C, for the exponential loss `diag p - p p^T`. Shape (m, m).
-        damping: `L sum_i p_i q_i`.
+        damping: `L sum_i p_i q_i`, or 0 if that is negative.
     """
 
     unit: Float[Array, " P"]
@@ -77,7 +75,8 @@ def stiff_part(field: Field, path: Float[Array, " path"], most_margins: int) -> 
         jnp.concatenate([gradients, growth], axis=1),
         kappa * jnp.concatenate([slopes, free], axis=1),
         _coupling(field, margins, kappa, ascent.log_weight),
-        problem.degree * jnp.vdot(ascent.weights, ascent.margins),
+        # Before the data are separated it would be growth, and no help.
+        jnp.maximum(problem.degree * jnp.vdot(ascent.weights, ascent.margins), 0.0),
     )
 
 
@@ -97,11 +96,11 @@ def _coupling(field: Field, margins: Array, kappa: Array, log_weight: Array) -> 
     return -jax.jacfwd(weights)(jnp.zeros(margins.size))
 
 
-def woodbury(part: StiffPart, shift: Array) -> Callable[[Vector], Vector]:
+def woodbury(part: StiffPart, shift: Array) -> Operator:
     """The function `r -> (shift + G^T C S + D)^-1 r`."""
     damped = shift + part.damping
 
-    def undamped(r: Array) -> Array:
+    def undamped(r: Vector) -> Vector:
         """`(shift + D)^-1 r`: along u and for log rho there is no damping."""
         radial = (part.unit @ r[:-1]) * part.unit
         return jnp.append((r[:-1] - radial) / damped + radial / shift, r[-1] / shift)
@@ -111,7 +110,7 @@ def woodbury(part: StiffPart, shift: Array) -> Callable[[Vector], Vector]:
     kernel = part.coupling @ ((part.slopes * scale) @ part.gradients.T)
     small = jnp.linalg.solve(jnp.eye(len(kernel)) + kernel, part.coupling)
 
-    def solve(r: Array) -> Array:
+    def solve(r: Vector) -> Vector:
         start = undamped(r)
         return start - scale * ((small @ (part.slopes @ start)) @ part.gradients)
 

@@ -11,11 +11,11 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from gflow.flow.systems import Krylov, Preconditioner, shifted_system
+from gflow.flow.systems import LinearSolver, Preconditioner, shifted_system
 from gflow.flow.tableaus import TABLEAUS, Tableau
 
 
@@ -56,26 +56,30 @@ class Rosenbrock(diffrax.AbstractAdaptiveSolver):
     Args:
         method: "Rodas3" (order 3), "ROS34PW2" (3), "Rodas4P" (4) or "Rodas5P" (5); all are
             L-stable and have an embedded error estimate. Sources: `gflow.flow.tableaus`.
-        linear_solver: of lineax; LU factorisation by default. Memory: the Jacobian, 8 P^2 bytes,
-            and its factors.
+        linear_solver: None for LU factorisation up to `DENSE_AT_MOST` parameters and `Krylov()`
+            beyond; or a `Krylov`, or a solver of lineax: `lineax.GMRES` and `lineax.BiCGStab` are
+            used matrix-free, with the preconditioner of `Krylov`; any other on the Jacobian.
+            Memory for P parameters: dense 16 P^2 bytes, the Jacobian and its factors; matrix-free
+            see `Krylov`.
 
     Raises:
         ValueError: an unknown method.
     """
 
     method: str = eqx.field(static=True)
-    linear_solver: lx.AbstractLinearSolver | Krylov | None
+    linear_solver: LinearSolver
+    tolerance: Any
 
     term_structure: ClassVar = diffrax.ODETerm
     interpolation_cls: ClassVar[Callable] = RosenbrockInterpolation
 
-    def __init__(
-        self, method: str = "Rodas5P", *, linear_solver: lx.AbstractLinearSolver | Krylov | None = None
-    ):
+    def __init__(self, method: str = "Rodas5P", *, linear_solver: LinearSolver = None):
         if method not in TABLEAUS:
             raise ValueError(f"`Rosenbrock({method!r})`: choose one of {', '.join(TABLEAUS)}.")
         self.method = method
         self.linear_solver = linear_solver
+        # Of iterations that name none: small against any tolerance of a step that is in use.
+        self.tolerance = np.asarray(1e-8)
 
     @property
     def tableau(self) -> Tableau:
@@ -118,7 +122,12 @@ class Rosenbrock(diffrax.AbstractAdaptiveSolver):
         a, C, c, d = map(jnp.asarray, (tableau.a, tableau.C, tableau.c, tableau.d))
         _, product = jax.linearize(lambda y: field(t0, y), y0)
         system = shifted_system(
-            self.linear_solver, product, y0, 1 / (h * tableau.gamma), precondition
+            self.linear_solver,
+            product,
+            y0,
+            1 / (h * tableau.gamma),
+            precondition,
+            self.tolerance,
         )
         _, slope = jax.jvp(lambda t: field(t, y0), (t0,), (jnp.ones_like(t0),))
 

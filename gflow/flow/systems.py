@@ -1,4 +1,8 @@
-"""The linear systems of a Rosenbrock step, `(shift - J) x = r`, one matrix and many r in turn."""
+"""The linear systems of a Rosenbrock step: `(shift - J) x = r`, one matrix and several r in turn.
+
+Dense, the Jacobian J is formed by forward differentiation and factorised. Matrix-free, its exact
+products with vectors come from linearising the field once a step, and x from iterations.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,76 +11,151 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
+
+from gflow._numerics import is_integer
 
 Vector = Float[Array, " _"]
 Operator = Callable[[Vector], Vector]
 Preconditioner = Callable[[int], Callable[[Array], Operator]]
-"""Of at most so many margins: a function that maps the shift to nearly `r -> (shift - J)^-1 r`."""
+"""Of the most margins it may use, then of the shift: nearly `r -> (shift - J)^-1 r`."""
 
+# The most unknowns for which a Jacobian is formed by choice: see benchmarks/large.py.
 DENSE_AT_MOST = 1000
+# Vectors that a matrix-free step holds: at most so many, and no more than fill this many bytes.
+_MOST_DIRECTIONS, _MOST_MARGINS, _BYTES = 64, 256, 2**30
+_ITERATIVE = (lx.GMRES, lx.BiCGStab)
 
 
 class Krylov(eqx.Module):
-    """Solution by iteration.
+    """Matrix-free solution of the linear systems of a `Rosenbrock` step.
+
+    Generalised conjugate residuals (minimal residuals like GMRES), left-preconditioned by the
+    heaviest margins (`gflow.flow.krylov`), with exact products with the Jacobian. All stages of a
+    step share one space: the solutions of the first serve the later ones. A step whose systems are
+    not solved within `most_directions` products is rejected, and tried again shorter.
+
+    Memory: `8 P (2 most_directions + 2 most_margins)` bytes for P parameters, and about as much as
+    a gradient of the loss needs.
 
     Args:
-        tolerance: of the residual.
-        most_directions: search directions in a step.
-        most_margins: margins in the preconditioner.
+        tolerance: of the preconditioned residual, which is nearly the error of the solution,
+            relative to the right-hand side; None for a hundredth of the tolerance of the run, at
+            most 1e-4 (1e-6 outside of `integrate`).
+        most_directions: search directions in a step; None for 64, fewer where P is so large that
+            they and the margins would need more than 1 GB.
+        most_margins: margins in the preconditioner, the heaviest; None for 256 or fewer, likewise.
+
+    Raises:
+        ValueError: a tolerance outside (0, 1), or a count below 1.
+
+    Source: Eisenstat, Elman & Schultz 1983, "Variational iterative methods for nonsymmetric systems
+    of linear equations", SIAM J. Numer. Anal. 20.
     """
 
-    tolerance: Any = 1e-4
-    most_directions: int = eqx.field(static=True, default=64)
-    most_margins: int = eqx.field(static=True, default=256)
+    tolerance: Any
+    most_directions: int | None = eqx.field(static=True)
+    most_margins: int | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        tolerance: float | None = None,
+        *,
+        most_directions: int | None = None,
+        most_margins: int | None = None,
+    ):
+        if tolerance is not None and not 0 < tolerance < 1:
+            raise ValueError(f"`Krylov(tolerance={tolerance!r})` must lie between 0 and 1.")
+        for name, value in (("most_directions", most_directions), ("most_margins", most_margins)):
+            if value is not None and not (is_integer(value) and value >= 1):
+                raise ValueError(f"`Krylov({name}={value!r})` must be an integer of at least 1.")
+        # An array, so that no program is compiled again for another tolerance.
+        self.tolerance = None if tolerance is None else np.asarray(tolerance, float)
+        self.most_directions, self.most_margins = most_directions, most_margins
+
+    def sized(self, size: int) -> tuple[int, int]:
+        """Directions and margins at most for so many unknowns."""
+        share = min(1.0, _BYTES / (16 * size * (_MOST_DIRECTIONS + _MOST_MARGINS)))
+        directions = self.most_directions or max(8, int(share * _MOST_DIRECTIONS))
+        return directions, self.most_margins or max(8, int(share * _MOST_MARGINS))
+
+
+LinearSolver = lx.AbstractLinearSolver | Krylov | None
+"""How to solve the systems: None chooses by the number of unknowns."""
 
 
 def shifted_system(
-    solver: lx.AbstractLinearSolver | Krylov | None,
+    solver: LinearSolver,
     product: Operator,
     like: Vector,
     shift: Any,
     precondition: Preconditioner | None,
+    tolerance: Any,
 ) -> "Recycling | Factorized":
+    """The systems `(shift - J) x = r`, with `product(x) = J x` and vectors like `like`.
+
+    `tolerance` is that of a `Krylov` which names none.
+    """
+    shift = jnp.asarray(shift)
     if solver is None:
         solver = lx.LU() if like.size <= DENSE_AT_MOST else Krylov()
-    shift = jnp.asarray(shift)
 
     def apply(x: Vector) -> Vector:
         return shift * x - product(x)
 
+    directions, margins = (solver if isinstance(solver, Krylov) else Krylov()).sized(like.size)
+    unscaled: Operator = lambda r: r / shift  # noqa: E731
+    nearly = unscaled if precondition is None else precondition(margins)(shift)
     if isinstance(solver, Krylov):
-        nearly = (lambda r: r / shift) if precondition is None else precondition(solver.most_margins)(shift)
-        return Recycling(apply, nearly, solver.tolerance, solver.most_directions)
-    identity = jnp.eye(like.size, dtype=like.dtype)
-    operator = lx.MatrixLinearOperator(shift * identity - jax.vmap(product, out_axes=1)(identity))
-    return Factorized(operator, solver, solver.init(operator, {}))
+        tolerance = tolerance if solver.tolerance is None else solver.tolerance
+        return Recycling(apply, nearly, tolerance, directions)
+    structure = jax.eval_shape(lambda: like)
+    if isinstance(solver, _ITERATIVE):
+        options = {"preconditioner": lx.FunctionLinearOperator(nearly, structure)}
+        operator = lx.FunctionLinearOperator(apply, structure)
+    else:
+        options, identity = {}, jnp.eye(like.size, dtype=like.dtype)
+        matrix = shift * identity - jax.vmap(product, out_axes=1)(identity)
+        operator = lx.MatrixLinearOperator(matrix)
+    return Factorized(operator, solver, options, solver.init(operator, options))
 
 
 class Factorized(NamedTuple):
+    """Systems solved one by one by a solver of lineax."""
+
     operator: lx.AbstractLinearOperator
     solver: lx.AbstractLinearSolver
+    options: dict[str, Any]
     state: Any
 
     def begin(self, like: Vector) -> tuple[()]:
+        """Nothing to remember."""
         return ()
 
     def solve(self, right: Vector, memory: tuple[()]) -> tuple[Vector, tuple[()]]:
-        solution = lx.linear_solve(self.operator, right, self.solver, state=self.state, throw=False)
+        """The solution."""
+        solution = lx.linear_solve(
+            self.operator,
+            right,
+            self.solver,
+            options=self.options,
+            state=self.state,
+            throw=False,
+        )
         return solution.value, memory
 
     def solved(self, memory: tuple[()]) -> bool:
+        """What was not solved is not finite."""
         return True
 
 
 class Memory(NamedTuple):
     """Directions searched so far in a step, and their images, which are orthonormal.
 
-    The stages of a step solve systems with one matrix: what was searched for one serves the next.
-
     Attributes:
-        directions, images: (k, P) rows, the first `count` of them.
+        directions, images: (k, P) rows, the first `count` of them; the others are 0.
         left: the largest residual left by any solution, relative to its right-hand side.
     """
 
@@ -87,17 +166,17 @@ class Memory(NamedTuple):
 
 
 class Recycling(NamedTuple):
-    """Generalised conjugate residuals that remember, for `A x = b` with many b in turn.
+    """Generalised conjugate residuals with a memory, for `A x = r` with many r in turn.
 
     Attributes:
         apply: `x -> A x`.
-        precondition: nearly `r -> A^-1 r`; the residual is measured after it, as an error of x.
+        precondition: nearly `r -> A^-1 r`; residuals are measured after it.
         tolerance: of the residual, relative to the right-hand side.
         most: directions at most.
     """
 
-    apply: Callable[[Vector], Vector]
-    precondition: Callable[[Vector], Vector]
+    apply: Operator
+    precondition: Operator
     tolerance: Any
     most: int
 
@@ -109,12 +188,12 @@ class Recycling(NamedTuple):
     def solve(self, right: Vector, memory: Memory) -> tuple[Vector, Memory]:
         """The solution, and the memory with what had to be searched for it."""
         right = self.precondition(right)
-        goal = self.tolerance * _length(right)
+        length = _length(right)
         known = memory.images @ right
         solution, residual = known @ memory.directions, right - known @ memory.images
 
         def searching(carry: tuple[Vector, Vector, Memory]) -> Array:
-            return (_length(carry[1]) > goal) & (carry[2].count < self.most)
+            return (_length(carry[1]) > self.tolerance * length) & (carry[2].count < self.most)
 
         def search(carry: tuple[Vector, Vector, Memory]) -> tuple[Vector, Vector, Memory]:
             solution, residual, memory = carry
@@ -130,21 +209,22 @@ class Recycling(NamedTuple):
 
         carry = lax.while_loop(searching, search, (solution, residual, memory))
         solution, residual, memory = carry
-        left = _length(residual) / jnp.maximum(_length(right), jnp.finfo(right.dtype).tiny)
+        left = _length(residual) / jnp.where(length > 0, length, 1.0)
         return solution, memory._replace(left=jnp.maximum(memory.left, left))
 
     def solved(self, memory: Memory) -> Array:
-        """Whether all systems of the step were solved, or nearly."""
+        """Whether all systems so far were solved, or nearly."""
         return memory.left <= 10 * self.tolerance
 
     def _orthogonal(self, direction: Vector, memory: Memory) -> tuple[Vector, Vector]:
-        """A direction and its image, of norm 1 and orthogonal to all the others."""
+        """A direction and its image, of norm 1 and orthogonal to all before."""
         image = self.precondition(self.apply(direction))
         for _ in range(2):  # the second time for what rounding left
             known = memory.images @ image
             image = image - known @ memory.images
             direction = direction - known @ memory.directions
-        length = jnp.maximum(_length(image), jnp.finfo(image.dtype).tiny)
+        length = _length(image)
+        length = jnp.where(length > 0, length, 1.0)
         return direction / length, image / length
 
 
