@@ -4,8 +4,8 @@ An explicit step is bounded by `h |lambda| < 3.3` (Tsit5), lambda the largest ei
 field's Jacobian, which grows like kappa: kappa times as many steps for the same way. A Rosenbrock
 step costs more, but its number per factor e of kappa does not grow: up to `DENSE_AT_MOST`
 parameters a Jacobian, P + 2 derivatives of the field side by side; beyond, the iterations of
-`gflow.Krylov`, whose number hardly depends on P. After `_FIRST_LOOK` steps, less than which do not repay the compilation of
-another program, the switch is made once two things hold:
+`gflow.Krylov`, whose number hardly depends on P. After `_FIRST_LOOK` steps, less than which do not
+repay the compilation of another program, the switch is made once two things hold:
 
 1. the explicit steps per factor e of kappa cost well more than `_STIFF_STEPS` Rosenbrock steps;
 2. the steps are not far from as long as stability allows, `h |lambda| > _LIMIT`: kinks may also

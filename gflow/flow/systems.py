@@ -23,7 +23,7 @@ Preconditioner = Callable[[int], Callable[[Array], Operator]]
 """Of the most margins it may use, then of the shift: nearly `r -> (shift - J)^-1 r`."""
 
 # The most unknowns for which a Jacobian is formed by choice: see benchmarks/large.py.
-DENSE_AT_MOST = 1000
+DENSE_AT_MOST = 500
 # Vectors that a matrix-free step holds: at most so many, and no more than fill this many bytes.
 _MOST_DIRECTIONS, _MOST_MARGINS, _BYTES = 64, 256, 2**30
 _ITERATIVE = (lx.GMRES, lx.BiCGStab)
@@ -37,6 +37,10 @@ class Krylov(eqx.Module):
     step share one space: the solutions of the first serve the later ones. A step whose systems are
     not solved within `most_directions` products is rejected, and tried again shorter.
 
+    Without any direction the preconditioner alone stands for the inverse. That costs no product at
+    all, keeps the order of a W-method only ("ROS34PW2"), and bounds steps by the part of the
+    Jacobian that does not grow with kappa: for networks of a million parameters.
+
     Memory: `8 P (2 most_directions + 2 most_margins)` bytes for P parameters, and about as much as
     a gradient of the loss needs.
 
@@ -44,8 +48,8 @@ class Krylov(eqx.Module):
         tolerance: of the preconditioned residual, which is nearly the error of the solution,
             relative to the right-hand side; None for a hundredth of the tolerance of the run, at
             most 1e-4 (1e-6 outside of `integrate`).
-        most_directions: search directions in a step; None for 64, fewer where P is so large that
-            they and the margins would need more than 1 GB.
+        most_directions: search directions in a step, 0 for none; None for 64, or fewer where P is
+            so large that they and the margins would need more than 1 GB.
         most_margins: margins in the preconditioner, the heaviest; None for 256 or fewer, likewise.
 
     Raises:
@@ -68,18 +72,23 @@ class Krylov(eqx.Module):
     ):
         if tolerance is not None and not 0 < tolerance < 1:
             raise ValueError(f"`Krylov(tolerance={tolerance!r})` must lie between 0 and 1.")
-        for name, value in (("most_directions", most_directions), ("most_margins", most_margins)):
-            if value is not None and not (is_integer(value) and value >= 1):
-                raise ValueError(f"`Krylov({name}={value!r})` must be an integer of at least 1.")
+        counts = ("most_directions", most_directions, 0), ("most_margins", most_margins, 1)
+        for name, value, least in counts:
+            if value is not None and not (is_integer(value) and value >= least):
+                raise ValueError(f"`Krylov({name}={value!r})`: an integer from {least} on.")
         # An array, so that no program is compiled again for another tolerance.
         self.tolerance = None if tolerance is None else np.asarray(tolerance, float)
         self.most_directions, self.most_margins = most_directions, most_margins
 
     def sized(self, size: int) -> tuple[int, int]:
         """Directions and margins at most for so many unknowns."""
-        share = min(1.0, _BYTES / (16 * size * (_MOST_DIRECTIONS + _MOST_MARGINS)))
-        directions = self.most_directions or max(8, int(share * _MOST_DIRECTIONS))
-        return directions, self.most_margins or max(8, int(share * _MOST_MARGINS))
+        room = _BYTES // (16 * size)
+        directions, margins = self.most_directions, self.most_margins
+        if directions is None:
+            directions = int(np.clip(room // 4, 8, _MOST_DIRECTIONS))
+        if margins is None:
+            margins = int(np.clip(room - directions, 8, _MOST_MARGINS))
+        return directions, margins
 
 
 LinearSolver = lx.AbstractLinearSolver | Krylov | None
@@ -93,7 +102,7 @@ def shifted_system(
     shift: Any,
     precondition: Preconditioner | None,
     tolerance: Any,
-) -> "Recycling | Factorized":
+) -> "Direct | Recycling":
     """The systems `(shift - J) x = r`, with `product(x) = J x` and vectors like `like`.
 
     `tolerance` is that of a `Krylov` which names none.
@@ -109,6 +118,8 @@ def shifted_system(
     unscaled: Operator = lambda r: r / shift  # noqa: E731
     nearly = unscaled if precondition is None else precondition(margins)(shift)
     if isinstance(solver, Krylov):
+        if directions == 0:
+            return Direct(nearly)
         tolerance = tolerance if solver.tolerance is None else solver.tolerance
         return Recycling(apply, nearly, tolerance, directions)
     structure = jax.eval_shape(lambda: like)
@@ -119,16 +130,17 @@ def shifted_system(
         options, identity = {}, jnp.eye(like.size, dtype=like.dtype)
         matrix = shift * identity - jax.vmap(product, out_axes=1)(identity)
         operator = lx.MatrixLinearOperator(matrix)
-    return Factorized(operator, solver, options, solver.init(operator, options))
+    return by_lineax(operator, solver, options)
 
 
-class Factorized(NamedTuple):
-    """Systems solved one by one by a solver of lineax."""
+class Direct(NamedTuple):
+    """Systems whose inverse is known, or what takes its place.
 
-    operator: lx.AbstractLinearOperator
-    solver: lx.AbstractLinearSolver
-    options: dict[str, Any]
-    state: Any
+    Attributes:
+        inverse: `r -> x`.
+    """
+
+    inverse: Operator
 
     def begin(self, like: Vector) -> tuple[()]:
         """Nothing to remember."""
@@ -136,19 +148,26 @@ class Factorized(NamedTuple):
 
     def solve(self, right: Vector, memory: tuple[()]) -> tuple[Vector, tuple[()]]:
         """The solution."""
-        solution = lx.linear_solve(
-            self.operator,
-            right,
-            self.solver,
-            options=self.options,
-            state=self.state,
-            throw=False,
-        )
-        return solution.value, memory
+        return self.inverse(right), memory
 
     def solved(self, memory: tuple[()]) -> bool:
         """What was not solved is not finite."""
         return True
+
+
+def by_lineax(
+    operator: lx.AbstractLinearOperator, solver: lx.AbstractLinearSolver, options: dict[str, Any]
+) -> Direct:
+    """Systems solved one by one by a solver of lineax, which factorises once if it does at all."""
+    state = solver.init(operator, options)
+
+    def inverse(right: Vector) -> Vector:
+        solution = lx.linear_solve(
+            operator, right, solver, options=options, state=state, throw=False
+        )
+        return solution.value
+
+    return Direct(inverse)
 
 
 class Memory(NamedTuple):
