@@ -227,13 +227,21 @@ def test_a_step_that_was_not_solved_is_rejected():
         assert np.all(np.isfinite(error) if solved else np.isinf(error))
 
 
+SEPARABLE = gflow.Problem(
+    NETWORK,
+    gflow.datasets.gaussian(12, 5, gap=0.5, seed=0),
+    loss=losses.logistic(),
+    perturbation=FGM,
+)
+
+
 @pytest.fixture(scope="module")
 def dense_limit():
     return capped(None)
 
 
 def capped(linear_solver):
-    problem = PROBLEMS["attacked"]
+    problem = SEPARABLE
     return gflow.integrate(
         problem,
         problem.network.init(1),
@@ -249,14 +257,15 @@ def test_a_capped_flow_ends_where_the_dense_one_does(dense_limit):
     assert krylov.stats["stopped_by"] == dense_limit.stats["stopped_by"] == "stationarity"
     pairs = zip(krylov.direction, dense_limit.direction, strict=True)
     gap = np.sqrt(sum(np.sum((left - right) ** 2) for left, right in pairs))
-    # Both stop where the direction is 1e-5 from stationary.
-    assert gap < 1e-2 and krylov.margin[-1] == pytest.approx(dense_limit.margin[-1], rel=1e-4)
+    # Both stop where they are 1e-5 from stationary; the direction is at most some 1e2 times that
+    # from its limit, and the margin, which has its maximum there, less.
+    assert gap < 1e-3 and krylov.margin[-1] == pytest.approx(dense_limit.margin[-1], rel=1e-5)
     # Step counts differ by a few between versions of jax.
     assert krylov.stats["num_steps"] < 1.3 * dense_limit.stats["num_steps"]
 
 
 def test_chebyshev_follows_the_flow():
-    problem = PROBLEMS["attacked"]
+    problem = SEPARABLE
     start, until = problem.network.init(1), gflow.Until(log_kappa=3.0)
     exact = gflow.integrate(problem, start, until=until)
     flow = gflow.integrate(

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from gflow._numerics import scaled_margins
 from gflow.flow.field import Field, unit_direction
 from gflow.flow.systems import Operator, Vector
+from gflow.problem import GradientMode
 
 
 class StiffPart(NamedTuple):
@@ -58,7 +59,7 @@ def stiff_part(field: Field, path: Float[Array, " path"], most_margins: int) -> 
     _, heaviest = lax.top_k(weights, min(len(weights), max(1, most_margins // of_class)))
     margins = ascent.margins[heaviest]
 
-    def rows(mode: str | None) -> Array:
+    def rows(mode: GradientMode | None) -> Array:
         """`(I - u u^T) grad q_i`."""
         tree = problem.margin_gradients(params, heaviest, gradient=mode)
         leaves = [leaf.reshape(margins.size, -1) for leaf in jax.tree.leaves(tree)]
