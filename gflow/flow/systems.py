@@ -46,7 +46,7 @@ class Krylov(eqx.Module):
 
     Args:
         tolerance: of the preconditioned residual, which is nearly the error of the solution,
-            relative to the right-hand side; None for a hundredth of the tolerance of the run, at
+            relative to the largest right-hand side of the step; None for a hundredth of the tolerance of the run, at
             most 1e-4 (1e-6 outside of `integrate`).
         most_directions: search directions in a step, 0 for none; None for 64, or fewer where P is
             so large that they and the margins would need more than 1 GB.
@@ -175,12 +175,14 @@ class Memory(NamedTuple):
 
     Attributes:
         directions, images: (k, P) rows, the first `count` of them; the others are 0.
-        left: the largest residual left by any solution, relative to its right-hand side.
+        scale: the largest right-hand side so far. Later ones may cancel to rounding.
+        left: the largest residual left by any solution, relative to `scale`.
     """
 
     directions: Float[Array, "k P"]
     images: Float[Array, "k P"]
     count: Any
+    scale: Float[Array, ""]
     left: Float[Array, ""]
 
 
@@ -190,7 +192,7 @@ class Recycling(NamedTuple):
     Attributes:
         apply: `x -> A x`.
         precondition: nearly `r -> A^-1 r`; residuals are measured after it.
-        tolerance: of the residual, relative to the right-hand side.
+        tolerance: of the residual, relative to the largest right-hand side so far.
         most: directions at most.
     """
 
@@ -202,17 +204,18 @@ class Recycling(NamedTuple):
     def begin(self, like: Vector) -> Memory:
         """No direction yet."""
         empty = jnp.zeros((self.most, like.size), like.dtype)
-        return Memory(empty, empty, jnp.zeros((), int), jnp.zeros((), like.dtype))
+        zero = jnp.zeros((), like.dtype)
+        return Memory(empty, empty, jnp.zeros((), int), zero, zero)
 
     def solve(self, right: Vector, memory: Memory) -> tuple[Vector, Memory]:
         """The solution, and the memory with what had to be searched for it."""
         right = self.precondition(right)
-        length = _length(right)
+        scale = jnp.maximum(memory.scale, _length(right))
         known = memory.images @ right
         solution, residual = known @ memory.directions, right - known @ memory.images
 
         def searching(carry: tuple[Vector, Vector, Memory]) -> Array:
-            return (_length(carry[1]) > self.tolerance * length) & (carry[2].count < self.most)
+            return (_length(carry[1]) > self.tolerance * scale) & (carry[2].count < self.most)
 
         def search(carry: tuple[Vector, Vector, Memory]) -> tuple[Vector, Vector, Memory]:
             solution, residual, memory = carry
@@ -228,8 +231,8 @@ class Recycling(NamedTuple):
 
         carry = lax.while_loop(searching, search, (solution, residual, memory))
         solution, residual, memory = carry
-        left = _length(residual) / jnp.where(length > 0, length, 1.0)
-        return solution, memory._replace(left=jnp.maximum(memory.left, left))
+        left = jnp.maximum(memory.left, _length(residual) / jnp.where(scale > 0, scale, 1.0))
+        return solution, memory._replace(scale=scale, left=left)
 
     def solved(self, memory: Memory) -> Array:
         """Whether all systems so far were solved, or nearly."""
