@@ -46,8 +46,8 @@ class Krylov(eqx.Module):
 
     Args:
         tolerance: of the preconditioned residual, which is nearly the error of the solution,
-            relative to the largest right-hand side of the step; None for a hundredth of the tolerance of the run, at
-            most 1e-4 (1e-6 outside of `integrate`).
+            relative to the largest right-hand side of the step; None for a hundredth of the
+            tolerance of the run, at most 1e-4 (1e-8 outside of `integrate`).
         most_directions: search directions in a step, 0 for none; None for 64, or fewer where P is
             so large that they and the margins would need more than 1 GB.
         most_margins: margins in the preconditioner, the heaviest; None for 256 or fewer, likewise.
