@@ -6,6 +6,7 @@ methods are compiled on first use.
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -20,7 +21,7 @@ from gflow._typing import Inputs, Params, Scalar
 from gflow.datasets import Dataset
 from gflow.losses import AbstractLoss
 from gflow.networks import AbstractNetwork
-from gflow.perturbations import AbstractPerturbation, clean
+from gflow.perturbations import AbstractPerturbation, Clean, clean
 
 GradientMode = Literal["frozen", "total"]
 
@@ -188,22 +189,33 @@ class Problem(eqx.Module):
         delta = self.perturbations(params)
         return lambda free: self.margins_at(free, delta)
 
+    @property
+    def gradients_are_slopes(self) -> bool:
+        """Whether the mode's gradients are, whatever the parameters, those through delta."""
+        return self.gradient_mode == "total" or isinstance(self.perturbation, Clean)
+
     @eqx.filter_jit
-    def margin_gradients(self, params: Params, examples: Int[Array, " m"]) -> Params:
-        """`grad q_i(params)` for each of the named examples, in the gradient mode.
+    def margin_gradients(
+        self, params: Params, examples: Int[Array, " m"], *, gradient: GradientMode | None = None
+    ) -> Params:
+        """`grad q_i(params)` for each of the named examples, in the problem's gradient mode or in
+        the one given.
 
         Shapes: leaves (m, *leaf.shape); for classes (m, k - 1, *leaf.shape).
         """
+        total = (gradient or self.gradient_mode) == "total"
         x, y = self._examples()
         starts = None if self.starts is None else jnp.asarray(self.starts)[examples]
         axes = (None, 0, 0, None if starts is None else 0)
-        return jax.vmap(self._margin_gradient, axes)(params, x[examples], y[examples], starts)
+        one = partial(self._margin_gradient, total)
+        return jax.vmap(one, axes)(params, x[examples], y[examples], starts)
 
-    def _margin_gradient(self, params: Params, x: Array, y: Array, start: Array | None) -> Params:
+    def _margin_gradient(
+        self, total: bool, params: Params, x: Array, y: Array, start: Array | None
+    ) -> Params:
         delta = self._perturb(params, x, y, start)
 
         def margin(free: Params) -> Array:
-            total = self.gradient_mode == "total"
             return self._margin(free, x + (self._perturb(free, x, y, start) if total else delta), y)
 
         return jax.jacrev(margin)(params)

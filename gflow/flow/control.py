@@ -231,9 +231,12 @@ def _factor(gains: Gains, error: Array, last_error: Array, order: Any, keep: Arr
 
 def _close(distance: Any, t0: Any, t1: Any, bracket: Bracket) -> Array:
     """Whether the end of the step is on the target, as far as float64 can tell."""
-    known = jnp.isfinite(bracket.upper) & (distance <= 0)
-    narrow = bracket.upper - t0 <= 8 * jnp.finfo(jnp.float64).eps * jnp.abs(t1)
-    return (jnp.abs(distance) <= _CLOSE) | (known & (narrow | (bracket.tries >= _MOST_LANDINGS)))
+    known = jnp.isfinite(bracket.upper)
+    width = 8 * jnp.finfo(jnp.float64).eps * jnp.abs(t1)
+    # From before the target too, whose distance may be known to fewer digits than the clock.
+    narrow = (bracket.upper - t1 <= width) | ((distance <= 0) & (bracket.upper - t0 <= width))
+    tired = (distance <= 0) & (bracket.tries >= _MOST_LANDINGS)
+    return (jnp.abs(distance) <= _CLOSE) | (known & (narrow | tired))
 
 
 def _updated(bracket: Bracket, keep: Any, passed: Any, distance: Any, t1: Any) -> Bracket:

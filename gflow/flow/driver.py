@@ -90,7 +90,7 @@ def integrate(
     check_options(until, tolerance, rtol_direction, save, max_steps)
     check_progress(progress, "integrate")
     max_steps, save = int(max_steps), None if save is None else int(save)
-    solver, log_cap = checked_solver(solver), checked_cap(kappa_cap, atol_logit, until)
+    solver, log_cap = checked_solver(solver, tolerance), checked_cap(kappa_cap, atol_logit, until)
     params = check_start(problem, params)
     field = Field(problem, Layout.of(params), log_cap)
     across = tolerance if rtol_direction is None else rtol_direction
@@ -162,7 +162,7 @@ class _Run:
         """Goes on with a Rosenbrock method, once and for all, where that is now the cheaper one."""
         if self.watch is None or not self.watch.stiff(self.cursor, block):
             return
-        self.watch, self.solver = None, stiff_solver()
+        self.watch, self.solver = None, stiff_solver(self.tolerances[0])
         self.stiff_from = int(self.cursor.num_accepted)
         cursor = self.cursor
         self.cursor = begin(

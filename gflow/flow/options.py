@@ -12,8 +12,8 @@ from gflow.flow.until import Until
 from gflow.measures import MAX_LOG_KAPPA
 
 
-def checked_solver(solver: Any) -> diffrax.AbstractSolver | None:
-    """The solver of a run; None where it is to be chosen along the way."""
+def checked_solver(solver: Any, tolerance: float) -> diffrax.AbstractSolver | None:
+    """The solver of a run with this tolerance; None where it is to be chosen along the way."""
     if solver is None:
         return None
     if isinstance(solver, type) and issubclass(solver, diffrax.AbstractSolver):
@@ -26,7 +26,8 @@ def checked_solver(solver: Any) -> diffrax.AbstractSolver | None:
             "controlled. Use an adaptive solver, or `gflow.descend` for fixed steps."
         )
     if isinstance(solver, Rosenbrock):
-        return ClockedRosenbrock(solver.method, linear_solver=solver.linear_solver)
+        linear = solver.linear_solver
+        return ClockedRosenbrock(solver.method, linear_solver=linear, tolerance=tolerance)
     return solver
 
 

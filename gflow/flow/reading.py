@@ -7,6 +7,7 @@ from gflow._typing import Params
 from gflow.flow.clocked import ClockedRosenbrock
 from gflow.flow.field import Field, unit_direction
 from gflow.flow.segment import advance, begin
+from gflow.flow.stabilized import RungeKuttaChebyshev
 from gflow.flow.starting import Tolerances, control_of
 from gflow.flow.tableaus import TABLEAUS
 from gflow.flow.until import Until
@@ -53,7 +54,9 @@ def _solver_at(trajectory: Trajectory, index: int) -> diffrax.AbstractSolver:
     if stiff_from is not None and trajectory.num_steps_at[index] < stiff_from:
         name = "Tsit5"
     if name in TABLEAUS:
-        return ClockedRosenbrock(name)
+        return ClockedRosenbrock(name, tolerance=trajectory.settings["tolerance"])
+    if name == RungeKuttaChebyshev.__name__:
+        return RungeKuttaChebyshev()
     kind = getattr(diffrax, name, diffrax.Tsit5)
     try:
         return kind()

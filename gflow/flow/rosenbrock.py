@@ -11,10 +11,11 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from gflow.flow.systems import LinearSolver, Preconditioner, shifted_system
 from gflow.flow.tableaus import TABLEAUS, Tableau
 
 
@@ -55,26 +56,30 @@ class Rosenbrock(diffrax.AbstractAdaptiveSolver):
     Args:
         method: "Rodas3" (order 3), "ROS34PW2" (3), "Rodas4P" (4) or "Rodas5P" (5); all are
             L-stable and have an embedded error estimate. Sources: `gflow.flow.tableaus`.
-        linear_solver: of lineax; LU factorisation by default. Memory: the Jacobian, 8 P^2 bytes,
-            and its factors.
+        linear_solver: None for LU factorisation up to `DENSE_AT_MOST` parameters and `Krylov()`
+            beyond; or a `Krylov`, or a solver of lineax: `lineax.GMRES` and `lineax.BiCGStab` are
+            used matrix-free, with the preconditioner of `Krylov`; any other on the Jacobian.
+            Memory for P parameters: dense 16 P^2 bytes, the Jacobian and its factors; matrix-free
+            see `Krylov`.
 
     Raises:
         ValueError: an unknown method.
     """
 
     method: str = eqx.field(static=True)
-    linear_solver: lx.AbstractLinearSolver
+    linear_solver: LinearSolver
+    tolerance: Any
 
     term_structure: ClassVar = diffrax.ODETerm
     interpolation_cls: ClassVar[Callable] = RosenbrockInterpolation
 
-    def __init__(
-        self, method: str = "Rodas5P", *, linear_solver: lx.AbstractLinearSolver | None = None
-    ):
+    def __init__(self, method: str = "Rodas5P", *, linear_solver: LinearSolver = None):
         if method not in TABLEAUS:
             raise ValueError(f"`Rosenbrock({method!r})`: choose one of {', '.join(TABLEAUS)}.")
         self.method = method
-        self.linear_solver = lx.LU() if linear_solver is None else linear_solver
+        self.linear_solver = linear_solver
+        # Of iterations that name none: small against any tolerance of a step that is in use.
+        self.tolerance = np.asarray(1e-8)
 
     @property
     def tableau(self) -> Tableau:
@@ -102,44 +107,47 @@ class Rosenbrock(diffrax.AbstractAdaptiveSolver):
         return y1, error, {"y0": y0, "y1": y1, "k": k}, None, diffrax.RESULTS.successful
 
     def advance(
-        self, field: Callable[[Any, Array], Array], t0: Array, h: Any, y0: Array
+        self,
+        field: Callable[[Any, Array], Array],
+        t0: Array,
+        h: Any,
+        y0: Array,
+        precondition: Preconditioner | None = None,
     ) -> tuple[Array, Array, Array]:
-        """One step: where it ends, the error estimate, and the rows k of the dense output."""
+        """One step: where it ends, the error estimate, and the rows k of the dense output.
+
+        `precondition` maps a shift to nearly `r -> (shift - J)^-1 r`, for iterative solvers.
+        """
         tableau = self.tableau
         a, C, c, d = map(jnp.asarray, (tableau.a, tableau.C, tableau.c, tableau.d))
-        solve = self._factorized(lambda y: field(t0, y), y0, 1 / (h * tableau.gamma))
+        _, product = jax.linearize(lambda y: field(t0, y), y0)
+        system = shifted_system(
+            self.linear_solver,
+            product,
+            y0,
+            1 / (h * tableau.gamma),
+            precondition,
+            self.tolerance,
+        )
         _, slope = jax.jvp(lambda t: field(t, y0), (t0,), (jnp.ones_like(t0),))
 
-        def stage(i: Array, stages: Array) -> Array:
+        def stage(i: Array, carry: tuple[Array, Any]) -> tuple[Array, Any]:
+            stages, memory = carry
             value = field(t0 + c[i] * h, y0 + a[i] @ stages)
-            return stages.at[i].set(solve(value + (C[i] / h) @ stages + (h * d[i]) * slope))
+            right = value + (C[i] / h) @ stages + (h * d[i]) * slope
+            solution, memory = system.solve(right, memory)
+            return stages.at[i].set(solution), memory
 
         count = len(tableau.m)
         # A loop rather than its stages one by one: the program holds the field once.
-        stages = lax.fori_loop(0, count, stage, jnp.zeros((count, y0.size), y0.dtype))
+        start = (jnp.zeros((count, y0.size), y0.dtype), system.begin(y0))
+        stages, memory = lax.fori_loop(0, count, stage, start)
         y1 = y0 + tableau.m @ stages
         if tableau.dense is None:
             k = _hermite(y0, y1, h * field(t0, y0), h * field(t0 + h, y1))
         else:
             k = tableau.dense @ stages
-        return y1, tableau.e @ stages, k
-
-    def _factorized(self, field: Callable, y0: Array, shift: Any) -> Callable[[Array], Array]:
-        """The function `r -> (shift - J)^-1 r`."""
-        _, product = jax.linearize(field, y0)
-        identity = jnp.eye(y0.size, dtype=y0.dtype)
-        operator = lx.MatrixLinearOperator(
-            shift * identity - jax.vmap(product, out_axes=1)(identity)
-        )
-        state = self.linear_solver.init(operator, {})
-
-        def solve(right: Array) -> Array:
-            solution = lx.linear_solve(
-                operator, right, self.linear_solver, state=state, throw=False
-            )
-            return solution.value
-
-        return solve
+        return y1, jnp.where(system.solved(memory), tableau.e @ stages, jnp.inf), k
 
 
 def _hermite(y0: Array, y1: Array, start: Array, end: Array) -> Array:

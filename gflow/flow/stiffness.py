@@ -2,9 +2,10 @@
 
 An explicit step is bounded by `h |lambda| < 3.3` (Tsit5), lambda the largest eigenvalue of the
 field's Jacobian, which grows like kappa: kappa times as many steps for the same way. A Rosenbrock
-step costs a Jacobian, P + 2 derivatives of the field side by side, but its number per factor e of
-kappa does not grow. After `_FIRST_LOOK` steps, less than which do not repay the compilation of
-another program, the switch is made once two things hold:
+step costs more, but its number per factor e of kappa does not grow: up to `DENSE_AT_MOST`
+parameters a Jacobian, P + 2 derivatives of the field side by side; beyond, the iterations of
+`gflow.Krylov`, whose number hardly depends on P. After `_FIRST_LOOK` steps, less than which do not
+repay the compilation of another program, the switch is made once two things hold:
 
 1. the explicit steps per factor e of kappa cost well more than `_STIFF_STEPS` Rosenbrock steps;
 2. the steps are not far from as long as stability allows, `h |lambda| > _LIMIT`: kinks may also
@@ -22,6 +23,7 @@ from jaxtyping import Array
 from gflow.flow.clocked import ClockedRosenbrock
 from gflow.flow.field import Field, path_slope
 from gflow.flow.segment import Block, Cursor
+from gflow.flow.systems import DENSE_AT_MOST
 
 _LIMIT = 0.2
 # Steps that Rodas5P needs for a factor e of kappa: 3 to 6 on the problems of benchmarks/limits.py.
@@ -29,17 +31,25 @@ _STIFF_STEPS = 5
 # Evaluations of the field: of Tsit5; of a Rosenbrock step beside its Jacobian; of a derivative in
 # the Jacobian (1.2 to 1.9 on 357 digits, 520 parameters).
 _EXPLICIT, _STAGES, _DERIVATIVE = 6.0, 12.0, 1.5
+# A whole matrix-free step, its preconditioner and iterations together: 100 to 270 gradients on 357
+# digits, 4160 parameters (benchmarks/large.py).
+_MATRIX_FREE = 250.0
 # How many times cheaper it must be, since a run may be about to end.
 _GAIN = 2.0
-# The most parameters for which a Jacobian, 8 P^2 bytes, and its factors are formed by choice.
-MOST_PARAMETERS = 4000
 _POWER_STEPS = 12
 _FIRST_LOOK = 600
 
 
-def stiff_solver() -> ClockedRosenbrock:
+def stiff_solver(tolerance: float) -> ClockedRosenbrock:
     """The solver that takes over where the flow is stiff."""
-    return ClockedRosenbrock()
+    return ClockedRosenbrock(tolerance=tolerance)
+
+
+def implicit_cost(num_params: int) -> float:
+    """Of a Rosenbrock step, in evaluations of the field."""
+    if num_params <= DENSE_AT_MOST:
+        return _STAGES + _DERIVATIVE * num_params
+    return _MATRIX_FREE
 
 
 class Watch:
@@ -51,15 +61,13 @@ class Watch:
 
     def stiff(self, cursor: Cursor, block: Block) -> bool:
         """Whether to switch after this segment."""
-        size = self.field.layout.size
-        if size > MOST_PARAMETERS:
-            return False
         log_kappa = float(self.field.log_kappa(cursor.state))
         before, self.log_kappa = self.log_kappa, log_kappa
         if before is None or cursor.num_accepted < _FIRST_LOOK or log_kappa < 0:
             return False
         explicit = _EXPLICIT * float(block.num_steps)
-        implicit = _STIFF_STEPS * (_STAGES + _DERIVATIVE * size) * max(log_kappa - before, 0.0)
+        cost = implicit_cost(self.field.layout.size)
+        implicit = _STIFF_STEPS * cost * max(log_kappa - before, 0.0)
         if explicit <= _GAIN * implicit:
             return False
         return bool(cursor.control.step * spectral_radius(self.field, cursor.state) > _LIMIT)

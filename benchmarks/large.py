@@ -1,0 +1,210 @@
+"""Large networks: steps of the flow, and what a step costs in gradients of the loss.
+
+Digits 3 against 8, MLP 64-64-1 (4 160 weights, 357 images) to far beyond any floating-point kappa;
+MNIST 3 against 7, 2000 images, MLP 784-1024-64-1 (0.87 million weights), where `GFLOW_DATA` names
+the folder of MNIST; and one step with the dense Jacobian beside one without, by size. A gradient is
+one of the adversarial loss, perturbation included, compiled, timed in the same process between
+segments of the flow.
+"""
+
+import os
+import resource
+import sys
+import time
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from _common import run_benchmark, show
+
+import gflow
+from gflow import losses, networks, perturbations
+from gflow.flow.clocked import ClockedRosenbrock
+from gflow.flow.field import Field
+
+LEVELS = (0.3, 0.1, 3e-2, 1e-2, 3e-3, 1e-3)
+DIGITS_ATTACKS = {
+    "FGM 0.3": perturbations.fgm(0.3),
+    "FGSM 0.05": perturbations.fgsm(0.05, smoothing=0.1),
+    "PGD l2 0.3": perturbations.pgd(0.3, order=2, step_size=0.1, num_steps=5),
+}
+COLUMNS = ("problem", "attack", "kappa_cap", "result", "num_steps", "log_kappa", "stationarity")
+COLUMNS += ("margin", "seconds_per_step", "gradients_per_step", "peak_gb")
+
+
+def measure(smoke: bool) -> dict[str, Any]:
+    show({}, COLUMNS, header=True)
+    return {
+        "digits": digits_rows(smoke),
+        "mnist": mnist_row(smoke),
+        "dense_or_not": crossover(smoke),
+    }
+
+
+def digits_rows(smoke: bool) -> list[dict[str, Any]]:
+    """One row for an attack and a cap; the margin is near 0.03, so that they are 30 to 300."""
+    network = networks.mlp((64, 64, 1), smoothing=0.05)
+    rows = []
+    for name, attack in list(DIGITS_ATTACKS.items())[: 1 if smoke else 3]:
+        problem = gflow.Problem(
+            network, gflow.datasets.digits(), loss=losses.exponential(), perturbation=attack
+        )
+        for cap in (1e3,) if smoke else (1e3, 3e3, 1e4):
+            budget = 24 if smoke else 250
+            row = flow_row(problem, network.init(0), gflow.Rosenbrock(), cap, 1e5, budget)
+            rows.append({"problem": "digits", "attack": name, **row})
+            show(rows[-1], COLUMNS)
+    return rows
+
+
+def mnist_row(smoke: bool) -> dict[str, Any]:
+    if not os.environ.get("GFLOW_DATA"):
+        return {"result": "skipped: the environment variable GFLOW_DATA names no folder"}
+    count, hidden = (200, 32) if smoke else (2000, 1024)
+    data = gflow.datasets.mnist(positive=3, negative=7, limit=count)
+    network = networks.mlp((784, hidden, 64, 1), smoothing=0.05)
+    attack = perturbations.fgsm(16 / 255, smoothing=0.1)
+    problem = gflow.Problem(network, data, loss=losses.exponential(), perturbation=attack)
+    # "ROS34PW2" with `Krylov(most_directions=0)` takes no longer steps while the weights p are
+    # nearly equal, for as many gradients a step and three times the memory.
+    budget, solver = 16 if smoke else 2000, gflow.RungeKuttaChebyshev(12)
+    row = flow_row(problem, network.init(0, scale=0.3), solver, 300.0, 100.0, budget, save=16)
+    row = {"problem": "MNIST", "attack": "FGSM 16/255", "parameters": network_size(network), **row}
+    show(row, COLUMNS)
+    return row
+
+
+def network_size(network) -> int:
+    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(network.init(0)))
+
+
+class Costs:
+    """Watches a run: seconds a step and a gradient, segment by segment; the first compiles."""
+
+    def __init__(self, problem, params):
+        self.problem, self.params = problem, params
+        self.steps, self.since = 0, None
+        self.rows: list[dict[str, float]] = []
+        jax.block_until_ready(problem.gradient(params))
+
+    def __call__(self, status: dict[str, Any]) -> None:
+        now = time.perf_counter()
+        count = status["steps"] - self.steps
+        if self.since is not None and count:
+            step, gradient = (now - self.since) / count, self.gradient_seconds()
+            self.rows.append({**status, "seconds": step, "gradients": step / gradient})
+        self.steps, self.since = status["steps"], time.perf_counter()
+
+    def gradient_seconds(self) -> float:
+        """The median of a few, so that other work on the machine slows both alike."""
+        seconds = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            jax.block_until_ready(self.problem.gradient(self.params))
+            seconds.append(time.perf_counter() - begin)
+            if sum(seconds) > 1.0:
+                break
+        return float(np.median(seconds))
+
+
+def flow_row(problem, start, solver, cap, log_kappa, budget, save=512) -> dict[str, Any]:
+    """The capped flow to `log_kappa` or a stationarity of 1e-3, or for `budget` steps."""
+    costs = Costs(problem, start)
+    flow = gflow.integrate(
+        problem,
+        start,
+        until=gflow.Until(log_kappa=log_kappa, stationarity=1e-3),
+        solver=solver,
+        tolerance=1e-2,
+        kappa_cap=cap,
+        save=save,
+        max_steps=budget,
+        progress=costs,
+        throw=False,
+    )
+    per_step = [row["gradients"] for row in costs.rows]
+    levels = {}
+    for level in LEVELS:
+        below = np.flatnonzero(flow.stationarity < level)
+        if below.size:
+            index = below[0]
+            reached = int(flow.num_steps_at[index]), float(flow.log_kappa[index])
+            levels[f"{level:g}"] = dict(zip(("steps", "log_kappa"), reached, strict=True))
+    return {
+        "kappa_cap": cap,
+        "result": flow.result_name,
+        "num_steps": flow.stats["num_steps"],
+        "num_rejected_steps": flow.stats["num_rejected_steps"],
+        "log_kappa": float(flow.log_kappa[-1]),
+        "stationarity": float(flow.stationarity[-1]),
+        "margin": float(flow.margin[-1]),
+        "seconds": flow.stats["seconds"],
+        "seconds_per_step": float(np.median([row["seconds"] for row in costs.rows] or [np.nan])),
+        "gradients_per_step": float(np.median(per_step or [np.nan])),
+        "peak_gb": peak_gb(),
+        "first_below": levels,
+        "along": costs.rows,
+    }
+
+
+def peak_gb() -> float:
+    """The largest resident size of the process so far, of all rows up to this one."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
+
+
+def crossover(smoke: bool) -> list[dict[str, Any]]:
+    """Seconds of one Rodas5P step at one point, dense and matrix-free, and how far they differ."""
+    columns = ("width", "parameters", "dense", "matrix_free", "gradient", "difference")
+    show({}, columns, header=True)
+    rows = []
+    for width in (4,) if smoke else (4, 8, 16, 32):
+        rows.append(crossover_row(width, 1 if smoke else 7))
+        show(rows[-1], columns)
+    return rows
+
+
+def crossover_row(width: int, repeats: int) -> dict[str, Any]:
+    network = networks.mlp((64, width, 1), smoothing=0.05)
+    problem = gflow.Problem(
+        network,
+        gflow.datasets.digits(),
+        loss=losses.exponential(),
+        perturbation=perturbations.fgm(0.3),
+    )
+    flow = gflow.integrate(
+        problem,
+        network.init(0),
+        until=gflow.Until(log_kappa=20.0),
+        solver=gflow.Rosenbrock(linear_solver=gflow.Krylov()),
+        tolerance=1e-2,
+        kappa_cap=1e3,
+        max_steps=60,
+        throw=False,
+    )
+    field = Field(problem, flow.layout, np.asarray(np.log(1e3)))
+    tail = [flow.log_kappa[-1] / problem.degree, 0.0]
+    state = jnp.asarray(np.concatenate([flow.vectors[-1], tail]))
+    h = jnp.asarray(flow.step[-2])
+    row: dict[str, Any] = {"width": width, "parameters": flow.layout.size}
+    row["gradient"] = Costs(problem, flow.direction).gradient_seconds()
+    ends = []
+    for name, linear in (("dense", lx.LU()), ("matrix_free", gflow.Krylov(1e-4))):
+        solver = ClockedRosenbrock(linear_solver=linear)
+        run = eqx.filter_jit(lambda s, h, f, by: by.step(None, 0.0 * h, h, s, f, None, False)[0])
+        ends.append(jax.block_until_ready(run(state, h, field, solver)))
+        seconds = []
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            jax.block_until_ready(run(state, h, field, solver))
+            seconds.append(time.perf_counter() - begin)
+        row[name] = min(seconds)
+    moved = jnp.linalg.norm(ends[0] - state)
+    return row | {"difference": float(jnp.linalg.norm(ends[0] - ends[1]) / moved)}
+
+
+if __name__ == "__main__":
+    run_benchmark(__doc__ or "", measure)
