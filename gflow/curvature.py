@@ -9,16 +9,19 @@ condition; with frozen perturbations it is the stability of the flow, judged by 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy.linalg import eig, eigh, null_space
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
 
 from gflow.kinks import Kinks
 from gflow.kkt import System
 
 _RANK = 1e-10
 _SYMMETRIC = 1e-9
+# Beyond this many parameters the smallest eigenvalues only; and where the normal space goes.
+_LARGE, _COUNT, _AWAY = 1500, 32, 10.0
 # At kinks: the stiffness that stands for an infinite one, and what counts as a zero beside it.
 _STIFF, _STIFF_TOLERANCE = 1e7, 1e-5
 
@@ -55,11 +58,15 @@ class Curvature:
 def curvature(at: System, active: np.ndarray, *, tolerance: float = 1e-7) -> Curvature:
     """The eigenvalues at a KKT point; see above. Costs O(P^3).
 
+    Beyond 1500 parameters only the 32 smallest are sought, by Arnoldi's method.
+
     Args:
         at: the KKT system at the point.
         active: its active margins. Shape (m,).
         tolerance: of a zero, relative to the largest entry of H, or to 1 if that is more.
     """
+    if len(at.residual) > _LARGE:
+        return _smallest(at, active, tolerance)
     tangent = null_space(at.slopes[active], rcond=_RANK)
     scale = max(1.0, float(np.abs(at.hessian).max()))
     across = np.abs(at.slopes[active] - at.gradients[active]).max(initial=0.0)
@@ -72,6 +79,35 @@ def curvature(at: System, active: np.ndarray, *, tolerance: float = 1e-7) -> Cur
         normal = null_space(at.gradients[active], rcond=_RANK)
         values, small = _spectrum(normal.T @ at.hessian @ tangent, normal.T @ tangent, symmetric)
     return Curvature(values, _unit_columns(tangent @ small), symmetric, tolerance * scale)
+
+
+def _smallest(at: System, active: np.ndarray, tolerance: float) -> Curvature:
+    """The smallest eigenvalues of `H` on the tangent space, pushed back along the gradients.
+
+    They are those of `Q = P H P`, `P = I - G^T (S G^T)^-1 S`, but for zeros of the normal space,
+    which the shift `c (I - P)` takes out of the way.
+    """
+    slopes, gradients = at.slopes[active], at.gradients[active]
+    scale = max(1.0, float(np.abs(at.hessian).max()))
+    inverse = np.linalg.pinv(slopes @ gradients.T, rcond=_RANK)
+
+    def project(vector: np.ndarray) -> np.ndarray:
+        return vector - gradients.T @ (inverse @ (slopes @ vector))
+
+    def product(vector: np.ndarray) -> np.ndarray:
+        along = project(np.ravel(vector))
+        return project(at.hessian @ along) + _AWAY * (np.ravel(vector) - along)
+
+    operator = cast(Any, LinearOperator)(at.hessian.shape, matvec=product, dtype=float)
+    start = np.random.default_rng(0).normal(size=len(at.residual))
+    options: Any = {"k": _COUNT, "which": "SR", "v0": start, "ncv": 4 * _COUNT, "tol": 1e-10}
+    try:
+        pairs: Any = eigs(operator, **options)
+    except ArpackNoConvergence as failure:
+        pairs = failure.eigenvalues, failure.eigenvectors
+    order = np.argsort(pairs[0].real)
+    vectors = _unit_columns(pairs[1].real[:, order])
+    return Curvature(pairs[0].real[order], vectors, False, tolerance * scale)
 
 
 def kinked_curvature(kinks: Kinks) -> Curvature:

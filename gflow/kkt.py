@@ -75,9 +75,17 @@ def _system(problem: Problem, layout: Layout, theta: Any, multipliers: Any) -> t
 
     value, product = jax.linearize(stationarity, theta)
     columns = lax.map(product, jnp.eye(theta.size), batch_size=min(_BATCH, theta.size))
+    margins = problem.margins(layout.unflatten(theta))
+    return value, margins.ravel(), columns.T, *slopes_and_gradients(problem, layout, theta)
+
+
+def slopes_and_gradients(
+    problem: Problem, layout: Layout, theta: Float[Array, " P"]
+) -> tuple[Float[Array, "m P"], Float[Array, "m P"]]:
+    """`dq_i/dtheta` through the perturbations, and `grad q_i` in the gradient mode."""
     margins, pull_back = problem.linearize(layout.unflatten(theta))
     _, pull_through = jax.vjp(lambda point: problem.margins(layout.unflatten(point)), theta)
     units = jnp.eye(margins.size).reshape(-1, *margins.shape)
     gradients = lax.map(lambda unit: layout.flatten(pull_back(unit)[0]), units, batch_size=_BATCH)
     slopes = lax.map(lambda unit: pull_through(unit)[0], units, batch_size=_BATCH)
-    return value, margins.ravel(), columns.T, slopes, gradients
+    return slopes, gradients

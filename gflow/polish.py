@@ -1,24 +1,34 @@
 """Newton's method on the KKT system, from where the flow has come close.
 
-The active set is mended along the way: a multiplier below zero leaves it, a violated margin joins
-it, and where its margins cannot all be equal, as of more margins than there are dimensions, the
-largest of them leaves. Steps are of minimum norm, since merged or aligned neurons leave a continuum
-of KKT points, and the nearest of them is meant.
+Among few margins the flow's weights tell the active ones; among many, or where that fails, the
+temperature is first led to 0 (`gflow.cooling`), which tells them. The active set is mended along
+the way: a multiplier below zero leaves it, a violated margin joins it, and where its margins cannot
+all be equal, as of more margins than there are dimensions, the largest of them leaves. Steps are of
+minimum norm, since merged or aligned neurons leave a continuum of KKT points, and the nearest of
+them is meant.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.linalg import lstsq
+from scipy.linalg import lstsq, solve
 
 from gflow._layout import Layout
+from gflow.cooling import cool
 from gflow.kkt import System, system
 from gflow.problem import Problem
 
 # Weights of the flow below this part of the largest belong to no active margin.
 _SUPPORT = 1e-3
 _RANK = 1e-11
+# Rank-revealing factors take minutes from here on.
+_LARGE, _SHIFT = 1500, 1e-8
+# Among more margins than this the weights do not tell the active ones.
+_FEW = 64
+# After cooling, active margins have all but all of the weight.
+_COOLED = 1e-6
 _MOST_ITERATIONS = 40
 # The most that a step may move the point, relative to its norm: a model is good nearby only.
 _LONGEST = 0.3
@@ -61,6 +71,7 @@ def polish(
     direction: np.ndarray,
     weights: np.ndarray,
     *,
+    support: float = _SUPPORT,
     tolerance: float = 1e-12,
 ) -> Polished:
     """The KKT point near a direction whose margins are positive.
@@ -69,10 +80,11 @@ def polish(
         direction: u, a unit vector. Shape (P,).
         weights: the flow's weights p there, flattened: they name the active margins and give the
             first multipliers, `p_i |theta|^2 / L` (Euler's identity). Shape (m,).
+        support: margins with less weight than this part of the largest are not active at first.
         tolerance: of the residual.
     """
     degree = problem.degree
-    active = weights > _SUPPORT * weights.max()
+    active = weights > support * weights.max()
     margins = np.asarray(problem.margins(layout.unflatten(direction))).ravel()
     theta = direction / margins.min() ** (1 / degree)
     multipliers = np.where(active, weights, 0.0)
@@ -88,6 +100,27 @@ def polish(
             theta, multipliers, mended = _newton_step(at, theta, multipliers, active)
         active, multipliers = mended, np.where(mended, multipliers, 0.0)
         iteration += 1
+
+
+def polish_capped(
+    problem: Problem, layout: Layout, direction: np.ndarray, weights: np.ndarray, log_kappa: float
+) -> Polished:
+    """The KKT point to which the flow capped at kappa_c leads from where it nearly rests.
+
+    Args:
+        direction: u, a unit vector whose margins are positive. Shape (P,).
+        weights: the flow's weights p there, flattened. Shape (m,).
+        log_kappa: log kappa_c.
+    """
+    named = polish(problem, layout, direction, weights) if len(weights) <= _FEW else None
+    if named is not None and named.converged:
+        return named
+    cooled = cool(problem, layout, direction, weights, log_kappa)
+    if not cooled.sharpness > 0:
+        return polish(problem, layout, direction, weights) if named is None else named
+    point = cooled.theta / np.linalg.norm(cooled.theta)
+    found = polish(problem, layout, point, cooled.multipliers, support=_COOLED)
+    return dataclasses.replace(found, num_iterations=found.num_iterations + cooled.num_iterations)
 
 
 def _error(at: System, theta: np.ndarray, active: np.ndarray) -> float:
@@ -107,8 +140,7 @@ def _newton_step(
     matrix[:size, size:] = -at.gradients[active].T
     matrix[size:, :size] = at.slopes[active]
     right = -np.concatenate([at.residual, at.margins[active] - 1])
-    solution: Any = lstsq(matrix, right, cond=_RANK, lapack_driver="gelsy", check_finite=False)
-    step = solution[0]
+    step = _least(matrix, right, size)
     left_over = np.linalg.norm(matrix @ step - right)
     if count > 1 and left_over > _INCONSISTENT * np.linalg.norm(right):
         fewer = active.copy()
@@ -119,6 +151,16 @@ def _newton_step(
     multipliers = multipliers.copy()
     multipliers[active] += share * step[size:]
     return theta + share * step[:size], multipliers, active
+
+
+def _least(matrix: np.ndarray, right: np.ndarray, size: int) -> np.ndarray:
+    """The solution of minimum norm; of large systems nearly that, by a shift of the Hessian."""
+    if len(right) <= _LARGE:
+        solution: Any = lstsq(matrix, right, cond=_RANK, lapack_driver="gelsy", check_finite=False)
+        return solution[0]
+    shifted = matrix.copy()
+    shifted[np.arange(size), np.arange(size)] += _SHIFT
+    return solve(shifted, right, overwrite_a=True, check_finite=False)
 
 
 def _mended(margins: np.ndarray, multipliers: np.ndarray, active: np.ndarray) -> np.ndarray | None:

@@ -22,7 +22,7 @@ FLOORS = [
     {"datasets", "losses", "networks", "perturbations"},
     {"problem"},
     {"attack", "kkt", "switches", "validation"},
-    {"kinks"},
+    {"cooling", "kinks"},
     {"curvature", "measures", "polish", "reference"},
     {"certificate", "record"},
     {"trajectory"},

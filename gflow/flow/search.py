@@ -25,7 +25,7 @@ from gflow.flow.driver import integrate
 from gflow.flow.limit import Limit, Stage
 from gflow.flow.until import Until
 from gflow.kkt import system
-from gflow.polish import Polished, polish
+from gflow.polish import Polished, polish, polish_capped
 from gflow.problem import Problem
 from gflow.results import RESULTS
 from gflow.trajectory import Trajectory
@@ -138,7 +138,7 @@ class Search:
         seconds = time.perf_counter()
         unit = self.layout.unflatten(self.arrived)
         weights = np.asarray(self.problem.ascent(unit, self.log_cap).weights).ravel()
-        polished = polish(self.problem, self.layout, self.arrived, weights)
+        polished = polish_capped(self.problem, self.layout, self.arrived, weights, self.log_cap)
         seconds = time.perf_counter() - seconds
         self.polished = polished if polished.residual <= self.tolerance else None
         self.verdict = "unknown" if self.polished is None else self.verdict

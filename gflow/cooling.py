@@ -1,0 +1,217 @@
+"""From the capped flow to a KKT point: the temperature led to 0 by Newton's method.
+
+Where the flow with capped temperature rests, at the norm where its heaviest margin is 1,
+
+    theta = sum_i lambda_i grad q_i(theta),    q_i - 1 + log(lambda_i / max_j lambda_j) / s = 0,
+
+s = kappa_c gamma its *sharpness*: the multipliers are its weights. For s -> infinity a margin is 1,
+or its multiplier is 0: a KKT point, whose active margins nobody had to name. With the multipliers
+as unknowns of their own the system stays well conditioned on the way, as interior points with an
+entropic barrier do, while Newton's method on active margins alone needs the right ones to begin
+with; with hundreds of examples the weights at a moderate temperature do not tell them.
+"""
+
+import math
+from typing import Any, NamedTuple, cast
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from scipy.linalg import lu_factor, lu_solve, solve
+from scipy.sparse.linalg import LinearOperator, gmres
+
+from gflow._layout import Layout
+from gflow.kkt import residual, slopes_and_gradients, system
+from gflow.problem import Problem
+
+_SHARPEST = 1e8
+_FIRST_FACTOR, _LARGEST_FACTOR, _LEAST_FACTOR = 2.0, 1e3, 1.05
+_MOST_ITERATIONS, _FEW = 8, 4
+_LONGEST = 0.3
+# A shift of the Hessian: along a family of KKT points there is no other hold.
+_SHIFT = 1e-9
+# How far a multiplier may fall in an iteration: to exp(-30) of what it was.
+_LEAST_CHANGE = -30.0
+_TINY = 1e-300
+# The most parameters for which the matrix is formed; and beyond, the products at most with it, and
+# the relative tolerance.
+_DENSE_AT_MOST, _PRODUCTS, _LINEAR = 1000, 120, 1e-4
+
+
+class Cooled(NamedTuple):
+    """Where the temperature ended.
+
+    Attributes:
+        theta: the point. Shape (P,).
+        multipliers: lambda. Shape (m,).
+        sharpness: s; large where the path could be followed.
+        num_iterations: systems solved.
+    """
+
+    theta: np.ndarray
+    multipliers: np.ndarray
+    sharpness: float
+    num_iterations: int
+
+
+def cool(
+    problem: Problem, layout: Layout, direction: np.ndarray, weights: np.ndarray, log_kappa: float
+) -> Cooled:
+    """The KKT point, but for an error of about 1e-8, to which the capped flow's rest point leads.
+
+    Args:
+        direction: u, where the capped flow is nearly at rest; its margins are positive. Shape (P,).
+        weights: the flow's weights p there, flattened. Shape (m,).
+        log_kappa: log kappa_c.
+    """
+    degree = problem.degree
+    margins = np.asarray(problem.margins(layout.unflatten(direction))).ravel()
+    gamma = float(margins[np.argmax(weights)])
+    theta = direction / gamma ** (1 / degree)
+    multipliers = weights * (theta @ theta) / (degree * weights.sum())
+    path = _Path(problem, layout, float(multipliers.max()))
+    return path.follow(theta, multipliers, math.exp(log_kappa) * gamma)
+
+
+class _Path:
+    """Newton's method along a path of temperatures.
+
+    Up to a thousand parameters its matrix is formed and factorised; beyond, the systems are solved
+    by GMRES with exact products.
+    """
+
+    def __init__(self, problem: Problem, layout: Layout, largest: float):
+        self.problem, self.layout, self.largest = problem, layout, largest
+        self.count = 0
+
+    def follow(self, theta: np.ndarray, multipliers: np.ndarray, sharpness: float) -> Cooled:
+        """From one sharpness to the last, or to where the path can be followed no further."""
+        now, reached, factor, following = (theta, multipliers), 0.0, _FIRST_FACTOR, sharpness
+        while reached < _SHARPEST:
+            found, iterations = self.correct(*now, following)
+            if found is None:
+                factor = math.sqrt(factor)
+                if not reached or factor < _LEAST_FACTOR:
+                    break
+            else:
+                now, reached = found, following
+                if iterations <= _FEW:
+                    factor = min(factor**1.5, _LARGEST_FACTOR)
+            following = reached * factor
+        return Cooled(*now, reached, self.count)
+
+    def correct(
+        self, theta: np.ndarray, multipliers: np.ndarray, sharpness: float
+    ) -> tuple[tuple[np.ndarray, np.ndarray] | None, int]:
+        """The solution at one sharpness, or None; and the iterations."""
+        for iteration in range(_MOST_ITERATIONS + 1):
+            system = _System(self, theta, multipliers, sharpness)
+            if system.error < 1e-2 / sharpness + 1e-11:
+                return (theta, multipliers), iteration
+            if iteration == _MOST_ITERATIONS or not np.isfinite(system.error):
+                break
+            self.count += 1
+            step = system.solve()
+            size = len(theta)
+            if not np.linalg.norm(step[:size]) < _LONGEST * np.linalg.norm(theta):
+                break
+            change = np.maximum(step[size:] / np.maximum(multipliers, _TINY), _LEAST_CHANGE)
+            factors = np.where(change < 0, np.exp(np.minimum(change, 0.0)), 1 + change)
+            theta, multipliers = theta + step[:size], np.maximum(multipliers * factors, _TINY)
+        return None, _MOST_ITERATIONS
+
+
+class _System:
+    """The linearised equations at an iterate.
+
+    The row of margin i is multiplied by `t_i = s lambda_i / (1 + s lambda_i)`: where it hardly
+    pushes it is a row for its multiplier, and for a large s it hardly depends on s.
+    """
+
+    def __init__(self, path: _Path, theta: np.ndarray, multipliers: np.ndarray, sharpness: float):
+        self.problem, self.layout = path.problem, path.layout
+        self.theta, self.multipliers = theta, multipliers
+        weight = sharpness * multipliers
+        self.rows, self.own = weight / (1 + weight), 1 / (1 + weight)
+        found = _residual(self.problem, self.layout, theta, multipliers)
+        stationarity, margins = map(np.asarray, found)
+        logarithm = np.log(np.maximum(multipliers, _TINY) / path.largest)
+        barrier = self.own * multipliers * logarithm
+        self.right = -np.concatenate([stationarity, self.rows * (margins - 1) + barrier])
+        self.error = max(
+            np.linalg.norm(stationarity) / np.linalg.norm(theta),
+            np.abs(self.right[len(theta) :]).max(),
+        )
+
+    def solve(self) -> np.ndarray:
+        """Newton's step of (theta, multipliers)."""
+        return self.direct() if len(self.theta) <= _DENSE_AT_MOST else self.iterated()
+
+    def direct(self) -> np.ndarray:
+        """The step with the matrix itself. Memory: 8 (P + m)^2 bytes."""
+        at = system(self.problem, self.layout, self.theta, self.multipliers)
+        size, count = at.gradients.shape[::-1]
+        matrix = np.zeros((size + count, size + count))
+        matrix[:size, :size] = at.hessian
+        matrix[np.arange(size), np.arange(size)] += _SHIFT
+        matrix[:size, size:] = -at.gradients.T
+        matrix[size:, :size] = self.rows[:, None] * at.slopes
+        inner = np.arange(size, size + count)
+        matrix[inner, inner] = self.own
+        return solve(matrix, self.right, overwrite_a=True, check_finite=False)
+
+    def iterated(self) -> np.ndarray:
+        """The step by GMRES, with exact products and the identity for the Hessian H in the
+        preconditioner: most of its eigenvalues are near 1. Directions in which it nearly vanishes,
+        as of a family of KKT points, are solved last or not at all. Memory: 16 m P bytes.
+        """
+        slopes, gradients = map(np.asarray, _rows(self.problem, self.layout, self.theta))
+        slopes, size = self.rows[:, None] * slopes, len(self.theta)
+        inner = lu_factor(np.diag(self.own) + slopes @ gradients.T, check_finite=False)
+
+        def nearly(right: np.ndarray) -> np.ndarray:
+            across, margins = np.split(np.ravel(right), [size])
+            found = lu_solve(inner, margins - slopes @ across, check_finite=False)
+            return np.concatenate([across + gradients.T @ found, found])
+
+        shape, operator = (len(self.right), len(self.right)), cast(Any, LinearOperator)
+        step, _ = gmres(
+            operator(shape, matvec=self.product, dtype=float),
+            self.right,
+            M=operator(shape, matvec=nearly, dtype=float),
+            rtol=_LINEAR,
+            restart=_PRODUCTS,
+            maxiter=1,
+        )
+        return step
+
+    def product(self, vector: np.ndarray) -> np.ndarray:
+        """The matrix times a vector."""
+        first, second = np.split(np.ravel(vector), [len(self.theta)])
+        found = _product(self.problem, self.layout, self.theta, self.multipliers, first, second)
+        across, margins = map(np.asarray, found)
+        return np.concatenate([across + _SHIFT * first, self.rows * margins + self.own * second])
+
+
+@eqx.filter_jit
+def _residual(problem: Problem, layout: Layout, theta: Any, multipliers: Any) -> Any:
+    return residual(problem, layout, theta, multipliers)
+
+
+@eqx.filter_jit
+def _rows(problem: Problem, layout: Layout, theta: Any) -> Any:
+    return slopes_and_gradients(problem, layout, jnp.asarray(theta))
+
+
+@eqx.filter_jit
+def _product(
+    problem: Problem, layout: Layout, theta: Any, multipliers: Any, first: Any, second: Any
+) -> Any:
+    def equations(theta: Array, multipliers: Array) -> tuple[Array, Array]:
+        return residual(problem, layout, theta, multipliers)
+
+    point, along = (theta, multipliers), (first, second)
+    point, along = jax.tree.map(jnp.asarray, (point, along))
+    return jax.jvp(equations, point, along)[1]
