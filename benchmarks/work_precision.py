@@ -150,44 +150,38 @@ def schemes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Error against steps above, against seconds below; one column a problem."""
+    """Error against steps, one panel a problem."""
     from matplotlib import pyplot
 
     rows = results["rows"]
     problems = list(dict.fromkeys(row["problem"] for row in rows))
-    size = (2.7 * len(problems) + 2.4, 5.6)
     figure, panels = pyplot.subplots(
-        2,
+        1,
         len(problems),
-        figsize=size,
-        sharex="col",
-        sharey="row",
-        squeeze=False,
+        figsize=(2.7 * len(problems) + 2.4, 3.2),
+        sharey=True,
         layout="constrained",
     )
-    works = {"num_steps": "steps tried", "seconds": "seconds"}
-    for line, (work, label) in zip(panels, works.items(), strict=True):
-        for axes, problem in zip(line, problems, strict=True):
-            for solver, colour in COLOURS.items():
-                group = [r for r in rows if (r["problem"], r["solver"]) == (problem, solver)]
-                done = [r for r in group if "error" in r]
-                axes.loglog(
-                    [max(r["error"], 1e-15) for r in done],
-                    [r[work] for r in done],
-                    "o-" if solver.startswith(("Ro", "RO")) else "x--",
-                    color=colour,
-                    linewidth=1,
-                    markersize=4,
-                    label=solver,
-                )
-            axes.grid(color="0.92", linewidth=0.6)
-            axes.spines[["top", "right"]].set_visible(False)
-        line[0].set_ylabel(label)
-    for top, bottom, problem in zip(*panels, problems, strict=True):
-        top.set_title(problem, fontsize=10)
-        bottom.set_xlabel("error of the direction")
-        top.invert_xaxis()
-    handles, labels = panels[0][0].get_legend_handles_labels()
+    for axes, problem in zip(panels, problems, strict=True):
+        for solver, colour in COLOURS.items():
+            group = [r for r in rows if (r["problem"], r["solver"]) == (problem, solver)]
+            done = [r for r in group if "error" in r]
+            axes.loglog(
+                [max(r["error"], 1e-15) for r in done],
+                [r["num_steps"] for r in done],
+                "o-" if solver.startswith(("Ro", "RO")) else "x--",
+                color=colour,
+                linewidth=1,
+                markersize=4,
+                label=solver,
+            )
+        axes.grid(color="0.92", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(problem, fontsize=10)
+        axes.set_xlabel("error of the direction")
+        axes.invert_xaxis()
+    panels[0].set_ylabel("steps tried")
+    handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside right center")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
