@@ -21,7 +21,7 @@ from gflow.kkt import System
 _RANK = 1e-10
 _SYMMETRIC = 1e-9
 # Beyond this many parameters the smallest eigenvalues only; and where the normal space goes.
-_LARGE, _COUNT, _AWAY = 1500, 32, 10.0
+_LARGE, _COUNT, _AWAY, _RESTARTS = 1500, 32, 10.0, 30
 # At kinks: the stiffness that stands for an infinite one, and what counts as a zero beside it.
 _STIFF, _STIFF_TOLERANCE = 1e7, 1e-5
 
@@ -85,7 +85,8 @@ def _smallest(at: System, active: np.ndarray, tolerance: float) -> Curvature:
     """The smallest eigenvalues of `H` on the tangent space, pushed back along the gradients.
 
     They are those of `Q = P H P`, `P = I - G^T (S G^T)^-1 S`, but for zeros of the normal space,
-    which the shift `c (I - P)` takes out of the way.
+    which the shift `c (I - P)` takes out of the way. Arnoldi's method finds the outermost first;
+    those that are not found within its restarts are the ones nearest to 0, of large families.
     """
     slopes, gradients = at.slopes[active], at.gradients[active]
     scale = max(1.0, float(np.abs(at.hessian).max()))
@@ -100,7 +101,8 @@ def _smallest(at: System, active: np.ndarray, tolerance: float) -> Curvature:
 
     operator = cast(Any, LinearOperator)(at.hessian.shape, matvec=product, dtype=float)
     start = np.random.default_rng(0).normal(size=len(at.residual))
-    options: Any = {"k": _COUNT, "which": "SR", "v0": start, "ncv": 4 * _COUNT, "tol": 1e-10}
+    options: Any = {"k": _COUNT, "which": "SR", "v0": start, "ncv": 4 * _COUNT, "tol": 1e-8}
+    options["maxiter"] = _RESTARTS
     try:
         pairs: Any = eigs(operator, **options)
     except ArpackNoConvergence as failure:
