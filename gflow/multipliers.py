@@ -14,6 +14,7 @@ of an admissible pattern. Plain least squares on what is not at a bound gives th
 import importlib
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -144,7 +145,8 @@ class _LeastSquares:
             slack = np.zeros((len(pushes), len(columns)))
             slack[:, : len(pushes)] = np.diag(now.slack[pushes])
             right = np.concatenate([now.residual, -now.slack[pushes] * now.weights[pushes]])
-            step = lstsq(np.concatenate([columns.T, slack]), right, cond=_RANK)[0]
+            solution: Any = lstsq(np.concatenate([columns.T, slack]), right, cond=_RANK)
+            step = solution[0]
             weights = now.weights.copy()
             weights[pushes] = np.maximum(weights[pushes] + step[: len(pushes)], 0.0)
             coefficients = self.moved(now, weights, step[len(pushes) :], places[inner])
@@ -224,7 +226,7 @@ def _nonnegative_least_squares(system: np.ndarray, right: np.ndarray) -> np.ndar
         return np.maximum(lsq_linear(system, right, bounds=(0, np.inf)).x, 0.0)
 
 
-def _cone_program(system: np.ndarray, right: np.ndarray, rows: sparse.spmatrix) -> np.ndarray:
+def _cone_program(system: np.ndarray, right: np.ndarray, rows: Any) -> np.ndarray:
     """`argmin |right - system x|^2` subject to `rows x <= 0`, by interior points."""
     # By name, since a type checker finds nothing in the compiled module.
     clarabel = importlib.import_module("clarabel")

@@ -139,9 +139,8 @@ class Subgradients:
         return np.union1d(named, self.unnamed)
 
     def _decided(self, vector: np.ndarray, given: np.ndarray) -> Pattern:
-        coefficients, turned = given, None
-        # As many rounds as there are layers of switches, whatever they are: none comes before it.
-        for _ in range(given.shape[1] + 2):
+        coefficients = given
+        while True:  # no longer than there are layers of switches: none decides one before it
             values, scales, margins = self._evaluated(vector, coefficients)
             free = np.abs(values) <= _AT_KINK * scales
             turned = np.where(free, given, np.sign(values))
@@ -166,12 +165,15 @@ class Subgradients:
             return np.asarray(found)
         params = self.layout.unflatten(jnp.asarray(vector))
         gradients = self.problem.margin_gradients(params, jnp.asarray(self.examples))
-        leaves = [np.asarray(leaf).reshape(self.examined, -1) for leaf in jax.tree.leaves(gradients)]
+        leaves = [
+            np.asarray(leaf).reshape(self.examined, -1) for leaf in jax.tree.leaves(gradients)
+        ]
         return np.concatenate(leaves, axis=1)
 
     def _look_for_unnamed(self) -> None:
-        """Gradients to either side that differ by far more than smoothness allows, where no switch
-        accounts for it."""
+        """Margins whose gradients to either side differ by far more than smoothness allows, where
+        no switch accounts for it.
+        """
         centre = self.pattern()
         gradients = self._gradients(self.direction, centre)
         size = np.linalg.norm(gradients, axis=1) + 1e-300
@@ -180,7 +182,7 @@ class Subgradients:
         for probe in _probes(self.direction):
             there = self._decided(probe, centre.coefficients)
             side = self._gradients(probe, there)
-            named |= (there.coefficients != centre.coefficients).any(axis=1)
+            named |= np.any(there.coefficients != centre.coefficients, axis=1)
             jumps |= np.linalg.norm(side - gradients, axis=1) > _JUMP * size
             sides.append(side)
         self._sided = jumps & ~named[self._all_owners // self.per_example]
