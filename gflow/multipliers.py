@@ -28,7 +28,7 @@ _SHARES = (1.0, 0.5, 0.2, 0.05)
 # Coefficients this close to a bound may be at it: which is tried.
 _BOUNDS = (1e-5, 1e-7, 1e-10)
 _NOTHING = 1e-13
-_GAIN = 1e-12
+_GAIN = 1e-9
 _RANK = 1e-12
 _TOLERANCE, _MAX_ITERATIONS = 1e-12, 200
 

@@ -133,7 +133,7 @@ def moved(ended, seed, size, *, along_kinks):
     return shaped(there / np.linalg.norm(there), limit.direction)
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 10**6), log_size=st.floats(-7, -1))
 def test_off_a_kink_none_of_its_other_side_counts(ended, seed, log_size):
     """However little: from 1e-9 on a kink is none, and single gradients are what is left."""
@@ -142,7 +142,7 @@ def test_off_a_kink_none_of_its_other_side_counts(ended, seed, log_size):
     assert not found.separated or certified_objective(direction, ended[0].dataset, found) > 1e-3
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 10**6), log_size=st.floats(-7, -1))
 def test_along_kinks_the_residual_grows_with_the_distance(ended, seed, log_size):
     size = 10**log_size
@@ -159,7 +159,7 @@ def test_along_kinks_the_residual_grows_with_the_distance(ended, seed, log_size)
 @pytest.fixture(scope="module")
 def beside(ended):
     """A point on the same kinks, well away from the limit."""
-    direction = moved(ended, 7, 0.05, along_kinks=True)
+    direction = moved(ended, 7, 0.01, along_kinks=True)
     problem = ended[0]
     np.testing.assert_array_equal(
         at_kinks(direction, problem.dataset), at_kinks(ended[1].direction, problem.dataset)
@@ -213,7 +213,11 @@ def test_no_other_coefficients_and_multipliers_are_better(beside, seed, log_size
 def test_a_sparse_limit_under_exact_fgsm_is_certified():
     """Weights beyond saving are exactly 0, and the signs that the attack follows there unknown."""
     radius = 0.5
-    data = gflow.datasets.gaussian(30, 6, gap=0.8, seed=1)
+    generator = np.random.default_rng(1)
+    y = np.where(np.arange(30) % 2 == 0, 1, -1)
+    centre = [2.0, 1.5, 1.0, 0.2, 0.1, 0.0]
+    x = y[:, None] * centre + 0.3 * generator.normal(size=(30, 6))
+    data = gflow.Dataset(x, y)
     best = gflow.max_margin(data, radius=radius, order=math.inf)
     direction = np.where(np.abs(best.direction) < 1e-10, 0.0, best.direction)
     zeros = direction == 0
