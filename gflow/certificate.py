@@ -10,11 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.optimize import lsq_linear, nnls
 
 from gflow._description import plain
 from gflow._layout import Layout
@@ -28,16 +26,11 @@ from gflow.measures import (
     measure_ascent,
     scale_invariance_error,
 )
+from gflow.multipliers import best_multipliers
 from gflow.problem import Problem
+from gflow.subgradients import Subgradients
+from gflow.switches import has_kinks, passes
 from gflow.validation import check_start
-
-# Memory for the gradients of single margins, and the most margins they are taken of.
-_GRADIENT_BYTES = 2**28
-_MOST_MARGINS = 512
-# How far to either side a kink is looked for, and the jump of the gradient that betrays one.
-_PROBE = 1e-7
-_NUM_PROBES = 2
-_JUMP = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +54,16 @@ class Certificate:
         stationarity: `|u - sum_i lambda_i grad q_i(u)|` with the multipliers below; the norm of u
             is 1, so this is relative.
         complementarity: `L sum_i lambda_i (q_i(u) - gamma)`; 0 if only the smallest margins push.
+            Both with the coefficients below, on which, where a sign of the attack is at its kink,
+            the margins depend too. An upper bound, which these coefficients attain: the smallest
+            possible where the gradients are affine in them, as with one hidden layer.
         dual_infeasibility: the most negative multiplier, as a positive number.
         multipliers: lambda, in the shape of the margins, by non-negative least squares on
             stationarity and complementarity together.
+        coefficients: `sin phi` of every switch (`gflow.switches`), with which the gradients above
+            are taken: its sign off the kink, and at it the number in [-1, 1] that suits best. A
+            ReLU has the slope `(1 + sin phi)/2`, a sign is `sin phi`. Shape (n, s); None where the
+            problem has no kinks with names, or there is no KKT system.
         flow_stationarity: the same residual with the flow's own multipliers, `min_c |u - c h|`,
             `h = sum_i p_i grad q_i(u)`, p the weights of the loss at the point's norm.
         kkt_epsilon, kkt_delta: the (epsilon, delta)-KKT condition that the point satisfies, with
@@ -71,10 +71,11 @@ class Certificate:
             exponential loss these are Lyu & Li 2020, Lemma C.8.
         cosine: `beta = cos(u, h)`.
         num_support: margins with a positive multiplier (above 1e-8 of the largest).
-        kinks: examples, of those examined, whose margin has a kink at the point. For these the
-            columns of the least squares hold gradients from several sides, members of the Clarke
-            subdifferential there: all of them for one kink, some of them where many meet, so that
-            the residual is never smaller than the true one.
+        kinks: examples, of those examined, whose margin has a kink at the point: a switch of a
+            living neuron within 1e-9 of it, relative; or one without a name, which is found by
+            gradients that differ between random sides. For the latter the columns of the least
+            squares hold gradients from several sides, some of the members of the Clarke
+            subdifferential there.
         euler_error: deviation from Euler's identity `<grad q_i, u> = L q_i`, relative.
         scale_invariance_error: change of the perturbations under `params -> c params`, relative.
         examined: how many of the smallest margins the multipliers were sought among; with fewer
@@ -90,6 +91,7 @@ class Certificate:
     complementarity: float
     dual_infeasibility: float
     multipliers: np.ndarray
+    coefficients: np.ndarray | None
     flow_stationarity: float
     kkt_epsilon: float
     kkt_delta: float
@@ -120,18 +122,28 @@ class Certificate:
         )
 
 
-def certify(problem: Problem, params: Params) -> Certificate:
+def certify(
+    problem: Problem, params: Params, *, coefficients: np.ndarray | None = None
+) -> Certificate:
     """Certifies a point: margins, KKT residuals, multipliers, kinks, homogeneity.
 
     Gradients of the margins are those of the problem's gradient mode; with "frozen" perturbations
     the KKT system is that of the flow, in which delta is held fixed while differentiating.
 
+    Args:
+        params: the point.
+        coefficients: `sin phi` of the switches to begin with, such as `limit.kinks.coefficients`;
+            only those at a kink matter. Needed where the attack's own signs or slopes are at kinks,
+            which decide where the kinks after the attack are. Shape (n, s).
+
     Raises:
-        TypeError, ValueError: see `gflow.validation.check_start`.
+        TypeError, ValueError: see `gflow.validation.check_start`; coefficients of another shape,
+            NaN among them, or any for a problem whose kinks have no names.
 
     Source: Lyu & Li 2020, Definition of (epsilon, delta)-KKT points and Lemma C.8; Lyu & Zhu 2022.
     """
     params = check_start(problem, params)
+    hint = None if coefficients is None else _checked_coefficients(problem, coefficients)
     point = _examine(problem, params)
     margins = np.asarray(point.margins)
     gamma = float(np.min(margins))
@@ -145,7 +157,22 @@ def certify(problem: Problem, params: Params) -> Certificate:
     }
     if not gamma > 0:
         return Certificate(separated=False, **common, **_no_kkt(margins.shape))
-    return Certificate(separated=True, **common, **_kkt(problem, point, margins))
+    return Certificate(separated=True, **common, **_kkt(problem, point, margins, hint))
+
+
+def _checked_coefficients(problem: Problem, coefficients: Any) -> np.ndarray:
+    given = np.asarray(coefficients, float)
+    shape = len(problem.dataset.x), passes(problem).size
+    if not has_kinks(problem):
+        raise ValueError("`certify(coefficients=...)`: the problem has no kinks that have names.")
+    if given.shape != shape:
+        raise ValueError(
+            f"`certify(coefficients=...)` has the shape {given.shape}, but there are "
+            f"{shape[1]} switches of each of {shape[0]} examples: {shape}."
+        )
+    if np.isnan(given).any():
+        raise ValueError("`certify(coefficients=...)` holds NaN.")
+    return given
 
 
 class _Point(eqx.Module):
@@ -180,16 +207,30 @@ def _examine(problem: Problem, params: Params) -> _Point:
 def _no_kkt(shape: tuple[int, ...]) -> dict[str, Any]:
     names = ("stationarity", "complementarity", "dual_infeasibility", "flow_stationarity")
     names += ("kkt_epsilon", "kkt_delta", "cosine")
-    nothing = {"multipliers": np.full(shape, np.nan), "kinks": np.zeros(0, int)}
+    nothing = {"multipliers": np.full(shape, np.nan), "coefficients": None}
+    nothing |= {"kinks": np.zeros(0, int)}
     return dict.fromkeys(names, math.nan) | nothing | {"num_support": 0, "examined": 0}
 
 
-def _kkt(problem: Problem, point: _Point, margins: np.ndarray) -> dict[str, Any]:
+def _kkt(
+    problem: Problem, point: _Point, margins: np.ndarray, hint: np.ndarray | None
+) -> dict[str, Any]:
     layout = Layout.of(point.direction)
     direction = np.asarray(layout.flatten(point.direction))
-    columns = _Columns(problem, point.direction, layout, margins)
-    solution = _multipliers(columns, direction, margins, problem.degree)
-    return {**solution, **_flow_kkt(problem.degree, point, direction, layout, margins)}
+    subgradients = Subgradients(problem, point.direction, margins)
+    found = best_multipliers(subgradients, problem.degree, hint)
+    multipliers = np.bincount(subgradients.owner, found.weights, margins.size)
+    return {
+        "stationarity": found.stationarity,
+        "complementarity": float(found.slack @ found.weights),
+        "dual_infeasibility": float(max(0.0, -found.weights.min())),
+        "multipliers": multipliers.reshape(margins.shape),
+        "coefficients": found.pattern.coefficients if subgradients.named else None,
+        "num_support": int(np.sum(multipliers > 1e-8 * multipliers.max())),
+        "kinks": subgradients.kinks(found.pattern),
+        "examined": subgradients.examined,
+        **_flow_kkt(problem.degree, point, direction, layout, margins),
+    }
 
 
 def _flow_kkt(
@@ -207,92 +248,3 @@ def _flow_kkt(
         "kkt_delta": float(np.max(multipliers * (margins / gamma - 1))),
         "cosine": float(direction @ ascent / length),
     }
-
-
-class _Columns:
-    """Gradients of the smallest margins at u, both sides of those that have a kink.
-
-    Attributes:
-        matrix: (columns, P).
-        owner: (columns,) the flat index of the margin that each column belongs to.
-        kinks: examples with a kink.
-        examined: number of margins.
-    """
-
-    def __init__(self, problem: Problem, direction: Params, layout: Layout, margins: np.ndarray):
-        per_example = margins.size // len(margins)
-        most = min(_MOST_MARGINS, _GRADIENT_BYTES // (8 * layout.size)) // per_example
-        smallest = margins.reshape(len(margins), -1).min(axis=1)
-        examples = np.sort(np.argsort(smallest, kind="stable")[: max(most, 1)])
-        owners = (examples[:, None] * per_example + np.arange(per_example)).ravel()
-        centre = _gradients(problem, direction, layout, examples)
-        sides = [_gradients(problem, probe, layout, examples) for probe in _probes(direction)]
-        self.examined = len(owners)
-        kinked = _jumps(centre, sides)
-        self.kinks = np.unique(owners[kinked] // per_example)
-        self.matrix = np.concatenate([centre[~kinked], *[side[kinked] for side in sides]])
-        self.owner = np.concatenate([owners[~kinked], *[owners[kinked] for _ in sides]])
-
-
-def _gradients(
-    problem: Problem, direction: Params, layout: Layout, examples: np.ndarray
-) -> np.ndarray:
-    """Shapes: (margins, P)."""
-    gradients = problem.margin_gradients(direction, jnp.asarray(examples))
-    count = examples.size * (1 if problem.dataset.binary else problem.dataset.num_outputs - 1)
-    leaves = [np.asarray(leaf).reshape(count, -1) for leaf in jax.tree.leaves(gradients)]
-    return np.concatenate(leaves, axis=1)
-
-
-def _probes(direction: Params) -> list[Params]:
-    """Points a little to either side of the direction, along fixed random lines."""
-    generator = np.random.default_rng(0)
-    probes = []
-    for _ in range(_NUM_PROBES):
-        offset = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape), direction)
-        length = math.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(offset)))
-        for sign in (_PROBE, -_PROBE):
-            probes.append(
-                jax.tree.map(lambda u, o, s=sign / length: np.asarray(u) + s * o, direction, offset)
-            )
-    return probes
-
-
-def _jumps(centre: np.ndarray, sides: list[np.ndarray]) -> np.ndarray:
-    """Which gradients differ between the probes by far more than smoothness allows."""
-    size = np.linalg.norm(centre, axis=1) + 1e-300
-    return np.any([np.linalg.norm(s - centre, axis=1) > _JUMP * size for s in sides], axis=0)
-
-
-def _multipliers(
-    columns: _Columns, direction: np.ndarray, margins: np.ndarray, degree: float
-) -> dict[str, Any]:
-    """Non-negative least squares on stationarity and complementarity together."""
-    flat = margins.ravel()
-    gamma = flat.min()
-    slack = degree * (flat[columns.owner] - gamma)
-    # The part of the system across the columns' span cannot be changed: solve within the span.
-    basis, triangle = np.linalg.qr(columns.matrix.T)
-    system = np.concatenate([triangle, np.diag(slack)])
-    right = np.concatenate([basis.T @ direction, np.zeros(len(slack))])
-    weights = _nonnegative_least_squares(system, right)
-    residual = direction - columns.matrix.T @ weights
-    multipliers = np.zeros(flat.size)
-    np.add.at(multipliers, columns.owner, weights)
-    return {
-        "stationarity": float(np.linalg.norm(residual)),
-        "complementarity": float(slack @ weights),
-        "dual_infeasibility": float(max(0.0, -weights.min())),
-        "multipliers": multipliers.reshape(margins.shape),
-        "num_support": int(np.sum(multipliers > 1e-8 * multipliers.max())),
-        "kinks": columns.kinks,
-        "examined": columns.examined,
-    }
-
-
-def _nonnegative_least_squares(system: np.ndarray, right: np.ndarray) -> np.ndarray:
-    try:
-        return nnls(system, right, maxiter=30 * system.shape[1])[0]
-    except (RuntimeError, ValueError, np.linalg.LinAlgError):
-        # It may cycle where columns nearly repeat; interior points do not, at some loss of digits.
-        return np.maximum(lsq_linear(system, right, bounds=(0, np.inf)).x, 0.0)

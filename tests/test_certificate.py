@@ -15,7 +15,7 @@ from scipy.optimize import nnls
 from scipy.special import softmax
 
 import gflow
-from gflow import certificate, datasets, losses, networks, perturbations
+from gflow import datasets, losses, multipliers, networks, perturbations, subgradients
 from gflow.attack import strong_margins
 from gflow.perturbations import clean, fgm, fgsm
 
@@ -260,7 +260,7 @@ def test_only_what_depends_on_the_norm_changes_with_it(two_layer, trained):
 
 
 def test_fewer_gradients_give_an_upper_bound(two_layer, trained, monkeypatch):
-    monkeypatch.setattr(certificate, "_MOST_MARGINS", 3)
+    monkeypatch.setattr(subgradients, "_MOST_MARGINS", 3)
     found = gflow.certify(two_layer, TRAINED)
     assert found.examined == 3
     assert set(np.flatnonzero(found.multipliers)) <= set(np.argsort(AT_UNIT)[:3])
@@ -273,7 +273,7 @@ def test_least_squares_that_cycle_are_solved_by_another_method(two_layer, traine
     def gives_up(*_, **__):
         raise RuntimeError("Maximum number of iterations reached.")
 
-    monkeypatch.setattr(certificate, "nnls", gives_up)
+    monkeypatch.setattr(multipliers, "nnls", gives_up)
     found = gflow.certify(two_layer, TRAINED)
     assert objective(found.multipliers) == pytest.approx(objective(trained.multipliers), rel=1e-4)
     assert np.all(found.multipliers >= 0)

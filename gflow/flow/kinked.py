@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gflow._typing import Params
+from gflow.certificate import Certificate, certify
 from gflow.curvature import kinked_curvature
 from gflow.flow.limit import Limit, Stage
 from gflow.flow.search import Search
@@ -105,6 +106,12 @@ class KinkedSearch(Search):
             return super().polished_again(direction)
         theta = direction * np.linalg.norm(self.kinks.theta)
         return follow_back(self.kinked_problem, self.layout, self.kinks, theta)
+
+    def certified(self) -> Certificate:
+        if self.kinks is None:
+            return super().certified()
+        params = self.at_cap(self.now)
+        return certify(self.problem, params, coefficients=self.kinks.coefficients)
 
     def limit(self, result: RESULTS) -> Limit:
         self.heads = self.heading()

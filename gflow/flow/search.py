@@ -19,7 +19,7 @@ import numpy as np
 
 from gflow._layout import Layout
 from gflow._typing import Params
-from gflow.certificate import certify
+from gflow.certificate import Certificate, certify
 from gflow.curvature import Curvature, curvature
 from gflow.flow.driver import integrate
 from gflow.flow.limit import Limit, Stage
@@ -261,11 +261,15 @@ class Search:
         length = math.exp(min(float(log_kappa), self.log_cap) / self.problem.degree)
         return self.layout.unflatten(length * vector)
 
+    def certified(self) -> Certificate:
+        """The certificate of the present direction."""
+        return certify(self.problem, self.at_cap(self.now))
+
     def limit(self, result: RESULTS) -> Limit:
         """Everything found, certified."""
         assert self.first is not None
         direction = self.layout.unflatten(self.now)
-        certificate = certify(self.problem, self.at_cap(self.now))
+        certificate = self.certified()
         return Limit(
             direction=jax.tree.map(np.asarray, direction),
             margin=certificate.normalized_margin,

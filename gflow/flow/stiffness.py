@@ -26,7 +26,7 @@ from gflow.flow.segment import Block, Cursor
 from gflow.flow.systems import DENSE_AT_MOST
 
 _LIMIT = 0.2
-# Steps that Rodas5P needs for a factor e of kappa: 3 to 6 on the problems of benchmarks/far_flow.py.
+# Steps that Rodas5P needs for a factor e of kappa: 3 to 6 in benchmarks/far_flow.py.
 _STIFF_STEPS = 5
 # Evaluations of the field: of Tsit5; of a Rosenbrock step beside its Jacobian; of a derivative in
 # the Jacobian (1.2 to 1.9 on 357 digits, 520 parameters).
