@@ -17,6 +17,13 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "without smoothing, plain ReLU) further still: ask for less, raise `max_steps`, smooth the "
         "kink, or choose an implicit solver."
     )
+    chattering = (
+        "The step budget was spent, and the flow chatters: it slides along kinks (plain ReLU, "
+        "signs of FGSM), which the solver crosses to and fro, or clings to, in ever shorter steps. "
+        "What was computed is kept; `stats['num_chattering']` counts the examples. Smooth the "
+        "kinks (`fgsm(radius, smoothing=...)`, `mlp(..., smoothing=...)`), or go to the limit with "
+        "`gflow.find_limit`, which does and then leads the smoothing to 0."
+    )
     step_underflow = (
         "The step size underflowed: the flow meets a kink or a discontinuity that the solver "
         "cannot cross. Smooth it (`fgsm(radius, smoothing=...)`, `mlp(..., smoothing=...)`)."
@@ -78,6 +85,7 @@ SUCCESS = "The run reached what was asked for."
 NAMES = (
     "successful",
     "step_budget_spent",
+    "chattering",
     "step_underflow",
     "not_finite",
     "kappa_overflow",

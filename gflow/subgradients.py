@@ -182,10 +182,10 @@ class Subgradients:
         for probe in _probes(self.direction):
             there = self._decided(probe, centre.coefficients)
             side = self._gradients(probe, there)
-            named |= np.any(there.coefficients != centre.coefficients, axis=1)
+            named = named | np.any(there.coefficients != centre.coefficients, axis=1)
             jumps |= np.linalg.norm(side - gradients, axis=1) > _JUMP * size
             sides.append(side)
-        self._sided = jumps & ~named[self._all_owners // self.per_example]
+        self._sided = jumps & ~np.asarray(named)[self._all_owners // self.per_example]
         self._sides = [side[self._sided] for side in sides]
         self.unnamed = np.unique(self._all_owners[self._sided] // self.per_example)
         owners = self._all_owners

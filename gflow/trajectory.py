@@ -111,10 +111,12 @@ class Trajectory(Outcome):
         return len(self.vectors)
 
     def __repr__(self) -> str:
+        count = self.stats.get("num_chattering", 0)
+        chattering = f", chattering examples: {count}" if count else ""
         return (
             f"Trajectory({self.kind}, {len(self)} points, log_loss={self.log_loss[-1]:.4g}, "
             f"log_kappa={self.log_kappa[-1]:.4g}, margin={self.margin[-1]:.4g}, "
-            f"stationarity={self.stationarity[-1]:.2g}, result={self.result_name})"
+            f"stationarity={self.stationarity[-1]:.2g}, result={self.result_name}{chattering})"
         )
 
     @property

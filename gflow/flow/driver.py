@@ -10,6 +10,7 @@ import numpy as np
 
 from gflow._layout import Layout
 from gflow._typing import Params
+from gflow.flow.chattering import POINTS, num_chattering
 from gflow.flow.control import FlowController
 from gflow.flow.field import Field
 from gflow.flow.options import check_options, checked_cap, checked_solver
@@ -17,11 +18,12 @@ from gflow.flow.outcome import hopeless, not_finite_ahead, targets_met, unsepara
 from gflow.flow.segment import Block, Cursor, advance, begin
 from gflow.flow.starting import Tolerances, control_of, solver_name, start_cursor
 from gflow.flow.stiffness import Watch, stiff_solver
-from gflow.flow.until import Until
+from gflow.flow.until import NEVER, Until
 from gflow.problem import Problem
 from gflow.progress import check_progress, reporter
 from gflow.record import Record, Row, row_capacity
 from gflow.results import RESULTS
+from gflow.switches import has_kinks
 from gflow.trajectory import RunFailed, Trajectory
 from gflow.validation import check_start
 
@@ -213,12 +215,28 @@ class _Run:
         ceiling = self.field.ceiling
         return targets_met(self.until, log_kappa, row.state[-1], row.measures, ceiling)
 
+    def num_chattering(self) -> int:
+        """How many examples' kinks the next steps would cross to and fro."""
+        problem = self.field.problem
+        if not has_kinks(problem) or not np.all(np.isfinite(self.record.last().state)):
+            return 0
+        # One by one, since saved points may skip every second crossing.
+        control = control_of(self.solver, self.tolerances, POINTS, NEVER)
+        _, block = advance(
+            self.field, self.solver, control, self.cursor, np.int64(1), capacity=self.capacity
+        )
+        points = np.asarray(block.rows.state)[: int(block.num_rows), :-2]
+        return num_chattering(problem, self.field.layout, points)
+
     def trajectory(self, result: RESULTS, seconds: float, max_steps: int) -> Trajectory:
         """Everything recorded, as a trajectory."""
         columns, vectors = self.record.columns(self.field.problem.degree)
         beyond = columns["log_kappa"] > self.field.log_cap
         columns = {**columns, "log1p_time": np.where(beyond, np.nan, columns["log1p_time"])}
         num_accepted = int(columns["num_steps_at"][-1])
+        chattering = self.num_chattering()
+        if chattering and bool(result == RESULTS.step_budget_spent):
+            result = RESULTS.chattering  # pyright: ignore[reportAssignmentType]
         met = self._met(self.record.last()) if bool(result == RESULTS.successful) else []
         stats = {
             "num_steps": self.num_steps,
@@ -226,6 +244,7 @@ class _Run:
             "num_rejected_steps": self.num_steps - num_accepted,
             "stopped_by": met[0] if met else None,
             "stiff_from": self.stiff_from,
+            "num_chattering": chattering,
             "seconds": seconds,
         }
         settings = {

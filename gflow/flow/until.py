@@ -129,3 +129,7 @@ def _check(given: dict[str, float | None]) -> None:
             f"`Until(stationarity={stationarity!r})` must lie between 0 and 1: it is the sine of "
             "an angle."
         )
+
+
+NEVER = Until(log_kappa=1e300)
+"""What no run reaches."""

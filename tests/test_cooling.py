@@ -1,0 +1,97 @@
+"""The temperature led to 0: it ends where Newton's method on the right active margins does."""
+
+import numpy as np
+import pytest
+
+import gflow
+import gflow.cooling
+from gflow import losses, networks, perturbations
+from gflow._layout import Layout
+from gflow.cooling import cool
+from gflow.curvature import _smallest, curvature
+from gflow.polish import polish
+
+LOG_CAP = np.log(3000.0)
+
+
+@pytest.fixture(scope="module")
+def arrived():
+    """A capped flow under FGM that nearly rests, and its problem."""
+    generator = np.random.default_rng(3)
+    x = generator.normal(size=(12, 4))
+    y = np.where(generator.random(12) < 0.5, -1, 1)
+    network = networks.mlp((4, 10, 1), power=2)
+    trained = gflow.Problem(
+        network,
+        gflow.Dataset(x, y),
+        loss=losses.exponential(),
+        perturbation=perturbations.fgm(0.1),
+    )
+    flow = gflow.integrate(
+        trained,
+        network.init(3),
+        until=gflow.Until(stationarity=1e-3),
+        solver=gflow.Rosenbrock(),
+        tolerance=1e-2,
+        kappa_cap=3000.0,
+    )
+    return trained, flow
+
+
+@pytest.fixture(scope="module")
+def cooled(arrived):
+    trained, flow = arrived
+    weights = np.asarray(trained.ascent(flow.direction, LOG_CAP).weights)
+    return cool(trained, flow.layout, flow.vectors[-1], weights, LOG_CAP)
+
+
+def test_it_ends_at_a_kkt_point(arrived, cooled):
+    trained, flow = arrived
+    assert cooled.sharpness >= 1e8
+    margins = np.asarray(trained.margins(flow.layout.unflatten(cooled.theta)))
+    active = cooled.multipliers > 1e-6 * cooled.multipliers.max()
+    # Margins are off by log(lambda) / s.
+    np.testing.assert_allclose(margins[active], 1.0, atol=1e-6)
+    assert margins.min() > 1 - 1e-6 and 0 < active.sum() < 12
+    gradients = np.asarray(
+        np.concatenate(
+            [
+                np.asarray(leaf).reshape(12, -1)
+                for leaf in trained.margin_gradients(
+                    flow.layout.unflatten(cooled.theta), np.arange(12)
+                )
+            ],
+            axis=1,
+        )
+    )
+    residual = cooled.theta - cooled.multipliers @ gradients
+    assert np.linalg.norm(residual) < 1e-8 * np.linalg.norm(cooled.theta)
+
+
+def test_newton_with_the_right_margins_ends_there_too(arrived, cooled):
+    trained, flow = arrived
+    layout = Layout.of(flow.direction)
+    point = cooled.theta / np.linalg.norm(cooled.theta)
+    exact = polish(trained, layout, point, cooled.multipliers, support=1e-6)
+    assert exact.converged
+    assert np.linalg.norm(exact.direction - point) < 1e-6
+
+
+def test_iterations_are_as_good_as_factors(arrived, cooled, monkeypatch):
+    trained, flow = arrived
+    monkeypatch.setattr(gflow.cooling, "_DENSE_AT_MOST", 0)
+    weights = np.asarray(trained.ascent(flow.direction, LOG_CAP).weights)
+    iterated = cool(trained, flow.layout, flow.vectors[-1], weights, LOG_CAP)
+    np.testing.assert_allclose(iterated.theta, cooled.theta, atol=1e-6)
+    np.testing.assert_allclose(iterated.multipliers, cooled.multipliers, atol=1e-6)
+
+
+def test_the_smallest_eigenvalues_are_those_of_the_whole(arrived, cooled, monkeypatch):
+    trained, flow = arrived
+    point = cooled.theta / np.linalg.norm(cooled.theta)
+    exact = polish(trained, flow.layout, point, cooled.multipliers, support=1e-6)
+    whole = curvature(exact.system, exact.active)
+    monkeypatch.setattr("gflow.curvature._COUNT", 6)
+    few = _smallest(exact.system, exact.active, 1e-7)
+    np.testing.assert_allclose(few.values[:3], whole.values[:3], atol=1e-7)
+    np.testing.assert_allclose(exact.system.slopes[exact.active] @ few.vectors[:, :3], 0, atol=1e-6)
