@@ -41,7 +41,8 @@ _LAST_SMOOTHING = 1e-6
 _FIRST_FACTOR, _LAST_FACTOR = 0.6, 0.97
 _MOST_ITERATIONS, _MOST_EXACT = 8, 12
 _LONGEST = 0.2
-_EXACT = 1e-13
+# Of the relative error at smoothing 0: where iterating ends, and where rounding may end it before.
+_EXACT, _ROUNDED = 1e-13, 1e-10
 _SLACK = 1e-9
 _BATCH = 256
 
@@ -214,14 +215,17 @@ class _Path:
         """Newton's method at one smoothing: its solution or None, and the iterations."""
         most = _MOST_EXACT if kinks is not None else _MOST_ITERATIONS
         goal = 1e-2 * smoothing + 1e-10 if kinks is None else _EXACT
-        iteration = 0
+        iteration, last = 0, math.inf
         while True:
             at = self.at(point, smoothing)
             unknown = self.unknown(point, at, smoothing) if kinks is None else kinks
             point = self.turned(point, at, smoothing, unknown)
             system = _System(self, point, smoothing, unknown)
-            if system.error <= goal:
+            # Next to the largest feasible radius theta is long, and rounding is all that is left.
+            stalled = kinks is not None and 0.5 * last <= system.error <= _ROUNDED
+            if system.error <= goal or stalled:
                 return point, iteration
+            last = system.error
             usable = iteration < most and np.isfinite(system.error)
             moved = system.step() if usable else None
             if moved is None:
@@ -291,14 +295,12 @@ class _System:
         slack, lam = path.strength * (self.at.margins - 1), point.multipliers
         root = np.sqrt(lam**2 + slack**2 + 2e-6 * smoothing * path.strength**2) + 1e-300
         self.by_multiplier, self.by_margin = 1 - lam / root, path.strength * (1 - slack / root)
-        self.right = -np.concatenate(
-            [
-                self.at.residual,
-                lam + slack - root,
-                (values * np.cos(phi) - widths * np.sin(phi)) / self.sizes,
-            ]
-        )
-        self.error = float(np.linalg.norm(self.right))
+        turning = (values * np.cos(phi) - widths * np.sin(phi)) / self.sizes
+        parts = self.at.residual, lam + slack - root, turning
+        self.right = -np.concatenate(parts)
+        units = np.linalg.norm(point.theta), path.strength, 1.0
+        lengths = [np.linalg.norm(part) / unit for part, unit in zip(parts, units, strict=True)]
+        self.error = float(np.linalg.norm(lengths))
 
     def matrix(self) -> np.ndarray:
         """The Jacobian of the equations by (theta, lambda, phi)."""
