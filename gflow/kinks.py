@@ -35,7 +35,9 @@ from gflow.switches import passes, switched_margins
 _UNKNOWN, _TURNED = 30.0, 1e-3
 # Where the weights are this small, relative, no slope matters and none is defined: dead neurons.
 _DEAD = 1e-6
-_SUPPORT = 1e-3
+# Examples push whose multipliers exceed this many smoothing widths, relative: below it the turning
+# of their switches, as fast as 1/mu, does not matter. Those of inactive margins are 1e-6 mu / slack.
+_SUPPORT, _LEAST_SUPPORT = 0.05, 1e-9
 _RANK = 1e-11
 _LAST_SMOOTHING = 1e-6
 _FIRST_FACTOR, _LAST_FACTOR = 0.6, 0.97
@@ -193,9 +195,10 @@ class _Path:
         )
         return jax.tree.map(np.asarray, found)
 
-    def support(self, multipliers: np.ndarray) -> np.ndarray:
+    def support(self, multipliers: np.ndarray, smoothing: float) -> np.ndarray:
         """Which examples push. Shape (n,)."""
-        pushes = multipliers > _SUPPORT * multipliers.max()
+        share = max(_SUPPORT * smoothing, _LEAST_SUPPORT)
+        pushes = multipliers > share * multipliers.max()
         return pushes.reshape(-1, self.per_example).any(axis=1)
 
     def alive(self, at: Equations) -> np.ndarray:
@@ -207,7 +210,8 @@ class _Path:
         """Switches that stand between their two sides."""
         at = self.at(point, _LAST_SMOOTHING)
         turned = np.abs(np.sin(point.angles)) < 1 - 1e-7
-        return turned & self.alive(at) & self.support(point.multipliers)[:, None]
+        pushes = self.support(point.multipliers, _LAST_SMOOTHING)
+        return turned & self.alive(at) & pushes[:, None]
 
     def correct(
         self, point: _Point, smoothing: float, kinks: np.ndarray | None = None
@@ -236,7 +240,7 @@ class _Path:
         """The switches whose angles are unknown: those of active margins, near their kink."""
         near = np.abs(at.values) < _UNKNOWN * smoothing * np.asarray(at.scales)
         near |= np.abs(np.sin(point.angles)) < 1 - _TURNED
-        return near & self.alive(at) & self.support(point.multipliers)[:, None]
+        return near & self.alive(at) & self.support(point.multipliers, smoothing)[:, None]
 
     def turned(self, point: _Point, at: Equations, smoothing: float, unknown: np.ndarray) -> _Point:
         """The point with all other switches where their values put them."""
@@ -258,7 +262,7 @@ class _Path:
         if smoothing == 0:  # at the others it is cos phi that is 0: they have turned
             kinks = kinks & (np.abs(at.values) < _SLACK * np.asarray(at.scales))
             at = self.at(last, smoothing, _padded(np.flatnonzero(kinks)))
-        examples = self.support(multipliers)[:, None]
+        examples = self.support(multipliers, smoothing)[:, None]
         wrong = np.sin(point.angles) * at.values < -_SLACK * np.asarray(at.scales)
         wrong &= examples & ~kinks & self.alive(at)
         beyond = np.abs(point.angles[kinks]) > np.pi / 2 - 1e-9
