@@ -35,8 +35,8 @@ from gflow.switches import passes, switched_margins
 _UNKNOWN, _TURNED = 30.0, 1e-3
 # Where the weights are this small, relative, no slope matters and none is defined: dead neurons.
 _DEAD = 1e-6
-# Examples push whose multipliers exceed this many smoothing widths, relative: below it the turning
-# of their switches, as fast as 1/mu, does not matter. Those of inactive margins are 1e-6 mu / slack.
+# An example pushes whose multiplier exceeds this many smoothing widths, relative: below, even
+# switches that turn as fast as 1/mu do not matter. Inactive margins keep 1e-6 mu / slack.
 _SUPPORT, _LEAST_SUPPORT = 0.05, 1e-9
 _RANK = 1e-11
 _LAST_SMOOTHING = 1e-6

@@ -48,8 +48,7 @@ def parts(coefficients, width):
 def rows(params, data, radius, coefficients):
     """Margins (n,), gradients (n, P) and what decides the coefficients (n, s)."""
     found = [
-        row(params, x, y, radius, c)
-        for x, y, c in zip(data.x, data.y, coefficients, strict=True)
+        row(params, x, y, radius, c) for x, y, c in zip(data.x, data.y, coefficients, strict=True)
     ]
     return tuple(np.array(column) for column in zip(*found, strict=True))
 
