@@ -35,13 +35,16 @@ from gflow.switches import passes, switched_margins
 _UNKNOWN, _TURNED = 30.0, 1e-3
 # Where the weights are this small, relative, no slope matters and none is defined: dead neurons.
 _DEAD = 1e-6
-_SUPPORT = 1e-3
+# An example pushes whose multiplier exceeds this many smoothing widths, relative: below, even
+# switches that turn as fast as 1/mu do not matter. Inactive margins keep 1e-6 mu / slack.
+_SUPPORT, _LEAST_SUPPORT = 0.05, 1e-9
 _RANK = 1e-11
 _LAST_SMOOTHING = 1e-6
 _FIRST_FACTOR, _LAST_FACTOR = 0.6, 0.97
 _MOST_ITERATIONS, _MOST_EXACT = 8, 12
 _LONGEST = 0.2
-_EXACT = 1e-13
+# Of the relative error at smoothing 0: where iterating ends, and where rounding may end it before.
+_EXACT, _ROUNDED = 1e-13, 1e-10
 _SLACK = 1e-9
 _BATCH = 256
 
@@ -192,9 +195,10 @@ class _Path:
         )
         return jax.tree.map(np.asarray, found)
 
-    def support(self, multipliers: np.ndarray) -> np.ndarray:
+    def support(self, multipliers: np.ndarray, smoothing: float) -> np.ndarray:
         """Which examples push. Shape (n,)."""
-        pushes = multipliers > _SUPPORT * multipliers.max()
+        share = max(_SUPPORT * smoothing, _LEAST_SUPPORT)
+        pushes = multipliers > share * multipliers.max()
         return pushes.reshape(-1, self.per_example).any(axis=1)
 
     def alive(self, at: Equations) -> np.ndarray:
@@ -206,7 +210,8 @@ class _Path:
         """Switches that stand between their two sides."""
         at = self.at(point, _LAST_SMOOTHING)
         turned = np.abs(np.sin(point.angles)) < 1 - 1e-7
-        return turned & self.alive(at) & self.support(point.multipliers)[:, None]
+        pushes = self.support(point.multipliers, _LAST_SMOOTHING)
+        return turned & self.alive(at) & pushes[:, None]
 
     def correct(
         self, point: _Point, smoothing: float, kinks: np.ndarray | None = None
@@ -214,14 +219,17 @@ class _Path:
         """Newton's method at one smoothing: its solution or None, and the iterations."""
         most = _MOST_EXACT if kinks is not None else _MOST_ITERATIONS
         goal = 1e-2 * smoothing + 1e-10 if kinks is None else _EXACT
-        iteration = 0
+        iteration, last = 0, math.inf
         while True:
             at = self.at(point, smoothing)
             unknown = self.unknown(point, at, smoothing) if kinks is None else kinks
             point = self.turned(point, at, smoothing, unknown)
             system = _System(self, point, smoothing, unknown)
-            if system.error <= goal:
+            # Next to the largest feasible radius theta is long, and rounding is all that is left.
+            stalled = kinks is not None and 0.5 * last <= system.error <= _ROUNDED
+            if system.error <= goal or stalled:
                 return point, iteration
+            last = system.error
             usable = iteration < most and np.isfinite(system.error)
             moved = system.step() if usable else None
             if moved is None:
@@ -232,7 +240,7 @@ class _Path:
         """The switches whose angles are unknown: those of active margins, near their kink."""
         near = np.abs(at.values) < _UNKNOWN * smoothing * np.asarray(at.scales)
         near |= np.abs(np.sin(point.angles)) < 1 - _TURNED
-        return near & self.alive(at) & self.support(point.multipliers)[:, None]
+        return near & self.alive(at) & self.support(point.multipliers, smoothing)[:, None]
 
     def turned(self, point: _Point, at: Equations, smoothing: float, unknown: np.ndarray) -> _Point:
         """The point with all other switches where their values put them."""
@@ -254,7 +262,7 @@ class _Path:
         if smoothing == 0:  # at the others it is cos phi that is 0: they have turned
             kinks = kinks & (np.abs(at.values) < _SLACK * np.asarray(at.scales))
             at = self.at(last, smoothing, _padded(np.flatnonzero(kinks)))
-        examples = self.support(multipliers)[:, None]
+        examples = self.support(multipliers, smoothing)[:, None]
         wrong = np.sin(point.angles) * at.values < -_SLACK * np.asarray(at.scales)
         wrong &= examples & ~kinks & self.alive(at)
         beyond = np.abs(point.angles[kinks]) > np.pi / 2 - 1e-9
@@ -291,14 +299,12 @@ class _System:
         slack, lam = path.strength * (self.at.margins - 1), point.multipliers
         root = np.sqrt(lam**2 + slack**2 + 2e-6 * smoothing * path.strength**2) + 1e-300
         self.by_multiplier, self.by_margin = 1 - lam / root, path.strength * (1 - slack / root)
-        self.right = -np.concatenate(
-            [
-                self.at.residual,
-                lam + slack - root,
-                (values * np.cos(phi) - widths * np.sin(phi)) / self.sizes,
-            ]
-        )
-        self.error = float(np.linalg.norm(self.right))
+        turning = (values * np.cos(phi) - widths * np.sin(phi)) / self.sizes
+        parts = self.at.residual, lam + slack - root, turning
+        self.right = -np.concatenate(parts)
+        units = np.linalg.norm(point.theta), path.strength, 1.0
+        lengths = [np.linalg.norm(part) / unit for part, unit in zip(parts, units, strict=True)]
+        self.error = float(np.linalg.norm(lengths))
 
     def matrix(self) -> np.ndarray:
         """The Jacobian of the equations by (theta, lambda, phi)."""

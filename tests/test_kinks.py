@@ -1,0 +1,234 @@
+"""`find_limit` at kinks, by gradients in NumPy and by the convex reference.
+
+A limit found serves all that is asked of it, since compiling takes most of the time.
+"""
+
+import functools
+import json
+import math
+
+import _kink_oracles as oracles
+import _two_layer
+import numpy as np
+import pytest
+
+import gflow
+from gflow import losses, networks, perturbations
+from gflow._layout import Layout
+from gflow.curvature import curvature, kinked_curvature
+from gflow.kinks import _Path, _Point
+from gflow.kkt import system
+from gflow.networks import Convolution, Dense, MaxPool
+from gflow.reference import largest_feasible_radius
+from gflow.switches import smoothed
+
+ANGLE = 1.0
+RADIUS = 0.03
+
+
+def wedge():
+    """Two unit vectors at an angle of 1 radian, of opposite labels."""
+    half = ANGLE / 2
+    x = [[math.cos(half), math.sin(half)], [math.cos(half), -math.sin(half)]]
+    return gflow.Dataset(x, [1, -1])
+
+
+def random_labels(seed):
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(10, 4))
+    return gflow.Dataset(x, np.where(generator.random(10) < 0.5, -1, 1))
+
+
+def relu_problem(data, width, radius=0.0):
+    attack = perturbations.fgsm(radius) if radius > 0 else perturbations.clean()
+    network = networks.mlp((data.x.shape[1], width, 1))
+    return gflow.Problem(network, data, loss=losses.exponential(), perturbation=attack)
+
+
+@functools.cache
+def wedge_limit():
+    start = (np.array([[0.5, 0.6], [0.5, -0.5]]), np.array([[0.7, -0.8]]))
+    return gflow.find_limit(relu_problem(wedge(), 2), start)
+
+
+@functools.cache
+def random_limit(seed, radius):
+    trained = relu_problem(random_labels(seed), 6, radius)
+    return gflow.find_limit(trained, trained.network.init(seed), throw=False)
+
+
+LIMITS = {
+    "wedge": (wedge, wedge_limit, 0.0),
+    "clean": (lambda: random_labels(0), lambda: random_limit(0, 0.0), 0.0),
+    "fgsm": (lambda: random_labels(0), lambda: random_limit(0, RADIUS), RADIUS),
+}
+
+
+@pytest.fixture(params=LIMITS)
+def found(request):
+    data, limit, radius = LIMITS[request.param]
+    return data(), limit(), radius
+
+
+def at_unit_margin(limit):
+    """The limit's parameters at the norm where its smallest margin is 1, by its own word."""
+    length = np.linalg.norm(limit.kinks.theta)
+    return tuple(length * np.asarray(leaf) for leaf in limit.direction)
+
+
+def test_limit_at_kinks_is_a_clarke_kkt_point(found):
+    data, limit, radius = found
+    kinks, params = limit.kinks, at_unit_margin(limit)
+    assert limit.successful and limit.smoothing == 0 and kinks.at_kink.any()
+    margins, gradients, _ = oracles.rows(params, data, radius, kinks.coefficients)
+    theta = _two_layer.flat(params)
+    pull = kinks.multipliers @ gradients
+    assert np.linalg.norm(theta - pull) <= 1e-10 * np.linalg.norm(theta)
+    assert kinks.multipliers.min() >= 0 and kinks.active.any()
+    np.testing.assert_array_equal(kinks.multipliers > 0, kinks.active)
+    np.testing.assert_allclose(margins[kinks.active], 1, rtol=0, atol=1e-10)
+    assert margins.min() >= 1 - 1e-10
+
+
+def test_coefficients_are_signs_or_belong_to_a_kink(found):
+    data, limit, radius = found
+    kinks, params = limit.kinks, at_unit_margin(limit)
+    *_, decided = oracles.rows(params, data, radius, kinks.coefficients)
+    assert np.abs(kinks.coefficients).max() <= 1
+    assert np.abs(decided[kinks.at_kink]).max() <= 1e-12
+    off = kinks.active[:, None] & ~kinks.at_kink & (np.abs(decided) > 1e-9)
+    np.testing.assert_array_equal(kinks.coefficients[off], np.sign(decided[off]))
+    np.testing.assert_array_equal(np.flatnonzero(kinks.at_kink.any(axis=1)), kinks.examples)
+    assert kinks.active[kinks.examples].all()
+
+
+def test_wedge_ends_on_the_kink_known_in_closed_form():
+    # Each neuron serves one example and is orthogonal to the other, which lies on its kink: any
+    # help of the other neuron there would cost more. So u_j = |v_j| w_j is, of length 1/sin,
+    # orthogonal to one and 1 on the other, and u_1 ~ x_1 - s x_2 asks for the slope s = cos.
+    limit, half = wedge_limit(), ANGLE / 2
+    weight, head = (np.asarray(leaf) for leaf in limit.direction)
+    assert limit.margin == pytest.approx(math.sin(ANGLE) / 4, rel=1e-12)
+    assert limit.verdict == "strict maximum"
+    first = np.array([math.sin(half), math.cos(half)])
+    np.testing.assert_allclose(weight, 0.5 * np.array([first, first * [1, -1]]), atol=1e-12)
+    np.testing.assert_allclose(head, [[0.5, -0.5]], atol=1e-12)
+    np.testing.assert_array_equal(limit.kinks.at_kink, [[False, True], [True, False]])
+    slopes = (1 + limit.kinks.coefficients) / 2
+    np.testing.assert_allclose(slopes, [[1, math.cos(1)], [math.cos(1), 1]], atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["wedge", "clean"])
+def test_margin_does_not_rise_around_a_maximum_at_kinks(name):
+    data, limit, _ = (part() if callable(part) else part for part in LIMITS[name])
+    assert "maximum" in limit.verdict
+    centre = _two_layer.flat(limit.direction)
+    generator = np.random.default_rng(0)
+    most = -math.inf
+    for number in range(600):
+        step = generator.normal(size=centre.size)
+        if number % 2:  # along the kinks and the active margins, to first order
+            step = step - limit_slopes(limit).T @ (np.linalg.pinv(limit_slopes(limit)).T @ step)
+        moved = centre + 1e-4 * step / np.linalg.norm(step)
+        params = _two_layer.shaped(moved / np.linalg.norm(moved), limit.direction)
+        most = max(most, oracles.smallest_margin(params, data))
+    assert most <= limit.margin + 1e-9
+    assert most > limit.margin - 1e-3
+
+
+@functools.cache
+def limit_slopes(limit):
+    """Gradients of the active margins and of the values at kinks: rows of the Jacobian."""
+    kinks = limit.kinks
+    size, count = kinks.theta.size, kinks.multipliers.size
+    at_kinks = np.arange(size + count, size + count + np.count_nonzero(kinks.at_kink))
+    used = np.concatenate([size + np.flatnonzero(kinks.active), at_kinks])
+    return np.asarray(kinks.equations.jacobian)[used, :size]
+
+
+@pytest.mark.parametrize("name", ["wedge", "clean"])
+def test_curvature_at_kinks_is_the_limit_of_the_smoothed_ones(name):
+    data, limit, _ = (part() if callable(part) else part for part in LIMITS[name])
+    kinks, smoothing = limit.kinks, 1e-5
+    problem, layout = relu_problem(data, len(limit.direction[0])), Layout.of(limit.direction)
+    angles = np.arcsin(kinks.coefficients)
+    exact = _Point(kinks.theta, kinks.multipliers, angles)
+    near, _ = _Path(problem, layout, kinks.multipliers.max()).correct(exact, smoothing)
+    assert near is not None
+    at = system(smoothed(problem, smoothing), layout, near.theta, near.multipliers)
+    # The path goes on until 1e-2 mu is left.
+    assert np.linalg.norm(at.residual) < smoothing
+    assert 0 < np.linalg.norm(near.theta - kinks.theta) < 100 * smoothing
+    expected = curvature(at, kinks.active).values
+    values = kinked_curvature(kinks).values
+    # Those across a kink grow like 1/mu and do not belong to the motion along it.
+    expected = expected[np.abs(expected) < 1e2]
+    assert len(values) == len(expected)
+    np.testing.assert_allclose(values, expected, atol=30 * smoothing * max(1, np.abs(values).max()))
+
+
+def test_record_of_a_limit_at_kinks_is_json():
+    limit = wedge_limit()
+    record = json.loads(json.dumps(limit.to_dict(), allow_nan=False))
+    assert record["at_kink"] == [0, 1] and record["smoothing"] == 0
+    assert record["stages"][-1]["kind"] == "kinks"
+    assert record["eigenvalues"] == pytest.approx(limit.curvature.values)
+
+
+def sparse_problem(degree, share, seed=0):
+    """A linear predictor under an l_inf attack near the largest feasible radius."""
+    data = gflow.datasets.gaussian(30, 12, gap=0.5, seed=seed)
+    radius = share * largest_feasible_radius(data, order=math.inf)
+    network = networks.deep_linear((12, *(4,) * (degree - 1), 1))
+    attack = perturbations.fgsm(radius)
+    problem = gflow.Problem(network, data, loss=losses.exponential(), perturbation=attack)
+    return problem, gflow.max_margin(data, radius=radius, order=math.inf)
+
+
+def assert_sparse(problem, reference):
+    limit = gflow.find_limit(problem, problem.network.init(0, scale=0.5))
+    predictor = np.ravel(problem.network.predictor(limit.direction))
+    zeros = np.abs(reference.direction) < 1e-9
+    assert zeros.any()
+    np.testing.assert_array_equal(predictor == 0, zeros)
+    error = predictor / np.linalg.norm(predictor) - reference.direction
+    assert np.linalg.norm(error) <= 1e-10
+    assert limit.smoothing == 0 and limit.kinks.residual < 1e-10
+    return limit
+
+
+@pytest.mark.parametrize(("share", "seed"), [(0.9, 0), (0.99, 0), (0.95, 1), (0.97, 7)])
+def test_sparse_predictors_end_with_exact_zeros(share, seed):
+    problem, reference = sparse_problem(1, share, seed)
+    limit = assert_sparse(problem, reference)
+    assert limit.verdict == "strict maximum"
+    assert limit.margin == pytest.approx(reference.margin, rel=1e-10)
+
+
+@pytest.mark.slow
+def test_sparse_deep_predictors_end_with_exact_zeros():
+    problem, reference = sparse_problem(2, 0.95)
+    limit = assert_sparse(problem, reference)
+    assert limit.margin == pytest.approx(reference.margin / 2, rel=1e-10)
+
+
+@pytest.mark.slow
+def test_max_pooling_whose_kinks_have_no_name_ends_honestly():
+    generator = np.random.default_rng(0)
+    data = gflow.Dataset(generator.normal(size=(8, 4)), np.where(np.arange(8) % 2, 1, -1))
+    layers = [Convolution(3, (2, 1)), MaxPool((2, 1)), Dense(1)]
+    network = networks.conv((1, 4, 1), layers)
+    trained = gflow.Problem(network, data, loss=losses.exponential())
+    limit = gflow.find_limit(trained, network.init(0), throw=False, max_steps=300, max_rounds=2)
+    if limit.successful:
+        assert limit.kinks.residual < 1e-9
+    else:
+        assert limit.verdict in ("unknown", "saddle")
+        json.dumps(limit.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 5e-4, 2.0, -0.02, math.nan])
+def test_smoothing_out_of_range_is_refused(smoothing):
+    trained = relu_problem(wedge(), 2)
+    with pytest.raises(ValueError, match="find_limit\\(smoothing="):
+        gflow.find_limit(trained, trained.network.init(0), smoothing=smoothing)
