@@ -33,6 +33,7 @@ _MOST_ITERATIONS = 40
 # The most that a step may move the point, relative to its norm: a model is good nearby only.
 _LONGEST = 0.3
 _SLACK = 1e-10
+_SHORTEST = 0.125
 # A system of which this part of the right-hand side is left over has no solution.
 _INCONSISTENT = 0.1
 
@@ -89,15 +90,18 @@ def polish(
     theta = direction / margins.min() ** (1 / degree)
     multipliers = np.where(active, weights, 0.0)
     multipliers *= (theta @ theta) / (degree * multipliers.sum())
-    iteration = 0
+    iteration, share, errors = 0, 1.0, []
     while True:
         at = system(problem, layout, theta, multipliers)
         error = _error(at, theta, active)
+        errors = [*errors[-1:], error]
+        # Where second derivatives jump, as those of ReLU^2, whole steps may go to and fro.
+        share = max(0.5 * share, _SHORTEST) if error > 0.5 * errors[0] and len(errors) > 1 else 1.0
         mended = _mended(at.margins, multipliers, active) if error <= tolerance else active
         if mended is None or iteration == _MOST_ITERATIONS or not np.isfinite(error):
             return Polished(theta, multipliers, active, error, mended is None, iteration, at)
         if mended is active:
-            theta, multipliers, mended = _newton_step(at, theta, multipliers, active)
+            theta, multipliers, mended = _newton_step(at, theta, multipliers, active, share)
         active, multipliers = mended, np.where(mended, multipliers, 0.0)
         iteration += 1
 
@@ -129,9 +133,9 @@ def _error(at: System, theta: np.ndarray, active: np.ndarray) -> float:
 
 
 def _newton_step(
-    at: System, theta: np.ndarray, multipliers: np.ndarray, active: np.ndarray
+    at: System, theta: np.ndarray, multipliers: np.ndarray, active: np.ndarray, most: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One step of minimum norm, shortened where it is too long; or, where the margins cannot all
+    """One step of minimum norm, at `most` that part of it, and less where it is too long; or, where the margins cannot all
     become equal, none, and the active set without the largest of them.
     """
     count, size = np.count_nonzero(active), len(theta)
@@ -147,7 +151,7 @@ def _newton_step(
         fewer[np.argmax(np.where(active, at.margins, -np.inf))] = False
         return theta, multipliers, fewer
     length = np.linalg.norm(step[:size])
-    share = min(1.0, _LONGEST * np.linalg.norm(theta) / max(length, 1e-300))
+    share = min(most, _LONGEST * np.linalg.norm(theta) / max(length, 1e-300))
     multipliers = multipliers.copy()
     multipliers[active] += share * step[size:]
     return theta + share * step[:size], multipliers, active

@@ -31,8 +31,8 @@ from gflow.results import RESULTS
 from gflow.trajectory import Trajectory
 
 # Stationarity at which the flow is handed to Newton's method; and after a saddle, which must be
-# left for good.
-_CLOSE, _CLOSER = 1e-3, 1e-4
+# left for good, however slowly.
+_CLOSE, _CLOSER, _CLOSEST = 1e-3, 1e-4, 1e-7
 _MOST_RAISES = 4
 # The flow's direction moves less and less; this far out it has nowhere to go.
 _FARTHEST = 1e5
@@ -90,14 +90,16 @@ class Search:
                 break
             self.raise_cap_on_return()
             self.leave()
-            close = _CLOSER
+            # At a distance d along a direction left at rate r, the stationarity is r d.
+            rate = -float(self.curvature.values.min())
+            close = float(np.clip(0.1 * rate * _PUSH, _CLOSEST, _CLOSER))
         return RESULTS.saddle
 
     def approach(self, close: float) -> RESULTS | None:
         """The flow and Newton's method, until that converges; the outcome where it does not.
 
         Where it does not, margins that are not active in the limit still look so: a colder cap
-        tells them apart.
+        tells them apart. Or the flow has yet to come closer.
         """
         for _ in range(1 + _MOST_RAISES):
             run = self.flow(close)
@@ -106,7 +108,7 @@ class Search:
                 return run.result
             if self.newton().converged:
                 return None
-            self.now = self.arrived
+            self.now, close = self.arrived, max(0.1 * close, _CLOSEST)
             self.raise_cap()
         return RESULTS.not_polished
 
