@@ -23,7 +23,6 @@ from gflow.reference import largest_feasible_radius
 from gflow.switches import smoothed
 
 ANGLE = 1.0
-RADIUS = 0.03
 
 
 def wedge():
@@ -60,7 +59,6 @@ def random_limit(seed, radius):
 LIMITS = {
     "wedge": (wedge, wedge_limit, 0.0),
     "clean": (lambda: random_labels(0), lambda: random_limit(0, 0.0), 0.0),
-    "fgsm": (lambda: random_labels(0), lambda: random_limit(0, RADIUS), RADIUS),
 }
 
 
