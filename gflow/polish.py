@@ -135,8 +135,8 @@ def _error(at: System, theta: np.ndarray, active: np.ndarray) -> float:
 def _newton_step(
     at: System, theta: np.ndarray, multipliers: np.ndarray, active: np.ndarray, most: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One step of minimum norm, at `most` that part of it, and less where it is too long; or, where the margins cannot all
-    become equal, none, and the active set without the largest of them.
+    """One step of minimum norm, at `most` that part of it, and less where it is too long; or, where
+    the margins cannot all become equal, none, and the active set without the largest of them.
     """
     count, size = np.count_nonzero(active), len(theta)
     matrix = np.zeros((size + count, size + count))
