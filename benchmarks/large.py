@@ -1,10 +1,10 @@
 """Large networks: steps of the flow, and what a step costs in gradients of the loss.
 
-Digits 3 against 8, MLP 64-64-1 (4 160 weights, 357 images) to far beyond any floating-point kappa;
-MNIST 3 against 7, 2000 images, MLP 784-1024-64-1 (0.87 million weights), where `GFLOW_DATA` names
-the folder of MNIST; and one step with the dense Jacobian beside one without, by size. A gradient is
-one of the adversarial loss, perturbation included, compiled, timed in the same process between
-segments of the flow.
+Digits 3 against 8, MLP 64-64-1 (4 160 weights, 357 images) to far beyond any floating-point kappa,
+and to the limit; MNIST 3 against 7, 2000 images, MLP 784-1024-64-1 (0.87 million weights), where
+`GFLOW_DATA` names the folder of MNIST; and one step with the dense Jacobian beside one without, by
+size. A gradient is one of the adversarial loss, perturbation included, compiled, timed in the same
+process between segments of the flow.
 """
 
 import os
@@ -39,6 +39,7 @@ def measure(smoke: bool) -> dict[str, Any]:
     show({}, COLUMNS, header=True)
     return {
         "digits": digits_rows(smoke),
+        "digits_limits": limit_rows(smoke),
         "mnist": mnist_row(smoke),
         "dense_or_not": crossover(smoke),
     }
@@ -60,6 +61,29 @@ def digits_rows(smoke: bool) -> list[dict[str, Any]]:
     return rows
 
 
+def limit_rows(smoke: bool) -> list[dict[str, Any]]:
+    """`find_limit` on the digits, compilation included: one row an attack."""
+    columns = ("attack", "result", "verdict", "num_steps", "stationarity", "margin", "seconds")
+    columns += ("peak_gb",)
+    show({}, columns, header=True)
+    network = networks.mlp((64, 4 if smoke else 64, 1), smoothing=0.05)
+    rows = []
+    for name, attack in list(DIGITS_ATTACKS.items())[: 1 if smoke else 3]:
+        problem = gflow.Problem(
+            network, gflow.datasets.digits(), loss=losses.exponential(), perturbation=attack
+        )
+        begin = time.perf_counter()
+        limit = gflow.find_limit(problem, network.init(0), max_steps=600, throw=False)
+        seconds = time.perf_counter() - begin
+        row = {"attack": name, "result": limit.result_name, "verdict": limit.verdict}
+        row |= {"num_steps": limit.num_flow_steps, "seconds": seconds, "peak_gb": peak_gb()}
+        if limit.polished is not None:
+            row |= {"stationarity": limit.certificate.stationarity, "margin": limit.margin}
+        rows.append({**row, "limit": limit.to_dict()})
+        show(rows[-1], columns)
+    return rows
+
+
 def mnist_row(smoke: bool) -> dict[str, Any]:
     if not os.environ.get("GFLOW_DATA"):
         return {"result": "skipped: the environment variable GFLOW_DATA names no folder"}
@@ -68,8 +92,7 @@ def mnist_row(smoke: bool) -> dict[str, Any]:
     network = networks.mlp((784, hidden, 64, 1), smoothing=0.05)
     attack = perturbations.fgsm(16 / 255, smoothing=0.1)
     problem = gflow.Problem(network, data, loss=losses.exponential(), perturbation=attack)
-    # "ROS34PW2" with `Krylov(most_directions=0)` takes no longer steps while the weights p are
-    # nearly equal, for as many gradients a step and three times the memory.
+    # Twelve gradients a step, and the memory of a few states.
     budget, solver = 16 if smoke else 2000, gflow.RungeKuttaChebyshev(12)
     row = flow_row(problem, network.init(0, scale=0.3), solver, 300.0, 100.0, budget, save=16)
     row = {"problem": "MNIST", "attack": "FGSM 16/255", "parameters": network_size(network), **row}

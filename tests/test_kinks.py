@@ -230,3 +230,24 @@ def test_smoothing_out_of_range_is_refused(smoothing):
     trained = relu_problem(wedge(), 2)
     with pytest.raises(ValueError, match="find_limit\\(smoothing="):
         gflow.find_limit(trained, trained.network.init(0), smoothing=smoothing)
+
+
+def test_sensitivity_at_kinks_is_refused():
+    with pytest.raises(ValueError, match=r"`radius_sensitivity\(limit\)`: the problem has kinks"):
+        gflow.radius_sensitivity(wedge_limit())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "attack", [perturbations.fgm(0.05), perturbations.fgsm(0.03)], ids=["FGM", "FGSM"]
+)
+def test_attacked_networks_end_at_kinks(attack):
+    # There the attack's own gradient has kinks too, and with signs the margins jump across them.
+    network = networks.mlp((4, 6, 1))
+    trained = gflow.Problem(
+        network, random_labels(1), loss=losses.exponential(), perturbation=attack
+    )
+    limit = gflow.find_limit(trained, network.init(1))
+    assert limit.successful and limit.smoothing == 0 and len(limit.kinks.examples)
+    assert limit.certificate.stationarity < 1e-10
+    assert limit.kinks.multipliers.min() >= 0

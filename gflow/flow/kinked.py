@@ -95,6 +95,8 @@ class KinkedSearch(Search):
         if smoothing < _LEAST:
             return False
         self.problem, self.smoothing = smoothed(self.kinked_problem, smoothing), smoothing
+        self.kinks, self.reached = None, smoothing
+        self.curvature, self.verdict = None, "unknown"
         self.params = self.at_cap(self.now)
         return True
 

@@ -30,7 +30,7 @@ def radius_sensitivity(limit: Limit) -> Params:
         limit: from `find_limit`, with verdict "strict maximum".
 
     Raises:
-        ValueError: the limit is not strict, or its perturbation has no radius.
+        ValueError: the limit is not strict, lies at kinks, or its perturbation has no radius.
     """
     problem, polished = _strict(limit, "radius_sensitivity")
     if not hasattr(problem.perturbation, "radius") or problem.starts is not None:
@@ -55,7 +55,8 @@ def data_sensitivity(limit: Limit, change: Float[np.ndarray, "n d"]) -> Params:
         change: what moves the inputs. Shape (n, d).
 
     Raises:
-        ValueError: the limit is not strict, or `change` has another shape than the inputs.
+        ValueError: the limit is not strict, lies at kinks, or `change` has another shape than the
+            inputs.
     """
     problem, polished = _strict(limit, "data_sensitivity")
     inputs = jnp.asarray(problem.dataset.x)
@@ -73,6 +74,11 @@ def data_sensitivity(limit: Limit, change: Float[np.ndarray, "n d"]) -> Params:
 
 
 def _strict(limit: Limit, name: str) -> tuple[Problem, Polished]:
+    if limit.kinks is not None:
+        raise ValueError(
+            f"`{name}(limit)`: the problem has kinks (plain ReLU, or signs without smoothing), at "
+            "which sensitivities are not implemented. Smooth them to see how the limit moves."
+        )
     if limit.verdict != "strict maximum" or limit.polished is None:
         raise ValueError(
             f"`{name}(limit)`: the verdict is {limit.verdict!r}. Only a strict maximum moves in "
