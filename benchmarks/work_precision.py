@@ -160,9 +160,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
         len(problems),
         figsize=(2.7 * len(problems) + 2.4, 3.2),
         sharey=True,
+        squeeze=False,
         layout="constrained",
     )
-    for axes, problem in zip(panels, problems, strict=True):
+    for axes, problem in zip(panels[0], problems, strict=True):
         for solver, colour in COLOURS.items():
             group = [r for r in rows if (r["problem"], r["solver"]) == (problem, solver)]
             done = [r for r in group if "error" in r]
@@ -180,8 +181,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axes.set_title(problem, fontsize=10)
         axes.set_xlabel("error of the direction")
         axes.invert_xaxis()
-    panels[0].set_ylabel("steps tried")
-    handles, labels = panels[0].get_legend_handles_labels()
+    panels[0, 0].set_ylabel("steps tried")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside right center")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
