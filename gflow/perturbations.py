@@ -130,7 +130,7 @@ class FastGradient(AbstractPerturbation):
 
     @property
     def has_signs(self) -> bool:
-        return math.isinf(self.order) and self.smoothing is None
+        return _follows_signs(self.order, self.smoothing)
 
     def switched(
         self, margin: SwitchedMargin, x: Array, start: Array | None, angles: Array, signs: Array
@@ -195,7 +195,7 @@ class ProjectedGradient(AbstractPerturbation):
 
     @property
     def has_signs(self) -> bool:
-        return math.isinf(self.order) and self.smoothing is None
+        return _follows_signs(self.order, self.smoothing)
 
     def switched(
         self, margin: SwitchedMargin, x: Array, start: Array | None, angles: Array, signs: Array
@@ -237,6 +237,11 @@ class ProjectedGradient(AbstractPerturbation):
         if self.step_size is None:
             return 2.5 / self.num_steps
         return jnp.asarray(self.step_size, unit.dtype) / unit
+
+
+def _follows_signs(order: float, smoothing: Any) -> bool:
+    """Whether a step of this order is along signs that nothing smooths."""
+    return math.isinf(order) and smoothing is None
 
 
 def _unit_step(gradient: Array, order: float, smoothing: Any) -> Array:

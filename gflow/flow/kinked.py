@@ -63,12 +63,8 @@ class KinkedSearch(Search):
         that ends; the smoothing to go on from.
         """
         assert self.polished is not None
-        seconds, self.kinks, self.verdict, self.curvature = (
-            time.perf_counter(),
-            None,
-            "unknown",
-            None,
-        )
+        seconds = time.perf_counter()
+        self.kinks, self.verdict, self.curvature = None, "unknown", None
         self.reached = self.smoothing
         if self.layout.size > _MOST_PARAMETERS:
             return self.smoothing
@@ -116,11 +112,11 @@ class KinkedSearch(Search):
         return certify(self.problem, params, coefficients=self.kinks.coefficients)
 
     def limit(self, result: RESULTS) -> Limit:
-        self.heads = self.heading()
+        heading = self.heading()  # in the smoothed problem, whose flow it was
         self.problem = self.kinked_problem
         return dataclasses.replace(
             super().limit(result),
-            heading=self.heads,
+            heading=heading,
             polished=None,
             kinks=self.kinks,
             smoothing=self.reached,
