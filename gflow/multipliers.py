@@ -11,7 +11,6 @@ best pattern so far. Whatever is found is evaluated as it is, so that its value 
 of an admissible pattern. Plain least squares on what is not at a bound gives the last digits.
 """
 
-import importlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from scipy import sparse
 from scipy.linalg import lstsq
 from scipy.optimize import lsq_linear, nnls
 
+from gflow._interior import clarabel_with
 from gflow.subgradients import Pattern, Subgradients
 
 _MOST_ROUNDS, _MOST_CORRECTIONS = 8, 4
@@ -228,15 +228,7 @@ def _nonnegative_least_squares(system: np.ndarray, right: np.ndarray) -> np.ndar
 
 def _cone_program(system: np.ndarray, right: np.ndarray, rows: Any) -> np.ndarray:
     """`argmin |right - system x|^2` subject to `rows x <= 0`, by interior points."""
-    # By name, since a type checker finds nothing in the compiled module.
-    clarabel = importlib.import_module("clarabel")
-    settings = clarabel.DefaultSettings()
-    settings.verbose = False
-    settings.max_iter = _MAX_ITERATIONS
-    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = _TOLERANCE
-    # One thread: the same digits on every machine.
-    if hasattr(settings, "max_threads"):  # older releases have one thread only
-        settings.max_threads = 1
+    clarabel, settings = clarabel_with(_TOLERANCE, _MAX_ITERATIONS)
     height, width = system.shape
     # The residual is an unknown of its own: the square of the system would lose half the digits.
     equations = sparse.hstack([sparse.csc_matrix(system), sparse.identity(height)])

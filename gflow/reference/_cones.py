@@ -5,13 +5,13 @@ objectives") is an interior-point method: about nine digits, which is enough to 
 constraints are active. The other digits come from `_least_norm`.
 """
 
-import importlib
 import math
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
+from gflow._interior import clarabel_with
 from gflow._numerics import dual_order
 from gflow.reference._norms import Array
 
@@ -96,15 +96,7 @@ def _solve(
     curvature: Array, slope: Array, system: Any, bound: Array, num_linear: int, powers: list[float]
 ) -> tuple[Array, Array]:
     """`min 1/2 sum curvature x^2 + slope x`, `bound - system x` in the cones; x and the duals."""
-    # By name, since a type checker finds nothing in the compiled module.
-    clarabel = importlib.import_module("clarabel")
-    settings = clarabel.DefaultSettings()
-    settings.verbose = False
-    settings.max_iter = _MAX_ITERATIONS
-    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = _TOLERANCE
-    # One thread: the same digits on every machine.
-    if hasattr(settings, "max_threads"):  # older releases have one thread only
-        settings.max_threads = 1
+    clarabel, settings = clarabel_with(_TOLERANCE, _MAX_ITERATIONS)
     cones = [clarabel.NonnegativeConeT(num_linear), *map(clarabel.PowerConeT, powers)]
     solver = clarabel.DefaultSolver(
         sparse.diags(curvature, format="csc"),
