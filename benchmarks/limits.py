@@ -77,7 +77,10 @@ def limit_row(network, attack, seed: int) -> dict[str, Any]:
     row |= {"num_compilations": len(compiled), "compile_seconds": sum(compiled)}
     row |= {"num_steps": limit.num_flow_steps, "heading": limit.heading}
     row |= {"smoothing": limit.smoothing, "message": limit.message}
-    return row | (evidence(limit) if limit.successful else {})
+    if limit.successful or limit.result_name == "saddle":
+        return row | evidence(limit)
+    named = [] if limit.kinks is None else limit.kinks.examples
+    return row | {"at_kink": len(named), "examples_at_kink": named}
 
 
 def evidence(limit) -> dict[str, Any]:
@@ -87,6 +90,7 @@ def evidence(limit) -> dict[str, Any]:
     margins = polished.system.margins if kinks is None else kinks.equations.margins
     multipliers = point.multipliers[point.active]
     return {
+        "reached": True,
         "margin": limit.margin,
         "stationarity": limit.certificate.stationarity,
         "complementarity": limit.certificate.complementarity,
@@ -158,12 +162,13 @@ def compilations() -> Iterator[list[float]]:
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts of outcomes; the worst evidence; steps; seconds of the runs that compiled nothing."""
-    found = [row for row in rows if "stationarity" in row]
+    found = [row for row in rows if row.get("reached")]
     warm = [row for row in found if row["num_compilations"] == 0]
     return {
         "num_problems": len(rows),
         "results": counts(rows, "result"),
         "verdicts": counts(rows, "verdict"),
+        "num_kkt_points": len(found),
         "num_steps": spread(found, "num_steps"),
         "warm_seconds": spread(warm, "seconds"),
         "num_compilations": sum(row["num_compilations"] for row in rows),

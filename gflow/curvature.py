@@ -22,8 +22,9 @@ _RANK = 1e-10
 _SYMMETRIC = 1e-9
 # Beyond this many parameters the smallest eigenvalues only; and where the normal space goes.
 _LARGE, _COUNT, _AWAY, _RESTARTS = 1500, 32, 10.0, 30
-# At kinks: the stiffness that stands for an infinite one, and what counts as a zero beside it.
-_STIFF, _STIFF_TOLERANCE = 1e7, 1e-5
+# At kinks: the stiffness that stands for an infinite one, in a symmetric matrix and in a pencil;
+# and what counts as a zero beside it.
+_STIFF, _STIFFER, _STIFF_TOLERANCE = 1e7, 1e8, 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +114,7 @@ def _smallest(at: System, active: np.ndarray, tolerance: float) -> Curvature:
 
 
 def kinked_curvature(kinks: Kinks) -> Curvature:
-    """The eigenvalues at a KKT point at kinks. Costs O(P^3).
+    """The eigenvalues at a KKT point at kinks. Costs O((P + k)^3), k active margins and kinks.
 
     There the flow keeps to the kinks as it keeps the active margins equal. With z = (lambda, phi)
     and c(theta, z) = (q - 1, v), the smoothed flow at a finite kappa makes z follow theta by
@@ -124,29 +125,42 @@ def kinked_curvature(kinks: Kinks) -> Curvature:
 
     For kappa and 1/mu as large as rounding allows, the eigenvalues that do not grow with them are
     those of the motion along active margins and kinks. No rank has to be decided, and constraints
-    may repeat, as of one weight that is 0 for all examples.
+    may repeat, as of one weight that is 0 for all examples. Where this is no symmetric matrix, its
+    large eigenvalues would drown the small ones in rounding: then they are sought as those of the
+    pencil `[[H, dF/dz], [dc/dtheta, dc/dz + E]] x = value diag(I, 0) x`, by the QZ method.
     """
-    size, at = len(kinks.theta), kinks.equations
-    used = size + len(kinks.multipliers) + np.count_nonzero(kinks.at_kink)
-    jacobian = np.asarray(at.jacobian)[:used, :used]
-    scales = np.asarray(at.scales)[kinks.at_kink]
-    cosines = np.sqrt(np.maximum(1 - kinks.coefficients[kinks.at_kink] ** 2, 1e-12))
-    active = np.flatnonzero(kinks.active)
-    inner = np.concatenate([size + active, np.arange(size + len(kinks.multipliers), used)])
-    slack = 1 / kinks.multipliers[active], -scales / cosines**2
-    block = jacobian[np.ix_(inner, inner)] + np.diag(np.concatenate(slack)) / _STIFF
-    hessian, forces = jacobian[:size, :size], jacobian[:size, inner]
-    matrix = hessian - forces @ np.linalg.solve(block, jacobian[inner, :size])
+    size, active = len(kinks.theta), np.count_nonzero(kinks.active)
+    matrix, slack = _constrained(kinks)
+    hessian = matrix[:size, :size]
     scale = max(1.0, float(np.abs(hessian).max()))
     # With the margins' own gradients, and attacks that the angles do not reach, it is symmetric.
-    slopes, pulls = jacobian[size + active, :size], jacobian[:size, size + active]
-    asymmetries = hessian - hessian.T, slopes + pulls.T, jacobian[np.ix_(inner, inner)]
+    slopes, pulls = matrix[size : size + active, :size], matrix[:size, size : size + active]
+    asymmetries = hessian - hessian.T, slopes + pulls.T, matrix[size:, size:]
     largest = [np.abs(part).max(initial=0.0) for part in asymmetries]
     symmetric = bool(max(largest) <= _SYMMETRIC * scale)
-    values, vectors = _spectrum(matrix, None, symmetric)
+    inner = np.arange(size, len(matrix))
+    matrix[inner, inner] += slack / (_STIFF if symmetric else _STIFFER)
+    if symmetric:
+        forced = np.linalg.solve(matrix[size:, size:], matrix[size:, :size])
+        values, vectors = _spectrum(hessian - matrix[:size, size:] @ forced, None, symmetric)
+    else:
+        mass = np.diag(np.where(np.arange(len(matrix)) < size, 1.0, 0.0))
+        values, vectors = _spectrum(matrix, mass, symmetric)
     slow = np.abs(values) < np.sqrt(_STIFF) * scale
-    vectors = _unit_columns(vectors[:, slow])
+    vectors = _unit_columns(vectors[:size, slow])
     return Curvature(values[slow], vectors, symmetric, _STIFF_TOLERANCE * scale)
+
+
+def _constrained(kinks: Kinks) -> tuple[np.ndarray, np.ndarray]:
+    """The Jacobian of (F, c) by (theta, z), and the diagonal of E times kappa, or 1/mu."""
+    size, count, at = len(kinks.theta), len(kinks.multipliers), kinks.equations
+    used = size + count + np.count_nonzero(kinks.at_kink)
+    active = np.flatnonzero(kinks.active)
+    kept = np.concatenate([np.arange(size), size + active, np.arange(size + count, used)])
+    scales = np.asarray(at.scales)[kinks.at_kink]
+    cosines = np.sqrt(np.maximum(1 - kinks.coefficients[kinks.at_kink] ** 2, 1e-12))
+    slack = np.concatenate([1 / kinks.multipliers[active], -scales / cosines**2])
+    return np.array(np.asarray(at.jacobian)[np.ix_(kept, kept)]), slack
 
 
 def _spectrum(
@@ -157,6 +171,8 @@ def _spectrum(
         return eigh(0.5 * (matrix + matrix.T), check_finite=False)
     pencil: Any = eig(matrix, mass)
     values, vectors = pencil
+    finite = np.isfinite(values)
+    values, vectors = values[finite], vectors[:, finite]
     order = np.argsort(values.real)
     return values.real[order], vectors.real[:, order]
 

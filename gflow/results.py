@@ -53,7 +53,8 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     saddle = (
         "A KKT point was reached that is no maximum of the margin: the flow leaves it in the end, "
         "after a time that grows without bound as it comes closer. `find_limit(escape=True)` "
-        "follows it; with that set, the number of saddles exceeded `max_rounds`."
+        "follows it; with that set, the number of saddles exceeded `max_rounds`, or the saddle "
+        "lies at kinks (`.kinks`) from which no step of the flow could be solved."
     )
     degenerate = (
         "A KKT point was reached whose second derivatives vanish in some direction that is no "
@@ -67,8 +68,9 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     not_at_kink = (
         "With its kinks rounded to some relative width (plain ReLU, signs of FGSM) the problem has "
         "the limit that is returned, but smoothing could not be led to 0 from there: the branch of "
-        "KKT points ends or turns before. `.smoothing` is the width that was reached, and the "
-        "limit is right up to about that."
+        "KKT points ends or turns before, and the flow along the kinks was lost. `.smoothing` is "
+        "the width that was reached, and `.kinks` names the kinks there: do not read more into "
+        "the direction than the certificate's stationarity says."
     )
     decided_by_rounding = (
         "A maximum of the margin was reached, but on the way the flow met a saddle to within "

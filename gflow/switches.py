@@ -19,11 +19,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from gflow._typing import Params
 from gflow.networks import Decided
 from gflow.problem import Problem
+
+# Angles that turn by less have settled; no chain of switches that decide each other is so long.
+_SETTLED, _MOST_PASSES = 1e-12, 1000
 
 
 class Passes(NamedTuple):
@@ -67,6 +71,29 @@ def smoothed(problem: Problem, smoothing: Any) -> Problem:
     width = np.asarray(smoothing, np.float64)
     twins = problem.network.smoothed(width), problem.perturbation.smoothed(width)
     return eqx.tree_at(lambda p: (p.network, p.perturbation), problem, twins)
+
+
+@eqx.filter_jit
+def settled_angles(problem: Problem, params: Params, smoothing: Any) -> Float[Array, "n s"]:
+    """The angles at which every switch stands where its own value puts it.
+
+    An attack's switches decide what comes after them, so from the first pass to the last, until
+    nothing turns any more. At `smoothing` 0, a switch whose value is 0 stands at 0. Shape (n, s).
+    """
+    shape = len(problem.dataset.x), passes(problem).size
+    smoothing = jnp.asarray(smoothing, float)
+
+    def turned(carry: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
+        angles, _, count = carry
+        decided = switched_margins(problem, params, params, angles, smoothing)[1]
+        return jnp.arctan2(decided.values, smoothing * decided.scales), angles, count + 1
+
+    def turning(carry: tuple[Array, Array, Any]) -> Array:
+        angles, before, count = carry
+        return (jnp.max(jnp.abs(angles - before)) > _SETTLED) & (count < _MOST_PASSES)
+
+    start = turned((jnp.zeros(shape), jnp.zeros(shape), 0))
+    return lax.while_loop(turning, turned, start)[0]
 
 
 def switched_margins(

@@ -16,7 +16,9 @@ import gflow
 from gflow import losses, networks, perturbations
 from gflow._layout import Layout
 from gflow.curvature import curvature, kinked_curvature
-from gflow.kinks import _Path, _Point
+from gflow.kinks import Point, slide, start_at
+from gflow.kinks.path import Path
+from gflow.kinks.system import Anchor
 from gflow.kkt import system
 from gflow.networks import Convolution, Dense, MaxPool
 from gflow.reference import largest_feasible_radius
@@ -44,10 +46,13 @@ def relu_problem(data, width, radius=0.0):
     return gflow.Problem(network, data, loss=losses.exponential(), perturbation=attack)
 
 
+def wedge_start():
+    return np.array([[0.5, 0.6], [0.5, -0.5]]), np.array([[0.7, -0.8]])
+
+
 @functools.cache
 def wedge_limit():
-    start = (np.array([[0.5, 0.6], [0.5, -0.5]]), np.array([[0.7, -0.8]]))
-    return gflow.find_limit(relu_problem(wedge(), 2), start)
+    return gflow.find_limit(relu_problem(wedge(), 2), wedge_start())
 
 
 @functools.cache
@@ -150,8 +155,8 @@ def test_curvature_at_kinks_is_the_limit_of_the_smoothed_ones(name):
     kinks, smoothing = limit.kinks, 1e-5
     problem, layout = relu_problem(data, len(limit.direction[0])), Layout.of(limit.direction)
     angles = np.arcsin(kinks.coefficients)
-    exact = _Point(kinks.theta, kinks.multipliers, angles)
-    near, _ = _Path(problem, layout, kinks.multipliers.max()).correct(exact, smoothing)
+    exact = Point(kinks.theta, kinks.multipliers, angles)
+    near = Path(problem, layout, kinks.multipliers.max()).correct(exact, smoothing)
     assert near is not None
     at = system(smoothed(problem, smoothing), layout, near.theta, near.multipliers)
     # The path goes on until 1e-2 mu is left.
@@ -169,7 +174,7 @@ def test_record_of_a_limit_at_kinks_is_json():
     limit = wedge_limit()
     record = json.loads(json.dumps(limit.to_dict(), allow_nan=False))
     assert record["at_kink"] == [0, 1] and record["smoothing"] == 0
-    assert record["stages"][-1]["kind"] == "kinks"
+    assert record["stages"][-1]["kind"] in ("kinks", "sliding")
     assert record["eigenvalues"] == pytest.approx(limit.curvature.values)
 
 
@@ -232,9 +237,92 @@ def test_smoothing_out_of_range_is_refused(smoothing):
         gflow.find_limit(trained, trained.network.init(0), smoothing=smoothing)
 
 
-def test_sensitivity_at_kinks_is_refused():
-    with pytest.raises(ValueError, match=r"`radius_sensitivity\(limit\)`: the problem has kinks"):
-        gflow.radius_sensitivity(wedge_limit())
+def test_search_that_fails_at_kinks_says_so_and_names_them(monkeypatch):
+    for name in ("_MOST_ITERATIONS", "_MOST_IN_STEP"):
+        monkeypatch.setattr(f"gflow.kinks.path.{name}", 0)
+    trained, start = relu_problem(wedge(), 2), wedge_start()
+    limit = gflow.find_limit(trained, start, throw=False)
+    assert limit.result_name == "not_at_kink" and limit.verdict == "unknown"
+    assert not limit.kinks.converged and limit.smoothing > 0
+    assert json.loads(json.dumps(limit.to_dict()))["at_kink"] == [0, 1]
+    with pytest.raises(gflow.LimitFailed, match="smoothing"):
+        gflow.find_limit(trained, start)
+
+
+def test_networks_too_large_for_dense_systems_end_with_their_smoothing(monkeypatch):
+    monkeypatch.setattr("gflow.flow.kinked._MOST_PARAMETERS", 1)
+    limit = gflow.find_limit(relu_problem(wedge(), 2), wedge_start(), throw=False)
+    assert limit.result_name == "not_at_kink" and limit.smoothing == 0.02
+    assert limit.kinks is None
+    assert 0 < abs(limit.margin - math.sin(ANGLE) / 4) < 0.02
+
+
+def sliding_start(data):
+    """Parameters at unit margin, with equal multipliers of the right size."""
+    trained, start = relu_problem(data, 2), wedge_start()
+    layout = Layout.of(start)
+    theta = layout.flatten(start)
+    theta = np.asarray(theta) / np.sqrt(np.min(trained.margins(start)))
+    multipliers = np.full(len(data.x), theta @ theta / (2 * len(data.x)))
+    return trained, layout, start_at(trained, layout, theta, multipliers, 0.02)
+
+
+def test_sliding_ends_where_the_flow_does():
+    trained, layout, start = sliding_start(wedge())
+    found, before = slide(trained, layout, start, 0.02)
+    assert found.converged and found.smoothing == 0
+    expected = np.asarray(layout.flatten(wedge_limit().direction))
+    np.testing.assert_allclose(found.direction, expected, atol=1e-12)
+    assert np.linalg.norm(before - expected) > 1e-3
+
+
+@pytest.mark.parametrize("length", [1e-2, 1.0])
+def test_a_sliding_step_is_one_of_implicit_euler(length):
+    data = wedge()
+    trained, layout, start = sliding_start(data)
+    path = Path(trained, layout, start.multipliers.max())
+    anchor = Anchor(start.theta, length)
+    top = path.correct(start, 0.02, anchor=anchor)
+    assert top is not None
+    end, smoothing = path.lower(top, 0.02, 0.3, anchor)
+    assert smoothing <= 1e-6
+    coefficients = np.sin(end.angles)
+    params = tuple(np.asarray(leaf) for leaf in layout.unflatten(end.theta))
+    margins, gradients, decided = oracles.rows(params, data, 0.0, coefficients)
+    force = end.multipliers @ gradients - end.theta
+    size = np.linalg.norm(end.theta)
+    assert np.linalg.norm(end.theta - start.theta) > 1e-4 * size
+    # Newton's method stops at 1e-2 mu, and complementarity is rounded off by 1e-3 sqrt(mu).
+    np.testing.assert_allclose(end.theta - start.theta, length * force, atol=1e-7 * size)
+    assert margins.min() > 1 - 1e-5 and end.multipliers.min() > -1e-5
+    np.testing.assert_allclose(end.multipliers * (margins - 1), 0, atol=1e-5)
+    np.testing.assert_allclose(decided * np.cos(end.angles), 0, atol=1e-5)
+
+
+def test_radius_moves_a_limit_at_kinks_as_the_convex_reference_says():
+    # Between the radii at which a zero comes or goes the direction is smooth in the radius.
+    problem, reference = sparse_problem(1, 0.5, seed=2)
+    limit = gflow.find_limit(problem, problem.network.init(0, scale=0.5))
+    moves = np.ravel(gflow.radius_sensitivity(limit)[0])
+    radius, step = float(problem.perturbation.radius), 1e-6
+    ends = [
+        gflow.max_margin(problem.dataset, radius=radius + sign * step, order=math.inf).direction
+        for sign in (1, -1)
+    ]
+    expected = (ends[0] - ends[1]) / (2 * step)
+    zeros = np.abs(reference.direction) < 1e-12
+    assert zeros.any() and np.linalg.norm(expected) > 0.1
+    np.testing.assert_allclose(moves[zeros], 0, atol=1e-12)
+    np.testing.assert_allclose(moves, expected, atol=1e-5 * np.linalg.norm(expected))
+
+
+def test_data_move_a_limit_at_kinks_as_the_closed_form_says():
+    half = ANGLE / 2
+    change = np.array([[-math.sin(half), math.cos(half)], [-math.sin(half), -math.cos(half)]])
+    weight, head = gflow.data_sensitivity(wedge_limit(), change)
+    turned = 0.5 * np.array([math.cos(half), -math.sin(half)])
+    np.testing.assert_allclose(weight, [turned, turned * [1, -1]], atol=1e-10)
+    np.testing.assert_allclose(head, 0, atol=1e-10)
 
 
 @pytest.mark.slow

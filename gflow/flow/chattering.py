@@ -2,8 +2,6 @@
 to one side of them with ever shorter steps, longer ones being thrown back.
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +10,7 @@ from jaxtyping import Array, Float
 
 from gflow._layout import Layout
 from gflow.problem import Problem
-from gflow.switches import passes, switched_margins
+from gflow.switches import settled_angles, switched_margins
 
 # What turns so many times over so many steps does not settle; what stays so close to its kink,
 # relative to its scale, clings to it.
@@ -34,23 +32,11 @@ def num_chattering(problem: Problem, layout: Layout, vectors: np.ndarray) -> int
 @eqx.filter_jit
 def _places(problem: Problem, layout: Layout, vectors: Array) -> Float[Array, "p n s"]:
     """`v / w` of every switch at every point; 0 where w is."""
-    shape = len(problem.dataset.x), passes(problem).size
 
     def at(vector: Array) -> Array:
         params = layout.unflatten(vector)
-
-        def decided(angles: Array) -> Any:
-            return switched_margins(problem, params, params, angles, 0.0)[1]
-
-        def turned(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            return 0.5 * jnp.pi * jnp.sign(decided(carry[0]).values), carry[0]
-
-        def changes(carry: tuple[Array, Array]) -> Array:
-            return jnp.any(carry[0] != carry[1])
-
-        # From the first pass to the last, each is decided by those before it.
-        start = turned((jnp.zeros(shape), jnp.ones(shape)))
-        found = decided(lax.while_loop(changes, turned, start)[0])
+        angles = settled_angles(problem, params, 0.0)
+        found = switched_margins(problem, params, params, angles, 0.0)[1]
         return found.values / jnp.where(found.scales > 0, found.scales, 1.0)
 
     return lax.map(at, vectors)

@@ -202,7 +202,9 @@ class _Run:
             return RESULTS.not_finite if ahead else RESULTS.step_underflow
         spent = self.num_steps >= max_steps
         if hopeless(self.until, self.field.problem, self.record, spent=spent):
-            return unseparated_result(self.field.problem, last.measures)
+            return unseparated_result(
+                self.field.problem, last.measures.margin, last.measures.clean_margin
+            )
         return RESULTS.step_budget_spent if spent else None
 
     def _may_fade(self) -> bool:

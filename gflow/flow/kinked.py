@@ -2,8 +2,9 @@
 
 The flow slides along kinks, where no solver of smooth equations follows it. So it is followed with
 its kinks rounded (`gflow.switches`), to a limit of that problem; from there the smoothing is led to
-0 on the KKT system (`gflow.kinks`). Where that branch of KKT points ends, or its end is a saddle,
-the flow goes on from there with less smoothing.
+0 on the KKT system (`gflow.kinks`). Where that branch of KKT points ends, where there was no limit,
+or from a saddle at kinks, the flow goes on by steps that slide along its kinks. Where these fail,
+it is followed with less smoothing for a while.
 """
 
 import dataclasses
@@ -15,86 +16,138 @@ import numpy as np
 
 from gflow._typing import Params
 from gflow.certificate import Certificate, certify
-from gflow.curvature import kinked_curvature
+from gflow.curvature import Curvature, kinked_curvature
 from gflow.flow.limit import Limit, Stage
+from gflow.flow.outcome import unseparated_result
 from gflow.flow.search import Search
-from gflow.kinks import Kinks, follow, follow_back
+from gflow.kinks import Kinks, Point, follow, follow_back, slide, start_at
 from gflow.problem import Problem
 from gflow.results import RESULTS
 from gflow.switches import smoothed
 
-# The least smoothing that the flow is asked to follow; and how much less it is each time.
-_LEAST, _FACTOR = 5e-4, 0.5
 # More parameters than this make the dense systems of `gflow.kinks` too large.
 _MOST_PARAMETERS = 2000
+# Where sliding fails, the flow is followed with less smoothing; below the least no more.
+_LEAST, _FACTOR = 6e-3, 0.25
+# Of the flow with its kinks rounded: steps of a run at most, and colder caps tried.
+_MOST_FLOW_STEPS, _MOST_RAISES = 1500, 1
+# Off a saddle at kinks, so short that margins and kinks hardly move.
+_PUSH = 5e-3
 
 
 class KinkedSearch(Search):
-    """A search at kinks: a smooth one at every smoothing, and what leads from it to the kinks."""
+    """A search at kinks: a smooth one, and what leads from its end to the kinks."""
 
     def __init__(self, problem: Problem, params: Params, smoothing: float, **options: Any):
         super().__init__(smoothed(problem, smoothing), params, **options)
         self.kinked_problem, self.smoothing = problem, smoothing
         self.reached = smoothing
         self.kinks: Kinks | None = None
+        self.last_kinks: Kinks | None = None
+        self.last_saddle: tuple[Kinks, Curvature] | None = None
+        # Where kinks stop the rounded flow, more of it or a colder one is no help.
+        most = min(self.options["max_steps"], _MOST_FLOW_STEPS)
+        self.options, self.most_raises = {**self.options, "max_steps": most}, _MOST_RAISES
 
     def run(self, escape: bool, max_rounds: int) -> RESULTS:
         """All stages; how it ended."""
-        for _ in range(max_rounds):
+        while True:
             result = super().run(escape, max_rounds)
-            if self.polished is None:
-                # Where there is a limit that Newton's method does not find, less may make it clear.
-                if not (self.separated and self.lower(self.smoothing)):
-                    return result
-                continue
-            reached = self.to_kinks()
-            if self.kinks is not None and self.verdict != "saddle":
-                return self.settled()
+            if not self.separated:
+                return result
+            if self.layout.size > _MOST_PARAMETERS:
+                return result if self.polished is None else RESULTS.not_at_kink
+            result = self.at_kinks(escape, max_rounds)
             if self.kinks is not None:
-                if not escape:
-                    return RESULTS.saddle
-                self.leave()
-            if not self.lower(min(reached, self.smoothing)):
-                break
-        return RESULTS.not_at_kink if self.kinks is None else RESULTS.saddle
+                return result
+            if self.smoothing < _LEAST:
+                return self.unseparated() or self.back_to_saddle() or result
+            self.lower()
 
-    def to_kinks(self) -> float:
-        """Leads the smoothing towards 0 from the limit of the smoothed problem, and judges where
-        that ends; the smoothing to go on from.
-        """
-        assert self.polished is not None
-        seconds = time.perf_counter()
-        self.kinks, self.verdict, self.curvature = None, "unknown", None
-        self.reached = self.smoothing
-        if self.layout.size > _MOST_PARAMETERS:
-            return self.smoothing
-        theta = self.near_dead(self.polished.theta)
-        kinks = follow(
-            self.kinked_problem, self.layout, theta, self.polished.multipliers, self.smoothing
+    def back_to_saddle(self) -> RESULTS | None:
+        """Returns to the last KKT point at kinks, which nothing led on from; None without any."""
+        if self.last_saddle is None:
+            return None
+        self.kinks, self.curvature = self.last_saddle
+        self.last_kinks, self.reached, self.verdict = self.kinks, 0.0, "saddle"
+        self.stages.append(
+            Stage("back", 0, self.move_to(self.kinks.direction), *self.values(self.kinks), 0.0)
         )
-        seconds = time.perf_counter() - seconds
-        moved = self.move_to(kinks.direction)
-        margin = float(np.linalg.norm(kinks.theta)) ** -self.problem.degree
-        values = kinks.residual, margin if kinks.converged else math.nan
-        self.stages.append(Stage("kinks", kinks.num_iterations, moved, *values, seconds))
-        self.reached = kinks.smoothing
-        if not kinks.converged:
-            return kinks.smoothing or self.smoothing
-        self.kinks = kinks
-        self.curvature = kinked_curvature(kinks)
-        self.verdict = self.judged(self.curvature)
-        return self.smoothing
+        return RESULTS.saddle
 
-    def lower(self, smoothing: float) -> bool:
-        """Makes ready for a flow with less smoothing than this; False where that is too little."""
-        smoothing *= _FACTOR
-        if smoothing < _LEAST:
-            return False
-        self.problem, self.smoothing = smoothed(self.kinked_problem, smoothing), smoothing
-        self.kinks, self.reached = None, smoothing
-        self.curvature, self.verdict = None, "unknown"
-        self.params = self.at_cap(self.now)
-        return True
+    def unseparated(self) -> RESULTS | None:
+        """Why there is no limit, where the smoothing alone separated the examples; else None."""
+        problem, params = self.kinked_problem, self.layout.unflatten(self.now)
+        margins = problem.margins(params), problem.clean_margins(params)
+        return unseparated_result(problem, *(float(np.min(values)) for values in margins))
+
+    def at_kinks(self, escape: bool, max_rounds: int) -> RESULTS:
+        """From where the smooth search ended to a KKT point at kinks, and on from saddles."""
+        self.to_kinks()
+        for round_ in range(max_rounds):
+            if self.kinks is None:
+                return RESULTS.not_at_kink
+            if self.verdict != "saddle":
+                return self.settled()
+            if not escape or round_ == max_rounds - 1:
+                break
+            assert self.curvature is not None
+            self.last_saddle = self.kinks, self.curvature
+            self.leave(_PUSH)
+            self.slide(self.pushed(self.kinks), 0.0, self.rate())
+        return RESULTS.saddle
+
+    def lower(self) -> None:
+        """Makes ready for a smooth search with less smoothing, from where sliding stopped."""
+        self.smoothing *= _FACTOR
+        self.problem = smoothed(self.kinked_problem, self.smoothing)
+        self.params, self.capped = self.at_cap(self.now), True
+
+    def to_kinks(self) -> None:
+        """From where the smooth search ended to a KKT point at kinks."""
+        if self.polished is None:
+            return self.slide(self.at_end(), self.smoothing)
+        theta, multipliers = self.near_dead(self.polished.theta), self.polished.multipliers
+        begin = time.perf_counter()
+        kinks = follow(self.kinked_problem, self.layout, theta, multipliers, self.smoothing)
+        self.arrive("kinks", kinks, time.perf_counter() - begin)
+        if self.kinks is None:
+            start = start_at(self.kinked_problem, self.layout, theta, multipliers, self.smoothing)
+            self.slide(start, self.smoothing)
+
+    def at_end(self) -> Point:
+        """Where the flow stopped, at unit margin, with its weights for multipliers."""
+        margins = np.asarray(self.problem.margins(self.layout.unflatten(self.arrived))).ravel()
+        theta = self.arrived / margins.min() ** (1 / self.problem.degree)
+        multipliers = self.weights() * (theta @ theta) / self.problem.degree
+        return start_at(self.kinked_problem, self.layout, theta, multipliers, self.smoothing)
+
+    def pushed(self, kinks: Kinks) -> Point:
+        """Where a push off a saddle led, with the saddle's multipliers and coefficients."""
+        angles = np.arcsin(np.clip(kinks.coefficients, -1.0, 1.0))
+        return Point(self.now * np.linalg.norm(kinks.theta), kinks.multipliers, angles)
+
+    def slide(self, start: Point, smoothing: float, rate: float = 0.0) -> None:
+        """The flow along kinks to its rest, and what kind of point that is."""
+        begin = time.perf_counter()
+        kinks, self.arrived = slide(self.kinked_problem, self.layout, start, smoothing, rate)
+        self.arrive("sliding", kinks, time.perf_counter() - begin)
+
+    def arrive(self, kind: str, kinks: Kinks, seconds: float) -> None:
+        """Records what led to kinks, and judges it where it is a KKT point."""
+        moved, values = self.move_to(kinks.direction), self.values(kinks)
+        self.stages.append(Stage(kind, kinks.num_iterations, moved, *values, seconds))
+        self.reached, self.last_kinks = kinks.smoothing, kinks
+        self.kinks = kinks if kinks.converged else None
+        self.verdict, self.curvature = "unknown", None
+        if self.kinks is not None:
+            self.curvature = kinked_curvature(kinks)
+            self.verdict = self.judged(self.curvature)
+
+    def values(self, kinks: Kinks) -> tuple[float, float]:
+        """Stationarity, and the margin of a KKT point."""
+        margin = float(np.linalg.norm(kinks.theta)) ** -self.problem.degree
+        return kinks.residual, margin if kinks.converged else math.nan
 
     def found(self) -> Any:
         return super().found() if self.kinks is None else self.kinks
@@ -118,6 +171,6 @@ class KinkedSearch(Search):
             super().limit(result),
             heading=heading,
             polished=None,
-            kinks=self.kinks,
+            kinks=self.last_kinks,
             smoothing=self.reached,
         )

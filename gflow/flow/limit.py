@@ -9,6 +9,7 @@ from gflow.certificate import Certificate
 from gflow.curvature import Curvature
 from gflow.kinks import Kinks
 from gflow.polish import Polished
+from gflow.problem import Problem
 from gflow.results import RESULTS, Outcome
 from gflow.trajectory import Trajectory
 
@@ -18,7 +19,8 @@ class Stage:
     """One stage of the search.
 
     Attributes:
-        kind: "flow", "newton", "kinks" (smoothing led to 0) or "escape".
+        kind: "flow", "newton", "escape"; at kinks also "kinks" (smoothing led to 0) and "sliding"
+            (the flow along kinks, by implicit Euler steps), and "back" (to the last KKT point).
         num_steps: steps of the flow, or systems solved.
         moved: distance of the direction from where the stage before left it.
         stationarity: at its end: of the flow `|u - c sum_i p_i grad q_i|`, of Newton's method the
@@ -40,6 +42,7 @@ class Limit(Outcome):
     """The limit of the flow's direction, and the evidence.
 
     Attributes:
+        problem: what was minimised.
         direction: u, a pytree like the parameters, of norm 1.
         margin: normalized adversarial margin there.
         certificate: `certify` at the limit.
@@ -55,11 +58,13 @@ class Limit(Outcome):
             polished point, so that this is the point the flow was heading to.
         polished: the KKT point at unit margin, with its multipliers; None at kinks.
         kinks: where the problem has kinks, the KKT point there, with the coefficients of its ReLUs
-            and signs and the examples that sit at a kink; None where it was not reached.
+            and signs and the examples that sit at a kink. Not `kinks.converged` where none was
+            reached: then it names the kinks of the point at which the search stopped.
         smoothing: the relative width to which kinks are still rounded; 0 where they are exact, and
             where there are none.
     """
 
+    problem: Problem = field(repr=False)
     direction: Params
     margin: float
     certificate: Certificate

@@ -93,11 +93,15 @@ def not_finite_ahead(field: Field, state: State) -> bool:
     return not np.all(np.isfinite(np.asarray(_slopes_ahead(field, state))))
 
 
-def unseparated_result(problem: Problem, measures: PointMeasures) -> RESULTS | None:
-    """Why the perturbed examples are not separated, or None where they are."""
-    if measures.margin > 0:
+def unseparated_result(problem: Problem, margin: Any, clean_margin: Any) -> RESULTS | None:
+    """Why the perturbed examples are not separated, or None where they are.
+
+    Args:
+        margin, clean_margin: the smallest, with and without perturbation.
+    """
+    if margin > 0:
         return None
     attacked = np.any(np.asarray(problem.perturbation.radius) > 0)
-    if attacked and measures.clean_margin > 0:
+    if attacked and clean_margin > 0:
         return RESULTS.radius_above_margin
     return RESULTS.not_separated

@@ -43,7 +43,7 @@ _SAME = 1e-6
 _ROUNDING = 1e-15
 # Coordinates below this part of the largest belong to neurons that have died out.
 _DEAD = 1e-7
-_FAMILY_STEP = 1e-3
+_FAMILY_STEPS = 1e-3, -1e-3, 1e-5, -1e-5
 
 
 class Search:
@@ -62,7 +62,7 @@ class Search:
         self.layout = Layout.of(params)
         self.log_cap = math.log(kappa_cap)
         self.params = params
-        self.capped = False
+        self.capped, self.most_raises = False, _MOST_RAISES
         vector = np.asarray(self.layout.flatten(params))
         self.arrived = self.now = vector / np.linalg.norm(vector)
         self.stages: list[Stage] = []
@@ -91,8 +91,7 @@ class Search:
             self.raise_cap_on_return()
             self.leave()
             # At a distance d along a direction left at rate r, the stationarity is r d.
-            rate = -float(self.curvature.values.min())
-            close = float(np.clip(0.1 * rate * _PUSH, _CLOSEST, _CLOSER))
+            close = float(np.clip(0.1 * self.rate() * _PUSH, _CLOSEST, _CLOSER))
         return RESULTS.saddle
 
     def approach(self, close: float) -> RESULTS | None:
@@ -101,7 +100,7 @@ class Search:
         Where it does not, margins that are not active in the limit still look so: a colder cap
         tells them apart. Or the flow has yet to come closer.
         """
-        for _ in range(1 + _MOST_RAISES):
+        for _ in range(1 + self.most_raises):
             run = self.flow(close)
             self.separated = bool(run.margin[-1] > 0)
             if not self.separated:
@@ -138,8 +137,7 @@ class Search:
     def newton(self) -> Polished:
         """Newton's method from where the flow stopped."""
         seconds = time.perf_counter()
-        unit = self.layout.unflatten(self.arrived)
-        weights = np.asarray(self.problem.ascent(unit, self.log_cap).weights).ravel()
+        weights = self.weights()
         polished = polish_capped(self.problem, self.layout, self.arrived, weights, self.log_cap)
         seconds = time.perf_counter() - seconds
         self.polished = polished if polished.residual <= self.tolerance else None
@@ -150,6 +148,11 @@ class Search:
         count = polished.num_iterations
         self.stages.append(Stage("newton", count, moved, polished.residual, margin, seconds))
         return polished
+
+    def weights(self) -> np.ndarray:
+        """The weights p of the capped flow where it stopped, flattened."""
+        unit = self.layout.unflatten(self.arrived)
+        return np.asarray(self.problem.ascent(unit, self.log_cap).weights).ravel()
 
     def curve(self, polished: Polished) -> Curvature:
         """The curvature at the KKT point, dead neurons in the direction in which they arrived."""
@@ -184,8 +187,12 @@ class Search:
         self.log_cap += math.log(_CAP_FACTOR)
         self.capped = False
 
-    def leave(self) -> None:
-        """Starts the next flow a little off the saddle, where the flow itself would leave it."""
+    def leave(self, length: float = _PUSH) -> None:
+        """Starts the next flow a little off the saddle, where the flow itself would leave it.
+
+        Args:
+            length: of the push.
+        """
         assert self.curvature is not None
         unstable = self.curvature.unstable
         vectors, rates = self.curvature.vectors[:, unstable], -self.curvature.values[unstable]
@@ -194,13 +201,18 @@ class Search:
         self.by_rounding |= bool(np.abs(offset).max() < _ROUNDING * np.linalg.norm(gap))
         size = np.maximum(np.abs(offset), 1e-300)
         # The time at which the first of the growing offsets reaches the length of the push.
-        wait = max(np.min(np.log(_PUSH / size) / rates), 0.0)
+        wait = max(np.min(np.log(length / size) / rates), 0.0)
         push = vectors @ (np.copysign(size, offset) * np.exp(rates * wait))
-        pushed = self.now + push * (_PUSH / np.linalg.norm(push))
+        pushed = self.now + push * (length / np.linalg.norm(push))
         moved = self.move_to(pushed / np.linalg.norm(pushed))
         self.params = self.at_cap(self.now)
         margin = float(np.min(self.problem.margins(self.layout.unflatten(self.now))))
         self.stages.append(Stage("escape", 0, moved, math.nan, margin, 0.0))
+
+    def rate(self) -> float:
+        """How fast the flow leaves the saddle."""
+        assert self.curvature is not None
+        return -float(self.curvature.values.min())
 
     def settled(self) -> RESULTS:
         """The outcome at a point that nothing leaves."""
@@ -220,15 +232,21 @@ class Search:
 
     def in_family(self, curvature: Curvature) -> bool:
         """Whether KKT points of the same margin lie along the neutral directions."""
-        here = self.found()
         neutral = curvature.vectors[:, curvature.neutral]
         side = neutral @ np.random.default_rng(0).normal(size=neutral.shape[1])
-        shifted = here.direction + _FAMILY_STEP * side / np.linalg.norm(side)
+        side /= np.linalg.norm(side)
+        # A family may end close by, at a kink or where another margin becomes active.
+        return any(self.in_family_along(step * side) for step in _FAMILY_STEPS)
+
+    def in_family_along(self, step: np.ndarray) -> bool:
+        """Whether there is a KKT point of the same margin one such step away."""
+        here = self.found()
+        shifted = here.direction + step
         other = self.polished_again(shifted / np.linalg.norm(shifted))
         lengths = np.linalg.norm(other.theta), np.linalg.norm(here.theta)
         gone = np.linalg.norm(other.direction - here.direction)
         same = abs(lengths[0] / lengths[1] - 1) < 1e-9
-        return bool(other.converged and same and gone > 0.1 * _FAMILY_STEP)
+        return bool(other.converged and same and gone > 0.1 * np.linalg.norm(step))
 
     def found(self) -> Any:
         """The KKT point that was found, with its `theta` and its `direction`."""
@@ -273,6 +291,7 @@ class Search:
         direction = self.layout.unflatten(self.now)
         certificate = self.certified()
         return Limit(
+            problem=self.problem,
             direction=jax.tree.map(np.asarray, direction),
             margin=certificate.normalized_margin,
             certificate=certificate,

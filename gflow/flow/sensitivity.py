@@ -3,24 +3,30 @@
 A strict limit solves the KKT system `F(theta, lambda; s) = 0` with an invertible Jacobian K: by the
 implicit function theorem `d(theta, lambda)/ds = -K^-1 dF/ds`, and the direction moves by
 `(I - u u^T) dtheta / |theta|`. The active margins are taken to stay the active ones, as they do in
-a neighbourhood where every multiplier is positive.
+a neighbourhood where every multiplier is positive. At kinks the system has the angles of the
+switches that stand there for further unknowns, and their values, which stay 0, for equations.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.linalg import lstsq
 
 from gflow._layout import Layout
 from gflow._typing import Params
 from gflow.flow.limit import Limit
+from gflow.kinks import Kinks, Point, traced_equations
 from gflow.kkt import residual
 from gflow.polish import Polished
 from gflow.problem import Problem
+
+# One weight that is 0 for all examples stands on as many kinks: they are one equation.
+_RANK = 1e-11
 
 
 def radius_sensitivity(limit: Limit) -> Params:
@@ -30,9 +36,10 @@ def radius_sensitivity(limit: Limit) -> Params:
         limit: from `find_limit`, with verdict "strict maximum".
 
     Raises:
-        ValueError: the limit is not strict, lies at kinks, or its perturbation has no radius.
+        ValueError: the limit is not strict, or its perturbation has no radius.
     """
-    problem, polished = _strict(limit, "radius_sensitivity")
+    _check_strict(limit, "radius_sensitivity")
+    problem = limit.problem
     if not hasattr(problem.perturbation, "radius") or problem.starts is not None:
         raise ValueError(
             "`radius_sensitivity(limit)`: the perturbation has no radius to differentiate by; "
@@ -43,8 +50,7 @@ def radius_sensitivity(limit: Limit) -> Params:
         return eqx.tree_at(lambda p: p.perturbation.radius, problem, radius)
 
     radius = jnp.asarray(problem.perturbation.radius)
-    change = _force(with_radius, radius, jnp.ones_like(radius), polished, limit)
-    return _moved(limit, polished, np.asarray(change))
+    return _moved(limit, with_radius, radius, jnp.ones_like(radius))
 
 
 def data_sensitivity(limit: Limit, change: Float[np.ndarray, "n d"]) -> Params:
@@ -55,10 +61,10 @@ def data_sensitivity(limit: Limit, change: Float[np.ndarray, "n d"]) -> Params:
         change: what moves the inputs. Shape (n, d).
 
     Raises:
-        ValueError: the limit is not strict, lies at kinks, or `change` has another shape than the
-            inputs.
+        ValueError: the limit is not strict, or `change` has another shape than the inputs.
     """
-    problem, polished = _strict(limit, "data_sensitivity")
+    _check_strict(limit, "data_sensitivity")
+    problem = limit.problem
     inputs = jnp.asarray(problem.dataset.x)
     if np.shape(change) != inputs.shape:
         raise ValueError(
@@ -69,52 +75,78 @@ def data_sensitivity(limit: Limit, change: Float[np.ndarray, "n d"]) -> Params:
     def with_inputs(x: Array) -> Problem:
         return eqx.tree_at(lambda p: p.dataset.x, problem, x)
 
-    force = _force(with_inputs, inputs, jnp.asarray(change, inputs.dtype), polished, limit)
-    return _moved(limit, polished, np.asarray(force))
+    return _moved(limit, with_inputs, inputs, jnp.asarray(change, inputs.dtype))
 
 
-def _strict(limit: Limit, name: str) -> tuple[Problem, Polished]:
-    if limit.kinks is not None:
-        raise ValueError(
-            f"`{name}(limit)`: the problem has kinks (plain ReLU, or signs without smoothing), at "
-            "which sensitivities are not implemented. Smooth them to see how the limit moves."
-        )
-    if limit.verdict != "strict maximum" or limit.polished is None:
+def _check_strict(limit: Limit, name: str) -> None:
+    if limit.verdict != "strict maximum":
         raise ValueError(
             f"`{name}(limit)`: the verdict is {limit.verdict!r}. Only a strict maximum moves in "
             "one way; within a family, or at a saddle, where the flow ends may jump."
         )
-    return limit.trajectory.require_problem(), limit.polished
 
 
-def _force(
-    problem_at: Callable[[Array], Problem],
-    point: Array,
-    tangent: Array,
-    polished: Polished,
-    limit: Limit,
-) -> Array:
-    """`dF/ds`: of the stationarity, then of the active margins. Shape (P + active,)."""
+class _Linear(NamedTuple):
+    """The KKT system, linearised at a limit.
+
+    Attributes:
+        jacobian: K, by theta first.
+        equations: F of a problem, at the limit.
+        theta: the limit at unit margin.
+    """
+
+    jacobian: np.ndarray
+    equations: Callable[[Problem], Array]
+    theta: np.ndarray
+
+
+def _moved(
+    limit: Limit, problem_at: Callable[[Array], Problem], point: Array, tangent: Array
+) -> Params:
+    """The direction's derivative where `problem_at(point)` moves along `tangent`."""
     layout = Layout.of(limit.direction)
-    active = np.flatnonzero(polished.active)
+    if limit.kinks is not None:
+        linear = _at_kinks(layout, limit.kinks)
+    else:
+        assert limit.polished is not None
+        linear = _smooth(layout, limit.polished)
 
-    def equations(value: Array) -> Any:
-        stationarity, margins = residual(
-            problem_at(value), layout, polished.theta, polished.multipliers
-        )
+    def equations(value: Array) -> Array:
+        return linear.equations(problem_at(value))
+
+    force = np.asarray(jax.jvp(equations, (point,), (tangent,))[1])
+    solution: Any = lstsq(linear.jacobian, force, cond=_RANK, lapack_driver="gelsy")
+    theta = -solution[0][: layout.size]
+    unit = linear.theta / np.linalg.norm(linear.theta)
+    across = (theta - unit * (unit @ theta)) / np.linalg.norm(linear.theta)
+    return layout.unflatten(across)
+
+
+def _smooth(layout: Layout, polished: Polished) -> _Linear:
+    """Unknown are theta and the multipliers of the active margins."""
+    at, active = polished.system, np.flatnonzero(polished.active)
+    corner = np.zeros((len(active), len(active)))
+    jacobian = np.block([[at.hessian, -at.gradients[active].T], [at.slopes[active], corner]])
+
+    def equations(problem: Problem) -> Array:
+        stationarity, margins = residual(problem, layout, polished.theta, polished.multipliers)
         return jnp.concatenate([stationarity, margins[active]])
 
-    return jax.jvp(equations, (point,), (tangent,))[1]
+    return _Linear(jacobian, equations, polished.theta)
 
 
-def _moved(limit: Limit, polished: Polished, force: np.ndarray) -> Params:
-    """The direction's derivative."""
-    at, active = polished.system, polished.active
-    count, size = np.count_nonzero(active), len(polished.theta)
-    matrix = np.block(
-        [[at.hessian, -at.gradients[active].T], [at.slopes[active], np.zeros((count, count))]]
-    )
-    theta = -np.linalg.solve(matrix, force)[:size]
-    unit = polished.direction
-    across = (theta - unit * (unit @ theta)) / np.linalg.norm(polished.theta)
-    return Layout.of(limit.direction).unflatten(across)
+def _at_kinks(layout: Layout, kinks: Kinks) -> _Linear:
+    """Unknown are also the angles of the switches at kinks."""
+    active, at_kink = np.flatnonzero(kinks.active), np.flatnonzero(kinks.at_kink)
+    size, count = len(kinks.theta), len(kinks.multipliers)
+    switched = np.arange(size + count, size + count + len(at_kink))
+    used = np.concatenate([np.arange(size), size + active, switched])
+    jacobian = np.asarray(kinks.equations.jacobian)[np.ix_(used, used)]
+    angles = np.arcsin(np.clip(kinks.coefficients, -1.0, 1.0))
+    point = Point(kinks.theta, kinks.multipliers, angles)
+
+    def equations(problem: Problem) -> Array:
+        stationarity, margins, decided = traced_equations(problem, layout, point, 0.0)
+        return jnp.concatenate([stationarity, margins[active], decided.values.ravel()[at_kink]])
+
+    return _Linear(jacobian, equations, kinks.theta)

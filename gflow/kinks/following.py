@@ -1,0 +1,80 @@
+"""Smoothing led to 0 from a KKT point of the smoothed problem, by Newton's method.
+
+At the mu of a smoothed problem its KKT points are solutions of `gflow.kinks.system`, and their
+multipliers and slopes the start. Unlike Newton's method on theta alone, which has to cross a slope
+as steep as 1/mu, that on all three unknowns stays well conditioned for mu -> 0, as primal-dual
+interior points do. Switches that have come to rest at +-pi/2 are no kinks and leave; with mu = 0
+the last iterations are exact.
+
+Source: Clarke 1983 for the subdifferential; Lyu & Zhu 2022 for the KKT system.
+"""
+
+import math
+
+import numpy as np
+
+from gflow._layout import Layout
+from gflow.kinks.equations import Point
+from gflow.kinks.found import Kinks, found
+from gflow.kinks.path import LAST_SMOOTHING, Path
+from gflow.problem import Problem
+from gflow.switches import settled_angles
+
+_FIRST_FACTOR = 0.6
+
+
+def follow(
+    problem: Problem,
+    layout: Layout,
+    theta: np.ndarray,
+    multipliers: np.ndarray,
+    smoothing: float,
+) -> Kinks:
+    """The KKT point at kinks to which a KKT point of the smoothed problem leads.
+
+    Where smoothing cannot fall any further, the branch of KKT points ends or turns, and the last
+    one is returned, with its smoothing.
+
+    Args:
+        problem: with its kinks.
+        theta: a KKT point of `smoothed(problem, smoothing)` at unit margin; the weights of dead
+            neurons next to nothing, in the direction that decides their slopes. Shape (P,).
+        multipliers: its multipliers. Shape (m,).
+        smoothing: mu > 0.
+    """
+    path = Path(problem, layout, float(multipliers.max()))
+    start = start_at(problem, layout, theta, multipliers, smoothing)
+    now, smoothing = path.lower(start, smoothing, _FIRST_FACTOR)
+    return concluded(path, now, smoothing)
+
+
+def start_at(
+    problem: Problem, layout: Layout, theta: np.ndarray, multipliers: np.ndarray, smoothing: float
+) -> Point:
+    """A point with the angles of the smoothed problem."""
+    angles = np.asarray(settled_angles(problem, layout.unflatten(theta), smoothing))
+    return Point(theta, np.where(multipliers > 0, multipliers, 0.0), angles)
+
+
+def concluded(path: Path, point: Point, smoothing: float) -> Kinks:
+    """What a path ended with: the exact point, if it came to the last smoothing."""
+    kinks = path.kinks(point)
+    exact = path.exact(point, kinks) if smoothing <= LAST_SMOOTHING else None
+    if exact is None:
+        return unfinished(path, point, smoothing)
+    return found(path, exact, 0.0, kinks)
+
+
+def unfinished(path: Path, point: Point, smoothing: float) -> Kinks:
+    """What a path ended with, where that is no KKT point at kinks."""
+    return found(path, point, smoothing, path.kinks(point))
+
+
+def follow_back(problem: Problem, layout: Layout, kinks: Kinks, theta: np.ndarray) -> Kinks:
+    """The KKT point with the same kinks near `theta`, a point beside `kinks.theta`."""
+    path = Path(problem, layout, float(kinks.multipliers.max()))
+    beside = Point(theta, kinks.multipliers, np.arcsin(np.clip(kinks.coefficients, -1, 1)))
+    exact = path.exact(beside, kinks.at_kink)
+    if exact is None:
+        return found(path, beside, math.nan, kinks.at_kink)
+    return found(path, exact, 0.0, kinks.at_kink)

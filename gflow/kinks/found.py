@@ -1,0 +1,88 @@
+"""A KKT point at kinks, and the evidence that it is one."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gflow.kinks.equations import Equations, Point
+from gflow.kinks.path import Path
+
+_SLACK = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Kinks:
+    """A KKT point at kinks.
+
+    Attributes:
+        theta: the point, at the norm where its active margins are 1. Shape (P,).
+        multipliers: lambda, zero where not active. Shape (m,).
+        active: the active margins. Shape (m,).
+        coefficients: `sin phi` of every switch: -1 or +1 off its kink. Shape (n, s).
+        at_kink: the switches of active margins that stand on their kink. Shape (n, s).
+        smoothing: the smoothing that was reached; 0 for an exact point.
+        residual: `max(|theta - sum_i lambda_i grad q_i| / |theta|, max_active |q_i - 1|)`.
+        converged: exact, with no negative multiplier, no violated margin, and no switch on the
+            wrong side.
+        num_iterations: systems solved.
+        equations: the system there.
+    """
+
+    theta: np.ndarray
+    multipliers: np.ndarray
+    active: np.ndarray
+    coefficients: np.ndarray
+    at_kink: np.ndarray
+    smoothing: float
+    residual: float
+    converged: bool
+    num_iterations: int
+    equations: Equations
+
+    @property
+    def direction(self) -> np.ndarray:
+        """`theta / |theta|`. Shape (P,)."""
+        return self.theta / np.linalg.norm(self.theta)
+
+    @property
+    def examples(self) -> np.ndarray:
+        """The examples that sit at a kink."""
+        return np.flatnonzero(self.at_kink.any(axis=1))
+
+
+def found(path: Path, point: Point, smoothing: float, kinks: np.ndarray) -> Kinks:
+    """What was found, at these kinks, judged."""
+    theta = _snapped(point.theta)
+    support = point.multipliers > _SLACK * point.multipliers.max()
+    multipliers = np.where(support, point.multipliers, 0.0)
+    last = Point(theta, multipliers, point.angles)
+    at = path.at(last, smoothing, np.flatnonzero(kinks))
+    residual = max(
+        np.linalg.norm(at.residual) / np.linalg.norm(theta),
+        np.abs(at.margins[support] - 1).max(initial=0.0),
+    )
+    if smoothing == 0:  # at the others it is cos phi that is 0: they have turned
+        kinks = kinks & (np.abs(at.values) < _SLACK * np.asarray(at.scales))
+        at = path.at(last, smoothing, np.flatnonzero(kinks))
+    examples = path.support(multipliers, smoothing)[:, None]
+    wrong = np.sin(point.angles) * at.values < -_SLACK * np.asarray(at.scales)
+    wrong &= examples & ~kinks & path.alive(at)
+    beyond = np.abs(point.angles[kinks]) > np.pi / 2 - 1e-9
+    right = not wrong.any() and not beyond.any() and at.margins.min() > 1 - _SLACK
+    return Kinks(
+        theta=theta,
+        multipliers=multipliers,
+        active=support,
+        coefficients=np.sin(point.angles),
+        at_kink=kinks,
+        smoothing=smoothing,
+        residual=float(residual),
+        converged=bool(smoothing == 0 and right and residual < 1e-9),
+        num_iterations=path.num_iterations,
+        equations=at,
+    )
+
+
+def _snapped(theta: np.ndarray) -> np.ndarray:
+    """The point with the rounding of its zeros removed."""
+    return np.where(np.abs(theta) < 1e-14 * np.abs(theta).max(), 0.0, theta)
