@@ -3,6 +3,7 @@
 A limit found serves all that is asked of it, since compiling takes most of the time.
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -237,6 +238,42 @@ def test_smoothing_out_of_range_is_refused(smoothing):
         gflow.find_limit(trained, trained.network.init(0), smoothing=smoothing)
 
 
+@pytest.fixture
+def all_unstable(monkeypatch):
+    """Every KKT point at kinks passes for a saddle."""
+
+    def unstable(kinks):
+        found = kinked_curvature(kinks)
+        return dataclasses.replace(found, values=found.values - found.values.max() - 1)
+
+    monkeypatch.setattr("gflow.flow.kinked.kinked_curvature", unstable)
+
+
+def test_saddles_at_kinks_are_left_or_stopped_at(all_unstable):
+    trained, start = relu_problem(wedge(), 2), wedge_start()
+    stopped = gflow.find_limit(trained, start, escape=False)
+    assert stopped.result_name == stopped.verdict == "saddle" and stopped.kinks.converged
+    assert "escape" not in [stage.kind for stage in stopped.stages]
+    left = gflow.find_limit(trained, start, max_rounds=2, throw=False)
+    assert left.result_name == "saddle"
+    assert [stage.kind for stage in left.stages[-2:]] == ["escape", "sliding"]
+    # There is nowhere else to go.
+    for found, expected in zip(left.direction, stopped.direction, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_a_search_that_is_lost_after_a_saddle_returns_to_it(all_unstable, monkeypatch):
+    def lost(*arguments):
+        found, before = slide(*arguments)
+        return dataclasses.replace(found, converged=False, smoothing=1e-6), before
+
+    monkeypatch.setattr("gflow.flow.kinked.slide", lost)
+    limit = gflow.find_limit(relu_problem(wedge(), 2), wedge_start(), throw=False)
+    assert limit.result_name == limit.verdict == "saddle" and limit.stages[-1].kind == "back"
+    assert limit.kinks.converged and limit.smoothing == 0
+    assert limit.certificate.stationarity < 1e-10
+
+
 def test_search_that_fails_at_kinks_says_so_and_names_them(monkeypatch):
     for name in ("_MOST_ITERATIONS", "_MOST_IN_STEP"):
         monkeypatch.setattr(f"gflow.kinks.path.{name}", 0)
@@ -276,7 +313,7 @@ def test_sliding_ends_where_the_flow_does():
     assert np.linalg.norm(before - expected) > 1e-3
 
 
-@pytest.mark.parametrize("length", [1e-2, 1.0])
+@pytest.mark.parametrize("length", [1e-2, 0.2])
 def test_a_sliding_step_is_one_of_implicit_euler(length):
     data = wedge()
     trained, layout, start = sliding_start(data)
