@@ -46,7 +46,7 @@ def find_limit(
             problem with its kinks, exactly. Without kinks it has no meaning.
         escape: whether to leave saddles, as the flow does in the end. False stops at the first.
         max_rounds: saddles to leave at most.
-        max_steps: steps of each run of the flow at most.
+        max_steps: steps of each run of the flow at most; with kinks to round no more than 1500.
         solver: the `Rosenbrock` method of the flow.
         progress: as for `integrate`.
         throw: raise `LimitFailed` unless a maximum was reached; a saddle at which `escape=False`
