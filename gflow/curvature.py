@@ -153,14 +153,10 @@ def kinked_curvature(kinks: Kinks) -> Curvature:
 
 def _constrained(kinks: Kinks) -> tuple[np.ndarray, np.ndarray]:
     """The Jacobian of (F, c) by (theta, z), and the diagonal of E times kappa, or 1/mu."""
-    size, count, at = len(kinks.theta), len(kinks.multipliers), kinks.equations
-    used = size + count + np.count_nonzero(kinks.at_kink)
-    active = np.flatnonzero(kinks.active)
-    kept = np.concatenate([np.arange(size), size + active, np.arange(size + count, used)])
-    scales = np.asarray(at.scales)[kinks.at_kink]
+    scales = np.asarray(kinks.equations.scales)[kinks.at_kink]
     cosines = np.sqrt(np.maximum(1 - kinks.coefficients[kinks.at_kink] ** 2, 1e-12))
-    slack = np.concatenate([1 / kinks.multipliers[active], -scales / cosines**2])
-    return np.array(np.asarray(at.jacobian)[np.ix_(kept, kept)]), slack
+    slack = np.concatenate([1 / kinks.multipliers[kinks.active], -scales / cosines**2])
+    return kinks.jacobian, slack
 
 
 def _spectrum(

@@ -41,7 +41,6 @@ class KinkedSearch(Search):
     def __init__(self, problem: Problem, params: Params, smoothing: float, **options: Any):
         super().__init__(smoothed(problem, smoothing), params, **options)
         self.kinked_problem, self.smoothing = problem, smoothing
-        self.reached = smoothing
         self.kinks: Kinks | None = None
         self.last_kinks: Kinks | None = None
         self.last_saddle: tuple[Kinks, Curvature] | None = None
@@ -69,7 +68,7 @@ class KinkedSearch(Search):
         if self.last_saddle is None:
             return None
         self.kinks, self.curvature = self.last_saddle
-        self.last_kinks, self.reached, self.verdict = self.kinks, 0.0, "saddle"
+        self.last_kinks, self.verdict = self.kinks, "saddle"
         self.stages.append(
             Stage("back", 0, self.move_to(self.kinks.direction), *self.values(self.kinks), 0.0)
         )
@@ -109,10 +108,10 @@ class KinkedSearch(Search):
             return self.slide(self.at_end(), self.smoothing)
         theta, multipliers = self.near_dead(self.polished.theta), self.polished.multipliers
         begin = time.perf_counter()
-        kinks = follow(self.kinked_problem, self.layout, theta, multipliers, self.smoothing)
+        start = start_at(self.kinked_problem, self.layout, theta, multipliers, self.smoothing)
+        kinks = follow(self.kinked_problem, self.layout, start, self.smoothing)
         self.arrive("kinks", kinks, time.perf_counter() - begin)
         if self.kinks is None:
-            start = start_at(self.kinked_problem, self.layout, theta, multipliers, self.smoothing)
             self.slide(start, self.smoothing)
 
     def at_end(self) -> Point:
@@ -124,8 +123,7 @@ class KinkedSearch(Search):
 
     def pushed(self, kinks: Kinks) -> Point:
         """Where a push off a saddle led, with the saddle's multipliers and coefficients."""
-        angles = np.arcsin(np.clip(kinks.coefficients, -1.0, 1.0))
-        return Point(self.now * np.linalg.norm(kinks.theta), kinks.multipliers, angles)
+        return kinks.point._replace(theta=self.now * np.linalg.norm(kinks.theta))
 
     def slide(self, start: Point, smoothing: float, rate: float = 0.0) -> None:
         """The flow along kinks to its rest, and what kind of point that is."""
@@ -137,7 +135,7 @@ class KinkedSearch(Search):
         """Records what led to kinks, and judges it where it is a KKT point."""
         moved, values = self.move_to(kinks.direction), self.values(kinks)
         self.stages.append(Stage(kind, kinks.num_iterations, moved, *values, seconds))
-        self.reached, self.last_kinks = kinks.smoothing, kinks
+        self.last_kinks = kinks
         self.kinks = kinks if kinks.converged else None
         self.verdict, self.curvature = "unknown", None
         if self.kinks is not None:
@@ -165,12 +163,13 @@ class KinkedSearch(Search):
         return certify(self.problem, params, coefficients=self.kinks.coefficients)
 
     def limit(self, result: RESULTS) -> Limit:
+        last = self.last_kinks
         heading = self.heading()  # in the smoothed problem, whose flow it was
         self.problem = self.kinked_problem
         return dataclasses.replace(
             super().limit(result),
             heading=heading,
             polished=None,
-            kinks=self.last_kinks,
-            smoothing=self.reached,
+            kinks=last,
+            smoothing=self.smoothing if last is None else last.smoothing,
         )

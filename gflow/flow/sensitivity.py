@@ -20,7 +20,7 @@ from scipy.linalg import lstsq
 from gflow._layout import Layout
 from gflow._typing import Params
 from gflow.flow.limit import Limit
-from gflow.kinks import Kinks, Point, traced_equations
+from gflow.kinks import Kinks, traced_equations
 from gflow.kkt import residual
 from gflow.polish import Polished
 from gflow.problem import Problem
@@ -138,15 +138,9 @@ def _smooth(layout: Layout, polished: Polished) -> _Linear:
 def _at_kinks(layout: Layout, kinks: Kinks) -> _Linear:
     """Unknown are also the angles of the switches at kinks."""
     active, at_kink = np.flatnonzero(kinks.active), np.flatnonzero(kinks.at_kink)
-    size, count = len(kinks.theta), len(kinks.multipliers)
-    switched = np.arange(size + count, size + count + len(at_kink))
-    used = np.concatenate([np.arange(size), size + active, switched])
-    jacobian = np.asarray(kinks.equations.jacobian)[np.ix_(used, used)]
-    angles = np.arcsin(np.clip(kinks.coefficients, -1.0, 1.0))
-    point = Point(kinks.theta, kinks.multipliers, angles)
 
     def equations(problem: Problem) -> Array:
-        stationarity, margins, decided = traced_equations(problem, layout, point, 0.0)
+        stationarity, margins, decided = traced_equations(problem, layout, kinks.point, 0.0)
         return jnp.concatenate([stationarity, margins[active], decided.values.ravel()[at_kink]])
 
-    return _Linear(jacobian, equations, kinks.theta)
+    return _Linear(kinks.jacobian, equations, kinks.theta)

@@ -23,13 +23,7 @@ from gflow.switches import settled_angles
 _FIRST_FACTOR = 0.6
 
 
-def follow(
-    problem: Problem,
-    layout: Layout,
-    theta: np.ndarray,
-    multipliers: np.ndarray,
-    smoothing: float,
-) -> Kinks:
+def follow(problem: Problem, layout: Layout, start: Point, smoothing: float) -> Kinks:
     """The KKT point at kinks to which a KKT point of the smoothed problem leads.
 
     Where smoothing cannot fall any further, the branch of KKT points ends or turns, and the last
@@ -37,13 +31,12 @@ def follow(
 
     Args:
         problem: with its kinks.
-        theta: a KKT point of `smoothed(problem, smoothing)` at unit margin; the weights of dead
-            neurons next to nothing, in the direction that decides their slopes. Shape (P,).
-        multipliers: its multipliers. Shape (m,).
+        start: a KKT point of `smoothed(problem, smoothing)` at unit margin, with its multipliers
+            and angles; the weights of dead neurons next to nothing, in the direction that decides
+            their slopes.
         smoothing: mu > 0.
     """
-    path = Path(problem, layout, float(multipliers.max()))
-    start = start_at(problem, layout, theta, multipliers, smoothing)
+    path = Path(problem, layout, float(start.multipliers.max()))
     now, smoothing = path.lower(start, smoothing, _FIRST_FACTOR)
     return concluded(path, now, smoothing)
 
@@ -61,7 +54,7 @@ def concluded(path: Path, point: Point, smoothing: float) -> Kinks:
     kinks = path.kinks(point)
     exact = path.exact(point, kinks) if smoothing <= LAST_SMOOTHING else None
     if exact is None:
-        return unfinished(path, point, smoothing)
+        return found(path, point, smoothing, kinks)
     return found(path, exact, 0.0, kinks)
 
 
@@ -73,7 +66,7 @@ def unfinished(path: Path, point: Point, smoothing: float) -> Kinks:
 def follow_back(problem: Problem, layout: Layout, kinks: Kinks, theta: np.ndarray) -> Kinks:
     """The KKT point with the same kinks near `theta`, a point beside `kinks.theta`."""
     path = Path(problem, layout, float(kinks.multipliers.max()))
-    beside = Point(theta, kinks.multipliers, np.arcsin(np.clip(kinks.coefficients, -1, 1)))
+    beside = kinks.point._replace(theta=theta)
     exact = path.exact(beside, kinks.at_kink)
     if exact is None:
         return found(path, beside, math.nan, kinks.at_kink)

@@ -45,6 +45,22 @@ class Kinks:
         return self.theta / np.linalg.norm(self.theta)
 
     @property
+    def point(self) -> Point:
+        """The point with its multipliers and angles."""
+        angles = np.arcsin(np.clip(self.coefficients, -1.0, 1.0))
+        return Point(self.theta, self.multipliers, angles)
+
+    @property
+    def jacobian(self) -> np.ndarray:
+        """Of `theta - sum_i lambda_i grad q_i`, the active margins and the values at kinks, by
+        theta, the active multipliers and the angles at kinks. Shape (r, r).
+        """
+        size, count = len(self.theta), len(self.multipliers)
+        switches = size + count + np.arange(np.count_nonzero(self.at_kink))
+        kept = np.concatenate([np.arange(size), size + np.flatnonzero(self.active), switches])
+        return np.asarray(self.equations.jacobian)[np.ix_(kept, kept)]
+
+    @property
     def examples(self) -> np.ndarray:
         """The examples that sit at a kink."""
         return np.flatnonzero(self.at_kink.any(axis=1))
