@@ -28,16 +28,22 @@ from gflow.problem import Problem
 
 _SHARPEST = 1e8
 _FIRST_FACTOR, _LARGEST_FACTOR, _LEAST_FACTOR = 2.0, 1e3, 1.05
-_MOST_ITERATIONS, _FEW = 8, 4
-_LONGEST = 0.3
-# A shift of the Hessian: along a family of KKT points there is no other hold.
-_SHIFT = 1e-9
+# Iterations at one temperature; so few that the next may be much lower; and in all.
+_MOST_ITERATIONS, _FEW, _MOST_SYSTEMS = 40, 4, 200
+# How far a step may move the point, relative to its norm, and by which factor the error may rise.
+_LONGEST, _RISE = 0.1, 3.0
+# Time steps: next to none at first, since along a family of KKT points there is no other hold; and
+# where that leads astray, from this one on down and up again.
+_LONGEST_TIME, _ASTRAY, _SHORTEST_TIME = 1e9, 30.0, 1e-3
+_SHRINK, _GROW = 0.3, (1.5, 10.0)
+# Errors at rest: at most, and times the temperature from this sharpness on.
+_LOOSE, _TIGHT, _COLD = 1e-3, 1e-2, 1e3
 # How far a multiplier may fall in an iteration: to exp(-30) of what it was.
 _LEAST_CHANGE = -30.0
 _TINY = 1e-300
-# The most parameters for which the matrix is formed; and beyond, the products at most with it, and
-# the relative tolerance.
-_DENSE_AT_MOST, _PRODUCTS, _LINEAR = 1000, 120, 1e-4
+# The most parameters for which the matrix is formed; and beyond, the products at most with it, the
+# relative tolerance, and what may be left over of a system all the same.
+_DENSE_AT_MOST, _PRODUCTS, _LINEAR, _UNSOLVED = 1000, 200, 1e-3, 0.1
 
 
 class Cooled(NamedTuple):
@@ -84,43 +90,61 @@ class _Path:
 
     def __init__(self, problem: Problem, layout: Layout, largest: float):
         self.problem, self.layout, self.largest = problem, layout, largest
-        self.count = 0
+        self.count, self.time = 0, _LONGEST_TIME
 
     def follow(self, theta: np.ndarray, multipliers: np.ndarray, sharpness: float) -> Cooled:
         """From one sharpness to the last, or to where the path can be followed no further."""
         now, reached, factor, following = (theta, multipliers), 0.0, _FIRST_FACTOR, sharpness
-        while reached < _SHARPEST:
-            found, iterations = self.correct(*now, following)
+        while reached < _SHARPEST and self.count < _MOST_SYSTEMS:
+            found, iterations = self.rest(_System(self, *now, following))
             if found is None:
                 factor = math.sqrt(factor)
                 if not reached or factor < _LEAST_FACTOR:
                     break
             else:
-                now, reached = found, following
+                now, reached = (found.theta, found.multipliers), following
                 if iterations <= _FEW:
                     factor = min(factor**1.5, _LARGEST_FACTOR)
             following = reached * factor
         return Cooled(*now, reached, self.count)
 
-    def correct(
-        self, theta: np.ndarray, multipliers: np.ndarray, sharpness: float
-    ) -> tuple[tuple[np.ndarray, np.ndarray] | None, int]:
-        """The solution at one sharpness, or None; and the iterations."""
+    def rest(self, system: "_System") -> tuple["_System | None", int]:
+        """The rest point at the sharpness of a system, or None; and the iterations.
+
+        They are steps of the linearly implicit Euler method for the flow, longer as it comes to
+        rest: Newton's method in the end, and from the start where that serves. Where the rest
+        point has hardly any curvature, Newton's method alone would leave for nowhere.
+
+        Source: Kelley & Keyes 1998, "Convergence analysis of pseudo-transient continuation", SIAM
+        J. Numer. Anal. 35.
+        """
         for iteration in range(_MOST_ITERATIONS + 1):
-            system = _System(self, theta, multipliers, sharpness)
-            if system.error < 1e-2 / sharpness + 1e-11:
-                return (theta, multipliers), iteration
-            if iteration == _MOST_ITERATIONS or not np.isfinite(system.error):
+            if system.error < _close_enough(system.sharpness):
+                return system, iteration
+            if not np.isfinite(system.error) or self.time < _SHORTEST_TIME:
                 break
             self.count += 1
-            step = system.solve()
-            size = len(theta)
-            if not np.linalg.norm(step[:size]) < _LONGEST * np.linalg.norm(theta):
-                break
-            change = np.maximum(step[size:] / np.maximum(multipliers, _TINY), _LEAST_CHANGE)
-            factors = np.where(change < 0, np.exp(np.minimum(change, 0.0)), 1 + change)
-            theta, multipliers = theta + step[:size], np.maximum(multipliers * factors, _TINY)
+            after = self.stepped(system)
+            if after is None or not after.error < _RISE * system.error:
+                self.time = _SHRINK * min(self.time, _ASTRAY / _SHRINK)
+                continue
+            growth = np.clip(system.error / max(after.error, _TINY), *_GROW)
+            self.time = min(float(growth) * self.time, _LONGEST_TIME)
+            system = after
+        self.time = max(self.time, _ASTRAY)
         return None, _MOST_ITERATIONS
+
+    def stepped(self, system: "_System") -> "_System | None":
+        """The system after a step, or None where the step is no good."""
+        step = system.solve(self.time)
+        theta, multipliers = system.theta, system.multipliers
+        size = len(theta)
+        if step is None or not np.linalg.norm(step[:size]) < _LONGEST * np.linalg.norm(theta):
+            return None
+        change = np.maximum(step[size:] / np.maximum(multipliers, _TINY), _LEAST_CHANGE)
+        factors = np.where(change < 0, np.exp(np.minimum(change, 0.0)), 1 + change)
+        multipliers = np.maximum(multipliers * factors, _TINY)
+        return _System(self, theta + step[:size], multipliers, system.sharpness)
 
 
 class _System:
@@ -132,7 +156,7 @@ class _System:
 
     def __init__(self, path: _Path, theta: np.ndarray, multipliers: np.ndarray, sharpness: float):
         self.problem, self.layout = path.problem, path.layout
-        self.theta, self.multipliers = theta, multipliers
+        self.theta, self.multipliers, self.sharpness = theta, multipliers, sharpness
         weight = sharpness * multipliers
         self.rows, self.own = weight / (1 + weight), 1 / (1 + weight)
         found = _residual(self.problem, self.layout, theta, multipliers)
@@ -145,54 +169,65 @@ class _System:
             np.abs(self.right[len(theta) :]).max(),
         )
 
-    def solve(self) -> np.ndarray:
-        """Newton's step of (theta, multipliers)."""
-        return self.direct() if len(self.theta) <= _DENSE_AT_MOST else self.iterated()
+    def solve(self, time: float) -> np.ndarray | None:
+        """The step of (theta, multipliers) over some time; None where it was not found."""
+        return self.direct(time) if len(self.theta) <= _DENSE_AT_MOST else self.iterated(time)
 
-    def direct(self) -> np.ndarray:
+    def direct(self, time: float) -> np.ndarray:
         """The step with the matrix itself. Memory: 8 (P + m)^2 bytes."""
         at = system(self.problem, self.layout, self.theta, self.multipliers)
         size, count = at.gradients.shape[::-1]
         matrix = np.zeros((size + count, size + count))
         matrix[:size, :size] = at.hessian
-        matrix[np.arange(size), np.arange(size)] += _SHIFT
+        matrix[np.arange(size), np.arange(size)] += 1 / time
         matrix[:size, size:] = -at.gradients.T
         matrix[size:, :size] = self.rows[:, None] * at.slopes
         inner = np.arange(size, size + count)
         matrix[inner, inner] = self.own
         return solve(matrix, self.right, overwrite_a=True, check_finite=False)
 
-    def iterated(self) -> np.ndarray:
+    def iterated(self, time: float) -> np.ndarray | None:
         """The step by GMRES, with exact products and the identity for the Hessian H in the
         preconditioner: most of its eigenvalues are near 1. Directions in which it nearly vanishes,
         as of a family of KKT points, are solved last or not at all. Memory: 16 m P bytes.
         """
         slopes, gradients = map(np.asarray, _rows(self.problem, self.layout, self.theta))
-        slopes, size = self.rows[:, None] * slopes, len(self.theta)
-        inner = lu_factor(np.diag(self.own) + slopes @ gradients.T, check_finite=False)
+        slopes, size, shifted = self.rows[:, None] * slopes, len(self.theta), 1 + 1 / time
+        inner = np.diag(self.own) + slopes @ gradients.T / shifted
+        inner = lu_factor(inner, check_finite=False)
 
         def nearly(right: np.ndarray) -> np.ndarray:
             across, margins = np.split(np.ravel(right), [size])
+            across = across / shifted
             found = lu_solve(inner, margins - slopes @ across, check_finite=False)
-            return np.concatenate([across + gradients.T @ found, found])
+            return np.concatenate([across + gradients.T @ found / shifted, found])
+
+        def matrix(vector: np.ndarray) -> np.ndarray:
+            return self.product(np.ravel(vector), time)
 
         shape, operator = (len(self.right), len(self.right)), cast(Any, LinearOperator)
         step, _ = gmres(
-            operator(shape, matvec=self.product, dtype=float),
+            operator(shape, matvec=matrix, dtype=float),
             self.right,
             M=operator(shape, matvec=nearly, dtype=float),
             rtol=_LINEAR,
             restart=_PRODUCTS,
             maxiter=1,
         )
-        return step
+        left = np.linalg.norm(nearly(matrix(step) - self.right))
+        return step if left <= _UNSOLVED * np.linalg.norm(nearly(self.right)) else None
 
-    def product(self, vector: np.ndarray) -> np.ndarray:
+    def product(self, vector: np.ndarray, time: float) -> np.ndarray:
         """The matrix times a vector."""
-        first, second = np.split(np.ravel(vector), [len(self.theta)])
+        first, second = np.split(vector, [len(self.theta)])
         found = _product(self.problem, self.layout, self.theta, self.multipliers, first, second)
         across, margins = map(np.asarray, found)
-        return np.concatenate([across + _SHIFT * first, self.rows * margins + self.own * second])
+        return np.concatenate([across + first / time, self.rows * margins + self.own * second])
+
+
+def _close_enough(sharpness: float) -> float:
+    """The error at which the next temperature is tried: loose where most margins still push."""
+    return min(_LOOSE, _TIGHT * max(1.0, _COLD / sharpness) / sharpness) + 1e-11
 
 
 @eqx.filter_jit

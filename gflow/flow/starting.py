@@ -7,10 +7,11 @@ import equinox as eqx
 import numpy as np
 
 from gflow._typing import Params
-from gflow.flow.control import FlowController, make_controller
+from gflow.flow.control import EXPLICIT, STABILIZED, STIFF, FlowController, make_controller
 from gflow.flow.field import Field, initial_state
 from gflow.flow.rosenbrock import Rosenbrock
 from gflow.flow.segment import Cursor, begin
+from gflow.flow.stabilized import RungeKuttaChebyshev
 from gflow.flow.until import Until
 
 
@@ -27,8 +28,12 @@ def control_of(
 ) -> FlowController:
     """Step-size control: in the logits too where the solver is linearly implicit."""
     tolerance, rtol_direction, atol_logit = map(np.float64, tolerances)
-    logit = atol_logit if isinstance(solver, Rosenbrock) else None
-    return make_controller(tolerance, np.int64(budget), until, logit, rtol_direction)
+    logit, gains = None, EXPLICIT
+    if isinstance(solver, Rosenbrock):
+        logit, gains = atol_logit, STIFF
+    elif isinstance(solver, RungeKuttaChebyshev):
+        gains = STABILIZED
+    return make_controller(tolerance, np.int64(budget), until, logit, rtol_direction, gains)
 
 
 def start_cursor(
@@ -41,7 +46,7 @@ def start_cursor(
     """
     # On the sphere the direction moves at most at speed |grad q|, which is of the size of |x|.
     speed = max(1.0, float(np.max(np.linalg.norm(field.problem.dataset.x, axis=1))))
-    caution = 1.0 if isinstance(solver, Rosenbrock) else 0.01
+    caution = 1.0 if isinstance(solver, (Rosenbrock, RungeKuttaChebyshev)) else 0.01
     step = caution * float(controller.atol) ** 0.2 / speed
     return _begin_at_params(field, solver, controller, params, np.float64(step))
 

@@ -1,0 +1,112 @@
+"""The few directions in which a field is stiffest, followed along a solution by subspace iteration.
+
+Of the flow's Jacobian only a few eigenvalues grow with kappa and with the number of examples; in
+their directions a stabilised solver is implicit. Directions are those of the images of the former
+ones under the Jacobian, which differences of the field give at one evaluation each, and a few are
+renewed every step: the solution moves slowly where it is stiff.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+# Differences of the field: over this part of the length of the state, or of 1.
+_DIFFERENCE = 1e-7
+# Images renewed at a time.
+NUM_RENEWED = 2
+
+
+class Subspace(NamedTuple):
+    """k orthonormal directions V and their images under a Jacobian J, of some steps ago.
+
+    Attributes:
+        directions: V. Shape (k, P).
+        images: J V. Shape (k, P).
+        next_directions: those that take their place. Shape (k, P).
+        next_images: their images, of which the first `count` are known. Shape (k, P).
+        count: see there.
+    """
+
+    directions: Float[Array, "k P"]
+    images: Float[Array, "k P"]
+    next_directions: Float[Array, "k P"]
+    next_images: Float[Array, "k P"]
+    count: Any
+
+
+def random_subspace(count: int, like: Float[Array, " P"]) -> Subspace:
+    """To begin with: directions by chance, of which no image is known, so that J counts as 0."""
+    draws = jax.random.normal(jax.random.key(0), (count, like.size), like.dtype)
+    directions, nothing = _orthonormal(draws) if count else draws, jnp.zeros_like(draws)
+    return Subspace(directions, nothing, directions, nothing, jnp.zeros((), int))
+
+
+def renewed(
+    subspace: Subspace, field: Callable[[Array], Array], point: Array, slope: Array
+) -> Subspace:
+    """With the next images at a point, where the field is `slope`; one by one in turn.
+
+    Once all are known, they take the place of the former, and their span is that of the next.
+    """
+    if not len(subspace.directions):
+        return subspace
+    for _ in range(NUM_RENEWED):
+        subspace = lax.cond(
+            subspace.count < len(subspace.directions), lambda s: s, _turned, subspace
+        )
+        length = _DIFFERENCE * jnp.maximum(jnp.sqrt(point @ point), 1.0)
+        moved = field(point + length * subspace.next_directions[subspace.count])
+        images = subspace.next_images.at[subspace.count].set((moved - slope) / length)
+        subspace = subspace._replace(next_images=images, count=subspace.count + 1)
+    return subspace
+
+
+def _turned(subspace: Subspace) -> Subspace:
+    """The next directions have become the present ones."""
+    directions, images = subspace.next_directions, subspace.next_images
+    return Subspace(
+        directions, images, _orthonormal(images), images, jnp.zeros_like(subspace.count)
+    )
+
+
+def _orthonormal(rows: Array) -> Array:
+    return jnp.linalg.qr(rows.T)[0].T
+
+
+class ImplicitPart(NamedTuple):
+    """`B = (J V)^T V`, in coordinates along V: `B d = c^T (J V)` with `c = V d`.
+
+    Attributes:
+        directions: V. Shape (k, P).
+        images: J V. Shape (k, P).
+        within: `V B V^T`. Shape (k, k).
+        inverse: `(I - scale V B V^T)^-1`. Shape (k, k).
+        scale: the factor of B.
+    """
+
+    directions: Float[Array, "k P"]
+    images: Float[Array, "k P"]
+    within: Float[Array, "k k"]
+    inverse: Float[Array, "k k"]
+    scale: Any
+
+    def solve(self, right: Array, along: Array) -> tuple[Array, Array]:
+        """d of `(I - scale B) d = right + along^T (J V)`, and its coordinates V d.
+
+        Shapes: right (P,), along (k,).
+        """
+        if not len(along):
+            return right, along
+        coordinates = self.inverse @ (self.directions @ right + self.within @ along)
+        return right + (along + self.scale * coordinates) @ self.images, coordinates
+
+
+def implicit_part(subspace: Subspace, scale: Any) -> ImplicitPart:
+    """What steps with `scale B` need."""
+    within = subspace.directions @ subspace.images.T
+    inverse = jnp.linalg.inv(jnp.eye(len(within)) - scale * within) if len(within) else within
+    return ImplicitPart(subspace.directions, subspace.images, within, inverse, scale)
