@@ -12,6 +12,7 @@ with; with hundreds of examples the weights at a moderate temperature do not tel
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import equinox as eqx
@@ -44,6 +45,8 @@ _TINY = 1e-300
 # The most parameters for which the matrix is formed; and beyond, the products at most with it, the
 # relative tolerance, and what may be left over of a system all the same.
 _DENSE_AT_MOST, _PRODUCTS, _LINEAR, _UNSOLVED = 1000, 200, 1e-3, 0.1
+# Rows of margins with less than this weight are left out of the preconditioner.
+_PUSHING = 0.1
 
 
 class Cooled(NamedTuple):
@@ -187,23 +190,14 @@ class _System:
         return solve(matrix, self.right, overwrite_a=True, check_finite=False)
 
     def iterated(self, time: float) -> np.ndarray | None:
-        """The step by GMRES, with exact products and the identity for the Hessian H in the
-        preconditioner: most of its eigenvalues are near 1. Directions in which it nearly vanishes,
-        as of a family of KKT points, are solved last or not at all. Memory: 16 m P bytes.
-        """
-        slopes, gradients = map(np.asarray, _rows(self.problem, self.layout, self.theta))
-        slopes, size, shifted = self.rows[:, None] * slopes, len(self.theta), 1 + 1 / time
-        inner = np.diag(self.own) + slopes @ gradients.T / shifted
-        inner = lu_factor(inner, check_finite=False)
-
-        def nearly(right: np.ndarray) -> np.ndarray:
-            across, margins = np.split(np.ravel(right), [size])
-            across = across / shifted
-            found = lu_solve(inner, margins - slopes @ across, check_finite=False)
-            return np.concatenate([across + gradients.T @ found / shifted, found])
+        """The step by GMRES, with exact products. Memory: 16 m P bytes."""
+        linear = _linearized(self.problem, self.layout, self.theta, self.multipliers)
+        nearly, size = self.preconditioner(time), len(self.theta)
 
         def matrix(vector: np.ndarray) -> np.ndarray:
-            return self.product(np.ravel(vector), time)
+            first, second = np.split(np.ravel(vector), [size])
+            across, margins = map(np.asarray, _applied(linear, first, second))
+            return np.concatenate([across + first / time, self.rows * margins + self.own * second])
 
         shape, operator = (len(self.right), len(self.right)), cast(Any, LinearOperator)
         step, _ = gmres(
@@ -217,12 +211,25 @@ class _System:
         left = np.linalg.norm(nearly(matrix(step) - self.right))
         return step if left <= _UNSOLVED * np.linalg.norm(nearly(self.right)) else None
 
-    def product(self, vector: np.ndarray, time: float) -> np.ndarray:
-        """The matrix times a vector."""
-        first, second = np.split(vector, [len(self.theta)])
-        found = _product(self.problem, self.layout, self.theta, self.multipliers, first, second)
-        across, margins = map(np.asarray, found)
-        return np.concatenate([across + first / time, self.rows * margins + self.own * second])
+    def preconditioner(self, time: float) -> Callable[[np.ndarray], np.ndarray]:
+        """Nearly the inverse: with the identity for the Hessian H, most of whose eigenvalues are
+        near 1, and without the margins that hardly push. Directions in which H nearly vanishes, as
+        of a family of KKT points, are solved last or not at all.
+        """
+        slopes, gradients = map(np.asarray, _rows(self.problem, self.layout, self.theta))
+        pushing, size, shifted = self.rows > _PUSHING, len(self.theta), 1 + 1 / time
+        slopes, gradients = self.rows[pushing, None] * slopes[pushing], gradients[pushing]
+        inner = np.diag(self.own[pushing]) + slopes @ gradients.T / shifted
+        inner = lu_factor(inner, check_finite=False)
+
+        def nearly(right: np.ndarray) -> np.ndarray:
+            across, margins = np.split(np.ravel(right), [size])
+            across, found = across / shifted, margins / self.own
+            pushed = margins[pushing] - slopes @ across
+            found[pushing] = lu_solve(inner, pushed, check_finite=False)
+            return np.concatenate([across + found[pushing] @ gradients / shifted, found])
+
+        return nearly
 
 
 def _close_enough(sharpness: float) -> float:
@@ -241,12 +248,15 @@ def _rows(problem: Problem, layout: Layout, theta: Any) -> Any:
 
 
 @eqx.filter_jit
-def _product(
-    problem: Problem, layout: Layout, theta: Any, multipliers: Any, first: Any, second: Any
-) -> Any:
+def _linearized(problem: Problem, layout: Layout, theta: Any, multipliers: Any) -> Any:
+    """The derivative of the equations along a vector, a function that may leave the program."""
+
     def equations(theta: Array, multipliers: Array) -> tuple[Array, Array]:
         return residual(problem, layout, theta, multipliers)
 
-    point, along = (theta, multipliers), (first, second)
-    point, along = jax.tree.map(jnp.asarray, (point, along))
-    return jax.jvp(equations, point, along)[1]
+    return jax.linearize(equations, jnp.asarray(theta), jnp.asarray(multipliers))[1]
+
+
+@eqx.filter_jit
+def _applied(linear: Any, first: Any, second: Any) -> Any:
+    return linear(jnp.asarray(first), jnp.asarray(second))

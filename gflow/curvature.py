@@ -20,8 +20,9 @@ from gflow.kkt import System
 
 _RANK = 1e-10
 _SYMMETRIC = 1e-9
-# Beyond this many parameters the smallest eigenvalues only; and where the normal space goes.
-_LARGE, _COUNT, _AWAY, _RESTARTS = 1500, 32, 10.0, 30
+# Beyond this many parameters the smallest eigenvalues only, by bases of so many vectors; and where
+# the normal space goes.
+_LARGE, _COUNT, _VECTORS, _AWAY, _RESTARTS = 1500, 16, 96, 10.0, 15
 # At kinks: the stiffness that stands for an infinite one, in a symmetric matrix and in a pencil;
 # and what counts as a zero beside it.
 _STIFF, _STIFFER, _STIFF_TOLERANCE = 1e7, 1e8, 1e-5
@@ -59,7 +60,7 @@ class Curvature:
 def curvature(at: System, active: np.ndarray, *, tolerance: float = 1e-7) -> Curvature:
     """The eigenvalues at a KKT point; see above. Costs O(P^3).
 
-    Beyond 1500 parameters only the 32 smallest are sought, by Arnoldi's method.
+    Beyond 1500 parameters only the 16 smallest are sought, by Arnoldi's method.
 
     Args:
         at: the KKT system at the point.
@@ -102,7 +103,7 @@ def _smallest(at: System, active: np.ndarray, tolerance: float) -> Curvature:
 
     operator = cast(Any, LinearOperator)(at.hessian.shape, matvec=product, dtype=float)
     start = np.random.default_rng(0).normal(size=len(at.residual))
-    options: Any = {"k": _COUNT, "which": "SR", "v0": start, "ncv": 4 * _COUNT, "tol": 1e-8}
+    options: Any = {"k": _COUNT, "which": "SR", "v0": start, "ncv": _VECTORS, "tol": 1e-8}
     options["maxiter"] = _RESTARTS
     try:
         pairs: Any = eigs(operator, **options)

@@ -33,6 +33,8 @@ class Gains(NamedTuple):
             the last accepted one's.
         safety: factor beside them.
         shrink, grow: bounds.
+        reach, recover: no later step is longer than `reach` times a rejected one, a bound which
+            the n-th accepted step after it raises by the factor `recover^n`.
     """
 
     this: Any
@@ -40,6 +42,8 @@ class Gains(NamedTuple):
     safety: Any = 0.9
     shrink: Any = 0.2
     grow: Any = 10.0
+    reach: Any = np.inf
+    recover: Any = 1.0
 
 
 # Of the exponents (1, 0), (0.7, 0.1), (0.6, 0.2), (0.7, 0.3) and (0.7, 0.4) these need about the
@@ -48,9 +52,9 @@ EXPLICIT = Gains(this=0.6, last=0.2)
 # Of a Rosenbrock method on the linear problems of benchmarks/far_flow.py: 5 to 15 % fewer steps
 # than with the former. Longer growth, or no memory, is paid back in rejections.
 STIFF = Gains(this=0.8, last=0.3, grow=5.0)
-# Of a stabilised explicit method, whose error jumps at the end of its interval: it should be met
-# rarely, and a little below it all is well.
-STABILIZED = Gains(this=0.6, last=0.2, shrink=0.6, grow=1.3)
+# Of a stabilised explicit method, whose error jumps at the end of its interval: a little below it
+# all is well, and it should be met rarely. On MNIST 28 % of the steps were rejected without.
+STABILIZED = Gains(this=0.6, last=0.2, shrink=0.6, grow=2.0, reach=0.8, recover=1.01)
 # Errors below this fraction of the tolerance are mostly rounding, and count as this large.
 _LEAST_ERROR = 1e-5
 
@@ -80,12 +84,16 @@ class ControlState(NamedTuple):
         error: of the last accepted step, in units of the tolerance.
         step: the next step.
         count: steps tried.
+        ceiling, rise: the longest step that may come next, by `Gains.reach`, and the factor by
+            which it rose last.
         bracket: of the target.
     """
 
     error: Float[Array, ""]
     step: Float[Array, ""]
     count: Int[Array, ""]
+    ceiling: Float[Array, ""]
+    rise: Float[Array, ""]
     bracket: Bracket
 
 
@@ -135,25 +143,28 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
         one = jnp.ones_like(next_t1)
         zero = jnp.zeros((), jnp.int64)
         bracket = Bracket(one, jnp.inf * one, -one, zero, zero)
-        return next_t1, ControlState(one, next_t1 - t0, zero, bracket)
+        return next_t1, ControlState(one, next_t1 - t0, zero, jnp.inf * one, one, bracket)
 
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
     ):
-        last_error, _, count, bracket = controller_state
+        last_error, _, count, ceiling, rise, bracket = controller_state
         error = jnp.maximum(self._error(args, y0, y_error), _LEAST_ERROR)
         keep = error < 1
         factor = _factor(self.gains, error, last_error, error_order, keep)
         last_error = jnp.where(keep, error, last_error)
+        rise = jnp.where(keep, self.gains.recover * rise, 1.0)
+        ceiling = jnp.where(keep, rise * ceiling, self.gains.reach * (t1 - t0))
         distance = jnp.min(distances(self.until, args, y1_candidate))
         arrived = keep & _close(distance, t0, t1, bracket)
         passed = keep & (distance <= 0) & ~arrived
         bracket = _updated(bracket, keep, passed, distance, t1)
         keep = keep & ~passed
         next_t0 = jnp.where(keep, t1, t0)
-        free_t1 = jnp.where(passed, jnp.inf, next_t0 + factor * (t1 - t0))
+        free_t1 = jnp.where(passed, jnp.inf, next_t0 + jnp.minimum(factor * (t1 - t0), ceiling))
         next_t1 = jnp.minimum(free_t1, _aim(next_t0, bracket))
-        state = ControlState(last_error, next_t1 - next_t0, count + 1, bracket)
+        step = next_t1 - next_t0
+        state = ControlState(last_error, step, count + 1, ceiling, rise, bracket)
         return keep, next_t0, next_t1, False, state, self._verdict(state, arrived)
 
     def _error(self, field: Field, state: State, error: Any) -> Array:

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from gflow._numerics import scaled_margins
 from gflow.flow.field import Field, unit_direction
 from gflow.flow.systems import Operator, Vector
+from gflow.kkt import gradient_rows
 from gflow.problem import GradientMode
 
 
@@ -61,9 +62,7 @@ def stiff_part(field: Field, path: Float[Array, " path"], most_margins: int) -> 
 
     def rows(mode: GradientMode | None) -> Array:
         """`(I - u u^T) grad q_i`."""
-        tree = problem.margin_gradients(params, heaviest, gradient=mode)
-        leaves = [leaf.reshape(margins.size, -1) for leaf in jax.tree.leaves(tree)]
-        matrix = jnp.concatenate(leaves, axis=1)
+        matrix = gradient_rows(problem, params, heaviest, mode)
         return matrix - (matrix @ unit)[:, None] * unit
 
     gradients = rows(None)
