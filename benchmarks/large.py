@@ -1,15 +1,11 @@
 """Large networks: steps of the flow, and what a step costs in gradients of the loss.
 
 Digits 3 against 8, MLP 64-64-1 (4 160 weights, 357 images) to far beyond any floating-point kappa,
-and to the limit; MNIST 3 against 7, 2000 images, MLP 784-1024-64-1 (0.87 million weights), where
-`GFLOW_DATA` names the folder of MNIST; and one step with the dense Jacobian beside one without, by
-size. A gradient is one of the adversarial loss, perturbation included, compiled, timed in the same
-process between segments of the flow.
+and to the limit; and one step with the dense Jacobian beside one without, by size. A gradient is
+one of the adversarial loss, perturbation included, compiled, timed in the same process between
+segments of the flow.
 """
 
-import os
-import resource
-import sys
 import time
 from typing import Any
 
@@ -19,20 +15,18 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from _common import run_benchmark, show
+from _large import COLUMNS, Costs, flow_row, peak_gb
 
 import gflow
 from gflow import losses, networks, perturbations
 from gflow.flow.clocked import ClockedRosenbrock
 from gflow.flow.field import Field
 
-LEVELS = (0.3, 0.1, 3e-2, 1e-2, 3e-3, 1e-3)
 DIGITS_ATTACKS = {
     "FGM 0.3": perturbations.fgm(0.3),
     "FGSM 0.05": perturbations.fgsm(0.05, smoothing=0.1),
     "PGD l2 0.3": perturbations.pgd(0.3, order=2, step_size=0.1, num_steps=5),
 }
-COLUMNS = ("problem", "attack", "kappa_cap", "result", "num_steps", "log_kappa", "stationarity")
-COLUMNS += ("margin", "seconds_per_step", "gradients_per_step", "peak_gb")
 
 
 def measure(smoke: bool) -> dict[str, Any]:
@@ -40,7 +34,6 @@ def measure(smoke: bool) -> dict[str, Any]:
     return {
         "digits": digits_rows(smoke),
         "digits_limits": limit_rows(smoke),
-        "mnist": mnist_row(smoke),
         "dense_or_not": crossover(smoke),
     }
 
@@ -53,7 +46,7 @@ def digits_rows(smoke: bool) -> list[dict[str, Any]]:
         problem = gflow.Problem(
             network, gflow.datasets.digits(), loss=losses.exponential(), perturbation=attack
         )
-        for cap in (1e3,) if smoke else (1e3, 3e3, 1e4):
+        for cap in (1e3,) if smoke else (1e3, 1e4):
             budget = 24 if smoke else 250
             row = flow_row(problem, network.init(0), gflow.Rosenbrock(), cap, 1e5, budget)
             rows.append({"problem": "digits", "attack": name, **row})
@@ -82,101 +75,6 @@ def limit_rows(smoke: bool) -> list[dict[str, Any]]:
         rows.append({**row, "limit": limit.to_dict()})
         show(rows[-1], columns)
     return rows
-
-
-def mnist_row(smoke: bool) -> dict[str, Any]:
-    if not os.environ.get("GFLOW_DATA"):
-        return {"result": "skipped: the environment variable GFLOW_DATA names no folder"}
-    count, hidden = (200, 32) if smoke else (2000, 1024)
-    data = gflow.datasets.mnist(positive=3, negative=7, limit=count)
-    network = networks.mlp((784, hidden, 64, 1), smoothing=0.05)
-    attack = perturbations.fgsm(16 / 255, smoothing=0.1)
-    problem = gflow.Problem(network, data, loss=losses.exponential(), perturbation=attack)
-    # Fourteen gradients a step, two of them for the directions; and the memory of thirty states.
-    budget, solver = 16 if smoke else 2000, gflow.RungeKuttaChebyshev(12, num_implicit=6)
-    row = flow_row(problem, network.init(0, scale=0.2), solver, 300.0, 100.0, budget, save=16)
-    row = {"problem": "MNIST", "attack": "FGSM 16/255", "parameters": network_size(network), **row}
-    show(row, COLUMNS)
-    return row
-
-
-def network_size(network) -> int:
-    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(network.init(0)))
-
-
-class Costs:
-    """Watches a run: seconds a step and a gradient, segment by segment; the first compiles."""
-
-    def __init__(self, problem, params):
-        self.problem, self.params = problem, params
-        self.steps, self.since = 0, None
-        self.rows: list[dict[str, float]] = []
-        jax.block_until_ready(problem.gradient(params))
-
-    def __call__(self, status: dict[str, Any]) -> None:
-        now = time.perf_counter()
-        count = status["steps"] - self.steps
-        if self.since is not None and count:
-            step, gradient = (now - self.since) / count, self.gradient_seconds()
-            self.rows.append({**status, "seconds": step, "gradients": step / gradient})
-        self.steps, self.since = status["steps"], time.perf_counter()
-
-    def gradient_seconds(self) -> float:
-        """The median of a few, so that other work on the machine slows both alike."""
-        seconds = []
-        for _ in range(5):
-            begin = time.perf_counter()
-            jax.block_until_ready(self.problem.gradient(self.params))
-            seconds.append(time.perf_counter() - begin)
-            if sum(seconds) > 1.0:
-                break
-        return float(np.median(seconds))
-
-
-def flow_row(problem, start, solver, cap, log_kappa, budget, save=512) -> dict[str, Any]:
-    """The capped flow to `log_kappa` or a stationarity of 1e-3, or for `budget` steps."""
-    costs = Costs(problem, start)
-    flow = gflow.integrate(
-        problem,
-        start,
-        until=gflow.Until(log_kappa=log_kappa, stationarity=1e-3),
-        solver=solver,
-        tolerance=1e-2,
-        kappa_cap=cap,
-        save=save,
-        max_steps=budget,
-        progress=costs,
-        throw=False,
-    )
-    per_step = [row["gradients"] for row in costs.rows]
-    levels = {}
-    for level in LEVELS:
-        below = np.flatnonzero(flow.stationarity < level)
-        if below.size:
-            index = below[0]
-            reached = int(flow.num_steps_at[index]), float(flow.log_kappa[index])
-            levels[f"{level:g}"] = dict(zip(("steps", "log_kappa"), reached, strict=True))
-    return {
-        "kappa_cap": cap,
-        "result": flow.result_name,
-        "num_steps": flow.stats["num_steps"],
-        "num_rejected_steps": flow.stats["num_rejected_steps"],
-        "log_kappa": float(flow.log_kappa[-1]),
-        "stationarity": float(flow.stationarity[-1]),
-        "margin": float(flow.margin[-1]),
-        "seconds": flow.stats["seconds"],
-        "seconds_per_step": float(np.median([row["seconds"] for row in costs.rows] or [np.nan])),
-        "gradients_per_step": float(np.median(per_step or [np.nan])),
-        "peak_gb": peak_gb(),
-        "first_below": levels,
-        "along": costs.rows,
-    }
-
-
-def peak_gb() -> float:
-    """The largest resident size of the process so far, of all rows up to this one."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
 
 
 def crossover(smoke: bool) -> list[dict[str, Any]]:

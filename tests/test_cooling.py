@@ -5,7 +5,7 @@ import pytest
 
 import gflow
 import gflow.cooling
-from gflow import losses, networks, perturbations
+from gflow import kkt, losses, networks, perturbations
 from gflow._layout import Layout
 from gflow.cooling import cool
 from gflow.curvature import _smallest, curvature
@@ -84,6 +84,37 @@ def test_iterations_are_as_good_as_factors(arrived, cooled, monkeypatch):
     iterated = cool(trained, flow.layout, flow.vectors[-1], weights, LOG_CAP)
     np.testing.assert_allclose(iterated.theta, cooled.theta, atol=1e-6)
     np.testing.assert_allclose(iterated.multipliers, cooled.multipliers, atol=1e-6)
+
+
+@pytest.mark.parametrize("dense_at_most", [0, 1000])
+def test_it_comes_to_rest_from_afar(arrived, monkeypatch, dense_at_most):
+    trained, flow = arrived
+    monkeypatch.setattr(gflow.cooling, "_DENSE_AT_MOST", dense_at_most)
+    # Where the flow was on its way, and Newton's method alone would leave it.
+    early = np.flatnonzero((flow.stationarity < 0.2) & (flow.log_kappa > LOG_CAP))[0]
+    vector = flow.vectors[early]
+    weights = np.asarray(trained.ascent(flow.layout.unflatten(vector), LOG_CAP).weights)
+    found = cool(trained, flow.layout, vector, weights, LOG_CAP)
+    assert found.sharpness >= 1e8
+    at = kkt.system(trained, flow.layout, found.theta, found.multipliers)
+    assert np.linalg.norm(at.residual) < 1e-8 * np.linalg.norm(found.theta)
+    assert at.margins.min() > 1 - 1e-7 and found.multipliers.min() >= 0
+
+
+def test_examples_that_do_not_push_are_left_out(monkeypatch):
+    generator = np.random.default_rng(1)
+    network = networks.mlp((4, 3, 3), smoothing=0.1)
+    dataset = gflow.Dataset(generator.normal(size=(11, 4)), np.arange(11) % 3)
+    attack = perturbations.pgd(0.1, step_size=0.05, num_steps=2, random_start=3)
+    trained = gflow.Problem(network, dataset, loss=losses.logistic(), perturbation=attack)
+    params = network.init(0)
+    layout = Layout.of(params)
+    theta = np.asarray(layout.flatten(params))
+    multipliers = np.where(np.repeat(np.arange(11), 2) % 4 == 1, generator.random(22), 0.0)
+    whole = kkt.system(trained, layout, theta, multipliers)
+    monkeypatch.setattr(kkt, "_SMALL", 0)
+    for part, of_whole in zip(kkt.system(trained, layout, theta, multipliers), whole, strict=True):
+        np.testing.assert_allclose(part, of_whole, atol=1e-13)
 
 
 def test_the_smallest_eigenvalues_are_those_of_the_whole(arrived, cooled, monkeypatch):

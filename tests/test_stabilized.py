@@ -161,6 +161,8 @@ def test_the_flow_takes_longer_steps_and_ends_in_the_same_place(network_and_prob
         )
     ]
     explicit, implicit, exact = runs
+    # The end of the stable interval is met rarely: each time costs a step.
+    assert explicit.stats["num_rejected_steps"] < 0.15 * explicit.stats["num_steps"]
     assert implicit.stats["num_steps"] < 0.5 * explicit.stats["num_steps"]
     gap = np.linalg.norm(implicit.vectors[-1] - exact.vectors[-1])
     # Each step is off by 1e-3 at most, and most of that is damped.
