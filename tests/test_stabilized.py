@@ -10,7 +10,6 @@ from gflow import losses, networks, perturbations
 from gflow.flow.stabilized import chebyshev
 from gflow.flow.subspace import implicit_part, random_subspace, renewed
 
-
 SIZE, STIFF = 10, 3
 BASIS = np.linalg.qr(np.random.default_rng(0).normal(size=(SIZE, SIZE)))[0]
 RATES = np.concatenate([[5000.0, 900.0, 400.0], np.linspace(5.0, 0.1, SIZE - STIFF)])
