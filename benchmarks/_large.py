@@ -68,6 +68,7 @@ def flow_row(problem, start, solver, cap, log_kappa, budget, save=512) -> dict[s
             reached = int(flow.num_steps_at[index]), float(flow.log_kappa[index])
             levels[f"{level:g}"] = dict(zip(("steps", "log_kappa"), reached, strict=True))
     return {
+        "parameters": flow.layout.size,
         "kappa_cap": cap,
         "result": flow.result_name,
         "num_steps": flow.stats["num_steps"],

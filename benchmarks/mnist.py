@@ -8,8 +8,6 @@ adversarial loss, perturbation included, compiled, timed in the same process bet
 import os
 from typing import Any
 
-import jax
-import numpy as np
 from _common import run_benchmark, show
 from _large import COLUMNS, flow_row
 
@@ -29,13 +27,9 @@ def measure(smoke: bool) -> dict[str, Any]:
     # Fourteen gradients a step, two of them for the directions; and the memory of thirty states.
     budget, solver = 16 if smoke else 2000, gflow.RungeKuttaChebyshev(12, num_implicit=6)
     row = flow_row(problem, network.init(0, scale=0.2), solver, 300.0, 100.0, budget, save=16)
-    row = {"problem": "MNIST", "attack": "FGSM 16/255", "parameters": network_size(network), **row}
+    row = {"problem": "MNIST", "attack": "FGSM 16/255", **row}
     show(row, COLUMNS)
     return row
-
-
-def network_size(network) -> int:
-    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(network.init(0)))
 
 
 if __name__ == "__main__":

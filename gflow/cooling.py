@@ -33,8 +33,8 @@ _FIRST_FACTOR, _LARGEST_FACTOR, _LEAST_FACTOR = 2.0, 1e3, 1.05
 _MOST_ITERATIONS, _FEW, _MOST_SYSTEMS = 40, 4, 200
 # How far a step may move the point, relative to its norm, and by which factor the error may rise.
 _LONGEST, _RISE = 0.1, 3.0
-# Time steps: next to none at first, since along a family of KKT points there is no other hold; and
-# where that leads astray, from this one on down and up again.
+# Time steps: all but infinite at first, as for Newton's method, with a shift of the Hessian that is
+# the only hold along a family of KKT points; and where that leads astray, from the second one on.
 _LONGEST_TIME, _ASTRAY, _SHORTEST_TIME = 1e9, 30.0, 1e-3
 _SHRINK, _GROW = 0.3, (1.5, 10.0)
 # Errors at rest: at most, and times the temperature from this sharpness on.
@@ -216,7 +216,9 @@ class _System:
         near 1, and without the margins that hardly push. Directions in which H nearly vanishes, as
         of a family of KKT points, are solved last or not at all.
         """
-        slopes, gradients = map(np.asarray, _rows(self.problem, self.layout, self.theta))
+        slopes, gradients = map(
+            np.asarray, slopes_and_gradients(self.problem, self.layout, self.theta)
+        )
         pushing, size, shifted = self.rows > _PUSHING, len(self.theta), 1 + 1 / time
         slopes, gradients = self.rows[pushing, None] * slopes[pushing], gradients[pushing]
         inner = np.diag(self.own[pushing]) + slopes @ gradients.T / shifted
@@ -240,11 +242,6 @@ def _close_enough(sharpness: float) -> float:
 @eqx.filter_jit
 def _residual(problem: Problem, layout: Layout, theta: Any, multipliers: Any) -> Any:
     return residual(problem, layout, theta, multipliers)
-
-
-@eqx.filter_jit
-def _rows(problem: Problem, layout: Layout, theta: Any) -> Any:
-    return slopes_and_gradients(problem, layout, jnp.asarray(theta))
 
 
 @eqx.filter_jit

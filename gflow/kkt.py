@@ -123,8 +123,9 @@ def _margins(problem: Problem, layout: Layout, theta: Any) -> tuple[Array, Array
     return margins.ravel(), *slopes_and_gradients(problem, layout, theta)
 
 
+@eqx.filter_jit
 def slopes_and_gradients(
-    problem: Problem, layout: Layout, theta: Float[Array, " P"]
+    problem: Problem, layout: Layout, theta: Vector
 ) -> tuple[Float[Array, "m P"], Float[Array, "m P"]]:
     """`dq_i/dtheta` through the perturbations, and `grad q_i` in the gradient mode."""
     params, examples = layout.unflatten(theta), jnp.arange(len(problem.dataset.x))

@@ -41,8 +41,8 @@ def start_cursor(
 ) -> Cursor:
     """A cursor at `params` at time 0, about to try a cautious first step.
 
-    A Rosenbrock method begins with a longer one: its steps are few, and a rejected one costs less
-    than half a dozen in which a short one grows.
+    A Rosenbrock or a stabilised method begins with a longer one: its steps are few, and a rejected
+    one costs less than half a dozen in which a short one grows.
     """
     # On the sphere the direction moves at most at speed |grad q|, which is of the size of |x|.
     speed = max(1.0, float(np.max(np.linalg.norm(field.problem.dataset.x, axis=1))))

@@ -41,7 +41,7 @@ class Subspace(NamedTuple):
 def random_subspace(count: int, like: Float[Array, " P"]) -> Subspace:
     """To begin with: directions by chance, of which no image is known, so that J counts as 0."""
     draws = jax.random.normal(jax.random.key(0), (count, like.size), like.dtype)
-    directions, nothing = _orthonormal(draws) if count else draws, jnp.zeros_like(draws)
+    directions, nothing = _orthonormal(draws), jnp.zeros_like(draws)
     return Subspace(directions, nothing, directions, nothing, jnp.zeros((), int))
 
 
@@ -99,8 +99,6 @@ class ImplicitPart(NamedTuple):
 
         Shapes: right (P,), along (k,).
         """
-        if not len(along):
-            return right, along
         coordinates = self.inverse @ (self.directions @ right + self.within @ along)
         return right + (along + self.scale * coordinates) @ self.images, coordinates
 
@@ -108,5 +106,5 @@ class ImplicitPart(NamedTuple):
 def implicit_part(subspace: Subspace, scale: Any) -> ImplicitPart:
     """What steps with `scale B` need."""
     within = subspace.directions @ subspace.images.T
-    inverse = jnp.linalg.inv(jnp.eye(len(within)) - scale * within) if len(within) else within
+    inverse = jnp.linalg.inv(jnp.eye(len(within)) - scale * within)
     return ImplicitPart(subspace.directions, subspace.images, within, inverse, scale)
