@@ -79,7 +79,8 @@ def cool(
     margins = np.asarray(problem.margins(layout.unflatten(direction))).ravel()
     gamma = float(margins[np.argmax(weights)])
     theta = direction / gamma ** (1 / degree)
-    multipliers = weights * (theta @ theta) / (degree * weights.sum())
+    # Euler's identity.
+    multipliers = weights * (theta @ theta) / (degree * (weights @ (margins / gamma)))
     path = _Path(problem, layout, float(multipliers.max()))
     return path.follow(theta, multipliers, math.exp(log_kappa) * gamma)
 
@@ -108,7 +109,7 @@ class _Path:
                 now, reached = (found.theta, found.multipliers), following
                 if iterations <= _FEW:
                     factor = min(factor**1.5, _LARGEST_FACTOR)
-            following = reached * factor
+            following = min(reached * factor, _SHARPEST)
         return Cooled(*now, reached, self.count)
 
     def rest(self, system: "_System") -> tuple["_System | None", int]:
