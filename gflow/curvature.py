@@ -8,11 +8,12 @@ are the eigenvalues of the pencil `(W^T H Z, W^T Z)`. Where gradients are those 
 condition; with frozen perturbations it is the stability of the flow, judged by real parts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from scipy.linalg import eig, eigh, null_space
+from scipy.linalg import eig, eigh, lu_factor, lu_solve, null_space
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
 
 from gflow.kinks import Kinks
@@ -20,9 +21,11 @@ from gflow.kkt import System
 
 _RANK = 1e-10
 _SYMMETRIC = 1e-9
-# Beyond this many parameters the smallest eigenvalues only, by bases of so many vectors; and where
-# the normal space goes.
-_LARGE, _COUNT, _VECTORS, _AWAY, _RESTARTS = 1500, 16, 96, 10.0, 15
+# Beyond this many parameters some eigenvalues only: so many nearest to a point on the left of 0, so
+# that with however many zeros there those between -0.02 and 0 are among them; and so few leftmost
+# ones, to within some error.
+_LARGE, _COUNT, _ASIDE, _FEW, _ERROR = 1500, 16, 1e-2, 4, 3e-3
+_AWAY, _RESTARTS = 10.0, 50
 # At kinks: the stiffness that stands for an infinite one, in a symmetric matrix and in a pencil;
 # and what counts as a zero beside it.
 _STIFF, _STIFFER, _STIFF_TOLERANCE = 1e7, 1e8, 1e-5
@@ -60,15 +63,17 @@ class Curvature:
 def curvature(at: System, active: np.ndarray, *, tolerance: float = 1e-7) -> Curvature:
     """The eigenvalues at a KKT point; see above. Costs O(P^3).
 
-    Beyond 1500 parameters only the 16 smallest are sought, by Arnoldi's method.
+    Beyond 1500 parameters only the 16 nearest to -0.01 are sought, and a few to the left of them,
+    by Arnoldi's method.
 
     Args:
         at: the KKT system at the point.
         active: its active margins. Shape (m,).
         tolerance: of a zero, relative to the largest entry of H, or to 1 if that is more.
     """
-    if len(at.residual) > _LARGE:
-        return _smallest(at, active, tolerance)
+    few = _smallest(at, active, tolerance) if len(at.residual) > _LARGE else None
+    if few is not None:
+        return few
     tangent = null_space(at.slopes[active], rcond=_RANK)
     scale = max(1.0, float(np.abs(at.hessian).max()))
     across = np.abs(at.slopes[active] - at.gradients[active]).max(initial=0.0)
@@ -83,15 +88,48 @@ def curvature(at: System, active: np.ndarray, *, tolerance: float = 1e-7) -> Cur
     return Curvature(values, _unit_columns(tangent @ small), symmetric, tolerance * scale)
 
 
-def _smallest(at: System, active: np.ndarray, tolerance: float) -> Curvature:
-    """The smallest eigenvalues of `H` on the tangent space, pushed back along the gradients.
+def _smallest(at: System, active: np.ndarray, tolerance: float) -> Curvature | None:
+    """Eigenvalues near 0, and those to the left of all of them; None where none is found.
 
-    They are those of `Q = P H P`, `P = I - G^T (S G^T)^-1 S`, but for zeros of the normal space,
-    which the shift `c (I - P)` takes out of the way. Arnoldi's method finds the outermost first;
-    those that are not found within its restarts are the ones nearest to 0, of large families.
+    On the tangent space they are those of `P H`, `P = I - G^T (S G^T)^-1 S`, which takes away what
+    the active margins hold.
     """
-    slopes, gradients = at.slopes[active], at.gradients[active]
+    nearest, vectors = _nearest(at, active)
+    if not len(nearest):
+        return None
+    leftmost, others = _leftmost(at, active)
+    beyond = leftmost < -_ASIDE - np.abs(nearest + _ASIDE).max()
+    values = np.concatenate([leftmost[beyond], nearest])
+    vectors = np.concatenate([others[:, beyond], vectors], axis=1)
+    order = np.argsort(values)
     scale = max(1.0, float(np.abs(at.hessian).max()))
+    return Curvature(values[order], _unit_columns(vectors[:, order]), False, tolerance * scale)
+
+
+def _nearest(at: System, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """By Arnoldi's method for the inverse of `P (H + aside)`: of r it is the x with
+    `(H + aside) x - G^T mu = r, S x = 0`.
+    """
+    size, count = len(at.residual), np.count_nonzero(active)
+    matrix = np.zeros((size + count, size + count))
+    matrix[:size, :size] = at.hessian
+    matrix[:size, size:] = -at.gradients[active].T
+    matrix[size:, :size] = at.slopes[active]
+    # Slopes may depend on one another, as of an example that occurs twice.
+    matrix[np.diag_indices_from(matrix)] += np.append(np.full(size, _ASIDE), np.full(count, _RANK))
+    factors = lu_factor(matrix, overwrite_a=True, check_finite=False)
+
+    def inverse(vector: np.ndarray) -> np.ndarray:
+        right = np.concatenate([np.ravel(vector), np.zeros(count)])
+        return lu_solve(factors, right, check_finite=False)[:size]
+
+    values, vectors = _outermost(inverse, size, _COUNT, "LM", 1e-10)
+    return (1 / values).real - _ASIDE, vectors
+
+
+def _leftmost(at: System, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A few of the smallest eigenvalues."""
+    slopes, gradients = at.slopes[active], at.gradients[active]
     inverse = np.linalg.pinv(slopes @ gradients.T, rcond=_RANK)
 
     def project(vector: np.ndarray) -> np.ndarray:
@@ -99,19 +137,26 @@ def _smallest(at: System, active: np.ndarray, tolerance: float) -> Curvature:
 
     def product(vector: np.ndarray) -> np.ndarray:
         along = project(np.ravel(vector))
-        return project(at.hessian @ along) + _AWAY * (np.ravel(vector) - along)
+        # The normal space has eigenvalue 0 here, all others less; errors are relative to `_AWAY`.
+        return project(at.hessian @ along) - _AWAY * along
 
-    operator = cast(Any, LinearOperator)(at.hessian.shape, matvec=product, dtype=float)
-    start = np.random.default_rng(0).normal(size=len(at.residual))
-    options: Any = {"k": _COUNT, "which": "SR", "v0": start, "ncv": _VECTORS, "tol": 1e-8}
-    options["maxiter"] = _RESTARTS
+    values, vectors = _outermost(product, len(at.residual), _FEW, "SR", _ERROR / _AWAY)
+    return values.real + _AWAY, vectors
+
+
+def _outermost(
+    product: Callable[[np.ndarray], np.ndarray], size: int, count: int, which: str, error: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues by Arnoldi's method, and real parts of their vectors; those that are found."""
+    operator = cast(Any, LinearOperator)((size, size), matvec=product, dtype=float)
+    start = np.random.default_rng(0).normal(size=size)
+    bases = min(size, max(3 * count, 24))
+    options: Any = {"k": count, "which": which, "v0": start, "ncv": bases, "tol": error}
     try:
-        pairs: Any = eigs(operator, **options)
+        values, vectors = cast(Any, eigs)(operator, maxiter=_RESTARTS, **options)
     except ArpackNoConvergence as failure:
-        pairs = failure.eigenvalues, failure.eigenvectors
-    order = np.argsort(pairs[0].real)
-    vectors = _unit_columns(pairs[1].real[:, order])
-    return Curvature(pairs[0].real[order], vectors, False, tolerance * scale)
+        values, vectors = failure.eigenvalues, failure.eigenvectors
+    return values, vectors.real
 
 
 def kinked_curvature(kinks: Kinks) -> Curvature:

@@ -8,7 +8,6 @@ import gflow.cooling
 from gflow import kkt, losses, networks, perturbations
 from gflow._layout import Layout
 from gflow.cooling import cool
-from gflow.curvature import _smallest, curvature
 from gflow.polish import polish
 
 LOG_CAP = np.log(3000.0)
@@ -115,15 +114,3 @@ def test_examples_that_do_not_push_are_left_out(monkeypatch):
     monkeypatch.setattr(kkt, "_SMALL", 0)
     for part, of_whole in zip(kkt.system(trained, layout, theta, multipliers), whole, strict=True):
         np.testing.assert_allclose(part, of_whole, atol=1e-13)
-
-
-def test_the_smallest_eigenvalues_are_those_of_the_whole(arrived, cooled, monkeypatch):
-    trained, flow = arrived
-    point = cooled.theta / np.linalg.norm(cooled.theta)
-    exact = polish(trained, flow.layout, point, cooled.multipliers, support=1e-6)
-    whole = curvature(exact.system, exact.active)
-    monkeypatch.setattr("gflow.curvature._COUNT", 6)
-    monkeypatch.setattr("gflow.curvature._VECTORS", 24)
-    few = _smallest(exact.system, exact.active, 1e-7)
-    np.testing.assert_allclose(few.values[:3], whole.values[:3], atol=1e-7)
-    np.testing.assert_allclose(exact.system.slopes[exact.active] @ few.vectors[:, :3], 0, atol=1e-6)
