@@ -30,13 +30,16 @@ from gflow.problem import Problem
 _SHARPEST = 1e8
 _FIRST_FACTOR, _LARGEST_FACTOR, _LEAST_FACTOR = 2.0, 1e3, 1.05
 # Iterations at one temperature; so few that the next may be much lower; and in all.
-_MOST_ITERATIONS, _FEW, _MOST_SYSTEMS = 40, 4, 200
-# How far a step may move the point, relative to its norm, and by which factor the error may rise.
-_LONGEST, _RISE = 0.1, 3.0
+_MOST_ITERATIONS, _FEW, _MOST_SYSTEMS = 60, 4, 200
+# How far a step may move the point, relative to its norm; by which factor the error may rise, or
+# up to which in any case.
+_LONGEST, _RISE, _LEAST_RISEN = 0.1, 3.0, 1e-2
 # Time steps: all but infinite at first, as for Newton's method, with a shift of the Hessian that is
-# the only hold along a family of KKT points; and where that leads astray, from the second one on.
-_LONGEST_TIME, _ASTRAY, _SHORTEST_TIME = 1e9, 30.0, 1e-3
-_SHRINK, _GROW = 0.3, (1.5, 10.0)
+# the only hold along a family of KKT points; where that leads astray, from the second one on; and
+# those of steps that correct.
+_LONGEST_TIME, _ASTRAY, _CORRECTING, _SHORTEST_TIME = 1e9, 3e3, 30.0, 1e-3
+# Factors: after a failure; the least after a success, after a correction, and the largest.
+_SHRINK, _GROW = 0.2, (1.5, 4.0, 10.0)
 # Errors at rest: at most, and times the temperature from this sharpness on.
 _LOOSE, _TIGHT, _COLD = 1e-3, 1e-2, 1e3
 # How far a multiplier may fall in an iteration: to exp(-30) of what it was.
@@ -127,20 +130,31 @@ class _Path:
                 return system, iteration
             if not np.isfinite(system.error) or self.time < _SHORTEST_TIME:
                 break
-            self.count += 1
-            after = self.stepped(system)
-            if after is None or not after.error < _RISE * system.error:
+            after = self.stepped(system, self.time)
+            if after is None or not after.error < max(_RISE * system.error, _LEAST_RISEN):
                 self.time = _SHRINK * min(self.time, _ASTRAY / _SHRINK)
                 continue
-            growth = np.clip(system.error / max(after.error, _TINY), *_GROW)
-            self.time = min(float(growth) * self.time, _LONGEST_TIME)
-            system = after
-        self.time = max(self.time, _ASTRAY)
+            risen = after.error > system.error and self.time > _CORRECTING
+            system, growth = self.corrected(after) if risen else (after, _growth(system, after))
+            self.time = min(growth * self.time, _LONGEST_TIME)
+        self.time = max(self.time, _CORRECTING)
         return None, _MOST_ITERATIONS
 
-    def stepped(self, system: "_System") -> "_System | None":
-        """The system after a step, or None where the step is no good."""
-        step = system.solve(self.time)
+    def corrected(self, system: "_System") -> tuple["_System", float]:
+        """The system after a short step, and by how much the next long one may be longer.
+
+        Along a family of KKT points, or nearly one, long steps are what leads on; the family bends,
+        and they end beside it, from where a short step leads back.
+        """
+        after = self.stepped(system, _CORRECTING)
+        if after is None or not after.error < system.error:
+            return system, _GROW[0]
+        return after, _GROW[1] if system.error < _SHRINK * _LEAST_RISEN else 1.0
+
+    def stepped(self, system: "_System", time: float) -> "_System | None":
+        """The system after a step over some time, or None where the step is no good."""
+        self.count += 1
+        step = system.solve(time)
         theta, multipliers = system.theta, system.multipliers
         size = len(theta)
         if step is None or not np.linalg.norm(step[:size]) < _LONGEST * np.linalg.norm(theta):
@@ -233,6 +247,11 @@ class _System:
             return np.concatenate([across + found[pushing] @ gradients / shifted, found])
 
         return nearly
+
+
+def _growth(before: _System, after: _System) -> float:
+    """The factor of the time step: as the error falls."""
+    return float(np.clip(before.error / max(after.error, _TINY), _GROW[0], _GROW[2]))
 
 
 def _close_enough(sharpness: float) -> float:
