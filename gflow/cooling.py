@@ -24,10 +24,10 @@ from scipy.linalg import lu_factor, lu_solve, solve
 from scipy.sparse.linalg import LinearOperator, gmres
 
 from gflow._layout import Layout
-from gflow.kkt import residual, slopes_and_gradients, system
+from gflow.kkt import residual, residual_at, slopes_and_gradients, system
 from gflow.problem import Problem
 
-_SHARPEST = 1e8
+_SHARPEST = 1e12
 _FIRST_FACTOR, _LARGEST_FACTOR, _LEAST_FACTOR = 2.0, 1e3, 1.05
 # Iterations at one temperature; so few that the next may be much lower; and in all.
 _MOST_ITERATIONS, _FEW, _MOST_SYSTEMS = 60, 4, 200
@@ -45,6 +45,8 @@ _LOOSE, _TIGHT, _COLD = 1e-3, 1e-2, 1e3
 # How far a multiplier may fall in an iteration: to exp(-30) of what it was.
 _LEAST_CHANGE = -30.0
 _TINY = 1e-300
+# How far a margin that was not active may have sunk below the others.
+_VIOLATED = 1e-9
 # The most parameters for which the matrix is formed; and beyond, the products at most with it, the
 # relative tolerance, and what may be left over of a system all the same.
 _DENSE_AT_MOST, _PRODUCTS, _LINEAR, _UNSOLVED = 1000, 200, 1e-3, 0.1
@@ -67,11 +69,21 @@ class Cooled(NamedTuple):
     sharpness: float
     num_iterations: int
 
+    @property
+    def direction(self) -> np.ndarray:
+        """`theta / |theta|`. Shape (P,)."""
+        return self.theta / np.linalg.norm(self.theta)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the last temperature was reached."""
+        return self.sharpness >= _SHARPEST
+
 
 def cool(
     problem: Problem, layout: Layout, direction: np.ndarray, weights: np.ndarray, log_kappa: float
 ) -> Cooled:
-    """The KKT point, but for an error of about 1e-8, to which the capped flow's rest point leads.
+    """The KKT point, but for an error of about 1e-11, to which the capped flow's rest point leads.
 
     Args:
         direction: u, where the capped flow is nearly at rest; its margins are positive. Shape (P,).
@@ -86,6 +98,26 @@ def cool(
     multipliers = weights * (theta @ theta) / (degree * (weights @ (margins / gamma)))
     path = _Path(problem, layout, float(multipliers.max()))
     return path.follow(theta, multipliers, math.exp(log_kappa) * gamma)
+
+
+def cooled_again(
+    problem: Problem, layout: Layout, direction: np.ndarray, multipliers: np.ndarray
+) -> Cooled:
+    """The KKT point to which the last temperature alone leads from beside one; `sharpness` is 0
+    where there is none.
+
+    Args:
+        direction: a unit vector close to the KKT point; its margins are positive. Shape (P,).
+        multipliers: of the KKT point. Shape (m,).
+    """
+    margins = np.asarray(problem.margins(layout.unflatten(direction)))
+    theta = direction / margins.min() ** (1 / problem.degree)
+    path = _Path(problem, layout, float(multipliers.max()))
+    start = _System(path, theta, np.maximum(multipliers, _TINY), _SHARPEST)
+    found, _ = path.rest(start)
+    if found is None or found.margins.min() < 1 - _VIOLATED:
+        return Cooled(theta, multipliers, 0.0, path.count)
+    return Cooled(found.theta, found.multipliers, _SHARPEST, path.count)
 
 
 class _Path:
@@ -177,8 +209,9 @@ class _System:
         self.theta, self.multipliers, self.sharpness = theta, multipliers, sharpness
         weight = sharpness * multipliers
         self.rows, self.own = weight / (1 + weight), 1 / (1 + weight)
-        found = _residual(self.problem, self.layout, theta, multipliers)
+        found = residual_at(self.problem, self.layout, theta, multipliers)
         stationarity, margins = map(np.asarray, found)
+        self.margins = margins
         logarithm = np.log(np.maximum(multipliers, _TINY) / path.largest)
         barrier = self.own * multipliers * logarithm
         self.right = -np.concatenate([stationarity, self.rows * (margins - 1) + barrier])
@@ -257,11 +290,6 @@ def _growth(before: _System, after: _System) -> float:
 def _close_enough(sharpness: float) -> float:
     """The error at which the next temperature is tried: loose where most margins still push."""
     return min(_LOOSE, _TIGHT * max(1.0, _COLD / sharpness) / sharpness) + 1e-11
-
-
-@eqx.filter_jit
-def _residual(problem: Problem, layout: Layout, theta: Any, multipliers: Any) -> Any:
-    return residual(problem, layout, theta, multipliers)
 
 
 @eqx.filter_jit

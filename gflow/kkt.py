@@ -64,6 +64,10 @@ def residual(
     return theta - layout.flatten(pull), margins.ravel()
 
 
+residual_at = eqx.filter_jit(residual)
+"""`residual`, compiled."""
+
+
 def system(problem: Problem, layout: Layout, theta: np.ndarray, multipliers: np.ndarray) -> System:
     """The system and its derivatives. Memory: 8 (P^2 + 2 m P) bytes, and some tangents.
 

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.linalg import lstsq, solve
 
 from gflow._layout import Layout
-from gflow.cooling import cool
+from gflow.cooling import Cooled, cool, cooled_again
 from gflow.kkt import System, system
 from gflow.problem import Problem
 
@@ -122,9 +122,18 @@ def polish_capped(
     cooled = cool(problem, layout, direction, weights, log_kappa)
     if not cooled.sharpness > 0:
         return polish(problem, layout, direction, weights) if named is None else named
-    point = cooled.theta / np.linalg.norm(cooled.theta)
-    found = polish(problem, layout, point, cooled.multipliers, support=_COOLED)
+    found = polish(problem, layout, cooled.direction, cooled.multipliers, support=_COOLED)
     return dataclasses.replace(found, num_iterations=found.num_iterations + cooled.num_iterations)
+
+
+def polish_again(
+    problem: Problem, layout: Layout, direction: np.ndarray, multipliers: np.ndarray
+) -> Polished | Cooled:
+    """The KKT point near a direction beside one with these multipliers; of large networks without
+    its dense matrices.
+    """
+    again = polish if layout.size <= _LARGE else cooled_again
+    return again(problem, layout, direction, multipliers)
 
 
 def _error(at: System, theta: np.ndarray, active: np.ndarray) -> float:

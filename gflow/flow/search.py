@@ -21,11 +21,12 @@ from gflow._layout import Layout
 from gflow._typing import Params
 from gflow.certificate import Certificate, certify
 from gflow.curvature import Curvature, curvature
+from gflow.dead import with_dead_at_rest
 from gflow.flow.driver import integrate
 from gflow.flow.limit import Limit, Stage
 from gflow.flow.until import Until
 from gflow.kkt import system
-from gflow.polish import Polished, polish, polish_capped
+from gflow.polish import Polished, polish_again, polish_capped
 from gflow.problem import Problem
 from gflow.results import RESULTS
 from gflow.trajectory import Trajectory
@@ -43,6 +44,8 @@ _SAME = 1e-6
 _ROUNDING = 1e-15
 # Coordinates below this part of the largest belong to neurons that have died out.
 _DEAD = 1e-7
+# Of so many weights, those of neurons that are alive may be as small.
+_MANY = 1500
 _FAMILY_STEPS = 1e-3, -1e-3, 1e-5, -1e-5
 
 
@@ -155,9 +158,11 @@ class Search:
         return np.asarray(self.problem.ascent(unit, self.log_cap).weights).ravel()
 
     def curve(self, polished: Polished) -> Curvature:
-        """The curvature at the KKT point, dead neurons in the direction in which they arrived."""
+        """The curvature at the KKT point, dead neurons in the direction in which they arrived or,
+        where that would turn, to which they turn.
+        """
         theta, at = polished.theta, polished.system
-        nearby = self.near_dead(theta)
+        nearby = theta if theta.size > _MANY else self.near_dead(theta)
         if nearby is not theta:
             hessian = system(self.problem, self.layout, nearby, polished.multipliers).hessian
             at = at._replace(hessian=hessian)
@@ -165,7 +170,8 @@ class Search:
         # derivatives are lost; that they vanish leaves the identity.
         known = np.isfinite(at.hessian)
         at = at._replace(hessian=np.where(known & known.T, at.hessian, np.eye(len(theta))))
-        return curvature(at, polished.active)
+        found = curvature(at, polished.active)
+        return with_dead_at_rest(self.problem, self.layout, nearby, polished.multipliers, found)
 
     def near_dead(self, theta: np.ndarray) -> np.ndarray:
         """The point with dead neurons next to nothing in the direction in which they arrived."""
@@ -254,7 +260,7 @@ class Search:
 
     def polished_again(self, direction: np.ndarray) -> Any:
         """The KKT point that Newton's method finds from beside the one that was found."""
-        return polish(self.problem, self.layout, direction, self.found().multipliers)
+        return polish_again(self.problem, self.layout, direction, self.found().multipliers)
 
     def heading(self) -> bool:
         """Whether the margin rises from the flow's end to the polished point."""
