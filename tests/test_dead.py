@@ -1,0 +1,109 @@
+"""Neurons that have died out turn to where they rest, and only then tell whether they stay dead.
+
+A neuron of unit weights (w, a), |a| = |w|, beside a KKT point with multipliers lambda grows at the
+rate `D - 1`, `D = sum_i lambda_i y_i a relu(w . x_i)` for unit a and w, and turns uphill in D.
+"""
+
+import numpy as np
+import pytest
+
+import gflow
+from gflow import losses, networks
+from gflow._layout import Layout
+from gflow.curvature import curvature
+from gflow.dead import turned, with_dead_at_rest
+from gflow.kkt import system
+
+DIM = 4
+DEAD = 1e-20
+
+
+def test_a_linear_field_turns_to_its_smallest_eigenvector():
+    generator = np.random.default_rng(2)
+    matrix = generator.normal(size=(5, 5))
+    matrix = matrix + matrix.T
+    values, vectors = np.linalg.eigh(matrix)
+    unit = turned(lambda y: matrix @ y, generator.normal(size=5))
+    assert abs(unit @ vectors[:, 0]) > 1 - 1e-9
+    assert unit @ matrix @ unit == pytest.approx(values[0], abs=1e-9)
+
+
+@pytest.fixture(scope="module")
+def limits():
+    """Separable data, and limits of networks with two hidden neurons and with six."""
+    generator = np.random.default_rng(0)
+    direction = generator.normal(size=DIM)
+    x = generator.normal(size=(14, DIM))
+    x = x[np.abs(x @ direction) > 0.4]
+    data = gflow.Dataset(x, np.sign(x @ direction).astype(int))
+    found = {}
+    for width in (2, 6):
+        problem = problem_of(width, data)
+        found[width] = gflow.find_limit(problem, started(problem, direction), throw=False)
+        assert found[width].polished is not None
+    return data, found
+
+
+def problem_of(width, data):
+    return gflow.Problem(
+        networks.mlp((DIM, width, 1), smoothing=0.05), data, loss=losses.exponential()
+    )
+
+
+def started(problem, direction):
+    """Neurons near the direction that separates the data, and near its opposite, by turns."""
+    weight, head = map(np.asarray, problem.network.init(1))
+    signs = (-1.0) ** np.arange(len(weight))
+    return signs[:, None] * (direction + 0.3 * weight), signs * (np.abs(head) + 0.1)
+
+
+def beside(limit, weight, sign):
+    """The KKT point with one more neuron, all but dead, that points along `weight`."""
+    layout = Layout.of(limit.direction)
+    old, head = map(np.asarray, layout.unflatten(limit.polished.theta))
+    weight = np.vstack([old, DEAD * weight])
+    return weight, np.append(head, [[DEAD * sign]], axis=1)
+
+
+def growth(limit, unit):
+    """`D - 1` of a neuron with weights u = (w, a), from the margins of that neuron alone."""
+    alone = problem_of(1, limit.problem.dataset)
+    weight, head = unit[:DIM][None], unit[DIM:][None]
+    share = np.asarray(alone.margins((weight, head))) @ limit.polished.multipliers
+    return 2 * share - 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [2, 6])
+def test_it_turns_to_where_it_grows_fastest_nearby(limits, width):
+    data, found = limits
+    limit = found[width]
+    wide = problem_of(width + 1, data)
+    generator = np.random.default_rng(4)
+    tried = 0
+    for _ in range(30):
+        weight = generator.normal(size=DIM)
+        params = beside(limit, weight / np.linalg.norm(weight), generator.choice([-1, 1]))
+        layout = Layout.of(params)
+        theta, multipliers = np.asarray(layout.flatten(params)), limit.polished.multipliers
+        at = system(wide, layout, theta, multipliers)
+        before = curvature(at, limit.polished.active)
+        own = np.flatnonzero(np.abs(theta) < 1e-10)
+        in_own = np.sum(before.vectors[own] ** 2, axis=0) > 0.99
+        after = with_dead_at_rest(wide, layout, theta, multipliers, before)
+        if not (before.unstable & in_own).any():
+            assert after is before
+            continue
+        tried += 1
+        (index,) = np.flatnonzero(np.sum(after.vectors[own] ** 2, axis=0) > 0.99)
+        unit = after.vectors[own, index]
+        assert after.values[index] == pytest.approx(-growth(limit, unit), abs=1e-8)
+        # At rest no turn makes it grow faster.
+        turns = unit + 1e-3 * generator.normal(size=(200, DIM + 1))
+        turns /= np.linalg.norm(turns, axis=1)[:, None]
+        assert max(growth(limit, turn) for turn in turns) <= growth(limit, unit) + 1e-8
+        # The others are as before.
+        np.testing.assert_allclose(
+            np.delete(after.values, index), before.values[~in_own], atol=1e-12
+        )
+    assert tried > 3
