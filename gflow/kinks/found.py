@@ -8,6 +8,8 @@ from gflow.kinks.equations import Equations, Point
 from gflow.kinks.path import Path
 
 _SLACK = 1e-9
+# Zeros are left at up to 1.5e-14 of the largest weight next to the largest feasible radius.
+_ZERO = 1e-13
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,4 +103,4 @@ def found(path: Path, point: Point, smoothing: float, kinks: np.ndarray) -> Kink
 
 def _snapped(theta: np.ndarray) -> np.ndarray:
     """The point with the rounding of its zeros removed."""
-    return np.where(np.abs(theta) < 1e-14 * np.abs(theta).max(), 0.0, theta)
+    return np.where(np.abs(theta) < _ZERO * np.abs(theta).max(), 0.0, theta)
