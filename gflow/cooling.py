@@ -27,7 +27,7 @@ from gflow._layout import Layout
 from gflow.kkt import residual, residual_at, slopes_and_gradients, system
 from gflow.problem import Problem
 
-_SHARPEST = 1e12
+_SHARPEST = 1e14
 _FIRST_FACTOR, _LARGEST_FACTOR, _LEAST_FACTOR = 2.0, 1e3, 1.05
 # Iterations at one temperature; so few that the next may be much lower; and in all.
 _MOST_ITERATIONS, _FEW, _MOST_SYSTEMS = 60, 4, 200
@@ -42,6 +42,8 @@ _LONGEST_TIME, _ASTRAY, _CORRECTING, _SHORTEST_TIME = 1e9, 3e3, 30.0, 1e-3
 _SHRINK, _GROW = 0.2, (1.5, 4.0, 10.0)
 # Errors at rest: at most, and times the temperature from this sharpness on.
 _LOOSE, _TIGHT, _COLD = 1e-3, 1e-2, 1e3
+# What rounding leaves; and where iterating ends once rounding is all that is left.
+_ROUNDING, _ROUNDED = 5e-13, 1e-10
 # How far a multiplier may fall in an iteration: to exp(-30) of what it was.
 _LEAST_CHANGE = -30.0
 _TINY = 1e-300
@@ -163,6 +165,8 @@ class _Path:
             if not np.isfinite(system.error) or self.time < _SHORTEST_TIME:
                 break
             after = self.stepped(system, self.time)
+            if after is not None and after.error >= system.error < _ROUNDED:
+                return system, iteration
             if after is None or not after.error < max(_RISE * system.error, _LEAST_RISEN):
                 self.time = _SHRINK * min(self.time, _ASTRAY / _SHRINK)
                 continue
@@ -289,7 +293,7 @@ def _growth(before: _System, after: _System) -> float:
 
 def _close_enough(sharpness: float) -> float:
     """The error at which the next temperature is tried: loose where most margins still push."""
-    return min(_LOOSE, _TIGHT * max(1.0, _COLD / sharpness) / sharpness) + 1e-11
+    return min(_LOOSE, _TIGHT * max(1.0, _COLD / sharpness) / sharpness) + _ROUNDING
 
 
 @eqx.filter_jit

@@ -31,6 +31,9 @@ def flow():
         ({"log_loss": [-1, -2]}, TypeError, "Until(log_loss=[-1, -2])"),
         ({"log_kappa": 1j}, TypeError, "Until(log_kappa=1j)"),
         ({"stationarity": np.nan}, ValueError, "finite"),
+        ({"time": 1.0, "accuracy": "0.1"}, TypeError, "Until(accuracy='0.1')"),
+        ({"time": 1.0, "accuracy": 0.0}, ValueError, "Until(accuracy=0.0)"),
+        ({"time": 1.0, "accuracy": np.nan}, ValueError, "Until(accuracy=nan)"),
     ],
 )
 def test_targets(target, error, words):

@@ -231,3 +231,22 @@ def test_reading_keeps_the_tolerances_and_older_files_have_one(tmp_path):
 def test_a_tolerance_of_the_direction_that_is_none(value):
     with pytest.raises((TypeError, ValueError), match="rtol_direction="):
         far(rtol_direction=value)
+
+
+@pytest.mark.parametrize("linear_solver", [None, gflow.Krylov(1e-2)], ids=["dense", "inexact"])
+def test_a_target_is_met_as_closely_as_asked_for(linear_solver):
+    solver = gflow.Rosenbrock(linear_solver=linear_solver)
+    start = DEEP.init(0, scale=0.5)
+
+    def flow(**accuracy):
+        until = gflow.Until(stationarity=1e-2, **accuracy)
+        options = {**STIFF, "solver": solver, "kappa_cap": 1e3, "save": None}
+        return gflow.integrate(problem(DEEP), start, until=until, **options)
+
+    landed, close = flow(), flow(accuracy=0.1)
+    assert close.stats["stopped_by"] == landed.stats["stopped_by"] == "stationarity"
+    assert close.stats["num_steps"] < landed.stats["num_steps"]
+    assert abs(np.log(close.stationarity[-1] / 1e-2)) <= 0.1
+    assert np.all(np.abs(np.log(close.stationarity[:-1] / 1e-2)) > 0.1)
+    if linear_solver is None:
+        assert landed.stationarity[-1] == pytest.approx(1e-2, rel=1e-9)

@@ -18,10 +18,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from gflow.flow.field import Field, State, error_norm, error_sizes
-from gflow.flow.until import Until
+from gflow.flow.until import LANDED, Until
 
-# Distances to targets are relative to the target, so this is their rounding.
-_CLOSE = 1e-13
 _MOST_LANDINGS = 60
 
 
@@ -155,8 +153,11 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
         last_error = jnp.where(keep, error, last_error)
         rise = jnp.where(keep, self.gains.recover * rise, 1.0)
         ceiling = jnp.where(keep, rise * ceiling, self.gains.reach * (t1 - t0))
-        distance = jnp.min(distances(self.until, args, y1_candidate))
-        arrived = keep & _close(distance, t0, t1, bracket)
+        targets = distances(self.until, args, y1_candidate)
+        distance = jnp.min(targets)
+        # The last one is none that was asked for.
+        accuracy = jnp.where(targets[-1] <= distance, LANDED, self.until.accuracy)
+        arrived = keep & _close(distance, accuracy, t0, t1, bracket)
         passed = keep & (distance <= 0) & ~arrived
         bracket = _updated(bracket, keep, passed, distance, t1)
         keep = keep & ~passed
@@ -244,14 +245,15 @@ def _factor(gains: Gains, error: Array, last_error: Array, order: Any, keep: Arr
     return jnp.clip(factor, gains.shrink, jnp.where(keep, gains.grow, gains.safety))
 
 
-def _close(distance: Any, t0: Any, t1: Any, bracket: Bracket) -> Array:
+def _close(distance: Any, accuracy: Any, t0: Any, t1: Any, bracket: Bracket) -> Array:
     """Whether the end of the step is on the target, as far as float64 can tell."""
     known = jnp.isfinite(bracket.upper)
-    width = 8 * jnp.finfo(jnp.float64).eps * jnp.abs(t1)
+    # A hundredth of what is wider is still a step.
+    width = 128 * jnp.finfo(jnp.float64).eps * jnp.abs(t1)
     # From before the target too, whose distance may be known to fewer digits than the clock.
     narrow = (bracket.upper - t1 <= width) | ((distance <= 0) & (bracket.upper - t0 <= width))
     tired = (distance <= 0) & (bracket.tries >= _MOST_LANDINGS)
-    return (jnp.abs(distance) <= _CLOSE) | (known & (narrow | tired))
+    return (jnp.abs(distance) <= accuracy) | (known & (narrow | tired))
 
 
 def _updated(bracket: Bracket, keep: Any, passed: Any, distance: Any, t1: Any) -> Bracket:

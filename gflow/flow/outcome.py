@@ -25,14 +25,16 @@ _STEPS_TO_TELL = 1000
 def targets_met(
     until: Until, log_kappa: Any, log1p_time: Any, measures: PointMeasures, ceiling: Any
 ) -> list[str]:
-    """The targets that a point meets, to rounding, in the order of `TARGETS`.
+    """The targets that a point meets, to rounding or less, in the order of `TARGETS`.
 
     A small stationarity, a difference of vectors of norm 1, is known to few digits.
     """
     distance = np.asarray(
         until.remaining(log_kappa, log1p_time, measures.log_loss, measures.stationarity, ceiling)
     )
-    return [name for name, value in zip(TARGETS, distance, strict=True) if value <= 1e-10]
+    accuracy = np.full(len(TARGETS), max(float(until.accuracy), 1e-10))
+    accuracy[TARGETS.index("kappa_overflow")] = 1e-10
+    return [TARGETS[index] for index in np.flatnonzero(distance <= accuracy)]
 
 
 def hopeless(until: Until, problem: Problem, record: Record, *, spent: bool) -> bool:

@@ -33,7 +33,7 @@ from gflow.trajectory import Trajectory
 
 # Stationarity at which the flow is handed to Newton's method; and after a saddle, which must be
 # left for good, however slowly.
-_CLOSE, _CLOSER, _CLOSEST = 1e-3, 1e-4, 1e-7
+_CLOSE, _CLOSEST, _ACCURACY = 1e-3, 1e-7, 0.1
 _MOST_RAISES = 4
 # The flow's direction moves less and less; this far out it has nowhere to go.
 _FARTHEST = 1e5
@@ -94,7 +94,7 @@ class Search:
             self.raise_cap_on_return()
             self.leave()
             # At a distance d along a direction left at rate r, the stationarity is r d.
-            close = float(np.clip(0.1 * self.rate() * _PUSH, _CLOSEST, _CLOSER))
+            close = float(np.clip(0.1 * self.rate() * _PUSH, _CLOSEST, _CLOSE))
         return RESULTS.saddle
 
     def approach(self, close: float) -> RESULTS | None:
@@ -120,7 +120,7 @@ class Search:
             run = self.flow_until(Until(log_kappa=self.log_cap))
             if not run.successful:
                 return run
-        return self.flow_until(Until(stationarity=close, log_kappa=_FARTHEST))
+        return self.flow_until(Until(stationarity=close, log_kappa=_FARTHEST, accuracy=_ACCURACY))
 
     def flow_until(self, until: Until) -> Trajectory:
         """One run of the capped flow."""

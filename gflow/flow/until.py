@@ -12,6 +12,9 @@ from gflow._numerics import is_real
 from gflow._typing import Scalar
 from gflow.measures import MAX_LOG_KAPPA
 
+LANDED = 1e-13
+"""The accuracy with which targets are met: distances are relative, and this is their rounding."""
+
 
 class Until(eqx.Module):
     """What a run is to reach; it ends where the first of them is hit.
@@ -22,6 +25,9 @@ class Until(eqx.Module):
         time: t of `dparams/dt = -grad(sum loss)`, > 0.
         stationarity: relative stationarity `|u - c sum_i p_i grad q_i|` with the flow's own
             multipliers, in (0, 1).
+        accuracy: a target counts as met this close to it, before it or past it, relative to the
+            target (to 1, if its log is smaller). The default lands on it; steps made only to land
+            are saved by a larger one, such as 0.1.
 
     Raises:
         TypeError: a target is no number.
@@ -32,6 +38,7 @@ class Until(eqx.Module):
     log_loss: Any
     log1p_time: Any
     stationarity: Any
+    accuracy: Any
 
     def __init__(
         self,
@@ -40,6 +47,7 @@ class Until(eqx.Module):
         log_loss: float | None = None,
         time: float | None = None,
         stationarity: float | None = None,
+        accuracy: float = LANDED,
     ):
         given = {
             "log_kappa": log_kappa,
@@ -54,6 +62,7 @@ class Until(eqx.Module):
         self.log_loss = _number(log_loss, -math.inf)
         self.log1p_time = np.log1p(_number(time, math.inf))
         self.stationarity = _number(stationarity, 0.0)
+        self.accuracy = _checked_accuracy(accuracy)
 
     def as_dict(self) -> dict[str, float]:
         """The targets that were asked for; time as `log1p_time`."""
@@ -129,6 +138,14 @@ def _check(given: dict[str, float | None]) -> None:
             f"`Until(stationarity={stationarity!r})` must lie between 0 and 1: it is the sine of "
             "an angle."
         )
+
+
+def _checked_accuracy(value: Any) -> np.ndarray:
+    if not is_real(value):
+        raise TypeError(f"`Until(accuracy={value!r})` must be one real number.")
+    if not LANDED <= value < 1:
+        raise ValueError(f"`Until(accuracy={value!r})` must lie between {LANDED:g} and 1.")
+    return np.asarray(value, np.float64)
 
 
 NEVER = Until(log_kappa=1e300)
