@@ -24,7 +24,7 @@ _SYMMETRIC = 1e-9
 # Beyond this many parameters some eigenvalues only: so many nearest to a point on the left of 0, so
 # that with however many zeros there those between -0.02 and 0 are among them; and so few leftmost
 # ones, to within some error.
-_LARGE, _COUNT, _ASIDE, _FEW, _ERROR = 1500, 16, 1e-2, 4, 3e-3
+_LARGE, _COUNT, _ASIDE, _FEW, _ERROR = 1500, 16, 1e-2, 3, 3e-3
 _AWAY, _RESTARTS = 10.0, 50
 # At kinks: the stiffness that stands for an infinite one, in a symmetric matrix and in a pencil;
 # and what counts as a zero beside it.
@@ -150,7 +150,7 @@ def _outermost(
     """Eigenvalues by Arnoldi's method, and real parts of their vectors; those that are found."""
     operator = cast(Any, LinearOperator)((size, size), matvec=product, dtype=float)
     start = np.random.default_rng(0).normal(size=size)
-    bases = min(size, max(3 * count, 24))
+    bases = min(size, 48)
     options: Any = {"k": count, "which": which, "v0": start, "ncv": bases, "tol": error}
     try:
         values, vectors = cast(Any, eigs)(operator, maxiter=_RESTARTS, **options)
