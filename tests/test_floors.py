@@ -24,7 +24,7 @@ FLOORS = [
     {"attack", "kkt", "switches", "validation"},
     {"cooling", "kinks", "subgradients"},
     {"curvature", "measures", "multipliers", "polish", "reference"},
-    {"certificate", "record"},
+    {"certificate", "dead", "record"},
     {"trajectory"},
     {"descent", "flow"},
     {"report", "sweep"},
