@@ -26,7 +26,7 @@ _RANK = 1e-11
 # Rank-revealing factors take minutes from here on.
 _LARGE, _SHIFT = 1500, 1e-8
 # Among more margins than this the weights do not tell the active ones.
-_FEW = 64
+FEW_MARGINS = 64
 # After cooling, active margins have all but all of the weight.
 _COOLED = 1e-6
 _MOST_ITERATIONS = 40
@@ -116,7 +116,7 @@ def polish_capped(
         weights: the flow's weights p there, flattened. Shape (m,).
         log_kappa: log kappa_c.
     """
-    named = polish(problem, layout, direction, weights) if len(weights) <= _FEW else None
+    named = polish(problem, layout, direction, weights) if len(weights) <= FEW_MARGINS else None
     if named is not None and named.converged:
         return named
     cooled = cool(problem, layout, direction, weights, log_kappa)

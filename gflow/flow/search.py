@@ -26,7 +26,7 @@ from gflow.flow.driver import integrate
 from gflow.flow.limit import Limit, Stage
 from gflow.flow.until import Until
 from gflow.kkt import system
-from gflow.polish import Polished, polish_again, polish_capped
+from gflow.polish import FEW_MARGINS, Polished, polish_again, polish_capped
 from gflow.problem import Problem
 from gflow.results import RESULTS
 from gflow.trajectory import Trajectory
@@ -35,6 +35,8 @@ from gflow.trajectory import Trajectory
 # left for good, however slowly.
 _CLOSE, _CLOSEST, _ACCURACY = 1e-3, 1e-7, 0.1
 _MOST_RAISES = 4
+# Steps off a saddle, where cooling leads on from anywhere close by.
+_MOST_FROM_SADDLE = 200
 # The flow's direction moves less and less; this far out it has nowhere to go.
 _FARTHEST = 1e5
 _PUSH = 5e-2
@@ -126,7 +128,7 @@ class Search:
         """One run of the capped flow."""
         seconds = time.perf_counter()
         cap = math.exp(self.log_cap)
-        run = integrate(self.problem, self.params, until=until, kappa_cap=cap, **self.options)
+        run = integrate(self.problem, self.params, until=until, kappa_cap=cap, **self.budgeted())
         seconds = time.perf_counter() - seconds
         self.first = run if self.first is None else self.first
         self.arrived = np.asarray(run.vectors[-1])
@@ -136,6 +138,13 @@ class Search:
         moved = self.move_to(self.arrived)
         self.stages.append(Stage("flow", run.stats["num_steps"], moved, *values, seconds))
         return run
+
+    def budgeted(self) -> dict[str, Any]:
+        """The options of a run: off a saddle, with fewer steps where cooling leads on."""
+        data = self.problem.dataset
+        if not self.saddles or len(data.x) * max(data.num_outputs - 1, 1) <= FEW_MARGINS:
+            return self.options
+        return {**self.options, "max_steps": min(self.options["max_steps"], _MOST_FROM_SADDLE)}
 
     def newton(self) -> Polished:
         """Newton's method from where the flow stopped."""
