@@ -21,8 +21,6 @@ from gflow.problem import Problem
 from gflow.switches import settled_angles
 
 _FIRST_FACTOR = 0.6
-# Switches so many smoothing widths from their kinks stay on their sides.
-_CLEAR = 3.0
 
 
 def follow(problem: Problem, layout: Layout, start: Point, smoothing: float) -> Kinks:
@@ -39,25 +37,8 @@ def follow(problem: Problem, layout: Layout, start: Point, smoothing: float) -> 
         smoothing: mu > 0.
     """
     path = Path(problem, layout, float(start.multipliers.max()))
-    clear = away_from_kinks(path, start, smoothing)
-    if clear is not None:
-        return clear
     now, smoothing = path.lower(start, smoothing, _FIRST_FACTOR)
     return concluded(path, now, smoothing)
-
-
-def away_from_kinks(path: Path, start: Point, smoothing: float) -> Kinks | None:
-    """The exact point where no switch is near its kink, at once; None where one is, or none is
-    found.
-    """
-    at = path.at(start, smoothing)
-    near = np.abs(at.values) < _CLEAR * smoothing * np.asarray(at.scales)
-    near &= path.alive(at) & path.support(start.multipliers, smoothing)[:, None]
-    if near.any():
-        return None
-    exact = path.exact(start, near)
-    kinks = None if exact is None else found(path, exact, 0.0, near)
-    return kinks if kinks is not None and kinks.converged else None
 
 
 def start_at(
