@@ -124,7 +124,7 @@ def _nearest(at: System, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return lu_solve(factors, right, check_finite=False)[:size]
 
     values, vectors = _outermost(inverse, size, _COUNT, "LM", 1e-10)
-    return (1 / values).real - _ASIDE, vectors
+    return np.real(1 / values) - _ASIDE, vectors
 
 
 def _leftmost(at: System, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -141,7 +141,7 @@ def _leftmost(at: System, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return project(at.hessian @ along) - _AWAY * along
 
     values, vectors = _outermost(product, len(at.residual), _FEW, "SR", _ERROR / _AWAY)
-    return values.real + _AWAY, vectors
+    return np.real(values) + _AWAY, vectors
 
 
 def _outermost(
