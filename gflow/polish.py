@@ -29,7 +29,8 @@ _LARGE, _SHIFT = 1500, 1e-8
 FEW_MARGINS = 64
 # After cooling, active margins have all but all of the weight.
 _COOLED = 1e-6
-_MOST_ITERATIONS = 40
+# Of large systems, seconds each, a few: what is close after cooling needs no more.
+_MOST_ITERATIONS, _FEW_ITERATIONS = 40, 5
 # The most that a step may move the point, relative to its norm: a model is good nearby only.
 _LONGEST = 0.3
 _SLACK = 1e-10
@@ -74,6 +75,7 @@ def polish(
     *,
     support: float = _SUPPORT,
     tolerance: float = 1e-12,
+    most_iterations: int = _MOST_ITERATIONS,
 ) -> Polished:
     """The KKT point near a direction whose margins are positive.
 
@@ -83,6 +85,7 @@ def polish(
             first multipliers, `p_i |theta|^2 / L` (Euler's identity). Shape (m,).
         support: margins with less weight than this part of the largest are not active at first.
         tolerance: of the residual.
+        most_iterations: systems at most.
     """
     degree = problem.degree
     active = weights > support * weights.max()
@@ -98,7 +101,7 @@ def polish(
         # Where second derivatives jump, as those of ReLU^2, whole steps may go to and fro.
         share = max(0.5 * share, _SHORTEST) if error > 0.5 * errors[0] and len(errors) > 1 else 1.0
         mended = _mended(at.margins, multipliers, active) if error <= tolerance else active
-        if mended is None or iteration == _MOST_ITERATIONS or not np.isfinite(error):
+        if mended is None or iteration == most_iterations or not np.isfinite(error):
             return Polished(theta, multipliers, active, error, mended is None, iteration, at)
         if mended is active:
             theta, multipliers, mended = _newton_step(at, theta, multipliers, active, share)
@@ -122,7 +125,15 @@ def polish_capped(
     cooled = cool(problem, layout, direction, weights, log_kappa)
     if not cooled.sharpness > 0:
         return polish(problem, layout, direction, weights) if named is None else named
-    found = polish(problem, layout, cooled.direction, cooled.multipliers, support=_COOLED)
+    most = _FEW_ITERATIONS if layout.size > _LARGE else _MOST_ITERATIONS
+    found = polish(
+        problem,
+        layout,
+        cooled.direction,
+        cooled.multipliers,
+        support=_COOLED,
+        most_iterations=most,
+    )
     return dataclasses.replace(found, num_iterations=found.num_iterations + cooled.num_iterations)
 
 
