@@ -103,22 +103,23 @@ def test_smoothed_networks_end_where_nothing_is_left_to_escape(seed):
     assert np.min(trained.margins(limit.direction)) == pytest.approx(limit.margin, rel=1e-12)
 
 
-@pytest.mark.slow
 def test_a_saddle_is_left_unless_that_is_switched_off():
-    saddles = 0
-    network = networks.mlp((10, 20, 1), smoothing=0.05)
-    for seed in (1, 4):
-        trained, start = two_layer(seed, network=network, shape=(20, 10))
-        first = gflow.find_limit(trained, start, escape=False)
-        if first.result_name != "saddle":
-            continue
-        saddles += 1
-        assert first.verdict == "saddle"
-        assert first.curvature.unstable.any()
-        last = gflow.find_limit(trained, start)
-        assert last.verdict != "saddle"
-        assert last.margin > first.margin - 1e-12
-    assert saddles > 0
+    """Copies of a neuron stay copies along the flow, and where they end apart is higher.
+
+    Rounding cannot part them in the time the flow takes: perturbed by 1e-7 they end there too.
+    """
+    network = networks.mlp((4, 20, 1), smoothing=0.05)
+    trained, _ = two_layer(7, network=network, shape=(8, 4))
+    inner, outer = networks.mlp((4, 5, 1), smoothing=0.05).init(7)
+    start = (np.repeat(inner, 4, axis=0), np.repeat(outer, 4, axis=1))
+    first = gflow.find_limit(trained, start, escape=False)
+    assert first.result_name == first.verdict == "saddle"
+    assert first.curvature.unstable.any()
+    assert first.curvature.values.min() < -0.2
+    last = gflow.find_limit(trained, start)
+    assert last.verdict == "maximum within a family"
+    assert "escape" in [stage.kind for stage in last.stages]
+    assert last.margin > first.margin + 1e-3
 
 
 def test_a_flow_that_never_separates_has_no_limit():
