@@ -103,6 +103,7 @@ def test_smoothed_networks_end_where_nothing_is_left_to_escape(seed):
     assert np.min(trained.margins(limit.direction)) == pytest.approx(limit.margin, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_saddle_is_left_unless_that_is_switched_off():
     """Copies of a neuron stay copies along the flow, and where they end apart is higher.
 
