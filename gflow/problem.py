@@ -149,20 +149,26 @@ class Problem(eqx.Module):
         ascent = self.ascent(params)
         return tree_scale(-jnp.exp(ascent.log_weight), ascent.vector)
 
-    def ascent(self, params: Params, log_kappa: Scalar = 0.0) -> Ascent:
+    def ascent(
+        self,
+        params: Params,
+        log_kappa: Scalar = 0.0,
+        assumed: Float[Array, "n ..."] | None = None,
+    ) -> Ascent:
         """Margins and the weighted mean of their gradients at `params`.
 
         The weights are those of parameters `kappa^(1/L) params`: margins are L-homogeneous, so that
         `kappa q_i(params)` enters the loss. This reads a flow at any norm from a unit direction.
-        Margins and their gradients remain those of `params` itself.
+        Margins and their gradients remain those of `params` itself; with margins `assumed` in their
+        place, the weights are those of these.
         """
         # An array, since a Python number would be compiled into the program.
-        return self._ascent(params, jnp.asarray(log_kappa, float))
+        return self._ascent(params, jnp.asarray(log_kappa, float), assumed)
 
     @eqx.filter_jit
-    def _ascent(self, params: Params, log_kappa: Array) -> Ascent:
+    def _ascent(self, params: Params, log_kappa: Array, assumed: Array | None) -> Ascent:
         margins, pull_back = self.linearize(params)
-        log_weights = self.log_weights(margins, log_kappa)
+        log_weights = self.log_weights(margins if assumed is None else assumed, log_kappa)
         # Not exp(log_weights - log_weight): at weights of e^-1e20 that sum has lost its log 2.
         weights = jax.nn.softmax(log_weights, axis=None)
         return Ascent(margins, weights, logsumexp(log_weights), pull_back(weights)[0])

@@ -91,26 +91,29 @@ def test_a_flow_that_is_not_stiff_keeps_its_solver():
     assert flow.settings["solver"] == "Tsit5"
 
 
-def test_logit_error_is_the_change_of_the_logits():
+def test_the_size_of_a_change_in_the_logits():
     network = networks.mlp((5, 4, 1), power=2)
     trained = problem(network, perturbations.fgm(0.1), losses.logistic())
     params = network.init(1, scale=1.5)
     field = Field(trained, Layout.of(params))
     state = initial_state(field.layout, params)
-    change = np.append(np.random.default_rng(0).normal(size=state.size - 2), [0.0, 0.0])
+    change = np.random.default_rng(0).normal(size=state.size - 2)
     kappa = float(jnp.exp(field.log_kappa(state)))
 
     def margins(direction):
         return np.asarray(trained.margins(field.layout.unflatten(direction)))
 
     step, unit = 1e-6, np.asarray(state[:-2])
-    shift = step * change[:-2]
+    shift = step * change
     slopes = (margins(unit + shift) - margins(unit - shift)) / (2 * step)
     log_weights = -np.logaddexp(0.0, kappa * margins(unit))
     weights = np.exp(log_weights) / np.exp(log_weights).sum()
     expected = np.sqrt(np.sum(weights * (kappa * slopes) ** 2))
     # Central differences: step^2 is 1e-12, rounding 1e-16 / step.
-    np.testing.assert_allclose(field.logit_error(state, change), expected, rtol=1e-8)
+    changes = field.change_of_margins(state, jnp.asarray(change))
+    np.testing.assert_allclose(changes, slopes, rtol=1e-8)
+    size = field.logit_size(state, field.margins(state), changes)
+    np.testing.assert_allclose(size, expected, rtol=1e-8)
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,11 @@ from jax import lax
 from jax.scipy.special import logsumexp
 from jaxtyping import Array
 
-from gflow.flow.field import Field, log_time_rate, path_slope
+from gflow.flow.coupled import Moved
+from gflow.flow.field import Field, StepError, path_slope
 from gflow.flow.krylov import stiff_part, woodbury
 from gflow.flow.rosenbrock import Rosenbrock, interpolate
-from gflow.flow.systems import LinearSolver, Operator
+from gflow.flow.systems import Krylov, LinearSolver, Operator
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 # Where E rises by more than this, the part of the step before adds nothing to the integral.
@@ -43,19 +44,34 @@ class ClockedRosenbrock(Rosenbrock):
         super().__init__(method, linear_solver=linear_solver)
         self.tolerance = np.minimum(_LINEAR * np.asarray(tolerance, float), _LARGEST)
 
+    @property
+    def follows_margins(self) -> bool:
+        """Whether the margins are unknowns of their own, which takes products with the Jacobian."""
+        linear = self.linear_solver
+        return not (isinstance(linear, Krylov) and linear.most_directions == 0)
+
     def step(
         self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
-    ) -> tuple[Array, Array, dict[str, Array], Any, diffrax.RESULTS]:
+    ) -> tuple[Array, StepError, dict[str, Array], Any, diffrax.RESULTS]:
         del terms, solver_state, made_jump
         field, h = args, t1 - t0
-
-        def slope(path: Array) -> Array:
-            state = jnp.append(path, y0[-1])
-            return path_slope(field, state, field.ascent(state))
-
+        ascent = field.ascent(y0)
         # Where the direction hardly moves, log rho still does: in units in which both move alike,
         # an iterative solution is as right in the one as in the other.
-        units = _units(slope(y0[:-1]))
+        units = _units(path_slope(field, y0, ascent))
+        shape = ascent.margins.shape
+
+        def state_of(path: Array) -> Array:
+            return jnp.append(path * units, y0[-1])
+
+        def coupled(_: Any, path: Array, margins: Array | None) -> tuple[Array, Array]:
+            assumed = margins.reshape(shape) if margins is not None and margins.size else None
+            there = field.ascent(state_of(path), assumed)
+            known = there.margins.ravel() if self.follows_margins else path[:0]
+            return path_slope(field, state_of(path), there) / units, known
+
+        def gap_size(path: Array, margins: Array, gap: Array) -> Array:
+            return field.logit_size(state_of(path), margins.reshape(shape), gap.reshape(shape))
 
         def precondition(most: int) -> Callable[[Array], Operator]:
             part = stiff_part(field, y0[:-1], most)
@@ -67,23 +83,44 @@ class ClockedRosenbrock(Rosenbrock):
             return with_shift
 
         moved = self.advance(
-            lambda _, path: slope(path * units) / units,
+            coupled,
             jnp.asarray(t0),
             h,
             y0[:-1] / units,
             precondition,
+            gap_size if self.follows_margins else None,
         )
-        inner, inner_error, inner_k = (part * units for part in moved)
-        middle = interpolate(0.5, y0[:-1], inner, inner_k)
+        return self._finished(field, h, y0, ascent.margins, units, moved)
+
+    def _finished(
+        self, field: Field, h: Array, y0: Array, margins: Array, units: Array, moved: Moved
+    ) -> tuple[Array, StepError, dict[str, Array], Any, diffrax.RESULTS]:
+        """What diffrax wants of a step, with time and with the error in the logits."""
+        size, shape = units.size, margins.shape
+        path, error, k = (part[..., :size] * units for part in moved[:3])
+        middle = jnp.append(interpolate(0.5, y0[:-1], path, k), y0[-1])
+        if self.follows_margins:
+            end, change, rows = (part[..., size:] for part in moved[:3])
+            between = interpolate(0.5, margins.ravel(), end, rows).reshape(shape)
+            log_weight = field.log_weight(middle, between)
+            there, gap = (part.reshape(shape) for part in (end + moved.gap, moved.gap))
+            logit = jnp.maximum(
+                field.logit_size(y0, margins, change.reshape(shape)),
+                field.logit_size(jnp.append(path, y0[-1]), there, gap),
+            )
+        else:
+            log_weight = field.ascent(middle).log_weight
+            logit = field.logit_size(y0, margins, field.change_of_margins(y0, error[:-1]))
         # Beyond a cap time stands still.
         log_time, log_error = lax.cond(
-            field.log_kappa(jnp.append(inner, 0.0)) <= field.log_cap,
-            lambda: _log_time(field, h, y0, inner, middle),
+            field.log_kappa(jnp.append(path, 0.0)) <= field.log_cap,
+            lambda: _log_time(field, h, y0, path, field.log_time_rate(middle, log_weight)),
             lambda: (y0[-1], jnp.zeros_like(y0[-1])),
         )
-        y1, error = jnp.append(inner, log_time), jnp.append(inner_error, log_error)
-        k = jnp.pad(inner_k, ((0, 0), (0, 1)))
-        return y1, error, {"y0": y0, "y1": y1, "k": k}, None, diffrax.RESULTS.successful
+        y1 = jnp.append(path, log_time)
+        dense = {"y0": y0, "y1": y1, "k": jnp.pad(k, ((0, 0), (0, 1)))}
+        errors = StepError(jnp.append(error, log_error), logit)
+        return y1, errors, dense, None, diffrax.RESULTS.successful
 
 
 def _units(slope: Array) -> Array:
@@ -93,12 +130,12 @@ def _units(slope: Array) -> Array:
     return jnp.ones_like(slope).at[-1].set(jnp.where(ratio > 1, ratio, 1.0))
 
 
-def _log_time(field: Field, h: Array, y0: Array, end: Array, middle: Array) -> tuple[Array, Array]:
-    """`log(1 + t)` at the end of the step, and how much the middle of the step changed it."""
+def _log_time(
+    field: Field, h: Array, y0: Array, end: Array, middle_value: Array
+) -> tuple[Array, Array]:
+    """`log(1 + t)` at the end of the step, and how much E in its middle changed it."""
     start_value, start_slope = _rate_and_slope(field, y0)
     end_value, end_slope = _rate_and_slope(field, jnp.append(end, y0[-1]))
-    middle_state = jnp.append(middle, y0[-1])
-    middle_value = log_time_rate(field, middle_state, field.ascent(middle_state))
     chord = end_value - start_value
     start, finish = h * start_slope - chord, chord - h * end_slope
     straight = 0.5 * (start_value + end_value) + 0.125 * (start + finish)
@@ -125,4 +162,8 @@ def _log_time(field: Field, h: Array, y0: Array, end: Array, middle: Array) -> t
 def _rate_and_slope(field: Field, state: Array) -> tuple[Array, Array]:
     """`E = log dt/dtau` and `dE/dtau` along the flow."""
     direction = jnp.append(path_slope(field, state, field.ascent(state)), 0.0)
-    return jax.jvp(lambda y: log_time_rate(field, y, field.ascent(y)), (state,), (direction,))
+
+    def rate(at: Array) -> Array:
+        return field.log_time_rate(at, field.log_weight(at, field.margins(at)))
+
+    return jax.jvp(rate, (state,), (direction,))

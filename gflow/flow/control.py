@@ -116,7 +116,7 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
         tolerance: largest `|d log rho|` and `|d log(1+t)|`.
         budget: number of steps after which it reports `max_steps_reached`.
         until: the targets; it reports `event_occurred` on arrival.
-        atol_logit: largest `Field.logit_error` of an accepted step, or None for no such bound.
+        atol_logit: largest `StepError.logit` of an accepted step; None for solvers without one.
         gains: of the PI controller.
         step: the first step. It is here, and `dt0` of diffrax None, since diffrax checks a `dt0`
             through a host callback, and programs with callbacks are never cached on disk.
@@ -147,7 +147,7 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
     ):
         last_error, _, count, ceiling, rise, bracket = controller_state
-        error = jnp.maximum(self._error(args, y0, y_error), _LEAST_ERROR)
+        error = jnp.maximum(self._error(y_error), _LEAST_ERROR)
         keep = error < 1
         factor = _factor(self.gains, error, last_error, error_order, keep)
         last_error = jnp.where(keep, error, last_error)
@@ -168,12 +168,14 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
         state = ControlState(last_error, step, count + 1, ceiling, rise, bracket)
         return keep, next_t0, next_t1, False, state, self._verdict(state, arrived)
 
-    def _error(self, field: Field, state: State, error: Any) -> Array:
+    def _error(self, error: Any) -> Array:
         """The error in units of what is allowed; a NaN counts as infinite."""
+        logit = 0.0
+        if self.atol_logit is not None:
+            error, logit = error.state, error.logit / self.atol_logit
         across, along = error_sizes(error)
         size = jnp.maximum(across / self.rtol_direction, along / self.tolerance)
-        if self.atol_logit is not None:
-            size = jnp.maximum(size, field.logit_error(state, error) / self.atol_logit)
+        size = jnp.maximum(size, logit)
         return jnp.where(jnp.isnan(size), jnp.inf, size)
 
     def _verdict(self, state: ControlState, arrived: Any) -> Any:

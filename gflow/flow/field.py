@@ -18,12 +18,13 @@ The state is one flat vector `(u, log rho, log(1 + t))`: a solver's arithmetic t
 kernel an operation rather than one for each leaf of the parameters.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
 from gflow._layout import Layout
@@ -33,6 +34,18 @@ from gflow.problem import Ascent, Problem
 
 State = Float[Array, " state"] | Float[np.ndarray, " state"]
 """`(u, log rho, log(1 + t))`, P + 2 numbers."""
+
+
+class StepError(NamedTuple):
+    """An error estimate of a step, in the state and as the loss sees it.
+
+    Attributes:
+        state: of `(u, log rho, log(1 + t))`.
+        logit: of kappa q, see `Field.logit_size`.
+    """
+
+    state: State
+    logit: Float[Array, ""]
 
 
 class Field(eqx.Module):
@@ -64,22 +77,47 @@ class Field(eqx.Module):
         """The log kappa from which on nothing can be computed; infinite with a cap."""
         return jnp.where(jnp.isfinite(self.log_cap), jnp.inf, MAX_LOG_KAPPA)
 
-    def ascent(self, state: State) -> Ascent:
-        """Margins and the ascent direction at the unit direction of `state`."""
-        return self.problem.ascent(self.layout.unflatten(unit_direction(state)), self.capped(state))
+    def ascent(self, state: State, assumed: Array | None = None) -> Ascent:
+        """Margins and the ascent direction at the unit direction of `state`.
 
-    def logit_error(self, state: State, error: State) -> Float[Array, ""]:
-        """`sqrt(sum_i p_i (kappa <grad q_i, du>)^2)`: an error in u as it appears in the logits.
-
-        The gradients here are those through delta, since it is the margins that move.
+        With margins `assumed`, the weights p are those of these, in the shape of the margins.
         """
-        log_kappa = self.capped(state)
+        params = self.layout.unflatten(unit_direction(state))
+        return self.problem.ascent(params, self.capped(state), assumed)
+
+    def margins(self, state: State) -> Float[Array, "n ..."]:
+        """Margins at the unit direction of `state`."""
+        return self.problem.margins(self.layout.unflatten(unit_direction(state)))
+
+    def log_weight(self, state: State, margins: Float[Array, "n ..."]) -> Float[Array, ""]:
+        """`log sum_i -l'(q_i)` for these margins of the unit direction."""
+        return logsumexp(self.problem.log_weights(margins, self.capped(state)))
+
+    def log_time_rate(self, state: State, log_weight: Scalar) -> Float[Array, ""]:
+        """`log dt/dtau = -log(sum_i -l'(q_i)) - (L - 2) log rho`; minus infinity beyond the cap.
+
+        `log_weight` is the logarithm of the sum.
+        """
+        rate = -log_weight - (self.problem.degree - 2) * state[-2]
+        return jnp.where(self.log_kappa(state) <= self.log_cap, rate, -jnp.inf)
+
+    def change_of_margins(self, state: State, change: Float[Array, " P"]) -> Float[Array, "n ..."]:
+        """`<grad q_i, du>`, by the gradients through delta, since it is the margins that move."""
 
         def margins(direction: Array) -> Array:
             return self.problem.margins(self.layout.unflatten(direction))
 
-        value, change = jax.jvp(margins, (unit_direction(state),), (error[:-2],))
-        weights = jax.nn.softmax(self.problem.log_weights(value, log_kappa), axis=None)
+        return jax.jvp(margins, (unit_direction(state),), (change,))[1]
+
+    def logit_size(
+        self, state: State, margins: Float[Array, "n ..."], change: Float[Array, "n ..."]
+    ) -> Float[Array, ""]:
+        """`sqrt(sum_i p_i (kappa dq_i)^2)`: a change of the margins as the loss sees it.
+
+        The weights p are those of `margins`, with kappa that of `state`.
+        """
+        log_kappa = self.capped(state)
+        weights = jax.nn.softmax(self.problem.log_weights(margins, log_kappa), axis=None)
         return jnp.sqrt(jnp.sum(weights * (jnp.exp(log_kappa) * change) ** 2))
 
 
@@ -102,7 +140,7 @@ def unit_direction(state: State) -> Float[Array, " P"]:
 def vector_field(clock: Scalar, state: State, field: Field) -> State:
     """`d state / d tau`. It does not depend on `clock`."""
     ascent = field.ascent(state)
-    rate = jnp.exp(log_time_rate(field, state, ascent) - state[-1])
+    rate = jnp.exp(field.log_time_rate(state, ascent.log_weight) - state[-1])
     return jnp.append(path_slope(field, state, ascent), rate)
 
 
@@ -114,12 +152,6 @@ def path_slope(field: Field, state: State, ascent: Ascent) -> Float[Array, " pat
     direction, vector = unit_direction(state), field.layout.flatten(ascent.vector)
     growth = field.problem.degree * jnp.vdot(ascent.weights, ascent.margins)
     return jnp.append(vector - (direction @ vector) * direction, growth)
-
-
-def log_time_rate(field: Field, state: State, ascent: Ascent) -> Float[Array, ""]:
-    """`log dt/dtau = -log(sum_i -l'(q_i)) - (L - 2) log rho`; minus infinity beyond the cap."""
-    rate = -ascent.log_weight - (field.problem.degree - 2) * state[-2]
-    return jnp.where(field.log_kappa(state) <= field.log_cap, rate, -jnp.inf)
 
 
 def error_sizes(error: State) -> tuple[Float[Array, ""], Float[Array, ""]]:

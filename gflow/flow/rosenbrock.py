@@ -9,12 +9,11 @@ from typing import Any, ClassVar
 
 import diffrax
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float
 
+from gflow.flow.coupled import CoupledField, GapSize, Moved, linearized, step
 from gflow.flow.systems import LinearSolver, Preconditioner, shifted_system
 from gflow.flow.tableaus import TABLEAUS, Tableau
 
@@ -100,57 +99,29 @@ class Rosenbrock(diffrax.AbstractAdaptiveSolver):
     ) -> tuple[Array, Array, dict[str, Array], Any, diffrax.RESULTS]:
         del solver_state, made_jump
 
-        def field(t: Any, y: Array) -> Array:
-            return terms.vf(t, y, args)
+        def field(t: Any, y: Array, _: Any) -> tuple[Array, Array]:
+            return terms.vf(t, y, args), y[:0]
 
-        y1, error, k = self.advance(field, jnp.asarray(t0), t1 - t0, y0)
-        return y1, error, {"y0": y0, "y1": y1, "k": k}, None, diffrax.RESULTS.successful
+        moved = self.advance(field, jnp.asarray(t0), t1 - t0, y0)
+        dense = {"y0": y0, "y1": moved.end, "k": moved.dense}
+        return moved.end, moved.error, dense, None, diffrax.RESULTS.successful
 
     def advance(
         self,
-        field: Callable[[Any, Array], Array],
+        field: CoupledField,
         t0: Array,
         h: Any,
         y0: Array,
         precondition: Preconditioner | None = None,
-    ) -> tuple[Array, Array, Array]:
-        """One step: where it ends, the error estimate, and the rows k of the dense output.
+        gap_size: GapSize | None = None,
+    ) -> Moved:
+        """One step of `y' = f(t, y, q(y))`, see `gflow.flow.coupled`.
 
         `precondition` maps a shift to nearly `r -> (shift - J)^-1 r`, for iterative solvers.
         """
-        tableau = self.tableau
-        a, C, c, d = map(jnp.asarray, (tableau.a, tableau.C, tableau.c, tableau.d))
-        _, product = jax.linearize(lambda y: field(t0, y), y0)
+        tableau, coupled = self.tableau, linearized(field, t0, y0)
+        shift = 1 / (h * tableau.gamma)
         system = shifted_system(
-            self.linear_solver,
-            product,
-            y0,
-            1 / (h * tableau.gamma),
-            precondition,
-            self.tolerance,
+            self.linear_solver, coupled.tangent, y0, shift, precondition, self.tolerance
         )
-        _, slope = jax.jvp(lambda t: field(t, y0), (t0,), (jnp.ones_like(t0),))
-
-        def stage(i: Array, carry: tuple[Array, Any]) -> tuple[Array, Any]:
-            stages, memory = carry
-            value = field(t0 + c[i] * h, y0 + a[i] @ stages)
-            right = value + (C[i] / h) @ stages + (h * d[i]) * slope
-            solution, memory = system.solve(right, memory)
-            return stages.at[i].set(solution), memory
-
-        count = len(tableau.m)
-        # A loop rather than its stages one by one: the program holds the field once.
-        start = (jnp.zeros((count, y0.size), y0.dtype), system.begin(y0))
-        stages, memory = lax.fori_loop(0, count, stage, start)
-        y1 = y0 + tableau.m @ stages
-        if tableau.dense is None:
-            k = _hermite(y0, y1, h * field(t0, y0), h * field(t0 + h, y1))
-        else:
-            k = tableau.dense @ stages
-        return y1, jnp.where(system.solved(memory), tableau.e @ stages, jnp.inf), k
-
-
-def _hermite(y0: Array, y1: Array, start: Array, end: Array) -> Array:
-    """Rows k of the cubic with these end points and increments `h f` there."""
-    across = y1 - y0
-    return jnp.stack([start - across, 2 * across - start - end])
+        return step(tableau, coupled, system, h, gap_size)

@@ -19,13 +19,19 @@ from gflow._numerics import is_integer
 
 Vector = Float[Array, " _"]
 Operator = Callable[[Vector], Vector]
+Tangent = Callable[[Vector], tuple[Vector, Vector]]
+"""`x -> (J x, B x)`: B x is what else is wanted of every solution, empty if nothing is."""
 Preconditioner = Callable[[int], Callable[[Array], Operator]]
 """Of the most margins it may use, then of the shift: nearly `r -> (shift - J)^-1 r`."""
 
 # The most unknowns for which a Jacobian is formed by choice: see benchmarks/large.py.
 DENSE_AT_MOST = 500
 # Vectors that a matrix-free step holds: at most so many, and no more than fill this many bytes.
-_MOST_DIRECTIONS, _MOST_MARGINS, _BYTES = 64, 256, 2**30
+# On the digits of benchmarks/large.py, 128 and 128: with 64 directions 40 % more steps, cut short
+# by systems left unsolved; with 256 margins the same steps, at a higher price.
+_MOST_DIRECTIONS, _MOST_MARGINS, _BYTES = 128, 128, 2**30
+# What is left of a vector orthogonal to others is so to rounding if it is more than this of it.
+_MUCH = 0.1
 _ITERATIVE = (lx.GMRES, lx.BiCGStab)
 
 
@@ -48,9 +54,9 @@ class Krylov(eqx.Module):
         tolerance: of the preconditioned residual, which is nearly the error of the solution,
             relative to the largest right-hand side of the step; None for a hundredth of the
             tolerance of the run, at most 1e-4 (1e-8 outside of `integrate`).
-        most_directions: search directions in a step, 0 for none; None for 64, or fewer where P is
+        most_directions: search directions in a step, 0 for none; None for 128, or fewer where P is
             so large that they and the margins would need more than 1 GB.
-        most_margins: margins in the preconditioner, the heaviest; None for 256 or fewer, likewise.
+        most_margins: margins in the preconditioner, the heaviest; None for 128 or fewer, likewise.
 
     Raises:
         ValueError: a tolerance outside (0, 1), or a count below 1.
@@ -97,40 +103,40 @@ LinearSolver = lx.AbstractLinearSolver | Krylov | None
 
 def shifted_system(
     solver: LinearSolver,
-    product: Operator,
+    tangent: Tangent,
     like: Vector,
     shift: Any,
     precondition: Preconditioner | None,
     tolerance: Any,
 ) -> "Direct | Recycling":
-    """The systems `(shift - J) x = r`, with `product(x) = J x` and vectors like `like`.
+    """The systems `(shift - J) x = r`, with `tangent(x) = (J x, B x)` and vectors like `like`.
 
-    `tolerance` is that of a `Krylov` which names none.
+    Their solutions are `(x, B x)`, one vector. `tolerance` is that of a `Krylov` which names none.
     """
     shift = jnp.asarray(shift)
     if solver is None:
         solver = lx.LU() if like.size <= DENSE_AT_MOST else Krylov()
 
-    def apply(x: Vector) -> Vector:
-        return shift * x - product(x)
+    def apply(x: Vector) -> tuple[Vector, Vector]:
+        image, beside = tangent(x)
+        return shift * x - image, beside
 
     directions, margins = (solver if isinstance(solver, Krylov) else Krylov()).sized(like.size)
     unscaled: Operator = lambda r: r / shift  # noqa: E731
     nearly = unscaled if precondition is None else precondition(margins)(shift)
     if isinstance(solver, Krylov):
         if directions == 0:
-            return Direct(nearly)
+            return Direct(nearly, lambda x: tangent(x)[1])
         tolerance = tolerance if solver.tolerance is None else solver.tolerance
         return Recycling(apply, nearly, tolerance, directions)
     structure = jax.eval_shape(lambda: like)
     if isinstance(solver, _ITERATIVE):
         options = {"preconditioner": lx.FunctionLinearOperator(nearly, structure)}
-        operator = lx.FunctionLinearOperator(apply, structure)
-    else:
-        options, identity = {}, jnp.eye(like.size, dtype=like.dtype)
-        matrix = shift * identity - jax.vmap(product, out_axes=1)(identity)
-        operator = lx.MatrixLinearOperator(matrix)
-    return by_lineax(operator, solver, options)
+        operator = lx.FunctionLinearOperator(lambda x: apply(x)[0], structure)
+        return Direct(by_lineax(operator, solver, options), lambda x: tangent(x)[1])
+    columns, beside = jax.vmap(apply, out_axes=1)(jnp.eye(like.size, dtype=like.dtype))
+    operator = lx.MatrixLinearOperator(columns)
+    return Direct(by_lineax(operator, solver, {}), lambda x: beside @ x)
 
 
 class Direct(NamedTuple):
@@ -138,17 +144,20 @@ class Direct(NamedTuple):
 
     Attributes:
         inverse: `r -> x`.
+        beside: `x -> B x`.
     """
 
     inverse: Operator
+    beside: Operator
 
     def begin(self, like: Vector) -> tuple[()]:
         """Nothing to remember."""
         return ()
 
     def solve(self, right: Vector, memory: tuple[()]) -> tuple[Vector, tuple[()]]:
-        """The solution."""
-        return self.inverse(right), memory
+        """The solution, `(x, B x)`."""
+        solution = self.inverse(right)
+        return jnp.concatenate([solution, self.beside(solution)]), memory
 
     def solved(self, memory: tuple[()]) -> bool:
         """What was not solved is not finite."""
@@ -157,8 +166,8 @@ class Direct(NamedTuple):
 
 def by_lineax(
     operator: lx.AbstractLinearOperator, solver: lx.AbstractLinearSolver, options: dict[str, Any]
-) -> Direct:
-    """Systems solved one by one by a solver of lineax, which factorises once if it does at all."""
+) -> Operator:
+    """The inverse by a solver of lineax, which factorises once if it does at all."""
     state = solver.init(operator, options)
 
     def inverse(right: Vector) -> Vector:
@@ -167,19 +176,20 @@ def by_lineax(
         )
         return solution.value
 
-    return Direct(inverse)
+    return inverse
 
 
 class Memory(NamedTuple):
     """Directions searched so far in a step, and their images, which are orthonormal.
 
     Attributes:
-        directions, images: (k, P) rows, the first `count` of them; the others are 0.
+        directions: (k, P + b) rows `(x, B x)`, the first `count` of them; the others are 0.
+        images: (k, P) rows, likewise.
         scale: the largest right-hand side so far. Later ones may cancel to rounding.
         left: the largest residual left by any solution, relative to `scale`.
     """
 
-    directions: Float[Array, "k P"]
+    directions: Float[Array, "k P_and_b"]
     images: Float[Array, "k P"]
     count: Any
     scale: Float[Array, ""]
@@ -190,25 +200,26 @@ class Recycling(NamedTuple):
     """Generalised conjugate residuals with a memory, for `A x = r` with many r in turn.
 
     Attributes:
-        apply: `x -> A x`.
+        apply: `x -> (A x, B x)`.
         precondition: nearly `r -> A^-1 r`; residuals are measured after it.
         tolerance: of the residual, relative to the largest right-hand side so far.
         most: directions at most.
     """
 
-    apply: Operator
+    apply: Tangent
     precondition: Operator
     tolerance: Any
     most: int
 
     def begin(self, like: Vector) -> Memory:
         """No direction yet."""
-        empty = jnp.zeros((self.most, like.size), like.dtype)
-        zero = jnp.zeros((), like.dtype)
-        return Memory(empty, empty, jnp.zeros((), int), zero, zero)
+        beside = jax.eval_shape(self.apply, like)[1].size
+        images, zero = jnp.zeros((self.most, like.size), like.dtype), jnp.zeros((), like.dtype)
+        directions = jnp.zeros((self.most, like.size + beside), like.dtype)
+        return Memory(directions, images, jnp.zeros((), int), zero, zero)
 
     def solve(self, right: Vector, memory: Memory) -> tuple[Vector, Memory]:
-        """The solution, and the memory with what had to be searched for it."""
+        """The solution `(x, B x)`, and the memory with what had to be searched for it."""
         right = self.precondition(right)
         scale = jnp.maximum(memory.scale, _length(right))
         known = memory.images @ right
@@ -240,11 +251,18 @@ class Recycling(NamedTuple):
 
     def _orthogonal(self, direction: Vector, memory: Memory) -> tuple[Vector, Vector]:
         """A direction and its image, of norm 1 and orthogonal to all before."""
-        image = self.precondition(self.apply(direction))
-        for _ in range(2):  # the second time for what rounding left
-            known = memory.images @ image
-            image = image - known @ memory.images
-            direction = direction - known @ memory.directions
+        image, beside = self.apply(direction)
+        direction, image = jnp.concatenate([direction, beside]), self.precondition(image)
+        before = _length(image)
+        known = memory.images @ image
+        image = image - known @ memory.images
+        # A second time where so little is left that rounding is some of it.
+        image, more = lax.cond(
+            _length(image) < _MUCH * before,
+            lambda: (image - (memory.images @ image) @ memory.images, memory.images @ image),
+            lambda: (image, jnp.zeros_like(known)),
+        )
+        direction = direction - (known + more) @ memory.directions
         length = _length(image)
         length = jnp.where(length > 0, length, 1.0)
         return direction / length, image / length
