@@ -10,19 +10,17 @@ them is meant.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from scipy.linalg import lstsq, solve
 
 from gflow._layout import Layout
+from gflow._least_norm import least_norm, nearly_solved
 from gflow.cooling import Cooled, cool, cooled_again
 from gflow.kkt import System, system
 from gflow.problem import Problem
 
 # Weights of the flow below this part of the largest belong to no active margin.
 _SUPPORT = 1e-3
-_RANK = 1e-11
 # Rank-revealing factors take minutes from here on.
 _LARGE, _SHIFT = 1500, 1e-8
 # Among more margins than this the weights do not tell the active ones.
@@ -180,11 +178,10 @@ def _newton_step(
 def _least(matrix: np.ndarray, right: np.ndarray, size: int) -> np.ndarray:
     """The solution of minimum norm; of large systems nearly that, by a shift of the Hessian."""
     if len(right) <= _LARGE:
-        solution: Any = lstsq(matrix, right, cond=_RANK, lapack_driver="gelsy", check_finite=False)
-        return solution[0]
+        return least_norm(matrix, right)
     shifted = matrix.copy()
     shifted[np.arange(size), np.arange(size)] += _SHIFT
-    return solve(shifted, right, overwrite_a=True, check_finite=False)
+    return nearly_solved(shifted, right)
 
 
 def _mended(margins: np.ndarray, multipliers: np.ndarray, active: np.ndarray) -> np.ndarray | None:

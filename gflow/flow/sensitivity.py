@@ -8,25 +8,22 @@ switches that stand there for further unknowns, and their values, which stay 0, 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.linalg import lstsq
 
 from gflow._layout import Layout
+from gflow._least_norm import least_norm
 from gflow._typing import Params
 from gflow.flow.limit import Limit
 from gflow.kinks import Kinks, traced_equations
 from gflow.kkt import residual
 from gflow.polish import Polished
 from gflow.problem import Problem
-
-# One weight that is 0 for all examples stands on as many kinks: they are one equation.
-_RANK = 1e-11
 
 
 def radius_sensitivity(limit: Limit) -> Params:
@@ -115,8 +112,8 @@ def _moved(
         return linear.equations(problem_at(value))
 
     force = np.asarray(jax.jvp(equations, (point,), (tangent,))[1])
-    solution: Any = lstsq(linear.jacobian, force, cond=_RANK, lapack_driver="gelsy")
-    theta = -solution[0][: layout.size]
+    # One weight that is 0 for all examples stands on as many kinks: they are one equation.
+    theta = -least_norm(linear.jacobian, force)[: layout.size]
     unit = linear.theta / np.linalg.norm(linear.theta)
     across = (theta - unit * (unit @ theta)) / np.linalg.norm(linear.theta)
     return layout.unflatten(across)

@@ -11,14 +11,13 @@ of the implicit Euler method for the flow `d theta/ds = -theta + sum_i lambda_i 
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import lstsq
 
+from gflow._least_norm import least_norm
 from gflow.kinks.equations import Equations, Point
 
-_RANK = 1e-11
 _LONGEST = 0.2
 # Of the square of what rounds off complementarity, over mu s^2.
 _ROUNDING_OFF = 1e-6
@@ -92,12 +91,9 @@ class System:
         Args:
             jacobian: of the equations, by the switches of `index` too.
         """
-        matrix = self.matrix(jacobian)
-        solution: Any = lstsq(
-            matrix, self.right, cond=_RANK, lapack_driver="gelsy", check_finite=False
-        )
+        solution = least_norm(self.matrix(jacobian), self.right)
         size, count = len(self.at.residual), len(self.at.margins)
-        theta, multipliers, turns = np.split(solution[0], [size, size + count])
+        theta, multipliers, turns = np.split(solution, [size, size + count])
         point = self.point
         if not np.linalg.norm(theta) <= _LONGEST * np.linalg.norm(point.theta):
             return None
