@@ -17,7 +17,7 @@ PACKAGE = Path(gflow.__file__).parent
 # is below it, and only what is written as a user would write it stands above it.
 FLOORS = [
     {"_typing"},
-    {"_description", "_interior", "_layout", "_numerics", "progress", "results"},
+    {"_description", "_interior", "_layout", "_least_norm", "_numerics", "progress", "results"},
     {"_balls"},
     {"datasets", "losses", "networks", "perturbations"},
     {"problem"},

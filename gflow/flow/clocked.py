@@ -4,10 +4,13 @@ Time does not act back on the path, and where the flow is stiff `log(1 + t)` run
 part of the linearised system it would overflow the stages. So a step moves `(u, log rho)` alone,
 and `t` follows from `integral exp(E) d tau`, `E = log dt/dtau`, with E a polynomial through its
 values at the ends and the middle of the step and its slopes at the ends.
+
+The margins are unknowns of their own (`gflow.flow.coupled`), the weights p of a stage those of its
+margins: out there the set of equal margins is so thin that no stage of u could tell them.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import jax
@@ -21,7 +24,7 @@ from gflow.flow.coupled import Moved
 from gflow.flow.field import Field, StepError, path_slope
 from gflow.flow.krylov import stiff_part, woodbury
 from gflow.flow.rosenbrock import Rosenbrock, interpolate
-from gflow.flow.systems import Krylov, LinearSolver, Operator
+from gflow.flow.systems import Krylov, LinearSolver, Operator, Preconditioner
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 # Where E rises by more than this, the part of the step before adds nothing to the integral.
@@ -59,36 +62,14 @@ class ClockedRosenbrock(Rosenbrock):
         # Where the direction hardly moves, log rho still does: in units in which both move alike,
         # an iterative solution is as right in the one as in the other.
         units = _units(path_slope(field, y0, ascent))
-        shape = ascent.margins.shape
-
-        def state_of(path: Array) -> Array:
-            return jnp.append(path * units, y0[-1])
-
-        def coupled(_: Any, path: Array, margins: Array | None) -> tuple[Array, Array]:
-            assumed = margins.reshape(shape) if margins is not None and margins.size else None
-            there = field.ascent(state_of(path), assumed)
-            known = there.margins.ravel() if self.follows_margins else path[:0]
-            return path_slope(field, state_of(path), there) / units, known
-
-        def gap_size(path: Array, margins: Array, gap: Array) -> Array:
-            return field.logit_size(state_of(path), margins.reshape(shape), gap.reshape(shape))
-
-        def precondition(most: int) -> Callable[[Array], Operator]:
-            part = stiff_part(field, y0[:-1], most)
-
-            def with_shift(shift: Array) -> Operator:
-                solve = woodbury(part, shift)
-                return lambda r: solve(r * units) / units
-
-            return with_shift
-
+        scaled = _Scaled(field, y0[-1], units, ascent.margins.shape, self.follows_margins)
         moved = self.advance(
-            coupled,
+            scaled.coupled,
             jnp.asarray(t0),
             h,
             y0[:-1] / units,
-            precondition,
-            gap_size if self.follows_margins else None,
+            scaled.preconditioner(y0[:-1]),
+            scaled.gap_size if self.follows_margins else None,
         )
         return self._finished(field, h, y0, ascent.margins, units, moved)
 
@@ -121,6 +102,56 @@ class ClockedRosenbrock(Rosenbrock):
         dense = {"y0": y0, "y1": y1, "k": jnp.pad(k, ((0, 0), (0, 1)))}
         errors = StepError(jnp.append(error, log_error), logit)
         return y1, errors, dense, None, diffrax.RESULTS.successful
+
+
+class _Scaled(NamedTuple):
+    """The field along the path `(u, log rho)` in units of a step, coupled through the margins.
+
+    Attributes:
+        field: the flow's.
+        log_time: at the start of the step; it does not act back.
+        units: of the path. Shape (P + 1,).
+        shape: of the margins.
+        follows_margins: see `ClockedRosenbrock.follows_margins`.
+    """
+
+    field: Field
+    log_time: Array
+    units: Array
+    shape: tuple[int, ...]
+    follows_margins: bool
+
+    def state(self, path: Array) -> Array:
+        """The state of a path in these units."""
+        return jnp.append(path * self.units, self.log_time)
+
+    def coupled(self, clock: Any, path: Array, margins: Array | None) -> tuple[Array, Array]:
+        """The slope with the weights of these margins, and the margins; see `CoupledField`."""
+        del clock
+        assumed = margins.reshape(self.shape) if margins is not None and margins.size else None
+        state = self.state(path)
+        ascent = self.field.ascent(state, assumed)
+        known = ascent.margins.ravel() if self.follows_margins else path[:0]
+        return path_slope(self.field, state, ascent) / self.units, known
+
+    def gap_size(self, path: Array, margins: Array, gap: Array) -> Array:
+        """What margins that are off by `gap` change in the logits."""
+        gap, margins = gap.reshape(self.shape), margins.reshape(self.shape)
+        return self.field.logit_size(self.state(path), margins, gap)
+
+    def preconditioner(self, start: Array) -> Preconditioner:
+        """Of the systems of a step from `start`, which is not in these units."""
+
+        def of_margins(most: int) -> Callable[[Array], Operator]:
+            part = stiff_part(self.field, start, most)
+
+            def with_shift(shift: Array) -> Operator:
+                solve = woodbury(part, shift)
+                return lambda r: solve(r * self.units) / self.units
+
+            return with_shift
+
+        return of_margins
 
 
 def _units(slope: Array) -> Array:
