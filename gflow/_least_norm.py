@@ -31,8 +31,8 @@ def least_norm(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
 def nearly_solved(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
     """A solution by LU factors, however nearly singular the matrix; 0 where it is singular.
 
-    `scipy.linalg.solve` would warn of it.
+    `scipy.linalg.solve` would warn of it. The factors take the place of a matrix in Fortran's order.
     """
     (solve,) = get_lapack_funcs(("gesv",), (matrix, right))
-    *_, solution, singular = solve(matrix, right)
+    *_, solution, singular = solve(matrix, right, overwrite_a=True)
     return np.zeros_like(right) if singular else solution

@@ -179,7 +179,7 @@ def _least(matrix: np.ndarray, right: np.ndarray, size: int) -> np.ndarray:
     """The solution of minimum norm; of large systems nearly that, by a shift of the Hessian."""
     if len(right) <= _LARGE:
         return least_norm(matrix, right)
-    shifted = matrix.copy()
+    shifted = matrix.copy(order="F")
     shifted[np.arange(size), np.arange(size)] += _SHIFT
     return nearly_solved(shifted, right)
 

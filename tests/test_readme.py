@@ -17,7 +17,7 @@ NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 # Rounding, and the number of steps, depend on the versions and on the processor. A step may make an
 # error of 1e-8, and what is zero but for rounding is as likely 1e-16 as 1e-17.
-_RELATIVE, _ZERO = 2e-3, 1e-14
+_RELATIVE, _ZERO = 2e-3, 1e-12
 _COUNT = 0.1
 
 
