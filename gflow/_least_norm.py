@@ -29,10 +29,10 @@ def least_norm(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def nearly_solved(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """A solution by LU factors, however nearly singular the matrix; 0 where it is singular.
+    """The solution by LU factors, however nearly singular the matrix; NaN where it is singular.
 
     `scipy.linalg.solve` would warn of it. A matrix in Fortran's order is overwritten.
     """
     (solve,) = get_lapack_funcs(("gesv",), (matrix, right))
     *_, solution, singular = solve(matrix, right, overwrite_a=True)
-    return np.zeros_like(right) if singular else solution
+    return np.full_like(right, np.nan) if singular else solution

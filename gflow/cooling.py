@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
-from scipy.linalg import lu_factor, lu_solve, solve
+from scipy.linalg import lu_factor, lu_solve
 from scipy.sparse.linalg import LinearOperator, gmres
 
 from gflow._layout import Layout
+from gflow._least_norm import nearly_solved
 from gflow.kkt import residual, residual_at, slopes_and_gradients, system
 from gflow.problem import Problem
 
@@ -232,14 +233,14 @@ class _System:
         """The step with the matrix itself. Memory: 8 (P + m)^2 bytes."""
         at = system(self.problem, self.layout, self.theta, self.multipliers)
         size, count = at.gradients.shape[::-1]
-        matrix = np.zeros((size + count, size + count))
+        matrix = np.zeros((size + count, size + count), order="F")
         matrix[:size, :size] = at.hessian
         matrix[np.arange(size), np.arange(size)] += 1 / time
         matrix[:size, size:] = -at.gradients.T
         matrix[size:, :size] = self.rows[:, None] * at.slopes
         inner = np.arange(size, size + count)
         matrix[inner, inner] = self.own
-        return solve(matrix, self.right, overwrite_a=True, check_finite=False)
+        return nearly_solved(matrix, self.right)
 
     def iterated(self, time: float) -> np.ndarray | None:
         """The step by GMRES, with exact products. Memory: 16 m P bytes."""

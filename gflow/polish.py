@@ -29,6 +29,8 @@ FEW_MARGINS = 64
 _COOLED = 1e-6
 # Of large systems, seconds each, a few: what is close after cooling needs no more.
 _MOST_ITERATIONS, _FEW_ITERATIONS = 40, 5
+# Where cooling stopped earlier than this they have not led on: the flow does.
+_SHARP = 1e8
 # The most that a step may move the point, relative to its norm: a model is good nearby only.
 _LONGEST = 0.3
 _SLACK = 1e-10
@@ -123,7 +125,9 @@ def polish_capped(
     cooled = cool(problem, layout, direction, weights, log_kappa)
     if not cooled.sharpness > 0:
         return polish(problem, layout, direction, weights) if named is None else named
-    most = _FEW_ITERATIONS if layout.size > _LARGE else _MOST_ITERATIONS
+    most = _MOST_ITERATIONS
+    if layout.size > _LARGE:
+        most = _FEW_ITERATIONS if cooled.sharpness > _SHARP else 0
     found = polish(
         problem,
         layout,

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import gflow
-from gflow import losses, networks
+from gflow import losses, networks, perturbations
 from gflow._layout import Layout
 from gflow.curvature import curvature
-from gflow.dead import turned, with_dead_at_rest
+from gflow.dead import turned, with_dead_at_rest, without_underflow
 from gflow.kkt import system
 
 DIM = 4
@@ -107,3 +107,24 @@ def test_it_turns_to_where_it_grows_fastest_nearby(limits, width):
             np.delete(after.values, index), before.values[~in_own], atol=1e-12
         )
     assert tried > 3
+
+
+def test_derivatives_that_underflow_at_a_dead_neuron_are_0():
+    generator = np.random.default_rng(0)
+    network = networks.mlp((3, 2, 1), smoothing=0.05)
+    data = gflow.Dataset(generator.normal(size=(4, 3)), [1, -1, 1, -1])
+    attack = perturbations.fgm(0.08)
+    trained = gflow.Problem(network, data, loss=losses.exponential(), perturbation=attack)
+    alive, dead = generator.normal(size=(2, 3))
+
+    def at(size):
+        params = np.stack([alive, size * dead]), np.array([[0.7, size]])
+        layout = Layout.of(params)
+        return system(trained, layout, np.asarray(layout.flatten(params)), np.ones(4))
+
+    lost, near = at(1e-200), without_underflow(at(1e-60))
+    assert np.isnan(lost.slopes).any()
+    mended = without_underflow(lost)
+    np.testing.assert_allclose(mended.slopes, near.slopes, atol=1e-12)
+    np.testing.assert_allclose(mended.gradients, near.gradients, atol=1e-12)
+    assert np.all(np.isfinite(mended.hessian))

@@ -21,7 +21,7 @@ from gflow._layout import Layout
 from gflow._typing import Params
 from gflow.certificate import Certificate, certify
 from gflow.curvature import Curvature, curvature
-from gflow.dead import with_dead_at_rest
+from gflow.dead import with_dead_at_rest, without_underflow
 from gflow.flow.driver import integrate
 from gflow.flow.limit import Limit, Stage
 from gflow.flow.until import Until
@@ -175,11 +175,7 @@ class Search:
         if nearby is not theta:
             hessian = system(self.problem, self.layout, nearby, polished.multipliers).hessian
             at = at._replace(hessian=hessian)
-        # Where even the squares of a dead neuron's weights underflow, its margins' second
-        # derivatives are lost; that they vanish leaves the identity.
-        known = np.isfinite(at.hessian)
-        at = at._replace(hessian=np.where(known & known.T, at.hessian, np.eye(len(theta))))
-        found = curvature(at, polished.active)
+        found = curvature(without_underflow(at), polished.active)
         return with_dead_at_rest(self.problem, self.layout, nearby, polished.multipliers, found)
 
     def near_dead(self, theta: np.ndarray) -> np.ndarray:
