@@ -6,7 +6,7 @@ import numpy as np
 from scipy.linalg import get_lapack_funcs, lstsq
 
 # Singular values below this part of the largest count as 0.
-RANK = 1e-11
+_RANK = 1e-11
 # A matrix of so much reciprocal condition has full rank beyond doubt; to tell takes longer than
 # the rank-revealing factors of one with fewer rows than this.
 _WELL, _SMALL = 1e-10, 200
@@ -24,7 +24,7 @@ def least_norm(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
         norm = np.abs(matrix).sum(axis=0).max()
         if not singular and condition(factors, norm)[0] > _WELL:
             return solved(factors, pivots, right)[0]
-    solution: Any = lstsq(matrix, right, cond=RANK, lapack_driver="gelsy", check_finite=False)
+    solution: Any = lstsq(matrix, right, cond=_RANK, lapack_driver="gelsy", check_finite=False)
     return solution[0]
 
 

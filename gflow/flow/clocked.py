@@ -83,19 +83,18 @@ class ClockedRosenbrock(Rosenbrock):
         if self.follows_margins:
             end, change, rows = (part[..., size:] for part in moved[:3])
             between = interpolate(0.5, margins.ravel(), end, rows).reshape(shape)
-            log_weight = field.log_weight(middle, between)
             there, gap = (part.reshape(shape) for part in (end + moved.gap, moved.gap))
             logit = jnp.maximum(
                 field.logit_size(y0, margins, change.reshape(shape)),
                 field.logit_size(jnp.append(path, y0[-1]), there, gap),
             )
         else:
-            log_weight = field.ascent(middle).log_weight
+            between = None
             logit = field.logit_size(y0, margins, field.change_of_margins(y0, error[:-1]))
         # Beyond a cap time stands still.
         log_time, log_error = lax.cond(
             field.log_kappa(jnp.append(path, 0.0)) <= field.log_cap,
-            lambda: _log_time(field, h, y0, path, field.log_time_rate(middle, log_weight)),
+            lambda: _log_time(field, h, y0, path, _rate(field, middle, between)),
             lambda: (y0[-1], jnp.zeros_like(y0[-1])),
         )
         y1 = jnp.append(path, log_time)
@@ -193,8 +192,10 @@ def _log_time(
 def _rate_and_slope(field: Field, state: Array) -> tuple[Array, Array]:
     """`E = log dt/dtau` and `dE/dtau` along the flow."""
     direction = jnp.append(path_slope(field, state, field.ascent(state)), 0.0)
+    return jax.jvp(lambda at: _rate(field, at), (state,), (direction,))
 
-    def rate(at: Array) -> Array:
-        return field.log_time_rate(at, field.log_weight(at, field.margins(at)))
 
-    return jax.jvp(rate, (state,), (direction,))
+def _rate(field: Field, state: Array, margins: Array | None = None) -> Array:
+    """`E = log dt/dtau` for these margins, or for those of the state."""
+    margins = field.margins(state) if margins is None else margins
+    return field.log_time_rate(state, field.log_weight(state, margins))
