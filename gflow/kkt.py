@@ -76,22 +76,25 @@ def system(problem: Problem, layout: Layout, theta: np.ndarray, multipliers: np.
     if theta.size <= _SMALL:
         found = _system(problem, layout, theta, multipliers)
     else:
-        found = _lagrangian(*_pushing(problem, multipliers), layout, theta)
+        fewer, kept = only_pushing(problem, multipliers != 0)
+        found = _lagrangian(fewer, multipliers[kept], layout, theta)
         found = *found, *_margins(problem, layout, theta)
     value, hessian, margins, slopes, gradients = map(np.asarray, found)
     return System(value, margins, hessian, slopes, gradients)
 
 
-def _pushing(problem: Problem, multipliers: np.ndarray) -> tuple[Problem, np.ndarray]:
-    """The problem without the examples that do not push, and the multipliers of the others.
+def only_pushing(problem: Problem, pushing: np.ndarray) -> tuple[Problem, np.ndarray]:
+    """The problem without the examples none of whose margins push; and which margins are left.
 
     It is filled up to a power of 2 examples, so that few programs are compiled.
+
+    Args:
+        pushing: which margins push. Shape (m,), m the number of examples times k - 1.
     """
-    multipliers = multipliers.reshape(len(problem.dataset.x), -1)
-    pushing = np.flatnonzero(multipliers.any(axis=1))
-    count = min(len(multipliers), 2 ** math.ceil(math.log2(max(len(pushing), 1))))
-    others = np.setdiff1d(np.arange(len(multipliers)), pushing)[: count - len(pushing)]
-    kept = np.concatenate([pushing, others])
+    pushing = pushing.reshape(len(problem.dataset.x), -1)
+    order = np.argsort(~pushing.any(axis=1), kind="stable")
+    num_pushing = int(pushing.any(axis=1).sum())
+    kept = np.sort(order[: 2 ** math.ceil(math.log2(max(num_pushing, 1)))])
     starts = problem.starts if problem.starts is None else np.asarray(problem.starts)[kept]
     fewer = eqx.tree_at(
         lambda p: (p.dataset.x, p.dataset.y, p.starts),
@@ -99,7 +102,7 @@ def _pushing(problem: Problem, multipliers: np.ndarray) -> tuple[Problem, np.nda
         (problem.dataset.x[kept], problem.dataset.y[kept], starts),
         is_leaf=lambda leaf: leaf is None,
     )
-    return fewer, multipliers[kept].ravel()
+    return fewer, np.arange(pushing.size).reshape(pushing.shape)[kept].ravel()
 
 
 @eqx.filter_jit

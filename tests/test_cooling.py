@@ -1,13 +1,15 @@
 """The temperature led to 0: it ends where Newton's method on the right active margins does."""
 
+import jax
 import numpy as np
 import pytest
 
 import gflow
-import gflow.cooling
+import gflow.cooling.equations
 from gflow import kkt, losses, networks, perturbations
 from gflow._layout import Layout
 from gflow.cooling import cool
+from gflow.cooling.path import Path
 from gflow.polish import polish
 
 LOG_CAP = np.log(3000.0)
@@ -78,7 +80,7 @@ def test_newton_with_the_right_margins_ends_there_too(arrived, cooled):
 
 def test_iterations_are_as_good_as_factors(arrived, cooled, monkeypatch):
     trained, flow = arrived
-    monkeypatch.setattr(gflow.cooling, "_DENSE_AT_MOST", 0)
+    monkeypatch.setattr(gflow.cooling.equations, "_DENSE_AT_MOST", 0)
     weights = np.asarray(trained.ascent(flow.direction, LOG_CAP).weights)
     iterated = cool(trained, flow.layout, flow.vectors[-1], weights, LOG_CAP)
     np.testing.assert_allclose(iterated.theta, cooled.theta, atol=1e-6)
@@ -88,7 +90,7 @@ def test_iterations_are_as_good_as_factors(arrived, cooled, monkeypatch):
 @pytest.mark.parametrize("dense_at_most", [0, 1000])
 def test_it_comes_to_rest_from_afar(arrived, monkeypatch, dense_at_most):
     trained, flow = arrived
-    monkeypatch.setattr(gflow.cooling, "_DENSE_AT_MOST", dense_at_most)
+    monkeypatch.setattr(gflow.cooling.equations, "_DENSE_AT_MOST", dense_at_most)
     # Where the flow was on its way, and Newton's method alone would leave it.
     early = np.flatnonzero((flow.stationarity < 0.2) & (flow.log_kappa > LOG_CAP))[0]
     vector = flow.vectors[early]
@@ -98,6 +100,29 @@ def test_it_comes_to_rest_from_afar(arrived, monkeypatch, dense_at_most):
     at = kkt.system(trained, flow.layout, found.theta, found.multipliers)
     assert np.linalg.norm(at.residual) < 1e-8 * np.linalg.norm(found.theta)
     assert at.margins.min() > 1 - 1e-7 and found.multipliers.min() >= 0
+
+
+@pytest.mark.parametrize("dense_at_most", [0, 1000])
+def test_what_underflows_beside_a_dead_neuron_does_no_harm(monkeypatch, dense_at_most):
+    monkeypatch.setattr(gflow.cooling.equations, "_DENSE_AT_MOST", dense_at_most)
+    generator = np.random.default_rng(2)
+    network = networks.mlp((4, 3, 1), smoothing=0.05)
+    dataset = gflow.Dataset(generator.normal(size=(7, 4)), np.resize([-1, 1], 7))
+    attack = perturbations.fgm(0.1)
+    trained = gflow.Problem(network, dataset, loss=losses.exponential(), perturbation=attack)
+    first, second = jax.tree.leaves(network.init(0))
+    dying = np.array([1e-156, 1.0, 1.0])
+    params = jax.tree.unflatten(
+        jax.tree.structure(network.init(0)), [first * dying[:, None], second * dying]
+    )
+    layout = Layout.of(params)
+    theta = np.asarray(layout.flatten(params))
+    slopes, _ = kkt.slopes_and_gradients(trained, layout, theta)
+    assert not np.isfinite(slopes).all()
+    multipliers = generator.random(7)
+    path = Path(trained, layout, multipliers.max())
+    step = path.at(theta, multipliers, 100.0).solve(1.0)
+    assert step is not None and np.isfinite(step).all()
 
 
 def test_examples_that_do_not_push_are_left_out(monkeypatch):
