@@ -1,8 +1,11 @@
 """What the benchmarks of large networks share: the flow with its costs, counted in gradients."""
 
+import multiprocessing
 import resource
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import jax
@@ -83,6 +86,17 @@ def flow_row(problem, start, solver, cap, log_kappa, budget, save=512) -> dict[s
         "first_below": levels,
         "along": costs.rows,
     }
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns in a process of its own: its memory and compilation are its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=_compute_in_float64) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _compute_in_float64() -> None:
+    jax.config.update("jax_enable_x64", True)
 
 
 def peak_gb() -> float:

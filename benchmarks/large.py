@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from _common import run_benchmark, show
-from _large import COLUMNS, Costs, flow_row, peak_gb
+from _large import COLUMNS, Costs, flow_row, in_fresh_process, peak_gb
 
 import gflow
 from gflow import losses, networks, perturbations
@@ -27,6 +27,8 @@ DIGITS_ATTACKS = {
     "FGSM 0.05": perturbations.fgsm(0.05, smoothing=0.1),
     "PGD l2 0.3": perturbations.pgd(0.3, order=2, step_size=0.1, num_steps=5),
 }
+# Of initial weights, for the limits.
+NUM_SEEDS = 3
 
 
 def measure(smoke: bool) -> dict[str, Any]:
@@ -40,41 +42,59 @@ def measure(smoke: bool) -> dict[str, Any]:
 
 def digits_rows(smoke: bool) -> list[dict[str, Any]]:
     """One row for an attack and a cap; the margin is near 0.03, so that they are 30 to 300."""
-    network = networks.mlp((64, 64, 1), smoothing=0.05)
     rows = []
-    for name, attack in list(DIGITS_ATTACKS.items())[: 1 if smoke else 3]:
-        problem = gflow.Problem(
-            network, gflow.datasets.digits(), loss=losses.exponential(), perturbation=attack
-        )
+    for name in list(DIGITS_ATTACKS)[: 1 if smoke else 3]:
         for cap in (1e3,) if smoke else (1e3, 1e4):
-            budget = 24 if smoke else 250
-            row = flow_row(problem, network.init(0), gflow.Rosenbrock(), cap, 1e5, budget)
+            row = in_fresh_process(digits_row, name, cap, 24 if smoke else 250)
             rows.append({"problem": "digits", "attack": name, **row})
             show(rows[-1], COLUMNS)
     return rows
 
 
+def digits_row(attack: str, cap: float, budget: int) -> dict[str, Any]:
+    """The flow to a stationarity of 1e-3."""
+    problem, start = digits_problem(attack)
+    return flow_row(problem, start, gflow.Rosenbrock(), cap, 1e5, budget)
+
+
 def limit_rows(smoke: bool) -> list[dict[str, Any]]:
-    """`find_limit` on the digits, compilation included: one row an attack."""
-    columns = ("attack", "result", "verdict", "num_steps", "stationarity", "margin", "seconds")
-    columns += ("peak_gb",)
+    """`find_limit` on the digits: one row an attack and a seed of the weights."""
+    columns = ("attack", "seed", "result", "verdict", "num_steps", "num_saddles", "stationarity")
+    columns += ("margin", "seconds", "peak_gb")
     show({}, columns, header=True)
-    network = networks.mlp((64, 4 if smoke else 64, 1), smoothing=0.05)
     rows = []
-    for name, attack in list(DIGITS_ATTACKS.items())[: 1 if smoke else 3]:
-        problem = gflow.Problem(
-            network, gflow.datasets.digits(), loss=losses.exponential(), perturbation=attack
-        )
-        begin = time.perf_counter()
-        limit = gflow.find_limit(problem, network.init(0), max_steps=600, throw=False)
-        seconds = time.perf_counter() - begin
-        row = {"attack": name, "result": limit.result_name, "verdict": limit.verdict}
-        row |= {"num_steps": limit.num_flow_steps, "seconds": seconds, "peak_gb": peak_gb()}
-        if limit.polished is not None:
-            row |= {"stationarity": limit.certificate.stationarity, "margin": limit.margin}
-        rows.append({**row, "limit": limit.to_dict()})
-        show(rows[-1], columns)
+    for name in list(DIGITS_ATTACKS)[: 1 if smoke else 3]:
+        for seed in range(1 if smoke else NUM_SEEDS):
+            row = in_fresh_process(limit_row, name, seed, 4 if smoke else 64)
+            rows.append({"attack": name, "seed": seed, **row})
+            show(rows[-1], columns)
     return rows
+
+
+def limit_row(attack: str, seed: int, width: int) -> dict[str, Any]:
+    """Compilation included."""
+    problem, start = digits_problem(attack, seed, width)
+    begin = time.perf_counter()
+    limit = gflow.find_limit(problem, start, max_steps=600, throw=False)
+    seconds = time.perf_counter() - begin
+    row = {"result": limit.result_name, "verdict": limit.verdict}
+    row |= {"num_steps": limit.num_flow_steps, "seconds": seconds, "peak_gb": peak_gb()}
+    row |= {"num_saddles": sum(stage.kind == "escape" for stage in limit.stages)}
+    if limit.polished is not None:
+        row |= {"stationarity": limit.certificate.stationarity, "margin": limit.margin}
+    return row | {"limit": limit.to_dict()}
+
+
+def digits_problem(attack: str, seed: int = 0, width: int = 64) -> tuple[gflow.Problem, Any]:
+    """Digits 3 against 8 under an attack, and the initial weights of a network 64-width-1."""
+    network = networks.mlp((64, width, 1), smoothing=0.05)
+    problem = gflow.Problem(
+        network,
+        gflow.datasets.digits(),
+        loss=losses.exponential(),
+        perturbation=DIGITS_ATTACKS[attack],
+    )
+    return problem, network.init(seed)
 
 
 def crossover(smoke: bool) -> list[dict[str, Any]]:
@@ -89,16 +109,10 @@ def crossover(smoke: bool) -> list[dict[str, Any]]:
 
 
 def crossover_row(width: int, repeats: int) -> dict[str, Any]:
-    network = networks.mlp((64, width, 1), smoothing=0.05)
-    problem = gflow.Problem(
-        network,
-        gflow.datasets.digits(),
-        loss=losses.exponential(),
-        perturbation=perturbations.fgm(0.3),
-    )
+    problem, start = digits_problem("FGM 0.3", width=width)
     flow = gflow.integrate(
         problem,
-        network.init(0),
+        start,
         until=gflow.Until(log_kappa=20.0),
         solver=gflow.Rosenbrock(linear_solver=gflow.Krylov()),
         tolerance=1e-2,
