@@ -28,6 +28,8 @@ _SHARES = (1.0, 0.5, 0.2, 0.05)
 # Coefficients this close to a bound may be at it: which is tried.
 _BOUNDS = (1e-5, 1e-7, 1e-10)
 _NOTHING = 1e-13
+# Margins that are above the smallest by less than this part of it are close.
+_CLOSE = 1e-6
 _GAIN = 1e-9
 _RANK = 1e-12
 _TOLERANCE, _MAX_ITERATIONS = 1e-12, 200
@@ -96,8 +98,23 @@ class _LeastSquares:
         """The true values under a pattern, by default with its best weights."""
         margins, columns = pattern.margins.ravel(), self.sub.at(pattern)
         slack = self.degree * (margins[self.sub.owner] - margins.min())
-        if weights is None:
-            weights = _nonnegative_least_squares(*_system(columns, slack, self.sub.direction))
+        if weights is not None:
+            return self.solution(pattern, columns, slack, weights)
+        # At a KKT point the margins close to the smallest are enough, among far fewer columns.
+        close = slack < _CLOSE * self.degree * margins.min()
+        for among in (close, np.ones_like(close)):
+            weights = np.zeros(len(columns))
+            system = _system(columns[among], slack[among], self.sub.direction)
+            weights[among] = _nonnegative_least_squares(*system)
+            found = self.solution(pattern, columns, slack, weights)
+            if found.objective < _NOTHING:
+                break
+        return found
+
+    def solution(
+        self, pattern: Pattern, columns: np.ndarray, slack: np.ndarray, weights: np.ndarray
+    ) -> Solution:
+        """With its residual."""
         residual = self.sub.direction - columns.T @ weights
         return Solution(pattern, columns, slack, weights, residual)
 

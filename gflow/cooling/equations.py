@@ -20,9 +20,9 @@ TINY = 1e-300
 # The most parameters for which the matrix is formed; and beyond, the products at most with it, the
 # relative tolerance, and what may be left over of a system all the same.
 _DENSE_AT_MOST, _PRODUCTS, _LINEAR, _UNSOLVED = 1000, 200, 1e-3, 0.1
-# Rows of margins with less than these weights are left out: of the products, and of their
-# preconditioner.
-_NEGLIGIBLE, _PUSHING = 1e-4, 0.1
+# Rows of margins with less than these weights are left out: of the matrix, of products with it,
+# and of their preconditioner.
+_NOTHING, _NEGLIGIBLE, _PUSHING = 1e-14, 1e-4, 0.1
 
 
 class Equations:
@@ -73,15 +73,22 @@ class Equations:
     def direct(self, time: float) -> np.ndarray:
         """The step with the matrix itself. Memory: 8 (P + m)^2 bytes."""
         at = system(self.problem, self.layout, self.theta, self.multipliers)
-        size, count = at.gradients.shape[::-1]
+        size, pushing = len(self.theta), self.rows > _NOTHING
+        # The others' multipliers are known beforehand.
+        alone = np.where(pushing, 0.0, self.right[size:] / self.own)
+        count = np.count_nonzero(pushing)
         matrix = np.zeros((size + count, size + count), order="F")
         matrix[:size, :size] = at.hessian
         matrix[np.arange(size), np.arange(size)] += 1 / time
-        matrix[:size, size:] = -at.gradients.T
-        matrix[size:, :size] = self.rows[:, None] * at.slopes
+        matrix[:size, size:] = -at.gradients[pushing].T
+        matrix[size:, :size] = self.rows[pushing, None] * at.slopes[pushing]
         inner = np.arange(size, size + count)
-        matrix[inner, inner] = self.own
-        return nearly_solved(matrix, self.right)
+        matrix[inner, inner] = self.own[pushing]
+        across, margins = np.split(self.right, [size])
+        right = np.concatenate([across + alone @ at.gradients, margins[pushing]])
+        step = nearly_solved(matrix, right)
+        alone[pushing] = step[size:]
+        return np.concatenate([step[:size], alone])
 
     def iterated(self, time: float) -> np.ndarray | None:
         """The step by GMRES, with products that are exact but for margins that do not push.
