@@ -22,8 +22,9 @@ _LONGEST, _RISE, _LEAST_RISEN = 0.1, 3.0, 1e-2
 _LONGEST_TIME, _ASTRAY, _CORRECTING, _SHORTEST_TIME = 1e9, 3e3, 30.0, 1e-3
 # Factors: after a failure; the least after a success, after a correction, and the largest.
 _SHRINK, _GROW = 0.2, (1.5, 4.0, 10.0)
-# Errors at rest: at most, and times the temperature from this sharpness on.
-_LOOSE, _TIGHT, _COLD = 1e-3, 1e-2, 1e3
+# Errors at rest: at most, and times the temperature from this sharpness on. On the digits of
+# benchmarks/large.py 1e-3 from 1e3 on took twice as many systems.
+_LOOSE, _TIGHT, _COLD = 3e-3, 1e-2, 1e5
 # What rounding leaves; and where iterating ends once rounding is all that is left.
 _ROUNDING, _ROUNDED = 5e-13, 1e-10
 # How far a multiplier may fall in an iteration: to exp(-30) of what it was.
