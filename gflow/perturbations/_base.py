@@ -1,0 +1,102 @@
+"""What a perturbation is, and none at all."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Margin = Callable[[Array], Array]
+"""The margin of one example as a function of its input: (d,) -> ()."""
+
+SwitchedMargin = Callable[[Array, Array], tuple[Array, Any]]
+"""(input, angles of the network's ReLUs) -> the margin, and what decides the angles; see
+`gflow.networks.AbstractNetwork.switched`."""
+
+
+class AbstractPerturbation(eqx.Module):
+    """A perturbation of one example's input.
+
+    Attributes:
+        order: p of the l_p ball that holds the perturbation.
+        radius: the radius of that ball, in input units.
+    """
+
+    order: eqx.AbstractVar[float]
+    radius: eqx.AbstractVar[Any]
+
+    @abc.abstractmethod
+    def __call__(
+        self, margin: Margin, x: Float[Array, " d"], start: Float[Array, " d"] | None
+    ) -> Float[Array, " d"]:
+        """The perturbation of the example `x`.
+
+        Args:
+            margin: the example's margin as a function of its input.
+            x: (d,) the input.
+            start: (d,) where an iteration starts, in units of the radius; None is zero.
+        """
+
+    @property
+    def num_gradients(self) -> int:
+        """How many gradients of the margin one perturbation takes."""
+        return 0
+
+    @property
+    def has_signs(self) -> bool:
+        """Whether it follows signs of gradients, without smoothing: each has a kink at 0."""
+        return False
+
+    def switched(
+        self,
+        margin: SwitchedMargin,
+        x: Float[Array, " d"],
+        start: Float[Array, " d"] | None,
+        angles: Float[Array, "g s"],
+        signs: Float[Array, "g e"],
+    ) -> tuple[Float[Array, " d"], Any, tuple[Float[Array, "g e"], Float[Array, "g e"]]]:
+        """The perturbation with every switch held at its angle phi.
+
+        The gradient g is that of a network whose ReLUs are held at `angles`; where signs are
+        followed, `sin phi` of `signs` stands for the sign of each coordinate of g.
+
+        Shapes: g gradients, s ReLUs in the network, e = d where signs are followed and 0 elsewhere.
+
+        Returns:
+            the perturbation; what decides the ReLUs, as from `margin` with g gradients as the first
+            axis; and g and rms(g), which decide the signs.
+        """
+        del start
+        nothing = jax.vmap(lambda row: margin(x, row)[1])(angles)
+        return jnp.zeros_like(x), nothing, (signs, signs)
+
+    def smoothed(self, smoothing: Any) -> "AbstractPerturbation":
+        """The perturbation with its signs rounded to the relative width `smoothing`, if any."""
+        del smoothing
+        return self
+
+    def starts(self, num_examples: int, num_inputs: int) -> np.ndarray | None:
+        """Starts of the iteration in the unit l_p ball, or None for zero. Shapes: (n, d)."""
+        return None
+
+    def check_fits(self, inputs: np.ndarray) -> None:
+        """Raises ValueError if these examples cannot be perturbed. Shapes: inputs (n, d)."""
+
+
+class Clean(AbstractPerturbation):
+    """No perturbation; see `gflow.perturbations.clean`."""
+
+    order: float = eqx.field(static=True, default=2.0)
+    radius: float = eqx.field(static=True, default=0.0)
+
+    def __call__(self, margin: Margin, x: Array, start: Array | None) -> Array:
+        return jnp.zeros_like(x)
+
+
+def clean() -> Clean:
+    """No perturbation: plain training, `delta = 0`."""
+    return Clean()
