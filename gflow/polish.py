@@ -102,11 +102,28 @@ def polish(
         share = max(0.5 * share, _SHORTEST) if error > 0.5 * errors[0] and len(errors) > 1 else 1.0
         mended = _mended(at.margins, multipliers, active) if error <= tolerance else active
         if mended is None or iteration == most_iterations or not np.isfinite(error):
-            return Polished(theta, multipliers, active, error, mended is None, iteration, at)
+            found = Polished(theta, multipliers, active, error, mended is None, iteration, at)
+            return _refined(problem, layout, found)
         if mended is active:
             theta, multipliers, mended = _newton_step(at, theta, multipliers, active, share)
         active, multipliers = mended, np.where(mended, multipliers, 0.0)
         iteration += 1
+
+
+def _refined(problem: Problem, layout: Layout, found: Polished) -> Polished:
+    """After one more step, which costs little and gives the last digits, where it does."""
+    if not found.converged or layout.size > _LARGE:
+        return found
+    step = _newton_step(found.system, found.theta, found.multipliers, found.active, 1.0)
+    theta, multipliers, active = step
+    # Rounding may make the equations look inconsistent.
+    if active is not found.active:
+        return found
+    at = system(problem, layout, theta, multipliers)
+    error = _error(at, theta, active)
+    if not error < found.residual or _mended(at.margins, multipliers, active) is not None:
+        return found
+    return Polished(theta, multipliers, active, error, True, found.num_iterations + 1, at)
 
 
 def polish_capped(
