@@ -17,7 +17,7 @@ from scipy.integrate import solve_ivp
 
 from gflow._layout import Layout
 from gflow.curvature import Curvature
-from gflow.kkt import System, residual_at
+from gflow.kkt import residual_at
 from gflow.problem import Problem
 
 # Weights below this part of the largest are dead; their directions are tried at this size.
@@ -115,15 +115,3 @@ def _replaced(
     order = np.argsort(values)
     found = dataclasses.replace(curvature, values=values[order], vectors=vectors[:, order])
     return found, direction
-
-
-def without_underflow(at: System) -> System:
-    """The system with what is lost where even the squares of a dead neuron's weights underflow:
-    that its margins' derivatives vanish, which leaves the identity of the second ones.
-    """
-    known = np.isfinite(at.hessian)
-    gradients, slopes = (
-        np.where(np.isfinite(rows), rows, 0.0) for rows in (at.gradients, at.slopes)
-    )
-    hessian = np.where(known & known.T, at.hessian, np.eye(len(known)))
-    return at._replace(hessian=hessian, gradients=gradients, slopes=slopes)

@@ -7,6 +7,7 @@ import numpy as np
 
 from gflow._layout import Layout
 from gflow.cooling.equations import TINY, Equations
+from gflow.kkt import without_dead
 from gflow.problem import Problem
 
 SHARPEST = 1e14
@@ -29,9 +30,6 @@ _LOOSE, _TIGHT, _COLD = 3e-3, 1e-2, 1e5
 _ROUNDING, _ROUNDED = 5e-13, 1e-10
 # How far a multiplier may fall in an iteration: to exp(-30) of what it was.
 _LEAST_CHANGE = -30.0
-# Weights below this part of the largest are 0: those of a dead neuron shrink step by step, until
-# the squares that their second derivatives are divided by underflow.
-_DEAD = 1e-60
 # How far a margin that was not active may have sunk below the others.
 VIOLATED = 1e-9
 
@@ -75,9 +73,13 @@ class Path:
 
     def at(self, theta: np.ndarray, multipliers: np.ndarray, sharpness: float) -> Equations:
         """The equations at a point without its dead neurons, and a sharpness."""
-        alive = np.where(np.abs(theta) < _DEAD * np.abs(theta).max(), 0.0, theta)
         return Equations(
-            self.problem, self.layout, alive, multipliers, sharpness=sharpness, largest=self.largest
+            self.problem,
+            self.layout,
+            without_dead(theta),
+            multipliers,
+            sharpness=sharpness,
+            largest=self.largest,
         )
 
     def follow(self, theta: np.ndarray, multipliers: np.ndarray, sharpness: float) -> Cooled:

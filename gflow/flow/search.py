@@ -21,7 +21,7 @@ from gflow._layout import Layout
 from gflow._typing import Params
 from gflow.certificate import Certificate, certify
 from gflow.curvature import Curvature, curvature
-from gflow.dead import with_dead_at_rest, without_underflow
+from gflow.dead import with_dead_at_rest
 from gflow.flow.driver import integrate
 from gflow.flow.limit import Limit, Stage
 from gflow.flow.until import Until
@@ -175,7 +175,7 @@ class Search:
         if nearby is not theta:
             hessian = system(self.problem, self.layout, nearby, polished.multipliers).hessian
             at = at._replace(hessian=hessian)
-        found = curvature(without_underflow(at), polished.active)
+        found = curvature(at, polished.active)
         return with_dead_at_rest(self.problem, self.layout, nearby, polished.multipliers, found)
 
     def near_dead(self, theta: np.ndarray) -> np.ndarray:
