@@ -9,7 +9,7 @@ eliminated from the linear systems: with the gaps `g_i = q(Y_i) - W_i` of the st
 
 are those of y and `q_y U_i + g_i` those of w. At the end y moves, by the same matrix, to where q(y)
 is what the step says of w. On deep linear networks, where the set of equal margins is curved, steps
-no longer shrink as kappa grows (benchmarks/far_flow.py: 74 to 102 to kappa 1e12 rather than 72
+no longer shrink as kappa grows (benchmarks/far_flow.py: 72 to 102 to kappa 1e12 rather than 72
 to 192). Without any w, an empty vector, it is the plain method.
 
 Source of the elimination: Hairer & Wanner 1996, "Solving Ordinary Differential Equations II", VI.4.
