@@ -100,6 +100,6 @@ def _compute_in_float64() -> None:
 
 
 def peak_gb() -> float:
-    """The largest resident size of the process so far, of all rows up to this one."""
+    """The largest resident size of the process so far, of everything that it has computed."""
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9

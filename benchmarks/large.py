@@ -41,7 +41,7 @@ def measure(smoke: bool) -> dict[str, Any]:
 
 
 def digits_rows(smoke: bool) -> list[dict[str, Any]]:
-    """One row for an attack and a cap; the margin is near 0.03, so that they are 30 to 300."""
+    """One row for an attack and a cap; kappa_c times the margin, near 0.03, is 30 or 300."""
     rows = []
     for name in list(DIGITS_ATTACKS)[: 1 if smoke else 3]:
         for cap in (1e3,) if smoke else (1e3, 1e4):

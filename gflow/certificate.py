@@ -44,7 +44,10 @@ class Certificate:
 
     Attributes:
         separated: whether every adversarial margin is positive.
-        normalized_margin: gamma = min_i q_i(u).
+        normalized_margin: gamma = min_i q_i(u). Where the perturbation jumps at a kink of the
+            network, rounding decides on which side it is taken.
+        held_margin: the same with every switch held at `coefficients`, the margin of the KKT
+            system; `normalized_margin` itself off the kinks.
         smoothed_margin: `l^{-1}(Loss) / kappa` at the point's own norm.
         clean_margin: min_i y_i f(x_i; u), without perturbation.
         strong_margin: the smallest margin that stronger attacks with the same radius find
@@ -54,9 +57,10 @@ class Certificate:
         stationarity: `|u - sum_i lambda_i grad q_i(u)|` with the multipliers below; the norm of u
             is 1, so this is relative.
         complementarity: `L sum_i lambda_i (q_i(u) - gamma)`; 0 if only the smallest margins push.
-            Both with the coefficients below, on which, where a sign of the attack is at its kink,
-            the margins depend too. An upper bound, which these coefficients attain: the smallest
-            possible where the gradients are affine in them, as with one hidden layer.
+            Both with the coefficients below, on which, where the attack has a kink, the margins
+            depend too (gamma is then `held_margin`). An upper bound, which these coefficients
+            attain: the smallest possible where the gradients are affine in them, as with one hidden
+            layer.
         dual_infeasibility: the most negative multiplier, as a positive number.
         multipliers: lambda, in the shape of the margins, by non-negative least squares on
             stationarity and complementarity together.
@@ -78,12 +82,14 @@ class Certificate:
             subdifferential there.
         euler_error: deviation from Euler's identity `<grad q_i, u> = L q_i`, relative.
         scale_invariance_error: change of the perturbations under `params -> c params`, relative.
+            At kinks it may be large and mean nothing: rounding decides on which side each is taken.
         examined: how many of the smallest margins the multipliers were sought among; with fewer
             than all, the residual is an upper bound.
     """
 
     separated: bool
     normalized_margin: float
+    held_margin: float
     smoothed_margin: float
     clean_margin: float
     strong_margin: float
@@ -108,10 +114,12 @@ class Certificate:
 
     def __str__(self) -> str:
         state = "separated" if self.separated else "NOT separated: no KKT system"
+        held = f"  with its kinks held  {self.held_margin:+.6e}\n" if len(self.kinks) else ""
         return (
             f"Certificate ({state})\n"
             f"  normalized margin    {self.normalized_margin:+.6e}   smoothed "
             f"{self.smoothed_margin:+.6e}\n"
+            f"{held}"
             f"  clean / strong       {self.clean_margin:+.6e} / {self.strong_margin:+.6e}\n"
             f"  stationarity         {self.stationarity:.3e}   with the flow's multipliers "
             f"{self.flow_stationarity:.3e}\n"
@@ -205,8 +213,8 @@ def _examine(problem: Problem, params: Params) -> _Point:
 
 
 def _no_kkt(shape: tuple[int, ...]) -> dict[str, Any]:
-    names = ("stationarity", "complementarity", "dual_infeasibility", "flow_stationarity")
-    names += ("kkt_epsilon", "kkt_delta", "cosine")
+    names = ("held_margin", "stationarity", "complementarity", "dual_infeasibility")
+    names += ("flow_stationarity", "kkt_epsilon", "kkt_delta", "cosine")
     nothing = {"multipliers": np.full(shape, np.nan), "coefficients": None}
     nothing |= {"kinks": np.zeros(0, int)}
     return dict.fromkeys(names, math.nan) | nothing | {"num_support": 0, "examined": 0}
@@ -221,6 +229,7 @@ def _kkt(
     found = best_multipliers(subgradients, problem.degree, hint)
     multipliers = np.bincount(subgradients.owner, found.weights, margins.size)
     return {
+        "held_margin": float(found.pattern.margins.min()),
         "stationarity": found.stationarity,
         "complementarity": float(found.slack @ found.weights),
         "dual_infeasibility": float(max(0.0, -found.weights.min())),

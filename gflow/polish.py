@@ -136,15 +136,18 @@ def polish_capped(
         weights: the flow's weights p there, flattened. Shape (m,).
         log_kappa: log kappa_c.
     """
-    named = polish(problem, layout, direction, weights) if len(weights) <= FEW_MARGINS else None
-    if named is not None and named.converged:
-        return named
+    large, named = layout.size > _LARGE, None
+    most = _FEW_ITERATIONS if large else _MOST_ITERATIONS
+    if len(weights) <= FEW_MARGINS and not large:
+        named = polish(problem, layout, direction, weights)
+        if named.converged:
+            return named
     cooled = cool(problem, layout, direction, weights, log_kappa)
     if not cooled.sharpness > 0:
-        return polish(problem, layout, direction, weights) if named is None else named
-    most = _MOST_ITERATIONS
-    if layout.size > _LARGE:
-        most = _FEW_ITERATIONS if cooled.sharpness > _SHARP else 0
+        again = named is None
+        return polish(problem, layout, direction, weights, most_iterations=most) if again else named
+    if large and not cooled.sharpness > _SHARP:
+        most = 0
     found = polish(
         problem,
         layout,

@@ -171,6 +171,17 @@ def test_curvature_at_kinks_is_the_limit_of_the_smoothed_ones(name):
     np.testing.assert_allclose(values, expected, atol=30 * smoothing * max(1, np.abs(values).max()))
 
 
+def test_margin_at_kinks_is_that_of_the_kkt_point(found):
+    _, limit, _ = found
+    certificate = gflow.certify(
+        limit.problem, limit.direction, coefficients=limit.kinks.coefficients
+    )
+    for margin in (limit.margin, certificate.held_margin):
+        # At unit margin the norm is gamma^(-1/2).
+        assert margin == pytest.approx(np.linalg.norm(limit.kinks.theta) ** -2, rel=1e-10)
+    assert f"{limit.margin:+.6e}" in str(certificate)
+
+
 def test_record_of_a_limit_at_kinks_is_json():
     limit = wedge_limit()
     record = json.loads(json.dumps(limit.to_dict(), allow_nan=False))
@@ -377,6 +388,9 @@ def test_attacked_networks_end_at_kinks(attack):
         limit = gflow.find_limit(trained, network.init(seed), throw=False)
         assert limit.smoothing == 0 and len(limit.kinks.examples)
         assert limit.certificate.stationarity < 1e-10
+        # The attack jumps at kinks, and rounding decides what the margin is without coefficients.
+        at_kinks = np.linalg.norm(limit.kinks.theta) ** -2
+        assert limit.margin == pytest.approx(at_kinks, rel=1e-9)
         assert limit.kinks.multipliers.min() >= 0
         assert limit.successful or limit.result_name == limit.verdict == "saddle"
         num_maxima += limit.successful

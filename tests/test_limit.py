@@ -1,6 +1,7 @@
 """`find_limit`: limits that are known, and those of networks checked by independent means."""
 
 import _two_layer
+import diffrax
 import numpy as np
 import pytest
 from scipy.linalg import null_space
@@ -9,6 +10,7 @@ from scipy.optimize import nnls
 import gflow
 from gflow import losses, networks, perturbations
 from gflow.curvature import curvature
+from gflow.flow.finding import check_options
 from gflow.kkt import System
 
 DATA = gflow.datasets.gaussian(40, 5, gap=0.5, seed=0)
@@ -136,12 +138,43 @@ def test_a_flow_that_never_separates_has_no_limit():
 
 
 @pytest.mark.parametrize(
-    "options", [{"tolerance": 0.0}, {"kappa_cap": 1.0}, {"max_rounds": 0}, {"max_steps": 0}]
+    "options",
+    [
+        {"tolerance": 0.0},
+        {"kappa_cap": 1.0},
+        {"max_rounds": 0},
+        {"max_steps": 0},
+    ],
 )
 def test_impossible_options_are_refused(options):
     trained = gflow.Problem(networks.linear(5), DATA, loss=losses.exponential())
     with pytest.raises(ValueError, match=f"find_limit\\({next(iter(options))}"):
         gflow.find_limit(trained, trained.network.init(0), **options)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("tolerance", "small", ValueError),
+        ("kappa_cap", "1e3", ValueError),
+        ("smoothing", None, ValueError),
+        ("solver", diffrax.Tsit5(), TypeError),
+        ("solver", "Rodas5P", TypeError),
+    ],
+)
+def test_options_of_another_kind_are_refused_by_name(option, value, error):
+    # Called itself, since the tests check annotations before `find_limit` sees its arguments.
+    options = {"tolerance": 1e-8, "kappa_cap": 1e3, "smoothing": 0.02, "max_rounds": 1}
+    options |= {"max_steps": 1, "solver": None, option: value}
+    with pytest.raises(error, match=rf"find_limit\({option}="):
+        check_options(**options)
+
+
+def test_a_limit_may_be_the_start_of_another_search():
+    trained = gflow.Problem(networks.linear(5), DATA, loss=losses.exponential())
+    first = gflow.find_limit(trained, trained.network.init(0, scale=0.5))
+    again = gflow.find_limit(trained, first)
+    np.testing.assert_allclose(again.margin, first.margin, rtol=1e-12)
 
 
 @pytest.mark.parametrize("oblique", [False, True])

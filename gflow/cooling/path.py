@@ -23,7 +23,8 @@ _LONGEST, _RISE, _LEAST_RISEN = 0.1, 3.0, 1e-2
 _LONGEST_TIME, _ASTRAY, _CORRECTING, _SHORTEST_TIME = 1e9, 3e3, 30.0, 1e-3
 # Factors: after a failure; the least after a success, after a correction, and the largest.
 _SHRINK, _GROW = 0.2, (1.5, 4.0, 10.0)
-# Errors at rest: at most, and times the temperature from this sharpness on. On the digits of
+# Errors at rest: at most; times the temperature 1/s, from this sharpness on, and times that
+# sharpness over s^2 before. On the digits of
 # benchmarks/large.py 1e-3 from 1e3 on took twice as many systems.
 _LOOSE, _TIGHT, _COLD = 3e-3, 1e-2, 1e5
 # What rounding leaves; and where iterating ends once rounding is all that is left.
@@ -111,7 +112,8 @@ class Path:
         for iteration in range(_MOST_ITERATIONS + 1):
             if system.error < _close_enough(system.sharpness):
                 return system, iteration
-            if not np.isfinite(system.error) or self.time < _SHORTEST_TIME:
+            spent = self.count >= _MOST_SYSTEMS
+            if spent or not np.isfinite(system.error) or self.time < _SHORTEST_TIME:
                 break
             after = self.stepped(system, self.time)
             if after is not None and after.error >= system.error < _ROUNDED:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from gflow._numerics import is_integer
+from gflow._numerics import is_integer, is_real
 from gflow._typing import Params
 from gflow.flow.kinked import KinkedSearch
 from gflow.flow.limit import Limit, LimitFailed
@@ -20,7 +20,7 @@ _TOLERANCE, _LOGIT_TOLERANCE = 1e-2, 0.1
 
 def find_limit(
     problem: Problem,
-    start: Params | Trajectory,
+    start: Params | Trajectory | Limit,
     *,
     tolerance: float = 1e-8,
     kappa_cap: float = 1e3,
@@ -36,7 +36,7 @@ def find_limit(
 
     Args:
         problem: what is minimised.
-        start: parameters, or a trajectory, whose end is the start.
+        start: parameters; or a trajectory, whose end is the start, or a limit, whose direction is.
         tolerance: of the relative stationarity `|u - sum_i lambda_i grad q_i(u)|` at the limit.
         kappa_cap: temperature cap of the flow to begin with; Newton's method then removes what it
             did to the limit, which is O(1/kappa_cap). Where the active margins cannot be told from
@@ -53,12 +53,15 @@ def find_limit(
             stopped counts as reached. False returns the limit with the reason in `.result`.
 
     Raises:
+        TypeError: `solver` is no `Rosenbrock`.
         TypeError, ValueError: see `gflow.validation.check_start`; unknown or impossible options.
         LimitFailed: with `throw=True`, no maximum was reached.
 
     Source: Lyu & Li 2020 and Lyu & Zhu 2022: limits of the direction are KKT points.
     """
-    _check_options(tolerance, kappa_cap, smoothing, max_rounds, max_steps)
+    check_options(tolerance, kappa_cap, smoothing, max_rounds, max_steps, solver)
+    if isinstance(start, Limit):
+        start = start.direction
     params = check_start(problem, start.params if isinstance(start, Trajectory) else start)
     options = {
         "solver": Rosenbrock() if solver is None else solver,
@@ -82,14 +85,20 @@ def find_limit(
     return limit
 
 
-def _check_options(
-    tolerance: Any, kappa_cap: Any, smoothing: Any, max_rounds: Any, max_steps: Any
+def check_options(
+    tolerance: Any, kappa_cap: Any, smoothing: Any, max_rounds: Any, max_steps: Any, solver: Any
 ) -> None:
-    if not 0 < tolerance < 1:
+    """Refuses, by the name of the option, what cannot be meant; see `find_limit`."""
+    if solver is not None and not isinstance(solver, Rosenbrock):
+        raise TypeError(
+            f"`find_limit(solver={solver!r})`: the capped flow is stiff, and only a "
+            "`gflow.Rosenbrock` follows it to where it rests."
+        )
+    if not is_real(tolerance) or not 0 < tolerance < 1:
         raise ValueError(f"`find_limit(tolerance={tolerance!r})` must lie between 0 and 1.")
-    if not 10 <= kappa_cap <= 1e12:
+    if not is_real(kappa_cap) or not 10 <= kappa_cap <= 1e12:
         raise ValueError(f"`find_limit(kappa_cap={kappa_cap!r})` must lie between 10 and 1e12.")
-    if not 1e-3 <= smoothing <= 1:
+    if not is_real(smoothing) or not 1e-3 <= smoothing <= 1:
         raise ValueError(f"`find_limit(smoothing={smoothing!r})` must lie between 1e-3 and 1.")
     for name, value in (("max_rounds", max_rounds), ("max_steps", max_steps)):
         if not is_integer(value) or value < 1:

@@ -166,8 +166,11 @@ class KinkedSearch(Search):
         last = self.last_kinks
         heading = self.heading()  # in the smoothed problem, whose flow it was
         self.problem = self.kinked_problem
+        limit = super().limit(result)
+        margin = limit.margin if self.kinks is None else limit.certificate.held_margin
         return dataclasses.replace(
-            super().limit(result),
+            limit,
+            margin=margin,
             heading=heading,
             polished=None,
             kinks=last,

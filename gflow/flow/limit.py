@@ -41,10 +41,15 @@ class Stage:
 class Limit(Outcome):
     """The limit of the flow's direction, and the evidence.
 
+    At kinks, `certify(limit.problem, limit.direction, coefficients=limit.kinks.coefficients)`
+    repeats the certificate; without these coefficients it would have to guess how the attack's own
+    switches stand.
+
     Attributes:
         problem: what was minimised.
         direction: u, a pytree like the parameters, of norm 1.
-        margin: normalized adversarial margin there.
+        margin: normalized adversarial margin there; at kinks that of the KKT point, with its
+            switches held at their coefficients (`certificate.held_margin`).
         certificate: `certify` at the limit.
         trajectory: the first run of the capped flow, from the start.
         result: a member of `RESULTS`.

@@ -33,10 +33,10 @@ def checked_solver(solver: Any, tolerance: float) -> diffrax.AbstractSolver | No
 
 def checked_cap(kappa_cap: Any, atol_logit: Any, until: Until) -> np.ndarray:
     """`log kappa_c`, infinite without a cap."""
-    if not 0 < atol_logit < np.inf:
+    if not is_real(atol_logit) or not 0 < atol_logit < np.inf:
         raise ValueError(f"`atol_logit={atol_logit!r}` must be a positive number.")
     if kappa_cap is not None:
-        if not 1 < kappa_cap < np.inf:
+        if not is_real(kappa_cap) or not 1 < kappa_cap < np.inf:
             raise ValueError(f"`kappa_cap={kappa_cap!r}` must be a finite number above 1, or None.")
         return np.asarray(np.log(kappa_cap))
     log_kappa = float(until.log_kappa)

@@ -33,6 +33,7 @@ def radius_sensitivity(limit: Limit) -> Params:
         limit: from `find_limit`, with verdict "strict maximum".
 
     Raises:
+        TypeError: it is no `Limit`.
         ValueError: the limit is not strict, or its perturbation has no radius.
     """
     _check_strict(limit, "radius_sensitivity")
@@ -58,6 +59,7 @@ def data_sensitivity(limit: Limit, change: Float[np.ndarray, "n d"]) -> Params:
         change: what moves the inputs. Shape (n, d).
 
     Raises:
+        TypeError: it is no `Limit`.
         ValueError: the limit is not strict, or `change` has another shape than the inputs.
     """
     _check_strict(limit, "data_sensitivity")
@@ -76,6 +78,8 @@ def data_sensitivity(limit: Limit, change: Float[np.ndarray, "n d"]) -> Params:
 
 
 def _check_strict(limit: Limit, name: str) -> None:
+    if not isinstance(limit, Limit):
+        raise TypeError(f"`{name}({limit!r})`: expected a `Limit`, as `find_limit` returns.")
     if limit.verdict != "strict maximum":
         raise ValueError(
             f"`{name}(limit)`: the verdict is {limit.verdict!r}. Only a strict maximum moves in "
