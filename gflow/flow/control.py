@@ -228,15 +228,16 @@ def distances(until: Until, field: Field, state: State) -> Float[Array, " target
     """Distance to each target. The margins are evaluated only where a target needs them."""
     log_kappa = field.log_kappa(state)
 
-    def evaluated() -> tuple[Array, Array]:
+    def evaluated() -> tuple[Array, Array, Array]:
         measures = field.measures(state)
-        return measures.log_loss, measures.stationarity
+        return measures.log_loss, measures.stationarity, measures.margin
 
-    def skipped() -> tuple[Array, Array]:
-        return jnp.full_like(log_kappa, jnp.inf), jnp.ones_like(log_kappa)
+    def skipped() -> tuple[Array, Array, Array]:
+        nothing = jnp.zeros_like(log_kappa)
+        return nothing + jnp.inf, nothing + 1.0, nothing
 
-    log_loss, stationarity = lax.cond(until.needs_margins, evaluated, skipped)
-    return until.remaining(log_kappa, state[-1], log_loss, stationarity, field.ceiling)
+    log_loss, stationarity, margin = lax.cond(until.needs_margins, evaluated, skipped)
+    return until.remaining(log_kappa, state[-1], log_loss, stationarity, margin, field.ceiling)
 
 
 def _factor(gains: Gains, error: Array, last_error: Array, order: Any, keep: Array) -> Array:

@@ -30,7 +30,14 @@ def targets_met(
     A small stationarity, a difference of vectors of norm 1, is known to few digits.
     """
     distance = np.asarray(
-        until.remaining(log_kappa, log1p_time, measures.log_loss, measures.stationarity, ceiling)
+        until.remaining(
+            log_kappa,
+            log1p_time,
+            measures.log_loss,
+            measures.stationarity,
+            measures.margin,
+            ceiling,
+        )
     )
     accuracy = np.full(len(TARGETS), max(float(until.accuracy), 1e-10))
     accuracy[TARGETS.index("kappa_overflow")] = 1e-10
