@@ -65,6 +65,12 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "usually means a kink (FGSM without smoothing, plain ReLU): smooth it, or judge the end of "
         "the flow by `gflow.certify`."
     )
+    not_certified = (
+        "The search ended at a point whose certificate does not hold: a margin is not positive, "
+        "the stationarity exceeds the tolerance, or a number is not finite. This usually means a "
+        "tolerance below what rounding allows, or, at kinks, that the attack leaves no positive "
+        "margin there. See `.certificate`."
+    )
     not_at_kink = (
         "With its kinks rounded to some relative width (plain ReLU, signs of FGSM) the problem has "
         "the limit that is returned, but smoothing could not be led to 0 from there: the branch of "
@@ -97,6 +103,7 @@ NAMES = (
     "saddle",
     "degenerate",
     "not_polished",
+    "not_certified",
     "not_at_kink",
     "decided_by_rounding",
     "diverged",

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from gflow._typing import Params
+from gflow._layout import Layout
 from gflow.certificate import Certificate, certify
 from gflow.curvature import Curvature, kinked_curvature
 from gflow.flow.limit import Limit, Stage
 from gflow.flow.outcome import unseparated_result
-from gflow.flow.search import Search
+from gflow.flow.search import Search, Start
 from gflow.kinks import Kinks, Point, follow, follow_back, slide, start_at
 from gflow.problem import Problem
 from gflow.results import RESULTS
@@ -38,8 +38,10 @@ _PUSH = 5e-3
 class KinkedSearch(Search):
     """A search at kinks: a smooth one, and what leads from its end to the kinks."""
 
-    def __init__(self, problem: Problem, params: Params, smoothing: float, **options: Any):
-        super().__init__(smoothed(problem, smoothing), params, **options)
+    def __init__(
+        self, problem: Problem, layout: Layout, start: Start, smoothing: float, **settings: Any
+    ):
+        super().__init__(smoothed(problem, smoothing), layout, start, **settings)
         self.kinked_problem, self.smoothing = problem, smoothing
         self.kinks: Kinks | None = None
         self.last_kinks: Kinks | None = None
@@ -52,7 +54,7 @@ class KinkedSearch(Search):
         """All stages; how it ended."""
         while True:
             result = super().run(escape, max_rounds)
-            if not self.separated:
+            if self.halted or not self.separated:
                 return result
             if self.layout.size > _MOST_PARAMETERS:
                 return result if self.polished is None else RESULTS.not_at_kink
@@ -70,7 +72,14 @@ class KinkedSearch(Search):
         self.kinks, self.curvature = self.last_saddle
         self.last_kinks, self.verdict = self.kinks, "saddle"
         self.stages.append(
-            Stage("back", 0, self.move_to(self.kinks.direction), *self.values(self.kinks), 0.0)
+            Stage(
+                "back",
+                0,
+                self.move_to(self.kinks.direction),
+                *self.values(self.kinks),
+                0.0,
+                self.log_kappa,
+            )
         )
         return RESULTS.saddle
 
@@ -100,7 +109,7 @@ class KinkedSearch(Search):
         """Makes ready for a smooth search with less smoothing, from where sliding stopped."""
         self.smoothing *= _FACTOR
         self.problem = smoothed(self.kinked_problem, self.smoothing)
-        self.params, self.capped = self.at_cap(self.now), True
+        self.arrived, self.own_log_kappa, self.capped = self.now, self.log_cap, True
 
     def to_kinks(self) -> None:
         """From where the smooth search ended to a KKT point at kinks."""
@@ -109,7 +118,9 @@ class KinkedSearch(Search):
         theta, multipliers = self.near_dead(self.polished.theta), self.polished.multipliers
         begin = time.perf_counter()
         start = start_at(self.kinked_problem, self.layout, theta, multipliers, self.smoothing)
-        kinks = follow(self.kinked_problem, self.layout, start, self.smoothing)
+        kinks = follow(
+            self.kinked_problem, self.layout, start, self.smoothing, tolerance=self.tolerance
+        )
         self.arrive("kinks", kinks, time.perf_counter() - begin)
         if self.kinks is None:
             self.slide(start, self.smoothing)
@@ -128,24 +139,40 @@ class KinkedSearch(Search):
     def slide(self, start: Point, smoothing: float, rate: float = 0.0) -> None:
         """The flow along kinks to its rest, and what kind of point that is."""
         begin = time.perf_counter()
-        kinks, self.arrived = slide(self.kinked_problem, self.layout, start, smoothing, rate)
+        kinks, self.arrived = slide(
+            self.kinked_problem, self.layout, start, smoothing, rate, tolerance=self.tolerance
+        )
         self.arrive("sliding", kinks, time.perf_counter() - begin)
 
     def arrive(self, kind: str, kinks: Kinks, seconds: float) -> None:
         """Records what led to kinks, and judges it where it is a KKT point."""
         moved, values = self.move_to(kinks.direction), self.values(kinks)
-        self.stages.append(Stage(kind, kinks.num_iterations, moved, *values, seconds))
+        count = kinks.num_iterations
+        self.stages.append(Stage(kind, count, moved, *values, seconds, self.log_kappa))
         self.last_kinks = kinks
         self.kinks = kinks if kinks.converged else None
         self.verdict, self.curvature = "unknown", None
         if self.kinks is not None:
             self.curvature = kinked_curvature(kinks)
             self.verdict = self.judged(self.curvature)
+            self.visit_kinks()
+
+    def visit_kinks(self) -> None:
+        """Notes the KKT point at kinks, in place of the smoothed one from which it was found."""
+        if self.visits and not math.isfinite(self.visits[-1].departure):
+            self.visits.pop()
+        self.visit()
+
+    def close_by(self) -> bool:
+        return False  # another smoothing may lead elsewhere
 
     def values(self, kinks: Kinks) -> tuple[float, float]:
         """Stationarity, and the margin of a KKT point."""
         margin = float(np.linalg.norm(kinks.theta)) ** -self.problem.degree
         return kinks.residual, margin if kinks.converged else math.nan
+
+    def residual(self) -> float:
+        return super().residual() if self.kinks is None else self.kinks.residual
 
     def found(self) -> Any:
         return super().found() if self.kinks is None else self.kinks
@@ -154,7 +181,9 @@ class KinkedSearch(Search):
         if self.kinks is None:
             return super().polished_again(direction)
         theta = direction * np.linalg.norm(self.kinks.theta)
-        return follow_back(self.kinked_problem, self.layout, self.kinks, theta)
+        return follow_back(
+            self.kinked_problem, self.layout, self.kinks, theta, tolerance=self.tolerance
+        )
 
     def certified(self) -> Certificate:
         if self.kinks is None:

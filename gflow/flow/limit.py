@@ -1,12 +1,18 @@
 """The limit of the flow's direction, and how it was found."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+import numpy as np
+
 from gflow._description import plain
+from gflow._numerics import is_real
 from gflow._typing import Params
 from gflow.certificate import Certificate
 from gflow.curvature import Curvature
+from gflow.flow.itinerary import Visit, told
 from gflow.kinks import Kinks
 from gflow.polish import Polished
 from gflow.problem import Problem
@@ -27,6 +33,7 @@ class Stage:
             residual of the KKT system.
         margin: normalized margin at its end.
         seconds: wall time.
+        log_kappa: of the flow at its end.
     """
 
     kind: str
@@ -35,6 +42,7 @@ class Stage:
     stationarity: float
     margin: float
     seconds: float
+    log_kappa: float = math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +75,19 @@ class Limit(Outcome):
             reached: then it names the kinks of the point at which the search stopped.
         smoothing: the relative width to which kinks are still rounded; 0 where they are exact, and
             where there are none.
+        basin: whose limit it is: "confirmed", the flow came so close that it can end nowhere else;
+            "undecided", it met a saddle, or was handed to Newton's method from afar; "reproduced",
+            with `reproduce=True`, searches with a tighter tolerance and with a colder cap ended in
+            the same point. `successful` judges the point, `basin` whose limit it is.
+        cap_logits: the smallest margin `kappa_c min_i q_i(u)` at which the temperature was capped;
+            NaN where the flow never came so far.
+        log_kappa_cap: log kappa_c.
+        handover_stationarity: stationarity of the capped flow where it gave way to Newton's method.
+        newton_displacement: how far that moved the direction.
+        itinerary: the KKT points that the flow visits, in order, the last one `direction` itself:
+            with log kappa at arrival and departure. One that is held from log kappa 50 to 6000 is
+            what any training run sees.
+        differing: with `reproduce=True`, the limits of the other searches that differ.
     """
 
     problem: Problem = field(repr=False)
@@ -82,13 +103,45 @@ class Limit(Outcome):
     polished: Polished | None = field(repr=False, default=None)
     kinks: Kinks | None = field(repr=False, default=None)
     smoothing: float = 0.0
+    basin: str = "undecided"
+    cap_logits: float = math.nan
+    log_kappa_cap: float = math.nan
+    handover_stationarity: float = math.nan
+    newton_displacement: float = math.nan
+    itinerary: tuple[Visit, ...] = field(repr=False, default=())
+    differing: tuple["Limit", ...] = field(repr=False, default=())
 
     def __repr__(self) -> str:
+        saddles = told(self.itinerary)
+        held = f", held by saddles {saddles}" if saddles else ""
         return (
             f"Limit({self.verdict}, margin={self.margin:.6g}, "
             f"stationarity={self.certificate.stationarity:.2g}, "
-            f"{self.num_flow_steps} steps of the flow, result={self.result_name})"
+            f"basin {self.basin}, {self.num_flow_steps} steps of the flow, "
+            f"{self.cap_logits:.4g} logits at the cap{held}, result={self.result_name})"
         )
+
+    def params(self, *, log_kappa: float) -> Params:
+        """Parameters along the limit's direction: `kappa^(1/L) u`.
+
+        Args:
+            log_kappa: `L log |params|`.
+
+        Raises:
+            ValueError: their norm leaves the range of floating-point numbers.
+        """
+        length = np.exp(log_kappa / self.problem.degree) if is_real(log_kappa) else np.nan
+        if not 0 < length < np.inf:
+            raise ValueError(
+                f"`limit.params(log_kappa={log_kappa!r})`: give a number for which the norm "
+                "exp(log_kappa / degree) is a positive floating-point number."
+            )
+        return jax.tree.map(lambda leaf: length * np.asarray(leaf), self.direction)
+
+    @property
+    def saddles_met(self) -> int:
+        """How many saddles the flow met and left."""
+        return sum(np.isfinite(visit.departure) for visit in self.itinerary)
 
     @property
     def successful(self) -> bool:
@@ -111,6 +164,11 @@ class Limit(Outcome):
                 "verdict": self.verdict,
                 "eigenvalues": values,
                 "heading": self.heading,
+                "basin": self.basin,
+                "cap_logits": self.cap_logits,
+                "handover_stationarity": self.handover_stationarity,
+                "newton_displacement": self.newton_displacement,
+                "itinerary": [visit.to_dict() for visit in self.itinerary],
                 "smoothing": self.smoothing,
                 "at_kink": None if self.kinks is None else self.kinks.examples,
                 "stages": [vars(stage) for stage in self.stages],

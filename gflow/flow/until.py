@@ -94,8 +94,9 @@ class Until(eqx.Module):
     ) -> Float[Array, " targets"]:
         """Distance to each target, relative to it, positive until it is reached.
 
-        The order is that of `TARGETS`. `margin` is the smallest one at unit norm. `ceiling` is the log kappa that counts as overflow;
-        where there is none, a log-loss that is NaN lies below the range of floating-point numbers.
+        The order is that of `TARGETS`. `margin` is the smallest one at unit norm. `ceiling` is the
+        log kappa that counts as overflow; where there is none, a log-loss that is NaN lies below
+        the range of floating-point numbers.
         """
         unknown = jnp.where(jnp.isfinite(ceiling), 0.0, -1e300)
         log_loss = jnp.where(jnp.isnan(log_loss), unknown, log_loss)

@@ -16,14 +16,21 @@ import numpy as np
 from gflow._layout import Layout
 from gflow.kinks.equations import Point
 from gflow.kinks.found import Kinks, found
-from gflow.kinks.path import LAST_SMOOTHING, Path
+from gflow.kinks.path import LAST_SMOOTHING, ROUNDED, Path
 from gflow.problem import Problem
 from gflow.switches import settled_angles
 
 _FIRST_FACTOR = 0.6
 
 
-def follow(problem: Problem, layout: Layout, start: Point, smoothing: float) -> Kinks:
+def follow(
+    problem: Problem,
+    layout: Layout,
+    start: Point,
+    smoothing: float,
+    *,
+    tolerance: float = ROUNDED,
+) -> Kinks:
     """The KKT point at kinks to which a KKT point of the smoothed problem leads.
 
     Where smoothing cannot fall any further, the branch of KKT points ends or turns, and the last
@@ -35,8 +42,9 @@ def follow(problem: Problem, layout: Layout, start: Point, smoothing: float) -> 
             and angles; the weights of dead neurons next to nothing, in the direction that decides
             their slopes.
         smoothing: mu > 0.
+        tolerance: of the residual of the exact point.
     """
-    path = Path(problem, layout, float(start.multipliers.max()))
+    path = Path(problem, layout, float(start.multipliers.max()), tolerance)
     now, smoothing = path.lower(start, smoothing, _FIRST_FACTOR)
     return concluded(path, now, smoothing)
 
@@ -63,9 +71,16 @@ def unfinished(path: Path, point: Point, smoothing: float) -> Kinks:
     return found(path, point, smoothing, path.kinks(point))
 
 
-def follow_back(problem: Problem, layout: Layout, kinks: Kinks, theta: np.ndarray) -> Kinks:
+def follow_back(
+    problem: Problem,
+    layout: Layout,
+    kinks: Kinks,
+    theta: np.ndarray,
+    *,
+    tolerance: float = ROUNDED,
+) -> Kinks:
     """The KKT point with the same kinks near `theta`, a point beside `kinks.theta`."""
-    path = Path(problem, layout, float(kinks.multipliers.max()))
+    path = Path(problem, layout, float(kinks.multipliers.max()), tolerance)
     beside = kinks.point._replace(theta=theta)
     exact = path.exact(beside, kinks.at_kink)
     if exact is None:

@@ -95,7 +95,7 @@ def found(path: Path, point: Point, smoothing: float, kinks: np.ndarray) -> Kink
         at_kink=kinks,
         smoothing=smoothing,
         residual=float(residual),
-        converged=bool(smoothing == 0 and right and residual < 1e-9),
+        converged=bool(smoothing == 0 and right and residual <= path.tolerance),
         num_iterations=path.num_iterations,
         equations=at,
     )
