@@ -14,7 +14,13 @@ from gflow.flow.chattering import POINTS, num_chattering
 from gflow.flow.control import FlowController
 from gflow.flow.field import Field
 from gflow.flow.options import check_options, checked_cap, checked_solver
-from gflow.flow.outcome import hopeless, not_finite_ahead, targets_met, unseparated_result
+from gflow.flow.outcome import (
+    hopeless,
+    not_finite_ahead,
+    outcome_at,
+    targets_met,
+    unseparated_result,
+)
 from gflow.flow.segment import Block, Cursor, advance, begin
 from gflow.flow.starting import Tolerances, control_of, solver_name, start_cursor
 from gflow.flow.stiffness import Watch, stiff_solver
@@ -182,22 +188,21 @@ class _Run:
         first = self.num_steps == 0
         self.num_steps += int(block.num_steps)
         last = self.record.extend(block.rows, int(block.num_rows))
-        if first and self._met(self.record.first()):
+        at_start = outcome_at(self.until, self.field, self.record.first()) if first else None
+        if at_start is not None:
             self.record.only_first()
             self.num_steps = 0
-            return RESULTS.successful  # pyright: ignore[reportReturnType]
+            return at_start
         if not np.all(np.isfinite(last.state)):
             self.record.drop_nonfinite()
             return RESULTS.not_finite
-        if bool(block.result == diffrax.RESULTS.event_occurred):
-            met = self._met(last)
-            if met == ["kappa_overflow"]:
-                return RESULTS.kappa_overflow
-            return RESULTS.successful  # pyright: ignore[reportReturnType]
-        return self._stopped_short(block, last, max_steps)
+        arrived = outcome_at(self.until, self.field, last)
+        return self._stopped_short(block, last, max_steps) if arrived is None else arrived
 
     def _stopped_short(self, block: Block, last: Row, max_steps: int) -> RESULTS | None:
-        if bool(block.result == diffrax.RESULTS.dt_min_reached):
+        stuck = diffrax.RESULTS.dt_min_reached, diffrax.RESULTS.event_occurred
+        # What only the solver took for an arrival is none.
+        if any(bool(block.result == result) for result in stuck):
             ahead = not_finite_ahead(self.field, self.cursor.state)
             return RESULTS.not_finite if ahead else RESULTS.step_underflow
         spent = self.num_steps >= max_steps
@@ -211,11 +216,6 @@ class _Run:
         """Whether the norm shrinks, perhaps to nothing, which must be seen before it underflows."""
         first, last = self.record.first(), self.record.last()
         return bool(last.measures.margin <= 0 and last.state[-2] < first.state[-2])
-
-    def _met(self, row: Row) -> list[str]:
-        log_kappa = self.field.problem.degree * row.state[-2]
-        ceiling = self.field.ceiling
-        return targets_met(self.until, log_kappa, row.state[-1], row.measures, ceiling)
 
     def num_chattering(self) -> int:
         """How many examples' kinks the next steps would cross to and fro."""
@@ -239,12 +239,12 @@ class _Run:
         chattering = self.num_chattering()
         if chattering and bool(result == RESULTS.step_budget_spent):
             result = RESULTS.chattering  # pyright: ignore[reportAssignmentType]
-        met = self._met(self.record.last()) if bool(result == RESULTS.successful) else []
+        met = targets_met(self.until, self.field, self.record.last())
         stats = {
             "num_steps": self.num_steps,
             "num_accepted_steps": num_accepted,
             "num_rejected_steps": self.num_steps - num_accepted,
-            "stopped_by": met[0] if met else None,
+            "stopped_by": met[0] if bool(result == RESULTS.successful) else None,
             "stiff_from": self.stiff_from,
             "num_chattering": chattering,
             "seconds": seconds,
