@@ -190,8 +190,7 @@ def _log_cap(kappa_cap: float | None) -> float:
         return -math.inf
     warnings.warn(
         "`find_limit(kappa_cap=...)` is deprecated: kappa carries the units of the data, the "
-        "radius and the depth. `cap_logits`, the smallest margin kappa min_i q_i(u), says the same in no "
-        "units.",
+        "radius and the depth. `cap_logits`, the smallest margin kappa min_i q_i(u), has no units.",
         DeprecationWarning,
         stacklevel=3,
     )

@@ -36,8 +36,8 @@ def checked_cap(kappa_cap: Any, atol_logit: Any, until: Until) -> np.ndarray:
     if not is_real(atol_logit) or not 0 < atol_logit < np.inf:
         raise ValueError(f"`atol_logit={atol_logit!r}` must be a positive number.")
     if kappa_cap is not None:
-        if not is_real(kappa_cap) or not 1 < kappa_cap < np.inf:
-            raise ValueError(f"`kappa_cap={kappa_cap!r}` must be a finite number above 1, or None.")
+        if not is_real(kappa_cap) or not 0 < kappa_cap < np.inf:
+            raise ValueError(f"`kappa_cap={kappa_cap!r}` must be a positive number, or None.")
         return np.asarray(np.log(kappa_cap))
     log_kappa = float(until.log_kappa)
     if MAX_LOG_KAPPA < log_kappa < np.inf:

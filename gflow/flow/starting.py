@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import diffrax
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 
 from gflow._typing import Params
@@ -44,16 +45,21 @@ def start_cursor(
     A Rosenbrock or a stabilised method begins with a longer one: its steps are few, and a rejected
     one costs less than half a dozen in which a short one grows.
     """
-    # On the sphere the direction moves at most at speed |grad q|, which is of the size of |x|.
-    speed = max(1.0, float(np.max(np.linalg.norm(field.problem.dataset.x, axis=1))))
     caution = 1.0 if isinstance(solver, (Rosenbrock, RungeKuttaChebyshev)) else 0.01
-    step = caution * float(controller.atol) ** 0.2 / speed
-    return _begin_at_params(field, solver, controller, params, np.float64(step))
+    length = np.float64(caution * float(controller.atol) ** 0.2)
+    return _begin_at_params(field, solver, controller, params, length)
 
 
 @eqx.filter_jit
-def _begin_at_params(field, solver, controller, params, step) -> Cursor:
+def _begin_at_params(field, solver, controller, params, length) -> Cursor:
+    """A cursor that tries a step of this length over the speed `|sum_i p_i grad q_i|`.
+
+    That is at least the speed of the direction on the sphere, and has the units of the clock.
+    """
     state = initial_state(field.layout, params)
+    pull = field.layout.flatten(field.ascent(state).vector)
+    speed = jnp.sqrt(pull @ pull)
+    step = length / jnp.where(speed > 0, speed, 1.0)
     return begin(field, solver, controller, np.float64(0), state, step, np.int64(0))
 
 

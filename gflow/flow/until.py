@@ -94,9 +94,9 @@ class Until(eqx.Module):
     ) -> Float[Array, " targets"]:
         """Distance to each target, relative to it, positive until it is reached.
 
-        The order is that of `TARGETS`. `log_loss` is that of `known_log_loss`, `margin` the smallest
-        one at unit norm; `ceiling` is the log kappa that counts as overflow. What is NaN is not
-        reached.
+        The order is that of `TARGETS`. `log_loss` is that of `known_log_loss`, `margin` the
+        smallest one at unit norm; `ceiling` is the log kappa that counts as overflow. What is NaN
+        is not reached.
         """
         # A stationarity of exactly 0 is below any target.
         log_ratio = jnp.log(jnp.maximum(stationarity, 1e-300)) - jnp.log(
