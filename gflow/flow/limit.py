@@ -130,7 +130,8 @@ class Limit(Outcome):
         Raises:
             ValueError: their norm leaves the range of floating-point numbers.
         """
-        length = np.exp(log_kappa / self.problem.degree) if is_real(log_kappa) else np.nan
+        with np.errstate(over="ignore", under="ignore"):  # refused below
+            length = np.exp(log_kappa / self.problem.degree) if is_real(log_kappa) else np.nan
         if not 0 < length < np.inf:
             raise ValueError(
                 f"`limit.params(log_kappa={log_kappa!r})`: give a number for which the norm "
@@ -141,7 +142,7 @@ class Limit(Outcome):
     @property
     def saddles_met(self) -> int:
         """How many saddles the flow met and left."""
-        return sum(np.isfinite(visit.departure) for visit in self.itinerary)
+        return sum(math.isfinite(visit.departure) for visit in self.itinerary)
 
     @property
     def successful(self) -> bool:

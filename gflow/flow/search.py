@@ -26,7 +26,7 @@ from gflow._typing import Params
 from gflow.certificate import Certificate, certify
 from gflow.curvature import Curvature, curvature
 from gflow.dead import with_dead_at_rest
-from gflow.flow.basin import SMALL_DISPLACEMENT, Handover, approaching, close
+from gflow.flow.basin import Handover, close
 from gflow.flow.driver import integrate
 from gflow.flow.earned import earned
 from gflow.flow.itinerary import Visit, departure, growth_per_log_kappa
@@ -144,7 +144,6 @@ class Search:
             self.judge()
             self.visit()
             if self.verdict != "saddle":
-                self.look_again()
                 return self.settled()
             if not escape or round_ == max_rounds - 1:
                 break
@@ -286,28 +285,6 @@ class Search:
     def close_by(self) -> bool:
         """Whether the flow came so close to the point that it can end nowhere else."""
         return bool(self.handovers) and close(self.handovers[-1])
-
-    def look_again(self) -> None:
-        """A later handover where the first one leaves doubt, while the flow comes closer.
-
-        The point it leads to stands in place of the first, if the flow arrives there.
-        """
-        first = self.handovers[-1]
-        if self.saddles or not first.arrived or close(first):
-            return
-        before = self.polished, self.curvature, self.verdict, self.now, self.log_kappa
-        share = SMALL_DISPLACEMENT / first.displacement
-        self.now = self.arrived
-        run = self.capped_flow(max(0.3 * share * first.stationarity, _CLOSEST))
-        if self.near_rest(run) is None and approaching(run.stationarity):
-            self.newton()
-            if self.polished is not None:
-                self.judge()
-                if self.verdict != "saddle":
-                    self.visits.pop()
-                    return self.visit()
-        self.polished, self.curvature, self.verdict, self.now, self.log_kappa = before
-        self.handovers.append(first)
 
     def weights(self) -> np.ndarray:
         """The weights p of the capped flow where it stopped, flattened."""
