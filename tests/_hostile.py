@@ -193,9 +193,8 @@ def fault_of_flow(case: Case, flow: Any, log_loss: float) -> str | None:
 def separable(case: Case, radius: float = 0.0) -> bool:
     """Whether some w has `y w.x >= 1` for all, by SciPy's linear program, at scale 1."""
     x, y = inputs(case)
-    found = linprog(
-        np.zeros(DIM), A_ub=-(y[:, None] * x), b_ub=-np.ones(len(y)), bounds=(None,) * 2
-    )
+    signed = y[:, None] * x
+    found = linprog(np.zeros(DIM), A_ub=-signed, b_ub=-np.ones(len(y)), bounds=(None, None))
     return found.status == 0
 
 
