@@ -39,7 +39,13 @@ def control_of(
 def start_cursor(
     field: Field, solver: diffrax.AbstractSolver, controller: FlowController, params: Params
 ) -> Cursor:
-    """A cursor at `params` at time 0, about to try a cautious first step.
+    """A cursor at `params` at time 0, about to try a cautious first step."""
+    step = first_step(field, solver, controller)
+    return _begin_at_params(field, solver, controller, params, np.float64(step))
+
+
+def first_step(field: Field, solver: diffrax.AbstractSolver, controller: FlowController) -> float:
+    """A cautious first step, where nothing is known of the flow.
 
     A Rosenbrock or a stabilised method begins with a longer one: its steps are few, and a rejected
     one costs less than half a dozen in which a short one grows.
@@ -47,8 +53,7 @@ def start_cursor(
     # On the sphere the direction moves at most at speed |grad q|, which is of the size of |x|.
     speed = max(1.0, float(np.max(np.linalg.norm(field.problem.dataset.x, axis=1))))
     caution = 1.0 if isinstance(solver, (Rosenbrock, RungeKuttaChebyshev)) else 0.01
-    step = caution * float(controller.atol) ** 0.2 / speed
-    return _begin_at_params(field, solver, controller, params, np.float64(step))
+    return caution * float(controller.atol) ** 0.2 / speed
 
 
 @eqx.filter_jit
