@@ -1,4 +1,4 @@
-"""Where a run of the flow can be taken up bit for bit: arrays and plain facts, as a file holds them.
+"""Where a run of the flow can be taken up bit for bit: arrays and plain facts, as in a file.
 
 What the arrays mean is known where they are made and read, in `gflow.flow.place`.
 """

@@ -31,6 +31,10 @@ COLUMNS = (
 # Buffers of a compiled segment hold this many bytes at most, and this many rows.
 _BUFFER_BYTES = 2**26
 _BUFFER_ROWS = 256
+# Steps of a first segment; the next ones double.
+FIRST_STEPS = 16
+# Weights times examples times gradients in a segment, at most: about a second on one CPU core.
+_WORK = 5e8
 
 
 class Row(NamedTuple):
@@ -40,7 +44,7 @@ class Row(NamedTuple):
         clock: tau.
         step: the step that the integration tried from here, or made to here.
         num_accepted: accepted steps up to here.
-        state: the point, with its direction normalized.
+        state: the point, with its direction normalized, and with log(1 + t).
         measures: what is measured of it.
     """
 
@@ -56,6 +60,17 @@ def row_capacity(num_params: int) -> int:
     return int(np.clip(_BUFFER_BYTES // (24 * num_params), 8, _BUFFER_ROWS))
 
 
+def steps_within_work(num_params: int, num_examples: int, evaluations: float) -> int:
+    """Steps of a compiled segment at most, from sizes that are known beforehand, so that what a run
+    does depends on no clock: an interrupt, a deadline and the progress line wait for its end.
+
+    Args:
+        evaluations: gradients of all examples in a step.
+    """
+    work = num_params * num_examples * evaluations
+    return int(np.clip(_WORK / work, 1, row_capacity(num_params)))
+
+
 def empty_rows(row: Row, capacity: int) -> Row:
     """A buffer of zeros for `capacity` rows that are shaped like `row`."""
     return jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), row)
@@ -69,14 +84,15 @@ def write_row(rows: Row, index: Array, row: Row) -> Row:
 def rows_of(columns: Mapping[str, np.ndarray], vectors: np.ndarray) -> list[Row]:
     """The rows of a trajectory. The time that a cap leaves unknown is 0."""
     tail = np.stack([columns["log_norm"], np.nan_to_num(columns["log1p_time"])], axis=1)
-    rows = Row(
+    measures: list[Any] = [columns[name] for name in PointMeasures._fields]
+    parts: tuple[Any, ...] = (
         columns["clock"],
         columns["step"],
         columns["num_steps_at"],
         np.concatenate([vectors, tail], axis=1),
-        PointMeasures(*(columns[name] for name in PointMeasures._fields)),
+        PointMeasures(*measures),
     )
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], rows) for i in range(len(vectors))]
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], Row(*parts)) for i in range(len(vectors))]
 
 
 class Record:

@@ -15,8 +15,8 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "computed is kept. Where the smallest margin is not positive, the examples are not "
         "separated yet. The steps of an explicit solver shrink like 1/kappa, and with kinks (FGSM "
         "without smoothing, plain ReLU) further still: ask for less, raise `max_steps`, smooth the "
-        "kink, or choose an implicit solver. `gflow.integrate(problem, trajectory, ...)` goes on from "
-        "where it ended."
+        "kink, or choose an implicit solver. `gflow.integrate(problem, trajectory, ...)` goes on "
+        "from where it ended."
     )
     seconds_spent = (
         "The seconds that `max_seconds` allows were spent before what was asked for was reached. "

@@ -91,8 +91,8 @@ class Trajectory(Outcome):
         result: a member of `RESULTS`.
         stats: counts and seconds.
         settings: the arguments of the run.
-        checkpoint: of a flow, from where `gflow.integrate(problem, trajectory, ...)` goes on bit for
-            bit; None where that is not known, as in files of earlier versions.
+        checkpoint: of a flow, from where `gflow.integrate(problem, trajectory, ...)` goes on bit
+            for bit; None where that is not known, as in files of earlier versions.
     """
 
     kind: str

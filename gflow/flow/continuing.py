@@ -28,9 +28,8 @@ from gflow.flow.segment import begin
 from gflow.flow.starting import Tolerances, control_of, first_step
 from gflow.flow.stiffness import Watch, stiff_solver
 from gflow.flow.until import NEVER, Until
-from gflow.measures import PointMeasures
 from gflow.problem import Problem
-from gflow.record import Record, rows_of
+from gflow.record import Record, Row, rows_of
 from gflow.trajectory import Trajectory
 from gflow.validation import check_start
 
@@ -71,8 +70,8 @@ def check_continuable(problem: Any, trajectory: Trajectory) -> None:
     """
     if trajectory.kind != "flow":
         raise ValueError(
-            "`integrate(problem, trajectory)`: this is a trajectory of `descend`, and its optimizer "
-            "has no flow to go on with. For the flow from where it ended: "
+            "`integrate(problem, trajectory)`: this is a trajectory of `descend`, which is no flow "
+            "to go on with. For the flow from where it ended: "
             "`integrate(problem, trajectory.params, ...)`."
         )
     params = check_start(problem, trajectory.direction)
@@ -109,7 +108,7 @@ def _check_by_its_margins(problem: Problem, trajectory: Trajectory) -> None:
     if trajectory.settings.get("gradient") not in (None, problem.gradient_mode):
         raise ValueError(_another("gradient mode"))
     field = Field(problem, trajectory.layout)
-    last = rows_of(trajectory.columns, trajectory.vectors)[-1]
+    last = last_row(trajectory)
     found, scale = field.measures(last.state), float(last.measures.strength)
     for name in ("margin", "clean_margin", "smoothed_margin"):
         value, recorded = float(getattr(found, name)), float(getattr(last.measures, name))
@@ -121,9 +120,7 @@ def _check_by_its_margins(problem: Problem, trajectory: Trajectory) -> None:
 def already_met(problem: Problem, trajectory: Trajectory, log_cap: Any, until: Until) -> list[str]:
     """The targets that the last point of a trajectory meets."""
     field = Field(problem, trajectory.layout, log_cap)
-    measures = PointMeasures(*(trajectory.columns[name][-1] for name in PointMeasures._fields))
-    ends = trajectory.log_kappa[-1], trajectory.log1p_time[-1]
-    return targets_met(until, *ends, measures, field.ceiling)
+    return targets_met(until, field, last_row(trajectory))
 
 
 def cap_going_on(trajectory: Trajectory, given: Given, until: Until) -> np.ndarray:
@@ -163,7 +160,8 @@ def continued(
 ) -> Continued:
     """The run that goes on from a trajectory, about to make its first segment."""
     tolerances = _tolerances(trajectory, given)
-    path = Path(Field(problem, trajectory.layout, log_cap), tolerances)
+    scale = np.asarray(trajectory.settings.get("log_time_scale", 0.0))
+    path = Path(Field(problem, trajectory.layout, log_cap, scale), tolerances)
     solver = _solver(trajectory, given, tolerances)
     earlier = list(trajectory.settings.get("earlier", []))
     checkpoint = trajectory.checkpoint
@@ -266,7 +264,7 @@ def _at_last_point(
     path: Path, solver: diffrax.AbstractSolver | None, trajectory: Trajectory
 ) -> Place:
     """The place at the last point of a trajectory, with nothing else known."""
-    last = rows_of(trajectory.columns, trajectory.vectors)[-1]
+    last = last_row(trajectory)
     num_steps = int(trajectory.stats["num_steps"])
     watch = stiff_from = None
     if solver is None:
@@ -279,17 +277,24 @@ def _at_last_point(
     step = float(np.max(trajectory.step[-4:]))
     if not 0 < step < np.inf or len(trajectory) < 2:
         step = first_step(path.field, solver, control)
+    log_time = path.field.log_time(last.state[-1])
     cursor = begin(
         path.field,
         solver,
         control,
         np.float64(last.clock),
-        last.state,
+        np.append(last.state[:-1], log_time),
         np.float64(step),
         np.int64(last.num_accepted),
     )
     budget = first_budget(path.field, solver)
     return Place(cursor, solver, watch, stiff_from, num_steps, len(trajectory) - 1, budget)
+
+
+def last_row(trajectory: Trajectory) -> Row:
+    """The last point of a trajectory."""
+    ends = {name: column[-1:] for name, column in trajectory.columns.items()}
+    return rows_of(ends, trajectory.vectors[-1:])[0]
 
 
 def _part(trajectory: Trajectory) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import diffrax
+import numpy as np
 
 from gflow._layout import Layout
 from gflow._numerics import Default
@@ -24,7 +25,7 @@ from gflow.flow.place import Path, Place, first_budget
 from gflow.flow.run import Run
 from gflow.flow.starting import Tolerances, control_of, start_cursor
 from gflow.flow.stiffness import Watch
-from gflow.flow.until import NEVER, Until
+from gflow.flow.until import Until
 from gflow.problem import Problem
 from gflow.progress import check_progress, reporter
 from gflow.record import Record
@@ -56,13 +57,12 @@ def integrate(
 
     From a trajectory of the same problem the run goes on where that ended: the new trajectory holds
     its points too, and its time, steps and seconds count on. Options that are not given are then
-    those of the trajectory. With these (whatever `until`, `save`, `max_steps` and `max_seconds`) the
-    joined run equals, bit for bit, the one without the stop, on the same machine with the same
-    versions; the steps that the trajectory made only to land on its target are not part of it, so
-    that its last point is kept as a point of the path only where it was an ordinary step. With
-    other tolerances, another solver, or from a file of an earlier version, the run goes on from the
-    last point, as accurate as these options. Where the last point meets the target already, no step
-    is made.
+    those of the trajectory. With these, whatever `until`, `save`, `max_steps` and `max_seconds`,
+    the joined run equals, bit for bit, the one without the stop, on the same machine with the same
+    versions. The steps that the trajectory made only to land on its target are no part of that run,
+    and are forgotten; `.at` still reads there. With other tolerances, another solver, or from a
+    file of an earlier version, the run goes on from the last point, as accurate as these options.
+    Where the last point meets the target already, no step is made.
 
     Args:
         problem: what is minimised.
@@ -147,7 +147,8 @@ def _begun(problem: Problem, params: Params, until: Until, given: Given, how: _H
     tolerances = Tolerances(given.tolerance, across, given.atol_logit)
     path = Path(Field(problem, Layout.of(params), log_cap), tolerances)
     solver = diffrax.Tsit5() if chosen is None else chosen
-    cursor = start_cursor(path.field, solver, control_of(solver, tolerances, 1, NEVER), params)
+    cursor = start_cursor(path.field, solver, control_of(solver, tolerances, 1, until), params)
+    path = path.scaled(np.asarray(cursor.state[-1]))
     watch = Watch() if chosen is None else None
     place = Place(cursor, solver, watch, budget=first_budget(path.field, solver))
     run = Run(path, until, place, Record(how.save))

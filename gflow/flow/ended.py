@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from gflow.flow.outcome import targets_met
 from gflow.flow.place import written
 from gflow.flow.run import Run
 from gflow.flow.starting import solver_name
@@ -31,12 +32,12 @@ def trajectory_of(
     chattering = run.num_chattering()
     if chattering and bool(result == RESULTS.step_budget_spent):
         result = RESULTS.chattering  # pyright: ignore[reportAssignmentType]
-    met = run.met(run.record.last()) if bool(result == RESULTS.successful) else []
+    met = targets_met(run.until, field, run.record.last())
     stats = {
         "num_steps": run.num_steps,
         "num_accepted_steps": num_accepted,
         "num_rejected_steps": run.num_steps - num_accepted,
-        "stopped_by": met[0] if met else None,
+        "stopped_by": met[0] if bool(result == RESULTS.successful) else None,
         "stiff_from": place.stiff_from,
         "num_chattering": chattering,
         "seconds": seconds,
@@ -49,6 +50,7 @@ def trajectory_of(
         "save": run.record.limit,
         "max_steps": max_steps,
         "gradient": field.problem.gradient_mode,
+        "log_time_scale": float(field.log_time_scale),
         **({"earlier": earlier} if earlier else {}),
     }
     return Trajectory(

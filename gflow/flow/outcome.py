@@ -8,12 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from gflow.flow.field import Field, State, vector_field
-from gflow.flow.until import TARGETS, Until
+from gflow.flow.until import TARGETS, Until, known_log_loss
 from gflow.measures import PointMeasures
 from gflow.problem import Problem
 from gflow.record import Record, Row
 from gflow.results import RESULTS
 
+# As close as this to a target it is met: 1e-13 is the aim of a run's last step.
+_HELD = 1e-10
+# Rounding of a stationarity.
+_SINE = 1e-14
 # Relative to the strength at the start: a flow that is this slow has come to rest.
 _REST = 1e-10
 # A norm that has shrunk by exp(-300) is nothing: its square underflows soon after.
@@ -22,19 +26,32 @@ _LOG_NOTHING = 300.0
 _STEPS_TO_TELL = 1000
 
 
-def targets_met(
-    until: Until, log_kappa: Any, log1p_time: Any, measures: PointMeasures, ceiling: Any
-) -> list[str]:
+def targets_met(until: Until, field: Field, row: Row) -> list[str]:
     """The targets that a point meets, to rounding or less, in the order of `TARGETS`.
 
-    A small stationarity, a difference of vectors of norm 1, is known to few digits.
+    What is NaN meets none. A small stationarity, a difference of vectors of norm 1, is known to few
+    digits.
     """
-    distance = np.asarray(
-        until.remaining(log_kappa, log1p_time, measures.log_loss, measures.stationarity, ceiling)
-    )
-    accuracy = np.full(len(TARGETS), max(float(until.accuracy), 1e-10))
-    accuracy[TARGETS.index("kappa_overflow")] = 1e-10
-    return [TARGETS[index] for index in np.flatnonzero(distance <= accuracy)]
+    measures = row.measures
+    log_loss = known_log_loss(measures)
+    place = field.problem.degree * row.state[-2], row.state[-1]
+    distance = until.remaining(*place, log_loss, measures.stationarity, field.ceiling)
+    accuracy = np.full(len(TARGETS), max(float(until.accuracy), _HELD))
+    accuracy[TARGETS.index("stationarity")] += _SINE / max(float(until.stationarity), _SINE)
+    accuracy[TARGETS.index("kappa_overflow")] = _HELD
+    return [TARGETS[index] for index in np.flatnonzero(np.asarray(distance) <= accuracy)]
+
+
+def outcome_at(until: Until, field: Field, row: Row) -> RESULTS | None:
+    """`successful` where the last point of a run meets a target that was asked for, else
+    `kappa_overflow` where it lies that far out, else None.
+
+    Nothing else makes a run of the flow successful.
+    """
+    met = targets_met(until, field, row)
+    if met and met != ["kappa_overflow"]:
+        return RESULTS.successful  # pyright: ignore[reportReturnType]
+    return RESULTS.kappa_overflow if met else None
 
 
 def hopeless(until: Until, problem: Problem, record: Record, *, spent: bool) -> bool:

@@ -19,12 +19,7 @@ from gflow.flow.segment import Cursor, begin
 from gflow.flow.starting import Tolerances, control_of
 from gflow.flow.stiffness import Watch, looked, step_cost, stiff_solver
 from gflow.flow.until import NEVER
-from gflow.record import Record, row_capacity
-
-FIRST_STEPS = 16
-# Weights times examples times evaluations of the field in a segment, at most: about a second on one
-# CPU core. An interrupt, a deadline and the progress line wait for the end of a segment.
-_WORK = 5e8
+from gflow.record import FIRST_STEPS, Record, steps_within_work
 
 
 class Path(NamedTuple):
@@ -32,6 +27,11 @@ class Path(NamedTuple):
 
     field: Field
     tolerances: Tolerances
+
+    def scaled(self, log_time_scale: np.ndarray) -> "Path":
+        """With another time scale."""
+        field = Field(self.field.problem, self.field.layout, self.field.log_cap, log_time_scale)
+        return self._replace(field=field)
 
 
 class Place(NamedTuple):
@@ -65,7 +65,7 @@ class Place(NamedTuple):
         """Whether the steps are already those towards a target, which a run to a later one does
         not make.
         """
-        return bool(np.isfinite(self.cursor.control.bracket.upper))
+        return bool(np.isfinite(self.cursor.control.bracket.width))
 
 
 def first_budget(field: Field, solver: diffrax.AbstractSolver) -> int:
@@ -74,10 +74,9 @@ def first_budget(field: Field, solver: diffrax.AbstractSolver) -> int:
 
 
 def most_steps(field: Field, solver: diffrax.AbstractSolver) -> int:
-    """Steps of a segment at most, from sizes that are known beforehand."""
+    """Steps of a segment at most."""
     size = field.layout.size
-    work = size * len(field.problem.dataset.x) * step_cost(solver, size)
-    return int(np.clip(_WORK / work, 1, row_capacity(size)))
+    return steps_within_work(size, len(field.problem.dataset.x), step_cost(solver, size))
 
 
 def next_place(path: Path, place: Place, cursor: Cursor, num_steps: int, *, fading: bool) -> Place:

@@ -22,7 +22,10 @@ def read_between(trajectory: Trajectory, index: int, name: str, target: float) -
     settings, size = settings_at(trajectory, index), row_capacity(trajectory.layout.size)
     cap = settings["kappa_cap"]
     log_cap = np.asarray(np.inf if cap is None else np.log(cap))
-    field = Field(trajectory.require_problem(), trajectory.layout, log_cap)
+    scale = settings.get("log_time_scale", 0.0)
+    # Before a time that is asked for, a coarser scale would know nothing.
+    scale = np.asarray(min(scale, np.log1p(target)) if name == "time" else scale)
+    field = Field(trajectory.require_problem(), trajectory.layout, log_cap, scale)
     tolerance = settings["tolerance"]
     # Of a user's own solver: any other is as accurate.
     solver = solver_named(settings["solver"], tolerance) or diffrax.Tsit5()
@@ -31,8 +34,8 @@ def read_between(trajectory: Trajectory, index: int, name: str, target: float) -
     tolerances = Tolerances(tolerance, across, settings["atol_logit"])
     controller = control_of(solver, tolerances, size, Until(**{name: target}))
     column = trajectory.columns
-    tail = [column["log_norm"][index], np.nan_to_num(column["log1p_time"][index])]
-    state = np.concatenate([trajectory.vectors[index], tail])
+    log_time = field.log_time(np.nan_to_num(column["log1p_time"][index]))
+    state = np.concatenate([trajectory.vectors[index], [column["log_norm"][index], log_time]])
     cursor = begin(
         field, solver, controller, column["clock"][index], state, column["step"][index], np.int64(0)
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from gflow.deadline import Deadline
 from gflow.flow.chattering import POINTS, num_chattering
-from gflow.flow.outcome import hopeless, not_finite_ahead, targets_met, unseparated_result
+from gflow.flow.outcome import hopeless, not_finite_ahead, outcome_at, unseparated_result
 from gflow.flow.place import Path, Place, next_place
 from gflow.flow.segment import Block, advance
 from gflow.flow.starting import control_of
@@ -17,8 +17,6 @@ from gflow.flow.until import NEVER, Until
 from gflow.record import Record, Row, row_capacity
 from gflow.results import RESULTS
 from gflow.switches import has_kinks
-
-_SUCCESS: RESULTS = RESULTS.successful  # pyright: ignore[reportAssignmentType]
 
 
 class Run:
@@ -89,21 +87,22 @@ class Run:
         first = self.num_steps == 0
         self.num_steps += int(block.num_steps)
         last = self.record.extend(block.rows, int(block.num_rows))
-        if first and self.met(self.record.first()):
+        at_start = outcome_at(self.until, self.path.field, self.record.first()) if first else None
+        if at_start is not None:
             self.record.only_first()
             self.num_steps = 0
-            return _SUCCESS
+            return at_start
         if not np.all(np.isfinite(last.state)):
             self.record.drop_nonfinite()
             return RESULTS.not_finite
-        if bool(block.result == diffrax.RESULTS.event_occurred):
-            overflow = self.met(last) == ["kappa_overflow"]
-            return RESULTS.kappa_overflow if overflow else _SUCCESS
-        return self._stopped_short(block, last, max_steps)
+        arrived = outcome_at(self.until, self.path.field, last)
+        return self._stopped_short(block, last, max_steps) if arrived is None else arrived
 
     def _stopped_short(self, block: Block, last: Row, max_steps: int) -> RESULTS | None:
         field = self.path.field
-        if bool(block.result == diffrax.RESULTS.dt_min_reached):
+        stuck = diffrax.RESULTS.dt_min_reached, diffrax.RESULTS.event_occurred
+        # What only the solver took for an arrival is none.
+        if any(bool(block.result == result) for result in stuck):
             ahead = not_finite_ahead(field, self.cursor.state)
             return RESULTS.not_finite if ahead else RESULTS.step_underflow
         spent = self.num_steps >= max_steps
@@ -116,12 +115,6 @@ class Run:
         """Whether the norm shrinks, perhaps to nothing, which must be seen before it underflows."""
         first, last = self.record.first(), self.record.last()
         return bool(last.measures.margin <= 0 and last.state[-2] < first.state[-2])
-
-    def met(self, row: Row) -> list[str]:
-        """The targets that a point meets."""
-        field = self.path.field
-        log_kappa = field.problem.degree * row.state[-2]
-        return targets_met(self.until, log_kappa, row.state[-1], row.measures, field.ceiling)
 
     def behind(self, clock: float) -> bool:
         """Whether the record has not come past this clock, nor to it."""

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import diffrax
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 
 from gflow._typing import Params
@@ -39,7 +40,10 @@ def control_of(
 def start_cursor(
     field: Field, solver: diffrax.AbstractSolver, controller: FlowController, params: Params
 ) -> Cursor:
-    """A cursor at `params` at time 0, about to try a cautious first step."""
+    """A cursor at `params` at time 0, about to try a cautious first step.
+
+    The time scale of the flow from here is in its state, whose `log(T + t)` is log T.
+    """
     step = first_step(field, solver, controller)
     return _begin_at_params(field, solver, controller, params, np.float64(step))
 
@@ -59,6 +63,10 @@ def first_step(field: Field, solver: diffrax.AbstractSolver, controller: FlowCon
 @eqx.filter_jit
 def _begin_at_params(field, solver, controller, params, step) -> Cursor:
     state = initial_state(field.layout, params)
+    # Nothing is to be read before the first step; unless a time is asked for that lies there.
+    scale = field.log_time_rate(state, field.log_weight(state, field.margins(state)))
+    scale = jnp.clip(scale + jnp.log(step), 0.0, controller.until.log1p_time)
+    state = jnp.append(state[:-1], scale)
     return begin(field, solver, controller, np.float64(0), state, step, np.int64(0))
 
 

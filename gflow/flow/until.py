@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from gflow._numerics import is_real
 from gflow._typing import Scalar
-from gflow.measures import MAX_LOG_KAPPA
+from gflow.measures import MAX_LOG_KAPPA, PointMeasures
 
 LANDED = 1e-13
 """The accuracy with which targets are met: distances are relative, and this is their rounding."""
@@ -86,16 +86,14 @@ class Until(eqx.Module):
     ) -> Float[Array, " targets"]:
         """Distance to each target, relative to it, positive until it is reached.
 
-        The order is that of `TARGETS`. `ceiling` is the log kappa that counts as overflow;
-        where there is none, a log-loss that is NaN lies below the range of floating-point numbers.
+        The order is that of `TARGETS`. `log_loss` is that of `known_log_loss`; `ceiling` is the
+        log kappa that counts as overflow. What is NaN is not reached.
         """
-        unknown = jnp.where(jnp.isfinite(ceiling), 0.0, -1e300)
-        log_loss = jnp.where(jnp.isnan(log_loss), unknown, log_loss)
         # A stationarity of exactly 0 is below any target.
         log_ratio = jnp.log(jnp.maximum(stationarity, 1e-300)) - jnp.log(
             jnp.maximum(self.stationarity, 1e-320)
         )
-        return jnp.stack(
+        each = jnp.stack(
             [
                 _relative(self.log_kappa, self.log_kappa - log_kappa),
                 _relative(self.log_loss, log_loss - self.log_loss),
@@ -104,6 +102,18 @@ class Until(eqx.Module):
                 jnp.where(jnp.isfinite(ceiling), 1.0 - log_kappa / ceiling, jnp.inf),
             ]
         )
+        return jnp.where(jnp.isnan(each), jnp.inf, each)
+
+
+def known_log_loss(measures: PointMeasures) -> Float[Array, ""]:
+    """`log sum_i l(q_i)`, where kappa is no floating-point number too.
+
+    There it is `-exp(log_minus_log_loss)`, perhaps minus infinity, for a loss below 1, and plus
+    infinity otherwise: kappa multiplies a margin that is not positive.
+    """
+    size = measures.log_minus_log_loss
+    beyond = jnp.where(jnp.isnan(size), jnp.inf, -jnp.exp(jnp.nan_to_num(size)))
+    return jnp.where(jnp.isnan(measures.log_loss), beyond, measures.log_loss)
 
 
 TARGETS = ("log_kappa", "log_loss", "time", "stationarity", "kappa_overflow")
