@@ -44,15 +44,32 @@ class Checkpoint:
         """
         if header is None:
             return None
-        count, facts = header["num_leaves"], header["facts"]
-        if type(count) is not int or count < 0 or not isinstance(facts, dict):
-            raise ValueError("its checkpoint is damaged")
-        leaves = tuple(np.asarray(arrays[_name(index)]) for index in range(count))
+        facts = header["facts"]
+        _check_facts(facts)
+        leaves = tuple(np.asarray(arrays[_name(index)]) for index in range(header["num_leaves"]))
         try:
             solver = decode(header["solver"], arrays)
         except NotRestorable:
             solver = None
         return cls(leaves, np.asarray(arrays[_name("log_losses")]), facts, solver)
+
+
+_COUNTS = {"num_steps": 0, "num_accepted": 0, "budget": 1, "stride": 1}
+_KINDS = {
+    **dict.fromkeys(_COUNTS, (int,)),
+    "automatic": (bool,),
+    "stiff_from": (int, type(None)),
+    "watch": (list, type(None)),
+    "solver": (str,),
+    "log_cap": (float, type(None)),
+}
+
+
+def _check_facts(facts: Any) -> None:
+    kinds = {name: type(value) for name, value in facts.items()}
+    right = kinds.keys() == _KINDS.keys() and all(kinds[name] in _KINDS[name] for name in _KINDS)
+    if not (right and all(facts[name] >= least for name, least in _COUNTS.items())):
+        raise ValueError("its checkpoint is damaged")
 
 
 def _name(part: int | str) -> str:

@@ -109,7 +109,8 @@ def _check_by_its_margins(problem: Problem, trajectory: Trajectory) -> None:
         raise ValueError(_another("gradient mode"))
     field = Field(problem, trajectory.layout)
     last = last_row(trajectory)
-    found, scale = field.measures(last.state), float(last.measures.strength)
+    found = eqx.filter_jit(Field.measures)(field, last.state)
+    scale = float(last.measures.strength)
     for name in ("margin", "clean_margin", "smoothed_margin"):
         value, recorded = float(getattr(found, name)), float(getattr(last.measures, name))
         if not abs(value - recorded) <= _SAME * max(abs(recorded), _SAME * scale):

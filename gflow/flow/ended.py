@@ -29,7 +29,8 @@ def trajectory_of(
     beyond = columns["log_kappa"] > field.log_cap
     columns = {**columns, "log1p_time": np.where(beyond, np.nan, columns["log1p_time"])}
     num_accepted = int(columns["num_steps_at"][-1])
-    chattering = run.num_chattering()
+    in_haste = any(bool(result == soon) for soon in (RESULTS.seconds_spent, RESULTS.interrupted))
+    chattering = None if in_haste else run.num_chattering()
     if chattering and bool(result == RESULTS.step_budget_spent):
         result = RESULTS.chattering  # pyright: ignore[reportAssignmentType]
     met = targets_met(run.until, field, run.record.last())
