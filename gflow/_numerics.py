@@ -30,6 +30,10 @@ def check_x64() -> None:
         )
 
 
+class Default(float):
+    """The value of an option that was not given. A run that goes on takes its trajectory's."""
+
+
 def is_integer(value: Any) -> bool:
     """Whether it is an integer, Python's or NumPy's; truth values are none."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)

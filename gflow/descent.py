@@ -16,10 +16,19 @@ from scipy.optimize import brentq
 from gflow._layout import Layout
 from gflow._numerics import is_integer, tree_dot, tree_norm, tree_scale, unit
 from gflow._typing import Params
+from gflow.deadline import Deadline
 from gflow.measures import measure_point
 from gflow.problem import Problem
 from gflow.progress import check_progress, reporter
-from gflow.record import Record, Row, empty_rows, row_capacity, write_row
+from gflow.record import (
+    FIRST_STEPS,
+    Record,
+    Row,
+    empty_rows,
+    row_capacity,
+    steps_within_work,
+    write_row,
+)
 from gflow.results import RESULTS
 from gflow.trajectory import RunFailed, Trajectory
 from gflow.validation import check_start
@@ -43,6 +52,7 @@ def descend(
     num_steps: int,
     objective: Objective = "loss",
     save: int | None = 512,
+    max_seconds: float | None = None,
     progress: bool | Callable[[dict[str, Any]], None] = False,
     throw: bool = True,
 ) -> Trajectory:
@@ -64,22 +74,28 @@ def descend(
         objective: "loss" hands the optimizer `grad Loss` (the loss is a sum over examples);
             "log_loss" hands it `grad Loss / Loss`, which is descent normalised by the loss.
         save: the number of points kept at most, evenly spread over the steps; None keeps all.
+        max_seconds: after so many seconds the run ends, with the result `seconds_spent`. Looked at
+            between segments of up to 256 steps, fewer for large problems. None for no limit.
         progress: as in `gflow.integrate`.
-        throw: raise `RunFailed` on divergence; False returns the trajectory.
+        throw: raise `RunFailed` on divergence, and where the seconds were spent; False returns the
+            trajectory.
 
     Raises:
         TypeError, ValueError: see `gflow.validation.check_start`; unknown or impossible options.
-        RunFailed: with `throw=True`, a run that left the range of floating-point numbers.
+        RunFailed: with `throw=True`, a run that left the range of floating-point numbers, or that
+            spent its seconds.
     """
     _check_options(optimizer, num_steps, objective, save)
     check_progress(progress, "descend")
+    deadline = Deadline.after(max_seconds, "descend")
     num_steps, save = int(num_steps), None if save is None else int(save)
     params = check_start(problem, params)
     layout = Layout.of(params)
     record = Record(save)
     seconds = time.perf_counter()
     with reporter(progress, "descent") as report:
-        result = _run(problem, params, optimizer, num_steps, objective, layout, record, report)
+        call = _Call(problem, optimizer, layout, objective)
+        result = _run(call, params, num_steps, record, deadline, report)
     columns, vectors = record.columns(problem.degree)
     made = int(columns["num_steps_at"][-1])
     trajectory = Trajectory(
@@ -103,27 +119,40 @@ def descend(
             "gradient": problem.gradient_mode,
         },
     )
-    if throw and trajectory.result_name == "diverged":
+    if throw and trajectory.result_name in ("diverged", "seconds_spent"):
         raise RunFailed(trajectory)
     return trajectory
 
 
-def _run(problem, params, optimizer, num_steps, objective, layout, record, report) -> RESULTS:
+class _Call(NamedTuple):
+    """What is done at every step, and to what."""
+
+    problem: Problem
+    optimizer: optax.GradientTransformation
+    layout: Layout
+    objective: Objective
+
+
+def _run(call: _Call, params, num_steps, record, deadline, report) -> RESULTS:
+    problem, optimizer, layout, objective = call
     point = _begin(params, optimizer)
     capacity = row_capacity(layout.size)
-    made = 0
+    most = steps_within_work(layout.size, len(problem.dataset.x), 1.0)
+    made, length = 0, min(FIRST_STEPS, most)
     try:
         while made < num_steps:
-            budget, stride = np.int64(min(capacity, num_steps - made)), np.int64(record.stride)
+            budget, stride = np.int64(min(length, num_steps - made)), np.int64(record.stride)
             point, rows, num_rows = jax.block_until_ready(
                 _advance(problem, optimizer, layout, point, budget, stride, objective, capacity)
             )
             record.extend(rows, int(num_rows))
-            made = int(point.num_steps)
+            made, length = int(point.num_steps), min(2 * length, most)
             report(record.status(made, problem.degree))
             if not bool(point.finite):
                 record.drop_nonfinite()
                 return RESULTS.diverged
+            if made < num_steps and deadline.passed():
+                return RESULTS.seconds_spent
     except KeyboardInterrupt:
         if not made:  # nothing was computed that could be returned
             raise

@@ -15,7 +15,13 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "computed is kept. Where the smallest margin is not positive, the examples are not "
         "separated yet. The steps of an explicit solver shrink like 1/kappa, and with kinks (FGSM "
         "without smoothing, plain ReLU) further still: ask for less, raise `max_steps`, smooth the "
-        "kink, or choose an implicit solver."
+        "kink, or choose an implicit solver. `gflow.integrate(problem, trajectory, ...)` goes on "
+        "from where it ended."
+    )
+    seconds_spent = (
+        "The seconds that `max_seconds` allows were spent before what was asked for was reached. "
+        "What was computed is kept; a flow goes on from there with "
+        "`gflow.integrate(problem, trajectory, ...)`."
     )
     chattering = (
         "The step budget was spent, and the flow chatters: it slides along kinks (plain ReLU, "
@@ -93,6 +99,7 @@ SUCCESS = "The run reached what was asked for."
 NAMES = (
     "successful",
     "step_budget_spent",
+    "seconds_spent",
     "chattering",
     "step_underflow",
     "not_finite",

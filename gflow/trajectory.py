@@ -22,6 +22,7 @@ from gflow._description import (
 )
 from gflow._layout import Layout
 from gflow._typing import Params
+from gflow.checkpoint import Checkpoint
 from gflow.problem import Problem
 from gflow.record import COLUMNS
 from gflow.results import RESULTS, Outcome
@@ -90,6 +91,8 @@ class Trajectory(Outcome):
         result: a member of `RESULTS`.
         stats: counts and seconds.
         settings: the arguments of the run.
+        checkpoint: of a flow, from where `gflow.integrate(problem, trajectory, ...)` goes on bit
+            for bit; None where that is not known, as in files of earlier versions.
     """
 
     kind: str
@@ -100,6 +103,7 @@ class Trajectory(Outcome):
     result: RESULTS
     stats: Mapping[str, Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = field(default=None, repr=False)
 
     def __getattr__(self, name: str) -> np.ndarray:
         if name in COLUMNS:
@@ -263,6 +267,8 @@ class Trajectory(Outcome):
             "structure": encode_structure(self.direction),
             "problem": encode(self.problem, arrays),
         }
+        if self.checkpoint is not None:
+            header["checkpoint"] = self.checkpoint.encode(arrays)
         # Not `with_suffix`, to which ".1" is the suffix of "eps=0.1".
         path = Path(path)
         path = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")
@@ -342,4 +348,5 @@ def _restored(header: dict[str, Any], file: Any, problem: Problem | None) -> Tra
         result=getattr(RESULTS, header["result"]),
         stats=header["stats"],
         settings=header["settings"],
+        checkpoint=Checkpoint.decode(header.get("checkpoint"), file),
     )

@@ -121,7 +121,7 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
         rtol, atol, norm: what implicit solvers take as the tolerances of their equations: rtol is
             0, atol the smaller of the next two.
         rtol_direction: largest `|du|_2` of an accepted step.
-        tolerance: largest `|d log rho|` and `|d log(1+t)|`.
+        tolerance: largest `|d log rho|` and `|d log(T+t)|`.
         budget: number of steps after which it reports `max_steps_reached`.
         until: the targets; it reports `event_occurred` on arrival.
         atol_logit: largest `StepError.logit` of an accepted step; None for solvers without one.
@@ -247,7 +247,8 @@ def distances(until: Until, field: Field, state: State) -> Float[Array, " target
         return nothing + jnp.inf, nothing + 1.0, nothing
 
     log_loss, stationarity, margin = lax.cond(until.needs_margins, evaluated, skipped)
-    return until.remaining(log_kappa, state[-1], log_loss, stationarity, margin, field.ceiling)
+    time = field.log1p_time(state)
+    return until.remaining(log_kappa, time, log_loss, stationarity, margin, field.ceiling)
 
 
 def _factor(gains: Gains, error: Array, last_error: Array, order: Any, keep: Array) -> Array:

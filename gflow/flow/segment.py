@@ -167,7 +167,8 @@ def _rows(
     def row_at(i: Array) -> Row:
         index = jnp.minimum(first + i * stride, num_made)
         state = states[index]
-        state = jnp.concatenate([unit_direction(state), state[-2:]])
+        tail = jnp.stack([state[-2], field.log1p_time(state)])
+        state = jnp.concatenate([unit_direction(state), tail])
         step = jnp.where(index == num_made, after.control.step, lengths[index])
         count = cursor.num_accepted + index
         return Row(clocks[index], step, count, state, field.measures(state))
