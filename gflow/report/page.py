@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gflow._files import write_text
 from gflow.report.overview import look, margins_figure, overview_figure
 from gflow.report.record import COLUMNS, Record, Results, write_cell
 from gflow.report.vector import svg
@@ -40,9 +41,7 @@ def write_page(
         configuration=configuration,
         versions=sorted(results.versions.items()),
     )
-    path = Path(folder) / FILE_NAME
-    path.write_text(text, encoding="utf-8")
-    return path
+    return write_text(Path(folder) / FILE_NAME, text)
 
 
 def _title(results: Results) -> str:
