@@ -103,6 +103,8 @@ def _describe_network(drawn: Mapping[str, Any]) -> str:
     if not drawn:
         return "No run of this network was kept."
     problem = next(iter(drawn.values())).problem
+    if problem is None:
+        return "A network that the trajectories do not hold."
     widths = getattr(problem.network, "widths", None)
     shape = f"Widths {', '.join(map(str, widths))}; h" if widths else "H"
     return f"{shape}omogeneous of degree L = {problem.degree:g} in its parameters θ; u = θ/‖θ‖."
