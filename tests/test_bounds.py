@@ -31,7 +31,7 @@ ABSURD = {
     "filters of filters": (CONV + "channels = [20000, 20000]", "network[0].channels"),
     "a window of 1e9": (CONV + "pool_size = 1000000000", "network[0].pool_size"),
     "a stride of 1e9": (CONV + "stride = 1000000000", "network[0].stride"),
-    "an image of 1e12": (CONV + "input_shape = [1, 1000000, 1000000]", "network[0].channels"),
+    "an image of 1e12": (CONV + "input_shape = [1, 1000000, 1000000]", "network[0].input_shape"),
     "a dense layer of 1e9": (CONV + "hidden = [1000000000]", "network[0].hidden"),
     "a depth of 1e5": ('[[network]]\nkind = "diagonal"\ndepth = 100000', "network[0].depth"),
     "1e5 layers": (MLP + f"hidden = {[2] * 100_000}", "network[0].hidden"),
@@ -72,8 +72,8 @@ NESTED = {
     "lists": "seed = " + "[" * 100_000,
     "lists that end": "seed = " + "[" * 5_000 + "]" * 5_000,
     "tables": "seed = " + "{a = " * 20_000,
-    "a dotted key": ".".join("a" * 20_000) + " = 1",
-    "a dotted table": f"[{'.'.join('a' * 20_000)}]\nb = 1",
+    "a dotted key": ".".join("a" * 4_000) + " = 1",
+    "a dotted table": f"[{'.'.join('a' * 4_000)}]\nb = 1",
     "an integer of 10000 digits": "seed = " + "1" * 10_000,
 }
 

@@ -16,7 +16,7 @@ PACKAGE = Path(gflow.__file__).parent
 # another, it stands half a floor higher. `__init__` holds the public names: it may import all that
 # is below it, and only what is written as a user would write it stands above it.
 FLOORS = [
-    {"_files", "_typing"},
+    {"_files", "_programs", "_typing"},
     {"_description", "_interior", "_layout", "_least_norm", "_numerics", "progress", "results"},
     {"_archive", "_balls"},
     {"datasets", "losses", "networks", "perturbations"},

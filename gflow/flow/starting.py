@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 import diffrax
-import equinox as eqx
 import numpy as np
 
+from gflow._programs import compiled
 from gflow._typing import Params
 from gflow.flow.control import EXPLICIT, STABILIZED, STIFF, FlowController, make_controller
 from gflow.flow.field import Field, initial_state
@@ -51,7 +51,7 @@ def start_cursor(
     return _begin_at_params(field, solver, controller, params, np.float64(step))
 
 
-@eqx.filter_jit
+@compiled
 def _begin_at_params(field, solver, controller, params, step) -> Cursor:
     state = initial_state(field.layout, params)
     return begin(field, solver, controller, np.float64(0), state, step, np.int64(0))
