@@ -12,6 +12,7 @@ What is dropped is compiled again when it is called again. Programs of the calle
 """
 
 import contextlib
+import gc
 import threading
 import weakref
 from collections.abc import Callable
@@ -27,6 +28,9 @@ _MOST_MAPS = Path("/proc/sys/vm/max_map_count")
 
 # The share of the limit that may be spent; a single program takes less than a tenth of the rest.
 _SHARE = 0.5
+
+# Where so much of that share is left after dropping, others hold it.
+_CROWDED = 0.75
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -74,7 +78,7 @@ class Programs:
 
     def __init__(self, num_maps: Callable[[], int | None], most_maps: Callable[[], int | None]):
         self._num_maps, self._most_maps = num_maps, most_maps
-        self._programs: list[_Program] = []
+        self._programs: list[Any] = []
         self._ceiling: float | None = None
         self._living: list[weakref.ref] = []
         self._shapes: set[int] = set()
@@ -82,14 +86,16 @@ class Programs:
         self._in_turn = False
         self._lock = threading.RLock()
 
-    def add(self, program: _Program) -> None:
-        """From now on this program counts."""
+    def add(self, program: Any) -> None:
+        """From now on this program, which can `forget()` what was compiled, counts."""
         self._programs.append(program)
 
     def forget(self) -> None:
         """Drops every program."""
         for program in self._programs:
             program.forget()
+        # Some stand in cycles of references with what was traced, and would stay a while.
+        gc.collect()
 
     def keep_within_limit(self) -> None:
         """Drops every program where half of the memory maps that the process may hold are spent.
@@ -105,7 +111,8 @@ class Programs:
                 return
             self.forget()
             left = self._num_maps() or 0
-            self._ceiling = max(_SHARE * most, left + _SHARE * (most - left))
+            crowded = left > _CROWDED * _SHARE * most
+            self._ceiling = left + _SHARE * (most - left) if crowded else None
 
     def serve(self, problem: Any) -> None:
         """A problem was made, for which programs will be compiled; others may have ended."""

@@ -122,8 +122,8 @@ class Trajectory(Outcome):
         return self.params_at_index(-1)
 
     def params_at_index(self, index: int) -> Params:
-        """The parameters at a saved point."""
-        return self.layout.unflatten(np.exp(self.log_norm[index]) * self.vectors[index])
+        """The parameters at a saved point; infinite where they leave the range of numbers."""
+        return self.layout.unflatten(scaled(self.log_norm[index], self.vectors[index]))
 
     def at(
         self,
@@ -163,8 +163,9 @@ class Trajectory(Outcome):
 
     def _at(self, name: str, target: float) -> Params:
         values, target_value = self._progress(name, target)
-        # The end lies on its own target to rounding only.
-        if abs(values[-1] - target_value) <= _ROUNDING * max(1.0, abs(target_value)):
+        # The end lies on its own target to rounding only. An infinite end has no distance from it.
+        within = _ROUNDING * max(1.0, abs(target_value))
+        if np.isfinite(values[-1]) and abs(values[-1] - target_value) <= within:
             target_value = min(target_value, float(values[-1]))
         if values[0] == target_value:
             return self.params_at_index(0)
@@ -249,6 +250,12 @@ class Trajectory(Outcome):
         path = checked_path(path, ".npz", "trajectory.save({!r})")
         write_archive(path, *parts(self))
         return path
+
+
+def scaled(log_norm: Any, vector: np.ndarray) -> np.ndarray:
+    """`exp(log_norm) vector`, whose zeros stay zeros however large the norm."""
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity is meant, 0 * infinity is not
+        return np.where(vector == 0, 0.0, np.exp(log_norm) * vector)
 
 
 def _check_targets(name: str, value: Any) -> None:
