@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gflow._programs import compiled
 from gflow._typing import Params
 from gflow.perturbations import pgd
 from gflow.problem import Problem
@@ -47,7 +48,7 @@ def strong_margins(problem: Problem, params: Params) -> Float[Array, "n ..."]:
     return jnp.minimum(weak, _smallest(attacked, params, jnp.asarray(starts)))
 
 
-@eqx.filter_jit
+@compiled
 def _smallest(problem: Problem, params: Params, starts: Float[Array, "r n d"]) -> Array:
     def margins(start: Array) -> Array:
         return eqx.tree_at(lambda p: p.starts, problem, start).margins(params)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from gflow._description import plain
 from gflow._layout import Layout
 from gflow._numerics import unit
+from gflow._programs import compiled
 from gflow._typing import Params
 from gflow.attack import strong_margins
 from gflow.measures import (
@@ -195,7 +196,7 @@ class _Point(eqx.Module):
     scale_invariance_error: Array
 
 
-@eqx.filter_jit
+@compiled
 def _examine(problem: Problem, params: Params) -> _Point:
     direction, length = unit(params)
     # Weights and smoothed margin no longer change up there.

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ from scipy.optimize import brentq
 
 from gflow._layout import Layout
 from gflow._numerics import is_integer, tree_dot, tree_norm, tree_scale, unit
+from gflow._programs import compiled
 from gflow._typing import Params
 from gflow.deadline import Deadline
 from gflow.measures import measure_point
@@ -160,7 +160,7 @@ def _run(call: _Call, params, num_steps, record, deadline, report) -> RESULTS:
     return RESULTS.successful  # pyright: ignore[reportReturnType]
 
 
-@eqx.filter_jit
+@compiled
 def _begin(params: Params, optimizer: optax.GradientTransformation) -> _Point:
     zero = jnp.zeros(())
     with jax.numpy_dtype_promotion("standard"):
@@ -168,7 +168,7 @@ def _begin(params: Params, optimizer: optax.GradientTransformation) -> _Point:
     return _Point(params, state, zero, jnp.zeros((), jnp.int64), jnp.ones((), bool))
 
 
-@eqx.filter_jit
+@compiled
 def _advance(
     problem: Problem,
     optimizer: optax.GradientTransformation,

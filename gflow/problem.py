@@ -17,6 +17,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
 from gflow._numerics import check_x64, scaled_margins, tree_scale
+from gflow._programs import PROGRAMS, compiled
 from gflow._typing import Inputs, Params, Scalar
 from gflow.datasets import Dataset
 from gflow.losses import AbstractLoss
@@ -100,13 +101,14 @@ class Problem(eqx.Module):
         self.perturbation = perturbation
         self.starts = perturbation.starts(*dataset.x.shape)
         self.gradient_mode = gradient
+        PROGRAMS.serve(self)
 
     @property
     def degree(self) -> float:
         """Homogeneity degree L of the network, and so of the margins, in the parameters."""
         return self.network.degree
 
-    @eqx.filter_jit
+    @compiled
     def perturbations(self, params: Params) -> Float[Array, "n d"]:
         """`delta_i(params)` for every example, in input units. Shapes: (n, d)."""
         x, y = self._examples()
@@ -114,7 +116,7 @@ class Problem(eqx.Module):
         axes = (None, 0, 0, None if starts is None else 0)
         return jax.vmap(self._perturb, axes)(params, x, y, starts)
 
-    @eqx.filter_jit
+    @compiled
     def margins(self, params: Params) -> Float[Array, "n ..."]:
         """Adversarial margins `q_i = y_i f(x_i + delta_i; params)`.
 
@@ -122,24 +124,24 @@ class Problem(eqx.Module):
         """
         return self.margins_at(params, self.perturbations(params))
 
-    @eqx.filter_jit
+    @compiled
     def clean_margins(self, params: Params) -> Float[Array, "n ..."]:
         """Margins `y_i f(x_i; params)` without perturbation, in the shape of `margins`."""
         x, _ = self._examples()
         return self.margins_at(params, jnp.zeros_like(x))
 
-    @eqx.filter_jit
+    @compiled
     def margins_at(self, params: Params, delta: Float[Array, "n d"]) -> Float[Array, "n ..."]:
         """Margins at given perturbations `delta`, held fixed. Shapes: delta (n, d)."""
         x, y = self._examples()
         return jax.vmap(self._margin, (None, 0, 0))(params, x + delta, y)
 
-    @eqx.filter_jit
+    @compiled
     def log_loss(self, params: Params) -> Float[Array, ""]:
         """`log sum_i l(q_i)`, the logarithm of the adversarial loss."""
         return self.loss.log_loss(self.margins(params))
 
-    @eqx.filter_jit
+    @compiled
     def gradient(self, params: Params) -> Params:
         """`grad Loss(params)`, in the problem's gradient mode, with the structure of `params`.
 
@@ -165,7 +167,7 @@ class Problem(eqx.Module):
         # An array, since a Python number would be compiled into the program.
         return self._ascent(params, jnp.asarray(log_kappa, float), assumed)
 
-    @eqx.filter_jit
+    @compiled
     def _ascent(self, params: Params, log_kappa: Array, assumed: Array | None) -> Ascent:
         margins, pull_back = self.linearize(params)
         log_weights = self.log_weights(margins if assumed is None else assumed, log_kappa)
@@ -200,7 +202,7 @@ class Problem(eqx.Module):
         """Whether the mode's gradients are, whatever the parameters, those through delta."""
         return self.gradient_mode == "total" or isinstance(self.perturbation, Clean)
 
-    @eqx.filter_jit
+    @compiled
     def margin_gradients(
         self, params: Params, examples: Int[Array, " m"], *, gradient: GradientMode | None = None
     ) -> Params:

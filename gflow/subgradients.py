@@ -19,6 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gflow._layout import Layout
+from gflow._programs import compiled
 from gflow._typing import Params
 from gflow.problem import Problem
 from gflow.switches import has_kinks, passes, switched_margins
@@ -201,7 +202,7 @@ def _probes(direction: np.ndarray) -> list[np.ndarray]:
     return [direction + sign * step for step in steps for sign in (1, -1)]
 
 
-@eqx.filter_jit
+@compiled
 def _switched_values(problem: Problem, layout: Layout, theta: Any, coefficients: Any) -> Any:
     params = layout.unflatten(jnp.asarray(theta))
     angles = jnp.arcsin(jnp.asarray(coefficients))
@@ -209,7 +210,7 @@ def _switched_values(problem: Problem, layout: Layout, theta: Any, coefficients:
     return decided.values, decided.scales, margins
 
 
-@eqx.filter_jit
+@compiled
 def _switched_gradients(
     problem: Problem, layout: Layout, theta: Any, coefficients: Any, examples: Any
 ) -> Float[Array, "m P"]:
@@ -222,7 +223,7 @@ def _switched_gradients(
     return jax.vmap(one)(jnp.asarray(examples)).reshape(-1, theta.size)
 
 
-@eqx.filter_jit
+@compiled
 def _switched_turns(
     problem: Problem, layout: Layout, theta: Any, coefficients: Any, shares: Any, places: Any
 ) -> Float[Array, "t P"]:

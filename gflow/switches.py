@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from gflow._programs import compiled
 from gflow._typing import Params
 from gflow.networks import Decided
 from gflow.problem import Problem
@@ -73,7 +74,7 @@ def smoothed(problem: Problem, smoothing: Any) -> Problem:
     return eqx.tree_at(lambda p: (p.network, p.perturbation), problem, twins)
 
 
-@eqx.filter_jit
+@compiled
 def settled_angles(problem: Problem, params: Params, smoothing: Any) -> Float[Array, "n s"]:
     """The angles at which every switch stands where its own value puts it.
 

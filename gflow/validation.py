@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gflow._numerics import check_x64, tree_scale
+from gflow._programs import compiled
 from gflow._typing import Params
 from gflow.problem import Problem
 
@@ -105,7 +106,7 @@ def _check_degree(problem: Problem, params: Params) -> None:
         )
 
 
-@eqx.filter_jit
+@compiled
 def _degree_error(problem: Problem, direction: Params) -> Any:
     """Largest `|f(x; c u) - c^L f(x; u)|`, c = 1/2 and 2, relative to the largest output."""
     apply = jax.vmap(problem.network.apply, (None, 0))

@@ -16,15 +16,16 @@ PACKAGE = Path(gflow.__file__).parent
 # another, it stands half a floor higher. `__init__` holds the public names: it may import all that
 # is below it, and only what is written as a user would write it stands above it.
 FLOORS = [
-    {"_typing"},
+    {"_files", "_programs", "_typing"},
     {"_description", "_interior", "_layout", "_least_norm", "_numerics", "progress", "results"},
-    {"_balls", "deadline"},
+    {"_archive", "_balls", "deadline"},
     {"datasets", "losses", "networks", "perturbations"},
     {"problem"},
     {"attack", "kkt", "switches", "validation"},
     {"cooling", "kinks", "subgradients"},
     {"curvature", "measures", "multipliers", "polish", "reference"},
     {"certificate", "checkpoint", "dead", "record"},
+    {"stored"},
     {"trajectory"},
     {"descent", "flow"},
     {"report", "sweep"},

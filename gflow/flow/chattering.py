@@ -2,13 +2,13 @@
 to one side of them with ever shorter steps, longer ones being thrown back.
 """
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 from gflow._layout import Layout
+from gflow._programs import compiled
 from gflow.problem import Problem
 from gflow.switches import settled_angles, switched_margins
 
@@ -29,7 +29,7 @@ def num_chattering(problem: Problem, layout: Layout, vectors: np.ndarray) -> int
     return int(np.any((turns >= _TURNS) | clings, axis=1).sum())
 
 
-@eqx.filter_jit
+@compiled
 def _places(problem: Problem, layout: Layout, vectors: Array) -> Float[Array, "p n s"]:
     """`v / w` of every switch at every point; 0 where w is."""
 

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gflow._programs import compiled
 from gflow.flow.field import Field, State, vector_field
 from gflow.flow.until import TARGETS, Until, known_log_loss
 from gflow.measures import PointMeasures
@@ -101,7 +101,7 @@ def stalled(record: Record) -> bool:
     return bool(late <= 1e-3 * min(1.0, log_loss[0] - log_loss[-1]))
 
 
-@eqx.filter_jit
+@compiled
 def _slopes_ahead(field: Field, state: State) -> Any:
     slope = vector_field(0.0, state, field)
     steps = 10.0 ** -jnp.arange(6.0, 13.0) / jnp.maximum(1.0, jnp.max(jnp.abs(slope)))

@@ -14,7 +14,7 @@ from gflow.flow.starting import Tolerances, control_of
 from gflow.flow.tableaus import TABLEAUS
 from gflow.flow.until import Until
 from gflow.record import row_capacity
-from gflow.trajectory import Trajectory
+from gflow.trajectory import Trajectory, scaled
 
 
 def read_between(trajectory: Trajectory, index: int, name: str, target: float) -> Params:
@@ -45,7 +45,7 @@ def read_between(trajectory: Trajectory, index: int, name: str, target: float) -
         )
         if bool(block.result == diffrax.RESULTS.event_occurred):
             direction = np.asarray(unit_direction(cursor.state))
-            return trajectory.layout.unflatten(np.exp(cursor.state[-2]) * direction)
+            return trajectory.layout.unflatten(scaled(cursor.state[-2], direction))
         if bool(block.result == diffrax.RESULTS.dt_min_reached):
             raise ValueError(
                 f"`trajectory.at({name}={target!r})`: the step size underflowed on the way from "

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from gflow._programs import compiled
 from gflow.flow.control import ControlState, FlowController, rewound, starting
 from gflow.flow.field import Field, State, unit_direction, vector_field
 from gflow.record import Row, empty_rows, write_row
@@ -53,7 +54,7 @@ class Block(NamedTuple):
     num_steps: Int[Array, ""]
 
 
-@eqx.filter_jit
+@compiled
 def begin(
     field: Field,
     solver: diffrax.AbstractSolver,
@@ -75,7 +76,7 @@ def begin(
     return jax.tree.map(_as_array, Cursor(clock, state, solver_state, control, num_accepted))
 
 
-@eqx.filter_jit
+@compiled
 def advance(
     field: Field,
     solver: diffrax.AbstractSolver,

@@ -3,10 +3,10 @@
 from typing import NamedTuple
 
 import diffrax
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
+from gflow._programs import compiled
 from gflow._typing import Params
 from gflow.flow.control import EXPLICIT, STABILIZED, STIFF, FlowController, make_controller
 from gflow.flow.field import Field, initial_state
@@ -58,7 +58,7 @@ def first_length(solver: diffrax.AbstractSolver, controller: FlowController) -> 
     return caution * float(controller.atol) ** 0.2
 
 
-@eqx.filter_jit
+@compiled
 def _begin_at_params(field, solver, controller, params, length) -> Cursor:
     """A cursor that tries a step of this length over the speed `|sum_i p_i grad q_i|`.
 

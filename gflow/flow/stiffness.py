@@ -15,12 +15,12 @@ repay the compilation of another program, the switch is made once two things hol
 from typing import Any, NamedTuple
 
 import diffrax
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from gflow._programs import compiled
 from gflow.flow.clocked import ClockedRosenbrock
 from gflow.flow.field import Field, path_slope
 from gflow.flow.rosenbrock import Rosenbrock
@@ -95,7 +95,7 @@ def looked(watch: Watch, field: Field, cursor: Cursor, num_steps: int) -> tuple[
     return bool(cursor.control.step * spectral_radius(field, cursor.state) > _LIMIT), now
 
 
-@eqx.filter_jit
+@compiled
 def spectral_radius(field: Field, state: Any) -> Array:
     """`|lambda|_max` of the Jacobian of `(u, log rho)`, from below, by power iteration.
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gflow._numerics import is_integer, scalar, smoothed_relu
+from gflow._programs import compiled
 from gflow._typing import Params
 
 
@@ -118,7 +119,7 @@ class AbstractNetwork(eqx.Module):
             )
 
 
-@eqx.filter_jit
+@compiled
 def _compiled_init(network: AbstractNetwork, key: Any, scale: Any) -> Params:
     is_seed = jnp.issubdtype(key.dtype, jnp.integer) and key.ndim == 0
     return network._initial(jax.random.key(key) if is_seed else key, jnp.asarray(scale))
