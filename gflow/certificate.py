@@ -16,7 +16,8 @@ from jaxtyping import Array, Float
 
 from gflow._description import plain
 from gflow._layout import Layout
-from gflow._numerics import unit
+from gflow._numerics import check_unmasked, unit
+from gflow._signatures import named
 from gflow._typing import Params
 from gflow.attack import strong_margins
 from gflow.measures import (
@@ -130,6 +131,7 @@ class Certificate:
         )
 
 
+@named()
 def certify(
     problem: Problem, params: Params, *, coefficients: np.ndarray | None = None
 ) -> Certificate:
@@ -169,6 +171,7 @@ def certify(
 
 
 def _checked_coefficients(problem: Problem, coefficients: Any) -> np.ndarray:
+    check_unmasked(coefficients, "`certify(coefficients=...)`")
     given = np.asarray(coefficients, float)
     shape = len(problem.dataset.x), passes(problem).size
     if not has_kinks(problem):
@@ -249,11 +252,14 @@ def _flow_kkt(
     ascent = np.asarray(layout.flatten(point.ascent))
     length = np.linalg.norm(ascent)
     gamma = margins.min()
-    multipliers = gamma ** (1 - 2 / degree) * np.asarray(point.weights) / length
+    with np.errstate(over="ignore"):  # next to a margin of 0 they are infinite
+        # Times gamma, then divided by it: the quotient of margins alone may be infinite times 0.
+        slack = gamma ** (-2 / degree) * np.asarray(point.weights) / length * (margins - gamma)
+        epsilon = gamma ** (-1 / degree) * np.linalg.norm(direction - ascent / length)
     return {
         "flow_stationarity": float(point.measures.stationarity),
         # |u - h/|h|| = sqrt(2 (1 - beta)) without its cancellation
-        "kkt_epsilon": float(gamma ** (-1 / degree) * np.linalg.norm(direction - ascent / length)),
-        "kkt_delta": float(np.max(multipliers * (margins / gamma - 1))),
+        "kkt_epsilon": float(epsilon),
+        "kkt_delta": float(np.nanmax(slack)),
         "cosine": float(direction @ ascent / length),
     }

@@ -15,6 +15,7 @@ from scipy.optimize import brentq
 
 from gflow._layout import Layout
 from gflow._numerics import is_integer, tree_dot, tree_norm, tree_scale, unit
+from gflow._signatures import named
 from gflow._typing import Params
 from gflow.measures import measure_point
 from gflow.problem import Problem
@@ -35,6 +36,7 @@ class _Point(NamedTuple):
     finite: Bool[Array, ""]
 
 
+@named(optimizer="Any optax transformation, such as `optax.sgd(0.1)`.")
 def descend(
     problem: Problem,
     params: Params,

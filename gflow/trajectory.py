@@ -21,6 +21,8 @@ from gflow._description import (
     plain,
 )
 from gflow._layout import Layout
+from gflow._numerics import check_unmasked
+from gflow._signatures import named
 from gflow._typing import Params
 from gflow.problem import Problem
 from gflow.record import COLUMNS
@@ -143,6 +145,7 @@ class Trajectory(Outcome):
         """The parameters at a saved point."""
         return self.layout.unflatten(np.exp(self.log_norm[index]) * self.vectors[index])
 
+    @named("trajectory.at")
     def at(
         self,
         *,
@@ -247,11 +250,17 @@ class Trajectory(Outcome):
             **columns,
         }
 
+    @named("trajectory.save")
     def save(self, path: str | os.PathLike) -> Path:
         """Writes the trajectory, its settings and its problem to one file (NumPy's .npz).
 
         Returns:
             The path written: `path`, with .npz appended unless it ends in that.
+
+        Raises:
+            TypeError: `path` is no path.
+            ValueError: it names no file.
+            FileNotFoundError: its folder does not exist.
         """
         arrays: dict[str, np.ndarray] = {}
         header = {
@@ -264,7 +273,7 @@ class Trajectory(Outcome):
             "problem": encode(self.problem, arrays),
         }
         # Not `with_suffix`, to which ".1" is the suffix of "eps=0.1".
-        path = Path(path)
+        path = _named_file(path)
         path = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")
         text = np.asarray(json.dumps(header, default=plain))
         columns = {f"column_{name}": values for name, values in self.columns.items()}
@@ -273,8 +282,28 @@ class Trajectory(Outcome):
         return path
 
 
+def _named_file(path: Any) -> Path:
+    """The path of a file that is to be written."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"`trajectory.save({path!r})`: expected a path, such as 'run.npz'.")
+    text = os.fspath(path)
+    named = Path(path)
+    if not named.name or str(text).endswith(("/", os.sep)) or named.is_dir():
+        raise ValueError(
+            f"`trajectory.save({str(text)!r})` names no file; give one, such as "
+            f"{str(named / 'run.npz')!r}."
+        )
+    if not named.parent.is_dir():
+        raise FileNotFoundError(
+            f"`trajectory.save({str(text)!r})`: the folder {str(named.parent)!r} does not exist. "
+            "Make it first, with `Path.mkdir(parents=True)`."
+        )
+    return named
+
+
 def _check_targets(name: str, value: Any) -> None:
     call = f"`trajectory.at({name}={value!r})`"
+    check_unmasked(value, call)
     try:
         values = np.asarray(value)
     except Exception as error:  # ragged lists
@@ -285,6 +314,7 @@ def _check_targets(name: str, value: Any) -> None:
         raise TypeError(f"{call}: give a number or a sequence of numbers.")
 
 
+@named("gflow.load")
 def load(path: str | os.PathLike, *, problem: Problem | None = None) -> Trajectory:
     """Reads a trajectory that `Trajectory.save` wrote.
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from gflow._layout import Layout
+from gflow._signatures import named
 from gflow._typing import Params
 from gflow.flow.chattering import POINTS, num_chattering
 from gflow.flow.control import FlowController
@@ -32,6 +33,7 @@ _SECONDS = 0.5
 _FIRST_STEPS = 16
 
 
+@named(until="It says when to stop: `until=gflow.Until(log_loss=-10.0)`.")
 def integrate(
     problem: Problem,
     params: Params,

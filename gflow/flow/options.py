@@ -25,6 +25,13 @@ def checked_solver(solver: Any, tolerance: float) -> diffrax.AbstractSolver | No
             f"`solver={type(solver).__name__}()` gives no error estimate, so its steps cannot be "
             "controlled. Use an adaptive solver, or `gflow.descend` for fixed steps."
         )
+    if not issubclass(diffrax.ODETerm, getattr(solver, "term_structure", diffrax.ODETerm)):
+        raise TypeError(
+            f"`solver={type(solver).__name__}()` takes no plain ODE: it needs its terms apart, as "
+            "the KenCarp methods need a `diffrax.MultiTerm` of one part to treat explicitly and one "
+            "to treat implicitly, and the flow is one term. Implicit throughout are "
+            "`gflow.Rosenbrock()`, which suits the flow best, and `diffrax.Kvaerno5()`."
+        )
     if isinstance(solver, Rosenbrock):
         linear = solver.linear_solver
         return ClockedRosenbrock(solver.method, linear_solver=linear, tolerance=tolerance)

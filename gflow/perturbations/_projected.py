@@ -15,9 +15,9 @@ from optax import projections
 
 from gflow._balls import onto_unit_ball, uniform_in_unit_ball
 from gflow._numerics import is_integer, scalar, smoothing_leaf
+from gflow._signatures import named
 from gflow.perturbations._base import AbstractPerturbation, Margin, SwitchedMargin
 from gflow.perturbations._steps import checked_order, follows_signs, switched_step, unit_step
-
 
 # In units of the radius.
 _LONGEST_STEP = 1e300
@@ -143,6 +143,7 @@ def _kept_in_box_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     return _kept_in_box(*primals), tangents[0]
 
 
+@named()
 def pgd(
     radius: Any,
     *,

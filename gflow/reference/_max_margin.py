@@ -6,7 +6,8 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-from gflow._numerics import dual_order
+from gflow._numerics import check_unmasked, check_untraced, dual_order
+from gflow._signatures import named
 from gflow.reference._cones import max_margin_by_cones
 from gflow.reference._least_norm import inseparable, least_norm, shortest_multipliers
 from gflow.reference._norms import Array, lp_norm, nearest_subgradient, subgradient
@@ -26,11 +27,12 @@ _NOTHING = float(np.finfo(np.float64).eps) / 4
 
 _CONTINUATION_STEPS = 10
 
-# So close to the largest feasible radius, relative, its two bounds are sought to rounding. Solutions
-# that much below it have bounds of their own, off by the square of this.
+# So close to the largest feasible radius, relative, its two bounds are sought to rounding: the
+# solution that much below it has bounds of its own, off by the square of this.
 _CLOSE = 1e-7
 
 
+@named()
 def max_margin(dataset: Any, *, radius: SupportsFloat = 0.0, order: SupportsFloat = 2) -> MaxMargin:
     """The direction of largest margin under an l_p attack, `p = order`, of the given radius.
 
@@ -56,7 +58,7 @@ def max_margin(dataset: Any, *, radius: SupportsFloat = 0.0, order: SupportsFloa
     Raises:
         TypeError: `dataset` has no `x` and `y`; `radius` or `order` is not a number.
         ValueError: `radius` is negative, NaN or infinite; `order` is below 1 or NaN; labels other
-            than -1 and +1; NaN or infinity in `x`.
+            than -1 and +1; NaN, infinity or masked entries in `x`.
 
     Source: Lyu & Zhu 2022, "Implicit bias of adversarial training for deep neural networks".
     """
@@ -64,6 +66,7 @@ def max_margin(dataset: Any, *, radius: SupportsFloat = 0.0, order: SupportsFloa
     return _solved(signed, _checked_radius(radius), _checked_order(order))
 
 
+@named()
 def largest_feasible_radius(dataset: Any, *, order: SupportsFloat = 2) -> float:
     """The radius from which on an l_p attack leaves no direction with a positive margin.
 
@@ -245,6 +248,9 @@ def _signed_examples(dataset: Any) -> Array:
             f"expected a data set with `x` and `y`, got {type(dataset).__name__}. "
             "`gflow.Dataset(x, y)` makes one from arrays."
         )
+    for name in ("x", "y"):
+        check_untraced(getattr(dataset, name), f"`max_margin(dataset)`, `{name}`")
+        check_unmasked(getattr(dataset, name), f"`max_margin(dataset)`, `{name}`")
     x, y = np.asarray(dataset.x, dtype=np.float64), np.asarray(dataset.y, dtype=np.float64)
     if x.ndim != 2 or 0 in x.shape or y.shape != x.shape[:1]:
         raise ValueError(
@@ -284,6 +290,8 @@ def _checked_order(order: Any) -> float:
 
 
 def _number(value: Any, name: str) -> float:
+    check_untraced(value, f"`max_margin({name}=...)`")
+    check_unmasked(value, f"`max_margin({name}=...)`")
     try:
         return float(value)
     except (TypeError, ValueError):

@@ -31,9 +31,7 @@ class NormMargin(NamedTuple):
     bound: float
 
 
-def norm_margin(
-    signed: Array, order: float, separator: Array, multipliers: Array
-) -> NormMargin:
+def norm_margin(signed: Array, order: float, separator: Array, multipliers: Array) -> NormMargin:
     """`max min_i <w, y_i x_i>` over `|w|_q <= 1`, 1/p + 1/q = 1.
 
     In the equivalent form `min |w|_q` subject to `<w, y_i x_i> >= 1`, which keeps its relative

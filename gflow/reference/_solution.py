@@ -172,9 +172,9 @@ _SOLVED = "Solved: margin {margin:.6g} under attack, relative duality gap {gap:.
 _INACCURATE = (
     "Not solved to full accuracy: the margin {margin:.6g} under attack is attained, but the "
     "relative duality gap is {gap:.1e} and the direction may be off by {error:.1e}. The radius is "
-    "below the largest feasible one, {largest!r}, by {short:.1e} of it: next to it rounding decides "
-    "on the direction, so lower the radius; further away, inputs that differ by many orders of "
-    "magnitude are the usual reason, so rescale them."
+    "below the largest feasible one, {largest!r}, by {short:.1e} of it. Next to it rounding "
+    "decides on the direction: lower the radius. Further away, inputs that differ by many orders "
+    "of magnitude are the usual reason: rescale them."
 )
 _TOO_LARGE = (
     "Infeasible: at radius {radius:.6g} the l_{order:g} attack can push an example across every "
@@ -183,10 +183,10 @@ _TOO_LARGE = (
     "`radius` below it."
 )
 _AT_EDGE = (
-    "At the edge: the radius {radius!r} equals the largest feasible radius of the l_{order:g} attack "
-    "on these data, {largest!r}, as far as rounding lets it be told, so the largest margin is 0 to "
-    "rounding. Neither a direction with a positive margin nor a proof that there is none was found; "
-    "choose `radius` below it."
+    "At the edge: the radius {radius!r} equals the largest feasible radius of the l_{order:g} "
+    "attack on these data, {largest!r}, as far as rounding lets it be told, so the largest margin "
+    "is 0 to rounding. Neither a direction with a positive margin nor a proof that there is none "
+    "was found; choose `radius` below it."
 )
 _NOT_SEPARABLE = (
     "Infeasible: the data are not linearly separable by a hyperplane through the origin, so no "
