@@ -59,7 +59,7 @@ def check_unmasked(values: Any, name: str) -> None:
     hidden = num_masked(values)
     if hidden:
         raise ValueError(
-            f"{name}: {hidden} entries are masked, and what lies beneath a mask is no data. Leave "
+            f"{name}: masked entries ({hidden}), and what lies beneath a mask is no data. Leave "
             "those examples out, or fill them in with `.filled(...)`."
         )
 

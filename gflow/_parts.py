@@ -86,8 +86,8 @@ def check_parts(**parts: Any) -> None:
 def _hint(part: _Part, value: Any) -> str:
     if isinstance(value, str) and part.names:
         meant = nearest(value, part.names)
-        guess = f" Perhaps `gflow.{part.module}.{meant}(...)` is meant;" if meant else ""
-        return f"{guess} there are {', '.join(f'`{name}`' for name in part.names)}."
+        guess = f" Perhaps `gflow.{part.module}.{meant}(...)` is meant." if meant else ""
+        return f"{guess} There are {', '.join(f'`{name}`' for name in part.names)}."
     if not (isinstance(value, type) or inspect.isroutine(value)):
         return ""
     if value.__name__ in part.names or isinstance(value, type):

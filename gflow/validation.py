@@ -40,7 +40,7 @@ def check_start(problem: Problem, params: Params) -> Params:
     check_untraced(params, "`params`")
     check_untraced(problem, "`problem` (its inputs or its radius)")
     params = _as_arrays(params)
-    check_untraced(params, "this call")
+    check_untraced(jnp.zeros(()), "this call")  # within `jax.jit` even this is traced
     _check_output(problem, params)
     _check_shapes(problem, params)
     _check_values(params)
