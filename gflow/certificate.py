@@ -252,14 +252,15 @@ def _flow_kkt(
     ascent = np.asarray(layout.flatten(point.ascent))
     length = np.linalg.norm(ascent)
     gamma = margins.min()
-    with np.errstate(over="ignore"):  # next to a margin of 0 they are infinite
-        # Times gamma, then divided by it: the quotient of margins alone may be infinite times 0.
-        slack = gamma ** (-2 / degree) * np.asarray(point.weights) / length * (margins - gamma)
+    weights = np.asarray(point.weights)
+    with np.errstate(over="ignore", invalid="ignore"):  # next to a margin of 0 they are infinite
+        slack = gamma ** (1 - 2 / degree) * weights / length * (margins / gamma - 1)
         epsilon = gamma ** (-1 / degree) * np.linalg.norm(direction - ascent / length)
+    slack = np.where((weights > 0) & (margins > gamma), slack, 0.0)  # not infinity times 0
     return {
         "flow_stationarity": float(point.measures.stationarity),
         # |u - h/|h|| = sqrt(2 (1 - beta)) without its cancellation
         "kkt_epsilon": float(epsilon),
-        "kkt_delta": float(np.nanmax(slack)),
+        "kkt_delta": float(np.max(slack)),
         "cosine": float(direction @ ascent / length),
     }
