@@ -39,7 +39,12 @@ def strong_margins(problem: Problem, params: Params) -> Float[Array, "n ..."]:
         random_start=0,
         box=getattr(perturbation, "box", None),
     )
-    attacked = Problem(problem.network, problem.dataset, loss=problem.loss, perturbation=attack)
+    attacked = eqx.tree_at(
+        lambda p: (p.perturbation, p.starts),
+        problem,
+        (attack, attack.starts(*problem.dataset.x.shape)),
+        is_leaf=lambda leaf: leaf is None,
+    )
     random: list[Any] = [
         pgd(1.0, order=perturbation.order, random_start=seed).starts(*problem.dataset.x.shape)
         for seed in range(_NUM_RANDOM)

@@ -16,8 +16,9 @@ from jaxtyping import Array, Float
 
 from gflow._description import plain
 from gflow._layout import Layout
-from gflow._numerics import unit
+from gflow._numerics import check_unmasked, unit
 from gflow._programs import compiled
+from gflow._signatures import named
 from gflow._typing import Params
 from gflow.attack import strong_margins
 from gflow.measures import (
@@ -131,6 +132,7 @@ class Certificate:
         )
 
 
+@named()
 def certify(
     problem: Problem, params: Params, *, coefficients: np.ndarray | None = None
 ) -> Certificate:
@@ -170,6 +172,7 @@ def certify(
 
 
 def _checked_coefficients(problem: Problem, coefficients: Any) -> np.ndarray:
+    check_unmasked(coefficients, "`certify(coefficients=...)`")
     given = np.asarray(coefficients, float)
     shape = len(problem.dataset.x), passes(problem).size
     if not has_kinks(problem):
@@ -250,11 +253,15 @@ def _flow_kkt(
     ascent = np.asarray(layout.flatten(point.ascent))
     length = np.linalg.norm(ascent)
     gamma = margins.min()
-    multipliers = gamma ** (1 - 2 / degree) * np.asarray(point.weights) / length
+    weights = np.asarray(point.weights)
+    with np.errstate(over="ignore", invalid="ignore"):  # next to a margin of 0 they are infinite
+        slack = gamma ** (1 - 2 / degree) * weights / length * (margins / gamma - 1)
+        epsilon = gamma ** (-1 / degree) * np.linalg.norm(direction - ascent / length)
+    slack = np.where((weights > 0) & (margins > gamma), slack, 0.0)  # not infinity times 0
     return {
         "flow_stationarity": float(point.measures.stationarity),
         # |u - h/|h|| = sqrt(2 (1 - beta)) without its cancellation
-        "kkt_epsilon": float(gamma ** (-1 / degree) * np.linalg.norm(direction - ascent / length)),
-        "kkt_delta": float(np.max(multipliers * (margins / gamma - 1))),
+        "kkt_epsilon": float(epsilon),
+        "kkt_delta": float(np.max(slack)),
         "cosine": float(direction @ ascent / length),
     }

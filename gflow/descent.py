@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from scipy.optimize import brentq
 from gflow._layout import Layout
 from gflow._numerics import is_integer, tree_dot, tree_norm, tree_scale, unit
 from gflow._programs import compiled
+from gflow._signatures import named
 from gflow._typing import Params
 from gflow.deadline import Deadline
 from gflow.measures import measure_point
@@ -44,6 +46,7 @@ class _Point(NamedTuple):
     finite: Bool[Array, ""]
 
 
+@named(optimizer="Any optax transformation, such as `optax.sgd(0.1)`.")
 def descend(
     problem: Problem,
     params: Params,
@@ -68,8 +71,11 @@ def descend(
     Args:
         problem: what is minimised.
         params: the start.
-        optimizer: any optax transformation, such as `optax.sgd(0.1)`, that turns gradient, state
-            and parameters into the update. A new one, even of the same kind, is compiled anew.
+        optimizer: any optax transformation, such as `optax.sgd(0.1)`. Those that look at the
+            objective itself (`optax.lbfgs`, `optax.polyak_sgd`, `optax.contrib.reduce_on_plateau`)
+            are given its `value`, its `grad` and `value_fn`, whose gradient is that of the
+            problem's mode. Polyak's steps suppose that the least value is 0, as for "loss" it is.
+            A new optimizer, even of the same kind, is compiled anew.
         num_steps: number of steps.
         objective: "loss" hands the optimizer `grad Loss` (the loss is a sum over examples);
             "log_loss" hands it `grad Loss / Loss`, which is descent normalised by the loss.
@@ -81,7 +87,8 @@ def descend(
             trajectory.
 
     Raises:
-        TypeError, ValueError: see `gflow.validation.check_start`; unknown or impossible options.
+        TypeError, ValueError: see `gflow.validation.check_start`; unknown or impossible options; an
+            optimizer that needs other arguments still.
         RunFailed: with `throw=True`, a run that left the range of floating-point numbers, or that
             spent its seconds.
     """
@@ -214,13 +221,19 @@ def _step(
     point: _Point,
 ) -> _Point:
     ascent = problem.ascent(point.params)
-    log_scale = ascent.log_weight
-    if objective == "log_loss":
-        log_scale = log_scale - problem.loss.log_loss(ascent.margins)
+    log_loss = problem.loss.log_loss(ascent.margins)
+    logarithmic = objective == "log_loss"
+    log_scale = ascent.log_weight - log_loss if logarithmic else ascent.log_weight
     gradient = tree_scale(-jnp.exp(log_scale), ascent.vector)
+    # Of no use to most optimizers, and left out of the program with them.
+    extra = {
+        "value": log_loss if logarithmic else jnp.exp(log_loss),
+        "grad": gradient,
+        "value_fn": partial(_value, problem, logarithmic),
+    }
     # Adam and others mix floats with integers, which strict dtype promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
-        update, state = optimizer.update(gradient, point.optimizer_state, point.params)
+        update, state = _updated(optimizer, gradient, point, extra)
         params = optax.apply_updates(point.params, update)
     length = tree_norm(ascent.vector)
     along = tree_dot(update, ascent.vector) / jnp.where(length > 0, length**2, 1.0)
@@ -231,6 +244,30 @@ def _step(
     kappa = norm**problem.degree
     finite = jnp.isfinite(kappa) & (norm > 0) & jnp.isfinite(ascent.log_weight)
     return _Point(params, state, log1p_time, point.num_steps + 1, finite)
+
+
+def _value(problem: Problem, logarithmic: bool, params: Params) -> Array:
+    """The objective, with the gradient of the problem's mode."""
+    margins = problem.free_margins(lax.stop_gradient(params))(params)
+    log_loss = problem.loss.log_loss(margins)
+    return log_loss if logarithmic else jnp.exp(log_loss)
+
+
+def _updated(
+    optimizer: optax.GradientTransformation, gradient: Params, point: _Point, extra: dict[str, Any]
+) -> tuple[Params, Any]:
+    """The update and the optimizer's state after it."""
+    update = optax.with_extra_args_support(optimizer).update
+    try:
+        return update(gradient, point.optimizer_state, point.params, **extra)
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        given = ", ".join(f"`{name}`" for name in extra)
+        raise TypeError(
+            f"`descend(optimizer=...)`: the optimizer asks for more than the gradient, its state, "
+            f"the parameters, and {given}, which it is given ({error})."
+        ) from error
 
 
 def read_between(trajectory: Trajectory, index: int, name: str, target: float) -> Params:

@@ -147,6 +147,9 @@ def polish_capped(
         log_kappa: log kappa_c.
         tolerance: of the residual.
     """
+    # Measured elsewhere the margin may be positive by its rounding: there is no KKT system at 0.
+    if not np.min(problem.margins(layout.unflatten(direction))) > 0:
+        return _without_system(problem, layout, direction, weights)
     large, named = layout.size > _LARGE, None
     most = _FEW_ITERATIONS if large else _MOST_ITERATIONS
     if len(weights) <= FEW_MARGINS and not large:
@@ -171,6 +174,15 @@ def polish_capped(
         most_iterations=most,
     )
     return dataclasses.replace(found, num_iterations=found.num_iterations + cooled.num_iterations)
+
+
+def _without_system(
+    problem: Problem, layout: Layout, direction: np.ndarray, weights: np.ndarray
+) -> Polished:
+    """A direction without a positive margin, which cannot be scaled to a margin of 1."""
+    at = system(problem, layout, direction, np.zeros_like(weights))
+    active = np.zeros(len(weights), bool)
+    return Polished(direction, np.zeros_like(weights), active, np.inf, False, 0, at)
 
 
 def polish_again(

@@ -4,10 +4,9 @@ The only place where one example becomes all of them (`vmap`). Every function is
 methods are compiled on first use.
 """
 
-import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,7 +16,9 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
 from gflow._numerics import check_x64, scaled_margins, tree_scale
+from gflow._parts import check_parts, warn_of_radius
 from gflow._programs import PROGRAMS, compiled
+from gflow._signatures import named
 from gflow._typing import Inputs, Params, Scalar
 from gflow.datasets import Dataset
 from gflow.losses import AbstractLoss
@@ -25,13 +26,6 @@ from gflow.networks import AbstractNetwork
 from gflow.perturbations import AbstractPerturbation, Clean, clean
 
 GradientMode = Literal["frozen", "total"]
-
-_MAKERS = {
-    "network": "a function of `gflow.networks`",
-    "dataset": "`gflow.Dataset(x, y)`",
-    "loss": "a function of `gflow.losses`",
-    "perturbation": "a function of `gflow.perturbations`",
-}
 
 
 class Ascent(NamedTuple):
@@ -68,6 +62,10 @@ class Problem(eqx.Module):
         TypeError: an argument is not what it should be.
         ValueError: the network's inputs or outputs do not fit the data set; from every method, JAX
             does not compute in float64.
+
+    Warns:
+        UserWarning: the radius and the inputs look as if they were given in different units (see
+            `gflow._parts`).
     """
 
     network: AbstractNetwork
@@ -77,6 +75,7 @@ class Problem(eqx.Module):
     starts: Inputs | None
     gradient_mode: GradientMode = eqx.field(static=True)
 
+    @named(loss="It comes from `gflow.losses`: `loss=gflow.losses.logistic()`.")
     def __init__(
         self,
         network: AbstractNetwork,
@@ -87,14 +86,12 @@ class Problem(eqx.Module):
         gradient: GradientMode = "frozen",
     ):
         perturbation = clean() if perturbation is None else perturbation
-        _check_kind(network, AbstractNetwork, "network")
-        _check_kind(dataset, Dataset, "dataset")
-        _check_kind(loss, AbstractLoss, "loss")
-        _check_kind(perturbation, AbstractPerturbation, "perturbation")
+        check_parts(network=network, dataset=dataset, loss=loss, perturbation=perturbation)
         if gradient not in ("frozen", "total"):
             raise ValueError(f"`Problem(gradient={gradient!r})`: choose 'frozen' or 'total'.")
         network.check_fits(dataset.x.shape[1], dataset.num_outputs)
         perturbation.check_fits(np.asarray(dataset.x))
+        warn_of_radius(perturbation, np.asarray(dataset.x))
         self.network = network
         self.dataset = dataset
         self.loss = loss
@@ -257,14 +254,3 @@ def _against_others(output: Float[Array, " k"], y: Int[Array, ""]) -> Float[Arra
     num_classes = output.shape[0]
     others = (y + jnp.arange(1, num_classes, dtype=y.dtype)) % num_classes
     return output[y] - output[others]
-
-
-def _check_kind(value: Any, kind: type, name: str) -> None:
-    if isinstance(value, kind):
-        return
-    # `loss=gflow.losses.logistic`, without the brackets
-    uncalled = isinstance(value, type) or inspect.isroutine(value)
-    hint = f" Call it first: `{value.__name__}(...)`." if uncalled else ""
-    raise TypeError(
-        f"`Problem(...)`: `{name}` is {value!r}, expected what {_MAKERS[name]} makes.{hint}"
-    )

@@ -14,6 +14,8 @@ from gflow._archive import read_archive, write_archive
 from gflow._description import plain
 from gflow._files import checked_path
 from gflow._layout import Layout
+from gflow._numerics import check_unmasked
+from gflow._signatures import named
 from gflow._typing import Params
 from gflow.checkpoint import Checkpoint
 from gflow.problem import Problem
@@ -129,6 +131,7 @@ class Trajectory(Outcome):
         """The parameters at a saved point; infinite where they leave the range of numbers."""
         return self.layout.unflatten(scaled(self.log_norm[index], self.vectors[index]))
 
+    @named("trajectory.at")
     def at(
         self,
         *,
@@ -234,6 +237,7 @@ class Trajectory(Outcome):
             **columns,
         }
 
+    @named("trajectory.save")
     def save(self, path: str | os.PathLike) -> Path:
         """Writes the trajectory, its settings and its problem to one file (NumPy's .npz).
 
@@ -264,6 +268,7 @@ def scaled(log_norm: Any, vector: np.ndarray) -> np.ndarray:
 
 def _check_targets(name: str, value: Any) -> None:
     call = f"`trajectory.at({name}={value!r})`"
+    check_unmasked(value, call)
     try:
         values = np.asarray(value)
     except Exception as error:  # ragged lists
@@ -274,6 +279,7 @@ def _check_targets(name: str, value: Any) -> None:
         raise TypeError(f"{call}: give a number or a sequence of numbers.")
 
 
+@named("gflow.load")
 def load(path: str | os.PathLike, *, problem: Problem | None = None) -> Trajectory:
     """Reads a trajectory that `Trajectory.save` wrote.
 

@@ -17,9 +17,19 @@ PACKAGE = Path(gflow.__file__).parent
 # is below it, and only what is written as a user would write it stands above it.
 FLOORS = [
     {"_files", "_programs", "_typing"},
-    {"_description", "_interior", "_layout", "_least_norm", "_numerics", "progress", "results"},
+    {
+        "_description",
+        "_interior",
+        "_layout",
+        "_least_norm",
+        "_numerics",
+        "_signatures",
+        "progress",
+        "results",
+    },
     {"_archive", "_balls", "deadline"},
     {"datasets", "losses", "networks", "perturbations"},
+    {"_parts"},
     {"problem"},
     {"attack", "kkt", "switches", "validation"},
     {"cooling", "kinks", "subgradients"},

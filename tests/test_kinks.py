@@ -17,7 +17,7 @@ import gflow
 from gflow import losses, networks, perturbations
 from gflow._layout import Layout
 from gflow.curvature import curvature, kinked_curvature
-from gflow.kinks import Point, slide, start_at
+from gflow.kinks import Kinks, Point, slide, start_at
 from gflow.kinks.path import Path
 from gflow.kinks.system import Anchor
 from gflow.kkt import system
@@ -395,3 +395,25 @@ def test_attacked_networks_end_at_kinks(attack):
         assert limit.successful or limit.result_name == limit.verdict == "saddle"
         num_maxima += limit.successful
     assert num_maxima >= 3
+
+
+def test_many_kinks_are_shown_in_few_lines(own_words):
+    generator = np.random.default_rng(0)
+    shape = (200, 64)
+    kinks = Kinks(
+        theta=generator.normal(size=5000),
+        multipliers=np.ones(200),
+        active=np.ones(200, bool),
+        coefficients=np.zeros(shape),
+        at_kink=np.ones(shape, bool),
+        smoothing=0.0,
+        residual=3e-16,
+        converged=True,
+        num_iterations=7,
+        equations=None,  # not shown
+    )
+    lines = repr(kinks).splitlines()
+    assert str(kinks) == repr(kinks) and len(lines) <= 10 and max(map(len, lines)) < 120
+    for words in ("exact", "5000", "200 of 200", "12800 of 12800", "200 examples"):
+        assert words in repr(kinks)
+    assert "NOT exact" in repr(dataclasses.replace(kinks, converged=False))

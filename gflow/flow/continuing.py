@@ -17,6 +17,7 @@ import numpy as np
 
 from gflow._layout import Layout
 from gflow._numerics import Default
+from gflow._programs import compiled
 from gflow.checkpoint import Checkpoint
 from gflow.flow.field import Field
 from gflow.flow.options import checked_cap, checked_solver
@@ -28,6 +29,7 @@ from gflow.flow.segment import begin
 from gflow.flow.starting import Tolerances, control_of, first_length
 from gflow.flow.stiffness import Watch, stiff_solver
 from gflow.flow.until import NEVER, Until
+from gflow.measures import PointMeasures
 from gflow.problem import Problem
 from gflow.record import Record, Row, rows_of
 from gflow.trajectory import Trajectory
@@ -109,13 +111,18 @@ def _check_by_its_margins(problem: Problem, trajectory: Trajectory) -> None:
         raise ValueError(_another("gradient mode"))
     field = Field(problem, trajectory.layout)
     last = last_row(trajectory)
-    found = eqx.filter_jit(Field.measures)(field, last.state)
+    found = _measures(field, last.state)
     scale = float(last.measures.strength)
     for name in ("margin", "clean_margin", "smoothed_margin"):
         value, recorded = float(getattr(found, name)), float(getattr(last.measures, name))
         if not abs(value - recorded) <= _SAME * max(abs(recorded), _SAME * scale):
             words = f"{name.replace('_', ' ')}s at its last point ({value:.6g}, not {recorded:.6g})"
             raise ValueError(_another(words))
+
+
+@compiled
+def _measures(field: Field, state: Any) -> PointMeasures:
+    return field.measures(state)
 
 
 def already_met(problem: Problem, trajectory: Trajectory, log_cap: Any, until: Until) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from gflow._layout import Layout
 from gflow._numerics import Default
+from gflow._signatures import named
 from gflow._typing import Params
 from gflow.deadline import Deadline
 from gflow.flow.continuing import (
@@ -34,6 +35,7 @@ from gflow.trajectory import RunFailed, Trajectory
 from gflow.validation import check_start
 
 
+@named(until="It says when to stop: `until=gflow.Until(log_loss=-10.0)`.")
 def integrate(
     problem: Problem,
     params: Params | Trajectory,

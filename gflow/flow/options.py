@@ -1,5 +1,6 @@
 """The options of `integrate`, checked before anything is computed."""
 
+import typing
 from typing import Any
 
 import diffrax
@@ -24,6 +25,14 @@ def checked_solver(solver: Any, tolerance: float) -> diffrax.AbstractSolver | No
         raise TypeError(
             f"`solver={type(solver).__name__}()` gives no error estimate, so its steps cannot be "
             "controlled. Use an adaptive solver, or `gflow.descend` for fixed steps."
+        )
+    structure = solver.term_structure
+    if not issubclass(diffrax.ODETerm, typing.get_origin(structure) or structure):
+        raise TypeError(
+            f"`solver={type(solver).__name__}()` takes no plain ODE: it needs its terms apart, as "
+            "the KenCarp methods need a `diffrax.MultiTerm` of an explicit and an implicit part, "
+            "and the flow is one term. Implicit throughout are `gflow.Rosenbrock()`, which suits "
+            "the flow best, and `diffrax.Kvaerno5()`."
         )
     if isinstance(solver, Rosenbrock):
         linear = solver.linear_solver

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gflow._numerics import is_real
+from gflow._numerics import check_untraced, is_real
+from gflow._signatures import named
 from gflow._typing import Scalar
 from gflow.measures import MAX_LOG_KAPPA, PointMeasures
 
@@ -43,6 +44,7 @@ class Until(eqx.Module):
     log_logits: Any
     accuracy: Any
 
+    @named(loss="`log_loss` is the natural logarithm of the loss, summed over examples.")
     def __init__(
         self,
         *,
@@ -153,6 +155,7 @@ def _check(given: dict[str, float | None]) -> None:
             "`log_kappa`, `log_loss`, `time`, `stationarity` and `logits`."
         )
     for name, value in given.items():
+        check_untraced(value, f"`Until({name}=...)`")
         if value is not None and not is_real(value):
             raise TypeError(f"`Until({name}={value!r})` must be one real number.")
         if value is not None and not np.isfinite(value):

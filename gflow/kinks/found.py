@@ -41,6 +41,18 @@ class Kinks:
     num_iterations: int
     equations: Equations
 
+    def __repr__(self) -> str:
+        examples = self.examples
+        shown = ", ".join(map(str, examples[:12])) + (", ..." if len(examples) > 12 else "")
+        return (
+            f"Kinks({'exact' if self.converged else 'NOT exact'}: residual {self.residual:.2g}, "
+            f"smoothing {self.smoothing:.2g}, after {self.num_iterations} systems\n"
+            f"  weights          {len(self.theta)}, |theta| = {np.linalg.norm(self.theta):.6g}\n"
+            f"  active margins   {np.count_nonzero(self.active)} of {len(self.active)}\n"
+            f"  switches at kink {np.count_nonzero(self.at_kink)} of {self.at_kink.size}, "
+            f"of {len(examples)} examples: {shown or 'none'})"
+        )
+
     @property
     def direction(self) -> np.ndarray:
         """`theta / |theta|`. Shape (P,)."""

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from gflow._numerics import is_integer, scalar, smoothed_relu
 from gflow._programs import compiled
+from gflow._signatures import named
 from gflow._typing import Params
 
 
@@ -55,6 +56,11 @@ class AbstractNetwork(eqx.Module):
         """`f(x; params)`. Shapes: x (d,) -> () or (k,)."""
 
     @property
+    def parameter_shapes(self) -> list[tuple[int, ...]] | None:
+        """The shapes of the parameters' leaves, or None where the network does not fix them."""
+        return None
+
+    @property
     def num_switches(self) -> int:
         """ReLUs without smoothing, each of which switches at a kink; 0 for a smooth network."""
         return 0
@@ -91,6 +97,7 @@ class AbstractNetwork(eqx.Module):
     def _initial(self, key: Array, scale: Array) -> Params:
         """Initial parameters, as traced code."""
 
+    @named("network.init")
     def init(self, key: Any, *, scale: Any = 1.0) -> Params:
         """Random initial parameters.
 
