@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from gflow._layout import Layout
 from gflow._typing import Params
 from gflow.problem import Problem
-from gflow.switches import has_kinks, passes, switched_margins
+from gflow.switches import alone_with, has_kinks, passes, switched_margins
 
 # Memory for the gradients of single margins, and the most margins they are taken of.
 _GRADIENT_BYTES = 2**28
@@ -245,13 +245,7 @@ def _switched_turns(
 
 def _margins_of(problem: Problem, layout: Layout, theta: Array, index: Array) -> Any:
     """The margins of one example, against every rival, as a function of (theta, its angles)."""
-
-    def fields(problem: Problem) -> list[Any]:
-        found = [problem.dataset.x, problem.dataset.y]
-        return found if problem.starts is None else [*found, problem.starts]
-
-    own = [jnp.asarray(field)[index][None] for field in fields(problem)]
-    alone = eqx.tree_at(fields, problem, own)
+    alone = alone_with(problem, index)
 
     def margins(free: Array, angles: Array) -> Array:
         moved = layout.unflatten(free)

@@ -16,11 +16,12 @@ import numpy as np
 
 from gflow._typing import Params
 from gflow.certificate import Certificate, certify
-from gflow.curvature import Curvature, kinked_curvature
+from gflow.curvature import Curvature
 from gflow.flow.limit import Limit, Stage
 from gflow.flow.outcome import unseparated_result
 from gflow.flow.search import Search
 from gflow.kinks import Kinks, Point, follow, follow_back, slide, start_at
+from gflow.open_curvature import open_curvature
 from gflow.problem import Problem
 from gflow.results import RESULTS
 from gflow.switches import smoothed
@@ -139,7 +140,7 @@ class KinkedSearch(Search):
         self.kinks = kinks if kinks.converged else None
         self.verdict, self.curvature = "unknown", None
         if self.kinks is not None:
-            self.curvature = kinked_curvature(kinks)
+            self.curvature = open_curvature(self.kinked_problem, self.layout, kinks)
             self.verdict = self.judged(self.curvature)
 
     def values(self, kinks: Kinks) -> tuple[float, float]:
