@@ -13,8 +13,8 @@ where that is negative for one. What a switch k adds is
   -h are on either side;
 - one or the other where it is no multiple: both ends are enough, not needed.
 
-Switches whose D_k are multiples of each other count as one, whose range is their sum. A direction is
-tried for a saddle by the coefficients that do fall to it. Where neither is proven the verdict
+Switches whose D_k are multiples of each other count as one, whose range is their sum. A direction
+is tried for a saddle by the coefficients that do fall to it. Where neither is proven the verdict
 depends on the coefficients, and says on which. Where H is not symmetric (frozen perturbations of a
 nonlinear network) the flow's stability is all that there is: it must hold at all ends.
 
@@ -31,8 +31,8 @@ from scipy import sparse
 from scipy.linalg import block_diag, eigh
 from scipy.sparse.csgraph import connected_components
 
-from gflow._interior import clarabel_with
 from gflow._layout import Layout
+from gflow._semidefinite import best_of, escapes
 from gflow.curvature import Curvature, kinked_curvature
 from gflow.kinks import Kinks, at_other_coefficients
 from gflow.kinks.open import OpenSwitches
@@ -42,8 +42,6 @@ from gflow.problem import Problem
 _MULTIPLE, _ENTRY = 1e-6, 1e-9
 # So many ranges have all their ends tried; of a semidefinite program, the most coordinates.
 _MOST_RANGES, _MOST_COORDINATES = 10, 120
-_TOLERANCE, _MAX_ITERATIONS = 1e-9, 100
-_NUM_TRIED, _NUM_DESCENTS = 256, 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +79,7 @@ def open_curvature(problem: Problem, layout: Layout, kinks: Kinks) -> Curvature:
     found = kinked_curvature(base)
     if not found.symmetric:
         return _stable_at_ends(problem, layout, base, switches)
-    return _SecondOrder(switches, found).judged()
+    return SecondOrder(switches, found).judged()
 
 
 def _stable_at_ends(
@@ -97,9 +95,7 @@ def _stable_at_ends(
             angles[tuple(switches.places[members].T)] = np.pi / 2 * end * np.sign(ratios)
         there = base.point._replace(angles=angles)
         found.append(
-            kinked_curvature(
-                at_other_coefficients(problem, layout, base, there, base.at_kink)
-            )
+            kinked_curvature(at_other_coefficients(problem, layout, base, there, base.at_kink))
         )
     least = min(found, key=lambda curvature: curvature.values.min(initial=np.inf))
     unstable = [bool(curvature.unstable.any()) for curvature in found]
@@ -139,7 +135,7 @@ def _multiples(rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     ]
 
 
-class _SecondOrder:
+class SecondOrder:
     """The second-order condition in the coordinates of the eigenvectors at coefficients 0."""
 
     def __init__(self, switches: OpenSwitches, at_zero: Curvature):
@@ -161,7 +157,7 @@ class _SecondOrder:
         for best in (True, False):
             index = np.flatnonzero(attacks == best)
             for members, ratios in _multiples(turned[index]) if len(index) else []:
-                total = np.abs(ratios).sum() * self.projected(index[members[0]], turned)
+                total = np.abs(ratios).sum() * self.projected(int(index[members[0]]), turned)
                 ranges.append(Range(index[members], ratios, best, total))
         return ranges
 
@@ -271,68 +267,3 @@ def fallen(effects: Any, vector: np.ndarray) -> np.ndarray:
     first, second = effects.rows @ vector, effects.bent @ vector
     flat = np.abs(first) <= _MULTIPLE * np.linalg.norm(effects.bent, axis=1)
     return np.sign(np.where(flat, second, first))
-
-
-def best_of(start: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
-    """`start + sum_g s_g part_g` with the largest smallest eigenvalue, -1 <= s <= 1."""
-    if not parts:
-        return start
-    clarabel, settings = clarabel_with(_TOLERANCE, _MAX_ITERATIONS)
-    size, count = len(start), len(parts)
-    upper = np.triu_indices(size)
-    weight = np.where(upper[0] == upper[1], 1.0, np.sqrt(2.0))
-    by_columns = np.lexsort((upper[0], upper[1]))
-
-    def stacked(matrix: np.ndarray) -> np.ndarray:
-        return (matrix[upper] * weight)[by_columns]
-
-    cone = np.column_stack([*(-stacked(part) for part in parts), stacked(np.eye(size))])
-    box = np.column_stack([np.eye(count), np.zeros(count)])
-    solver = clarabel.DefaultSolver(
-        sparse.csc_matrix((count + 1, count + 1)),
-        np.append(np.zeros(count), -1.0),
-        sparse.csc_matrix(np.vstack([cone, box, -box])),
-        np.concatenate([stacked(start), np.ones(2 * count)]),
-        [clarabel.PSDTriangleConeT(size), clarabel.NonnegativeConeT(2 * count)],
-        settings,
-    )
-    shares = np.clip(np.asarray(solver.solve().x)[:count], -1.0, 1.0)
-    return start + np.tensordot(shares, np.array(parts), 1)
-
-
-def escapes(
-    start: np.ndarray, worst: np.ndarray, best: list[np.ndarray], rest: list[np.ndarray]
-) -> list[np.ndarray]:
-    """Directions that may raise the margin: mixtures of the lowest eigenvectors, led downwards."""
-    values, vectors = np.linalg.eigh(worst)
-    lowest = vectors[:, values <= 0.5 * values[0]]
-    generator = np.random.default_rng(0)
-    mixtures = generator.normal(size=(_NUM_TRIED, lowest.shape[1])) @ lowest.T
-    tried = np.concatenate([vectors[:, :1].T, mixtures])
-    tried /= np.linalg.norm(tried, axis=1, keepdims=True)
-    ranked = sorted(tried, key=lambda h: _value(h, start, best, rest))
-    return [_descended(h, start, best, rest) for h in ranked[:4]]
-
-
-def _value(
-    h: np.ndarray, start: np.ndarray, best: list[np.ndarray], rest: list[np.ndarray]
-) -> float:
-    """`h^T H(s(h)) h`; at its least where a coefficient may fall to either end."""
-    added = sum(abs(h @ part @ h) for part in best) - sum(abs(h @ part @ h) for part in rest)
-    return float(h @ start @ h + added)
-
-
-def _descended(
-    h: np.ndarray, start: np.ndarray, best: list[np.ndarray], rest: list[np.ndarray]
-) -> np.ndarray:
-    """Towards the lowest eigenvector under the coefficients that fall to it, while that is lower."""
-    for _ in range(_NUM_DESCENTS):
-        matrix = start.copy()
-        for parts, side in ((best, 1.0), (rest, -1.0)):
-            for part in parts:
-                matrix = matrix + side * np.sign(h @ part @ h) * part
-        lower = np.linalg.eigh(matrix)[1][:, 0]
-        if not _value(lower, start, best, rest) < _value(h, start, best, rest):
-            break
-        h = lower
-    return h

@@ -139,22 +139,10 @@ class Subgradients:
         return np.union1d(named, self.unnamed)
 
     def _decided(self, vector: np.ndarray, given: np.ndarray) -> Pattern:
-        coefficients = given
-        while True:  # no longer than there are layers of switches: none decides one before it
-            values, scales, margins = self._evaluated(vector, coefficients)
-            free = np.abs(values) <= _AT_KINK * scales
-            turned = np.where(free, given, np.sign(values))
-            if np.array_equal(turned, coefficients):
-                break
-            coefficients = turned
-        alive = scales > _DEAD * scales.max(initial=0.0)
-        return Pattern(coefficients, free, alive, margins)
-
-    def _evaluated(self, vector: np.ndarray, coefficients: np.ndarray) -> tuple[np.ndarray, ...]:
         if not self.named:
-            return coefficients, coefficients, self._margins
-        found = _switched_values(self.problem, self.layout, vector, coefficients)
-        return tuple(map(np.asarray, found))
+            nothing = np.zeros(given.shape, bool)
+            return Pattern(given, nothing, nothing, self._margins)
+        return decided(self.problem, self.layout, vector, given)
 
     def _gradients(self, vector: np.ndarray, pattern: Pattern) -> np.ndarray:
         """Shapes: (margins, P)."""
@@ -191,6 +179,24 @@ class Subgradients:
         owners = self._all_owners
         repeated = [owners[self._sided] for _ in sides]
         self.owner = np.concatenate([owners[~self._sided], *repeated])
+
+
+def decided(problem: Problem, layout: Layout, vector: np.ndarray, given: np.ndarray) -> Pattern:
+    """The pattern at a direction with given coefficients at the kinks, all else decided.
+
+    Shapes: vector (P,), given (n, s).
+    """
+    coefficients = given
+    while True:  # no longer than there are layers of switches: none decides one before it
+        found = _switched_values(problem, layout, vector, coefficients)
+        values, scales, margins = map(np.asarray, found)
+        free = np.abs(values) <= _AT_KINK * scales
+        turned = np.where(free, given, np.sign(values))
+        if np.array_equal(turned, coefficients):
+            break
+        coefficients = turned
+    alive = scales > _DEAD * scales.max(initial=0.0)
+    return Pattern(coefficients, free, alive, margins)
 
 
 def _probes(direction: np.ndarray) -> list[np.ndarray]:

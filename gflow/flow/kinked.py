@@ -21,6 +21,7 @@ from gflow.flow.limit import Limit, Stage
 from gflow.flow.outcome import unseparated_result
 from gflow.flow.search import Search
 from gflow.kinks import Kinks, Point, follow, follow_back, slide, start_at
+from gflow.next_to import margin_next_to
 from gflow.open_curvature import open_curvature
 from gflow.problem import Problem
 from gflow.results import RESULTS
@@ -32,6 +33,8 @@ _MOST_PARAMETERS = 2000
 _LEAST, _FACTOR = 6e-3, 0.25
 # Of the flow with its kinks rounded: steps of a run at most, and colder caps tried.
 _MOST_FLOW_STEPS, _MOST_RAISES = 1500, 1
+# The verdict where coefficients at kinks decide between a maximum and a saddle.
+DEPENDS = "depends on coefficients at kinks"
 # Off a saddle at kinks, so short that margins and kinks hardly move.
 _PUSH = 5e-3
 
@@ -143,6 +146,12 @@ class KinkedSearch(Search):
             self.curvature = open_curvature(self.kinked_problem, self.layout, kinks)
             self.verdict = self.judged(self.curvature)
 
+    def judged(self, curvature: Curvature) -> str:
+        return DEPENDS if curvature.undecided else super().judged(curvature)
+
+    def settled(self) -> RESULTS:
+        return RESULTS.degenerate if self.verdict == DEPENDS else super().settled()
+
     def values(self, kinks: Kinks) -> tuple[float, float]:
         """Stationarity, and the margin of a KKT point."""
         margin = float(np.linalg.norm(kinks.theta)) ** -self.problem.degree
@@ -168,7 +177,9 @@ class KinkedSearch(Search):
         heading = self.heading()  # in the smoothed problem, whose flow it was
         self.problem = self.kinked_problem
         limit = super().limit(result)
-        margin = limit.margin if self.kinks is None else limit.certificate.held_margin
+        margin = limit.margin
+        if self.kinks is not None:
+            margin = margin_next_to(self.problem, limit.direction, self.kinks.coefficients)
         return dataclasses.replace(
             limit,
             margin=margin,

@@ -313,4 +313,5 @@ class Search:
             stages=tuple(self.stages),
             heading=self.heading(),
             polished=self.polished,
+            held_margin=certificate.held_margin,
         )

@@ -68,9 +68,7 @@ def concluded(path: Path, point: Point, smoothing: float) -> Kinks:
     return found(path, exact, 0.0, kinks)
 
 
-def _exact_with_zeros(
-    path: Path, point: Point, kinks: np.ndarray, below: float
-) -> Point | None:
+def _exact_with_zeros(path: Path, point: Point, kinks: np.ndarray, below: float) -> Point | None:
     """The solution at smoothing 0 without the small weights that some kinks depend on alone; None
     where there are none.
 

@@ -1,9 +1,9 @@
 """Coefficients at kinks that stationarity leaves open, and what they do to the curvature.
 
-Where everything behind a sign or a ReLU vanishes, as both weights `u_j = v_j = 0` of a coordinate of
-a diagonal network of depth 2 under an l_inf attack, the coefficient `s_k` of that switch drops out of
-`F = theta - sum_i lambda_i grad q_i`, and any number in [-1, 1] solves the KKT system. It does not
-drop out of the derivative `H = dF/dtheta`, in which it is affine:
+Where everything behind a sign or a ReLU vanishes, as both weights `u_j = v_j = 0` of a coordinate
+of a diagonal network of depth 2 under an l_inf attack, the coefficient `s_k` of that switch drops
+out of `F = theta - sum_i lambda_i grad q_i`, and any number in [-1, 1] solves the KKT system. It
+does not drop out of the derivative `H = dF/dtheta`, in which it is affine:
 
     H(s) = H(0) + sum_k s_k D_k,    D_k = d^2 F / (dtheta ds_k).
 
@@ -63,7 +63,7 @@ class OpenSwitches:
         self._problem, self._layout = problem, layout
         self.point, self.places = kinks.point, _candidates(kinks)
         probe = np.random.default_rng(0).normal(size=kinks.theta.size)
-        self.places = self.places[_open(self.effects(probe), np.linalg.norm(kinks.theta))]
+        self.places = self.places[_open(self.effects(probe), float(np.linalg.norm(kinks.theta)))]
         self.point = _released(kinks.point, self.places)
 
     def effects(self, vectors: np.ndarray, which: np.ndarray | None = None) -> Effects:
