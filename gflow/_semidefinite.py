@@ -1,78 +1,119 @@
-"""Quadratic forms with coefficients that may be chosen, `start + sum_g s_g part_g`, |s_g| <= 1.
+"""A quadratic form with coefficients, `start + sum_g s_g part_g`, |s_g| <= 1, `rows s = right`.
 
-Chosen for the largest smallest eigenvalue, they are the solution of a semidefinite program. Chosen
-by a direction h itself, `h^T part_g h` counts with the sign that raises the form, or lowers it.
+Chosen once for all, the coefficients that make its smallest eigenvalue largest are the solution of
+a semidefinite program. Chosen for each direction h by itself, those that make it largest along h
+are the solution of a linear one, without `rows` the signs of `h^T part_g h`.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import sparse
+from scipy.optimize import linprog
 
 from gflow._interior import clarabel_with
 
 _TOLERANCE, _MAX_ITERATIONS = 1e-9, 100
-_NUM_TRIED, _NUM_KEPT, _NUM_DESCENTS = 256, 4, 20
+_NUM_TRIED, _NUM_KEPT, _NUM_DESCENTS = 64, 4, 20
 
 
-def best_of(start: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
-    """`start + sum_g s_g part_g` with the largest smallest eigenvalue, -1 <= s <= 1."""
-    if not parts:
-        return start
-    clarabel, settings = clarabel_with(_TOLERANCE, _MAX_ITERATIONS)
-    size, count = len(start), len(parts)
-    upper = np.triu_indices(size)
-    weight = np.where(upper[0] == upper[1], 1.0, np.sqrt(2.0))
-    by_columns = np.lexsort((upper[0], upper[1]))
+@dataclass(frozen=True, eq=False)
+class Form:
+    """The form.
 
-    def stacked(matrix: np.ndarray) -> np.ndarray:
-        return (matrix[upper] * weight)[by_columns]
+    Attributes:
+        start: with all coefficients 0. Shape (r, r).
+        parts: what each coefficient adds. Shape (g, r, r).
+        rows, right: equations that the coefficients satisfy. Shapes (q, g), (q,).
+    """
 
-    cone = np.column_stack([*(-stacked(part) for part in parts), stacked(np.eye(size))])
-    box = np.column_stack([np.eye(count), np.zeros(count)])
-    solver = clarabel.DefaultSolver(
-        sparse.csc_matrix((count + 1, count + 1)),
-        np.append(np.zeros(count), -1.0),
-        sparse.csc_matrix(np.vstack([cone, box, -box])),
-        np.concatenate([stacked(start), np.ones(2 * count)]),
-        [clarabel.PSDTriangleConeT(size), clarabel.NonnegativeConeT(2 * count)],
-        settings,
-    )
-    shares = np.clip(np.asarray(solver.solve().x)[:count], -1.0, 1.0)
-    return start + np.tensordot(shares, np.array(parts), 1)
+    start: np.ndarray
+    parts: np.ndarray
+    rows: np.ndarray
+    right: np.ndarray
+
+    def plus(self, added: Any) -> "Form":
+        """The form with a matrix added."""
+        return Form(self.start + added, self.parts, self.rows, self.right)
+
+    def at(self, coefficients: np.ndarray) -> np.ndarray:
+        """The matrix. Shapes: (g,) -> (r, r)."""
+        return self.start + np.tensordot(coefficients, self.parts, 1)
+
+    def along(self, h: np.ndarray) -> np.ndarray:
+        """The coefficients that make it largest along h. Shapes: (r,) -> (g,)."""
+        gains = np.einsum("i,gij,j->g", h, self.parts, h)
+        if not len(self.rows) or not np.any(gains):
+            return np.sign(gains)
+        gains = gains / np.abs(gains).max()
+        found: Any = linprog(-gains, A_eq=self.rows, b_eq=self.right, bounds=(-1, 1))
+        return np.sign(gains) if found.x is None else np.asarray(found.x)
+
+    def highest(self) -> np.ndarray:
+        """The matrix whose smallest eigenvalue is largest. Shape (r, r)."""
+        if not len(self.parts):
+            return self.start
+        clarabel, settings = clarabel_with(_TOLERANCE, _MAX_ITERATIONS)
+        size, count = len(self.start), len(self.parts)
+        columns = [*(-_stacked(part) for part in self.parts), _stacked(np.eye(size))]
+        box = np.column_stack([np.eye(count), np.zeros(count)])
+        equations = np.column_stack([self.rows, np.zeros(len(self.rows))])
+        solver = clarabel.DefaultSolver(
+            sparse.csc_matrix((count + 1, count + 1)),
+            np.append(np.zeros(count), -1.0),
+            sparse.csc_matrix(np.vstack([equations, np.column_stack(columns), box, -box])),
+            np.concatenate([self.right, _stacked(self.start), np.ones(2 * count)]),
+            [
+                clarabel.ZeroConeT(len(self.rows)),
+                clarabel.PSDTriangleConeT(size),
+                clarabel.NonnegativeConeT(2 * count),
+            ],
+            settings,
+        )
+        return self.at(np.clip(np.asarray(solver.solve().x)[:count], -1.0, 1.0))
 
 
-def escapes(
-    start: np.ndarray, worst: np.ndarray, best: list[np.ndarray], rest: list[np.ndarray]
-) -> list[np.ndarray]:
-    """Directions that may raise the margin: mixtures of the lowest eigenvectors, led downwards."""
-    values, vectors = np.linalg.eigh(worst)
+def _stacked(matrix: np.ndarray) -> np.ndarray:
+    """The upper triangle column by column, so that products of vectors are those of matrices."""
+    row, column = np.triu_indices(len(matrix))
+    weight = np.where(row == column, 1.0, np.sqrt(2.0))
+    return (matrix[row, column] * weight)[np.lexsort((row, column))]
+
+
+def escapes(form: Form, highest: np.ndarray, lowering: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Directions along which the form may be negative, although its best coefficients count: its
+    lowest eigenvectors there and mixtures of them, led downwards.
+
+    Args:
+        highest: the form with the coefficients of `highest()`. Shape (r, r).
+        lowering: matrices that count with whatever sign lowers the form.
+    """
+    values, vectors = np.linalg.eigh(highest)
     lowest = vectors[:, values <= 0.5 * values[0]]
-    generator = np.random.default_rng(0)
-    mixtures = generator.normal(size=(_NUM_TRIED, lowest.shape[1])) @ lowest.T
+    mixtures = np.random.default_rng(0).normal(size=(_NUM_TRIED, lowest.shape[1])) @ lowest.T
     tried = np.concatenate([vectors[:, :1].T, mixtures])
     tried /= np.linalg.norm(tried, axis=1, keepdims=True)
-    ranked = sorted(tried, key=lambda h: _value(h, start, best, rest))
-    return [_descended(h, start, best, rest) for h in ranked[:_NUM_KEPT]]
+    ranked = sorted(tried, key=lambda h: _value(h, form, lowering))
+    return [_descended(h, form, lowering) for h in ranked[:_NUM_KEPT]]
 
 
-def _value(
-    h: np.ndarray, start: np.ndarray, best: list[np.ndarray], rest: list[np.ndarray]
-) -> float:
-    """`h^T H(s(h)) h`; at its least where a coefficient may fall to either end."""
-    added = sum(abs(h @ part @ h) for part in best) - sum(abs(h @ part @ h) for part in rest)
-    return float(h @ start @ h + added)
+def _matrix(h: np.ndarray, form: Form, lowering: Sequence[np.ndarray]) -> np.ndarray:
+    """The form with the coefficients that fall to h."""
+    lowered = (np.sign(h @ part @ h) * part for part in lowering)
+    return form.at(form.along(h)) - sum(lowered)
 
 
-def _descended(
-    h: np.ndarray, start: np.ndarray, best: list[np.ndarray], rest: list[np.ndarray]
-) -> np.ndarray:
+def _value(h: np.ndarray, form: Form, lowering: Sequence[np.ndarray]) -> float:
+    return float(h @ _matrix(h, form, lowering) @ h)
+
+
+def _descended(h: np.ndarray, form: Form, lowering: Sequence[np.ndarray]) -> np.ndarray:
     """To the lowest eigenvector under the coefficients that fall to it, while that is lower."""
     for _ in range(_NUM_DESCENTS):
-        matrix = start.copy()
-        for parts, side in ((best, 1.0), (rest, -1.0)):
-            for part in parts:
-                matrix = matrix + side * np.sign(h @ part @ h) * part
-        lower = np.linalg.eigh(matrix)[1][:, 0]
-        if not _value(lower, start, best, rest) < _value(h, start, best, rest):
+        lower = np.linalg.eigh(_matrix(h, form, lowering))[1][:, 0]
+        if not _value(lower, form, lowering) < _value(h, form, lowering):
             break
         h = lower
     return h

@@ -34,6 +34,13 @@ _MOST_SWITCHES = 10
 # Of gradients that vanish, relative to the largest: these switches turn to second order only.
 _FLAT = 1e-9
 _CHUNK = 64
+# Combinations of sides that are tried for one level of the margin.
+_MOST_NODES = 300
+
+Side = tuple[np.ndarray, float]
+"""The signs of an example's switches at kinks, and its margin there."""
+
+Options = dict[int, list[Side]]
 
 
 def margin_next_to(problem: Problem, direction: Params, coefficients: np.ndarray) -> float:
@@ -41,8 +48,8 @@ def margin_next_to(problem: Problem, direction: Params, coefficients: np.ndarray
 
     All sides of an example are tried where it has up to 10 switches under attack on their kinks,
     1024 of them beyond that. Every example is put on its best side; where no h leads to all of
-    these at once, the examples with the smallest margins choose first, and what is returned is a
-    value that is approached, but perhaps not the largest.
+    these at once, combinations are searched, at most 300 for each value tried. What is returned is
+    always approached; where the search is cut short it need not be the largest such value.
 
     Args:
         direction: u, a pytree of norm 1.
@@ -82,11 +89,11 @@ class _Sides:
         matters = {e: ranked for e, ranked in options.items() if ranked[-1][1] < smallest}
         if self.reachable(pattern, list(matters)):
             return smallest
-        return self.chosen_in_turn(options)
+        return self.largest_together(options, smallest)
 
-    def options(self) -> dict[int, list[tuple[np.ndarray, float]]]:
+    def options(self) -> Options:
         """Each example's sides and its margins there, largest first."""
-        options: dict[int, list[tuple[np.ndarray, float]]] = {e: [] for e in self.places}
+        options: Options = {example: [] for example in self.places}
         tried = {example: _signs(len(places)) for example, places in self.places.items()}
         for number in range(max(map(len, tried.values()))):
             chosen = {e: (signs[number % len(signs)], 0.0) for e, signs in tried.items()}
@@ -99,7 +106,7 @@ class _Sides:
             for example, ranked in options.items()
         }
 
-    def pattern(self, chosen: dict[int, tuple[np.ndarray, float]]) -> Pattern:
+    def pattern(self, chosen: dict[int, Side]) -> Pattern:
         """How the switches stand on a side; where the gradient is 0 there is no perturbation."""
         given = np.where(self.held < 0, -1.0, 1.0)
         given[:, self.num_under :] = self.held[:, self.num_under :]
@@ -124,18 +131,44 @@ class _Sides:
         signs = pattern.coefficients[tuple(places.T)][turns]
         return _has_interior(signs[:, None] * rows[turns] / lengths[turns, None])
 
-    def chosen_in_turn(self, options: dict[int, list[tuple[np.ndarray, float]]]) -> float:
-        """The smallest margin where each example has the best side that those before leave it."""
-        chosen: dict[int, tuple[np.ndarray, float]] = {}
-        for example in sorted(options, key=lambda e: options[e][0][1]):
-            for side in options[example]:
+    def largest_together(self, options: Options, smallest: float) -> float:
+        """The largest smallest margin of sides that one step leads to, by halving among those that
+        single examples have.
+        """
+        levels = np.unique([side[1] for ranked in options.values() for side in ranked])
+        levels, best = levels[levels < smallest], -np.inf
+        low, high = 0, len(levels) - 1
+        while low <= high:
+            middle = (low + high) // 2
+            found = self.at_least(options, levels[middle])
+            if found is None:
+                high = middle - 1
+            else:
+                best, low = max(best, float(self.pattern(found).margins.min())), middle + 1
+        return best
+
+    def at_least(self, options: Options, level: float) -> dict[int, Side] | None:
+        """Sides of all examples with margins of at least so much, to which one step leads."""
+        matters = {e: ranked for e, ranked in options.items() if ranked[-1][1] < level}
+        admitted = [(e, [side for side in matters[e] if side[1] >= level]) for e in matters]
+        admitted.sort(key=lambda each: len(each[1]))
+        nodes = itertools.count()
+
+        def search(chosen: dict[int, Side]) -> dict[int, Side] | None:
+            if len(chosen) == len(admitted):
+                return chosen
+            example, sides = admitted[len(chosen)]
+            for side in sides:
                 there = {**chosen, example: side}
+                if next(nodes) >= _MOST_NODES:
+                    return None
                 if self.reachable(self.pattern(there), list(there)):
-                    chosen = there
-                    break
-        if len(chosen) < len(options):  # no side at all: to second order only
-            return -np.inf
-        return float(self.pattern(chosen).margins.min())
+                    found = search(there)
+                    if found is not None:
+                        return found
+            return None
+
+        return search({})
 
     def rows(self, pattern: Pattern, places: np.ndarray) -> np.ndarray:
         """`dv_k/dtheta` of these switches. Shapes: places (k, 2) -> (k, P)."""

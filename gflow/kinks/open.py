@@ -2,14 +2,14 @@
 
 Where everything behind a sign or a ReLU vanishes, as both weights `u_j = v_j = 0` of a coordinate
 of a diagonal network of depth 2 under an l_inf attack, the coefficient `s_k` of that switch drops
-out of `F = theta - sum_i lambda_i grad q_i`, and any number in [-1, 1] solves the KKT system. It
-does not drop out of the derivative `H = dF/dtheta`, in which it is affine:
+out of `F = theta - sum_i lambda_i grad q_i`, and any number in [-1, 1] solves the KKT system: its
+column `dF/ds_k` is 0. Where columns depend on each other, coefficients may change together. They
+do not drop out of the derivative `H = dF/dtheta`, in which they are affine:
 
-    H(s) = H(0) + sum_k s_k D_k,    D_k = d^2 F / (dtheta ds_k).
+    H(s + ds) = H(s) + sum_k ds_k D_k,    D_k = d^2 F / (dtheta ds_k).
 
-Next to the point, at `theta + h`, the switch has the sign of `v_k(theta + h)`: of `dv_k . h`, or of
-`h^T V_k h`, V_k the Hessian of v_k, where the gradient vanishes too. So the Lagrangian's own second
-order is `h^T H(s(h)) h`, with the coefficients that fall to h.
+Next to the point, at `theta + h`, a switch has the sign of its `v_k(theta + h)`: of `dv_k . h`, or
+of `h^T V_k h`, V_k the Hessian of v_k, where the gradient vanishes too.
 """
 
 from typing import Any, NamedTuple
@@ -22,7 +22,6 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gflow._layout import Layout
-from gflow.kinks.equations import Point
 from gflow.kinks.found import Kinks
 from gflow.problem import Problem
 from gflow.switches import alone_with, switched_margins
@@ -30,8 +29,9 @@ from gflow.switches import alone_with, switched_margins
 # A coefficient is open where a step of this part of |theta| undoes what it does to F, to first
 # order; worth a closer look where it changes F by less than that part of |theta| times |H|.
 _NEXT_TO, _CLOSE = 1e-5, 1e-4
-# H is `I - ...` at unit margin: a change of its entries by less is rounding.
-_NOTHING = 1e-9
+# H is `I - ...` at unit margin: a change of its entries by less is rounding. Of columns of length
+# 1, what part of them depends on no others.
+_NOTHING, _RANK = 1e-9, 1e-6
 _BATCH, _CHUNK = 64, 256
 
 
@@ -52,19 +52,28 @@ class Effects(NamedTuple):
 
 
 class OpenSwitches:
-    """The switches at a KKT point at kinks whose coefficients are open.
+    """The switches at a KKT point at kinks whose coefficients are open, alone or together.
 
     Attributes:
         places: (example, switch) of each. Shape (k, 2).
-        point: the KKT point with their coefficients 0; all others as they are.
+        coefficients: s of each at the point. Shape (k,).
+        vanishing: whether its own column is 0, so that it holds the flow to no kink. Shape (k,).
+        point: the KKT point.
     """
 
     def __init__(self, problem: Problem, layout: Layout, kinks: Kinks):
         self._problem, self._layout = problem, layout
         self.point, self.places = kinks.point, _candidates(kinks)
+        # Along a normal random vector the image by D has about the length of D's own entries.
         probe = np.random.default_rng(0).normal(size=kinks.theta.size)
-        self.places = self.places[_open(self.effects(probe), float(np.linalg.norm(kinks.theta)))]
-        self.point = _released(kinks.point, self.places)
+        effects = self.effects(probe)
+        columns = np.linalg.norm(effects.columns, axis=1)
+        turned = np.linalg.norm(effects.turned, axis=1)
+        self.vanishing = columns <= _NEXT_TO * turned * np.linalg.norm(kinks.theta)
+        # H is `I - ...`: where none of them changes it, nothing is open.
+        if not (turned > _NOTHING).any():
+            self.places, self.vanishing = self.places[:0], self.vanishing[:0]
+        self.coefficients = kinks.coefficients[tuple(self.places.T)]
 
     def effects(self, vectors: np.ndarray, which: np.ndarray | None = None) -> Effects:
         """What they do, each along its own vector or all along one.
@@ -89,31 +98,31 @@ class OpenSwitches:
 
 
 def _candidates(kinks: Kinks) -> np.ndarray:
-    """Switches at kinks that hardly change F, by the Jacobian at hand. Shape (k, 2)."""
+    """Switches at kinks whose columns hardly count, or depend on each other. Shape (k, 2)."""
     places, size = np.argwhere(kinks.at_kink), kinks.theta.size
+    if not len(places):
+        return places
     jacobian = kinks.jacobian
-    columns = jacobian[:size, len(jacobian) - len(places) :]
     sines = kinks.coefficients[kinks.at_kink]
-    by_sine = np.linalg.norm(columns, axis=0) / np.sqrt(np.maximum(1 - sines**2, _NOTHING))
+    cosines = np.sqrt(np.maximum(1 - sines**2, _NOTHING))
+    columns = jacobian[:size, len(jacobian) - len(places) :] / cosines
     most = _CLOSE * max(1.0, np.abs(jacobian[:size, :size]).max()) * np.linalg.norm(kinks.theta)
-    return places[by_sine <= most]
+    small = np.linalg.norm(columns, axis=0) <= most
+    return places[small | dependent(np.where(small, 0.0, columns)).any(axis=1)]
 
 
-def _released(point: Point, places: np.ndarray) -> Point:
-    angles = point.angles.copy()
-    angles[tuple(places.T)] = 0.0
-    return point._replace(angles=angles)
-
-
-def _open(effects: Effects, length: float) -> np.ndarray:
-    """Which coefficients stationarity leaves open, and the curvature does not. Shape (k,).
-
-    Args:
-        effects: along one normal random vector, whose image by D has the length of D's own entries.
+def dependent(columns: np.ndarray) -> np.ndarray:
+    """The projector onto the combinations of columns that vanish, 0 where it is nothing but
+    rounding. Shapes: (P, k) -> (k, k).
     """
-    column = np.linalg.norm(effects.columns, axis=1)
-    turned = np.linalg.norm(effects.turned, axis=1)
-    return (column <= _NEXT_TO * turned * length) & (turned > _NOTHING)
+    lengths = np.linalg.norm(columns, axis=0)
+    normed = columns / np.where(lengths > 0, lengths, 1.0)
+    _, values, right = np.linalg.svd(normed, full_matrices=False)
+    # A combination c of the columns themselves is one `lengths * c` of those of length 1.
+    spanned = right[values > _RANK] * lengths
+    basis = np.linalg.qr(spanned.T)[0] if len(spanned) else np.zeros((len(lengths), 0))
+    found = np.eye(len(lengths)) - basis @ basis.T
+    return np.where(np.abs(found) > _NOTHING, found, 0.0)
 
 
 @eqx.filter_jit
