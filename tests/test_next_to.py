@@ -137,7 +137,7 @@ def largest_by_example(limit, radius):
 @pytest.mark.parametrize("seed", [0, 2, 3])
 def test_limits_at_kinks_tell_both_margins(seed):
     limit = attacked_limit(seed)
-    assert limit.successful and limit.kinks.at_kink.any()
+    assert limit.successful and limit.kinks is not None and limit.kinks.at_kink.any()
     length = np.linalg.norm(limit.kinks.theta)
     assert limit.held_margin == pytest.approx(length**-2, rel=1e-9)
     assert limit.held_margin == limit.certificate.held_margin

@@ -55,7 +55,9 @@ def predictor(limit):
 @pytest.mark.parametrize("seed", range(4))
 def test_diagonal_networks_under_linf_attacks_end_at_the_sparse_maximum(seed, share):
     data, signed = signed_data(seed)
-    gamma, w = largest_margin(signed, np.full(NUM_INPUTS, True))
+    whole = largest_margin(signed, np.full(NUM_INPUTS, True))
+    assert whole is not None
+    gamma, w = whole
     problem = diagonal_problem(data, share * gamma)
     limit = gflow.find_limit(problem, problem.network.init(0, scale=0.05))
     assert limit.verdict == "strict maximum" and limit.successful
@@ -79,7 +81,9 @@ def test_diagonal_networks_under_linf_attacks_end_at_the_sparse_maximum(seed, sh
 def test_a_weight_that_cannot_grow_ends_at_a_saddle_where_it_would_help(seed, share):
     # Weights that begin at 0 stay there. The point is a maximum only where w_j = 0 is best.
     data, signed = signed_data(seed)
-    gamma, w = largest_margin(signed, np.full(NUM_INPUTS, True))
+    whole = largest_margin(signed, np.full(NUM_INPUTS, True))
+    assert whole is not None
+    gamma, w = whole
     verdicts = []
     for missing in range(NUM_INPUTS):
         kept = np.arange(NUM_INPUTS) != missing
@@ -92,7 +96,8 @@ def test_a_weight_that_cannot_grow_ends_at_a_saddle_where_it_would_help(seed, sh
         limit = gflow.find_limit(problem, tuple(start), escape=False)
         assert limit.margin == pytest.approx(restricted[0] - radius, rel=1e-9)
         expected = "saddle" if abs(w[missing]) > 1e-9 else "strict maximum"
-        assert limit.verdict == expected and not limit.curvature.undecided
+        assert limit.verdict == expected
+        assert limit.curvature is not None and not limit.curvature.undecided
         verdicts.append(expected)
         if expected == "saddle":
             left = gflow.find_limit(problem, tuple(start))

@@ -5,6 +5,21 @@ its kinks rounded (`gflow.switches`), to a limit of that problem; from there the
 0 on the KKT system (`gflow.kinks`). Where that branch of KKT points ends, where there was no limit,
 or from a saddle at kinks, the flow goes on by steps that slide along its kinks. Where these fail,
 it is followed with less smoothing for a while.
+
+What a limit is there. On clean data the margins of plain ReLUs have kinks but do not jump, and a
+limit is a point at which 0 lies in Clarke's subdifferential of the Lagrangian. Under FGSM, and
+under FGM with plain ReLUs, the perturbation itself jumps where a sign or a ReLU that it follows
+turns, and so does the field. A solution then is one of Filippov's differential inclusion: on a kink
+it moves with a mixture of the fields of the two sides, with coefficients in [0, 1] (`(1 + sin
+phi)/2`) that keep it there, and a limit is a point where such a mixture vanishes, as a chattering
+training run rests on average. One kink alone has one such mixture. Where two or more meet, the
+mixtures that keep to all of them need not be unique, and with them neither the solution nor its
+limit: gflow's is the one to which its rounding of the kinks leads. Its margin with the
+coefficients held is `Limit.held_margin`, a value that no side of the kinks has; what is left on the
+best side is `Limit.margin` (all sides of an example's kinks up to 10 switches, beyond that a
+sample).
+
+Source: Filippov 1988, "Differential Equations with Discontinuous Righthand Sides"; Clarke 1983.
 """
 
 import dataclasses
