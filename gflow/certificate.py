@@ -47,7 +47,8 @@ class Certificate:
     Attributes:
         separated: whether every adversarial margin is positive.
         normalized_margin: gamma = min_i q_i(u). Where the perturbation jumps at a kink of the
-            network, rounding decides on which side it is taken.
+            network, rounding decides on which side it is taken; `Limit.margin` is the largest on
+            any side.
         held_margin: the same with every switch held at `coefficients`, the margin of the KKT
             system; `normalized_margin` itself off the kinks.
         smoothed_margin: `l^{-1}(Loss) / kappa` at the point's own norm.

@@ -42,12 +42,15 @@ class Curvature:
         symmetric: whether they are eigenvalues of a symmetric matrix; otherwise the real parts of
             those of a pencil that is not.
         tolerance: below this in magnitude an eigenvalue counts as zero.
+        undecided: (example, switch) of the kinks on whose coefficients, which stationarity leaves
+            open, it depends whether the point is a maximum; see `gflow.open_curvature`.
     """
 
     values: np.ndarray
     vectors: np.ndarray
     symmetric: bool
     tolerance: float
+    undecided: tuple[tuple[int, int], ...] = ()
 
     @property
     def unstable(self) -> np.ndarray:

@@ -64,7 +64,9 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     )
     degenerate = (
         "A KKT point was reached whose second derivatives vanish in some direction that is no "
-        "symmetry: whether it is a maximum of the margin cannot be told from them."
+        "symmetry, or depend on coefficients at kinks that nothing determines (then "
+        "`.curvature.undecided` names them): whether it is a maximum of the margin cannot be told "
+        "from them."
     )
     not_polished = (
         "Newton's method on the KKT system did not converge from where the flow stopped. This "

@@ -176,7 +176,7 @@ def test_margin_at_kinks_is_that_of_the_kkt_point(found):
     certificate = gflow.certify(
         limit.problem, limit.direction, coefficients=limit.kinks.coefficients
     )
-    for margin in (limit.margin, certificate.held_margin):
+    for margin in (limit.margin, limit.held_margin, certificate.held_margin):
         # At unit margin the norm is gamma^(-1/2).
         assert margin == pytest.approx(np.linalg.norm(limit.kinks.theta) ** -2, rel=1e-10)
     assert f"{limit.margin:+.6e}" in str(certificate)
@@ -253,11 +253,11 @@ def test_smoothing_out_of_range_is_refused(smoothing):
 def all_unstable(monkeypatch):
     """Every KKT point at kinks passes for a saddle."""
 
-    def unstable(kinks):
+    def unstable(problem, layout, kinks):
         found = kinked_curvature(kinks)
         return dataclasses.replace(found, values=found.values - found.values.max() - 1)
 
-    monkeypatch.setattr("gflow.flow.kinked.kinked_curvature", unstable)
+    monkeypatch.setattr("gflow.flow.kinked.open_curvature", unstable)
 
 
 def test_saddles_at_kinks_are_left_or_stopped_at(all_unstable):
@@ -390,7 +390,7 @@ def test_attacked_networks_end_at_kinks(attack):
         assert limit.certificate.stationarity < 1e-10
         # The attack jumps at kinks, and rounding decides what the margin is without coefficients.
         at_kinks = np.linalg.norm(limit.kinks.theta) ** -2
-        assert limit.margin == pytest.approx(at_kinks, rel=1e-9)
+        assert limit.held_margin == pytest.approx(at_kinks, rel=1e-9)
         assert limit.kinks.multipliers.min() >= 0
         assert limit.successful or limit.result_name == limit.verdict == "saddle"
         num_maxima += limit.successful

@@ -12,6 +12,7 @@ import numpy as np
 
 from gflow._layout import Layout
 from gflow._numerics import is_integer, is_real
+from gflow._signatures import named
 from gflow._typing import Params
 from gflow.flow.basin import same_point
 from gflow.flow.kinked import KinkedSearch
@@ -30,6 +31,7 @@ _LOGIT_TOLERANCE = 0.1
 _TIGHTER, _LATER, _COLDER, _SMOOTHER = 1e-2, 1e-2, 10.0, 0.5
 
 
+@named()
 def find_limit(
     problem: Problem,
     start: Params | Trajectory | Limit,

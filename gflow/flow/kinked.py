@@ -5,6 +5,21 @@ its kinks rounded (`gflow.switches`), to a limit of that problem; from there the
 0 on the KKT system (`gflow.kinks`). Where that branch of KKT points ends, where there was no limit,
 or from a saddle at kinks, the flow goes on by steps that slide along its kinks. Where these fail,
 it is followed with less smoothing for a while.
+
+What a limit is there. On clean data the margins of plain ReLUs have kinks but do not jump, and a
+limit is a point at which 0 lies in Clarke's subdifferential of the Lagrangian. Under FGSM, and
+under FGM with plain ReLUs, the perturbation itself jumps where a sign or a ReLU that it follows
+turns, and so does the field. A solution then is one of Filippov's differential inclusion: on a kink
+it moves with a mixture of the fields of the two sides, with coefficients in [0, 1] (`(1 + sin
+phi)/2`) that keep it there, and a limit is a point where such a mixture vanishes, as a chattering
+training run rests on average. One kink alone has one such mixture. Where two or more meet, the
+mixtures that keep to all of them need not be unique, and with them neither the solution nor its
+limit: gflow's is the one to which its rounding of the kinks leads. Its margin with the
+coefficients held is `Limit.held_margin`, a value that no side of the kinks has; what is left on the
+best side is `Limit.margin` (all sides of an example's kinks up to 10 switches, beyond that a
+sample).
+
+Source: Filippov 1988, "Differential Equations with Discontinuous Righthand Sides"; Clarke 1983.
 """
 
 import dataclasses
@@ -16,11 +31,13 @@ import numpy as np
 
 from gflow._layout import Layout
 from gflow.certificate import Certificate, certify
-from gflow.curvature import Curvature, kinked_curvature
+from gflow.curvature import Curvature
 from gflow.flow.limit import Limit, Stage
 from gflow.flow.outcome import unseparated_result
 from gflow.flow.search import Search, Start
 from gflow.kinks import Kinks, Point, follow, follow_back, slide, start_at
+from gflow.next_to import margin_next_to
+from gflow.open_curvature import open_curvature
 from gflow.problem import Problem
 from gflow.results import RESULTS
 from gflow.switches import smoothed
@@ -31,6 +48,8 @@ _MOST_PARAMETERS = 2000
 _LEAST, _FACTOR = 6e-3, 0.25
 # Of the flow with its kinks rounded: steps of a run at most, and colder caps tried.
 _MOST_FLOW_STEPS, _MOST_RAISES = 1500, 1
+# The verdict where coefficients at kinks decide between a maximum and a saddle.
+DEPENDS = "depends on coefficients at kinks"
 # Off a saddle at kinks, so short that margins and kinks hardly move.
 _PUSH = 5e-3
 
@@ -153,7 +172,7 @@ class KinkedSearch(Search):
         self.kinks = kinks if kinks.converged else None
         self.verdict, self.curvature = "unknown", None
         if self.kinks is not None:
-            self.curvature = kinked_curvature(kinks)
+            self.curvature = open_curvature(self.kinked_problem, self.layout, kinks)
             self.verdict = self.judged(self.curvature)
             self.visit_kinks()
 
@@ -165,6 +184,12 @@ class KinkedSearch(Search):
 
     def close_by(self) -> bool:
         return False  # another smoothing may lead elsewhere
+
+    def judged(self, curvature: Curvature) -> str:
+        return DEPENDS if curvature.undecided else super().judged(curvature)
+
+    def settled(self) -> RESULTS:
+        return RESULTS.degenerate if self.verdict == DEPENDS else super().settled()
 
     def values(self, kinks: Kinks) -> tuple[float, float]:
         """Stationarity, and the margin of a KKT point."""
@@ -196,7 +221,9 @@ class KinkedSearch(Search):
         heading = self.heading()  # in the smoothed problem, whose flow it was
         self.problem = self.kinked_problem
         limit = super().limit(result)
-        margin = limit.margin if self.kinks is None else limit.certificate.held_margin
+        margin = limit.margin
+        if self.kinks is not None:
+            margin = margin_next_to(self.problem, limit.direction, self.kinks.coefficients)
         return dataclasses.replace(
             limit,
             margin=margin,

@@ -19,6 +19,9 @@ from gflow.problem import Problem
 from gflow.results import RESULTS, Outcome
 from gflow.trajectory import Trajectory
 
+# Two margins are the same to within this part.
+_SAME = 1e-9
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -56,15 +59,20 @@ class Limit(Outcome):
     Attributes:
         problem: what was minimised.
         direction: u, a pytree like the parameters, of norm 1.
-        margin: normalized adversarial margin there; at kinks that of the KKT point, with its
-            switches held at their coefficients (`certificate.held_margin`).
+        margin: normalized adversarial margin that the attack leaves there. At kinks, where the
+            attack jumps, the largest that it leaves at the direction or next to it, the upper limit
+            of `min_i q_i(u')` for `u' -> u`; see `gflow.next_to.margin_next_to`.
+        held_margin: that of the KKT point, with its switches held at their coefficients, to which
+            the multipliers belong; `margin` itself where the attack does not jump. It may be above
+            `margin`: the flow slides along the kinks, and no single point there has it.
         certificate: `certify` at the limit.
         trajectory: the first run of the capped flow, from the start.
         result: a member of `RESULTS`.
         verdict: "strict maximum"; "maximum within a family", a continuum of points of equal margin,
-            as merged or aligned neurons leave; "degenerate"; "saddle"; or "unknown", where no KKT
-            point was reached. A neuron that has died out lies on a kink of the network: there it
-            is judged along the direction in which it arrived.
+            as merged or aligned neurons leave; "degenerate"; "depends on coefficients at kinks",
+            which the KKT conditions leave open and `curvature.undecided` names; "saddle"; or
+            "unknown", where no KKT point was reached. A neuron that has died out lies on a kink of
+            the network: there it is judged along the direction in which it arrived.
         curvature: the eigenvalues behind the verdict, or None.
         stages: what was done.
         heading: whether the margin rises all the way from where the last flow stopped to the
@@ -103,6 +111,7 @@ class Limit(Outcome):
     polished: Polished | None = field(repr=False, default=None)
     kinks: Kinks | None = field(repr=False, default=None)
     smoothing: float = 0.0
+    held_margin: float = math.nan
     basin: str = "undecided"
     cap_logits: float = math.nan
     log_kappa_cap: float = math.nan
@@ -112,13 +121,15 @@ class Limit(Outcome):
     differing: tuple["Limit", ...] = field(repr=False, default=())
 
     def __repr__(self) -> str:
+        same = not abs(self.held_margin - self.margin) > _SAME * abs(self.margin)
+        held = "" if same else f"held_margin={self.held_margin:.6g}, "
         saddles = told(self.itinerary)
-        held = f", held by saddles {saddles}" if saddles else ""
+        saddles = f"held by saddles {saddles}, " if saddles else ""
         return (
-            f"Limit({self.verdict}, margin={self.margin:.6g}, "
+            f"Limit({self.verdict}, margin={self.margin:.6g}, {held}"
             f"stationarity={self.certificate.stationarity:.2g}, "
             f"basin {self.basin}, {self.num_flow_steps} steps of the flow, "
-            f"{self.cap_logits:.4g} logits at the cap{held}, result={self.result_name})"
+            f"{self.cap_logits:.4g} logits at the cap, {saddles}result={self.result_name})"
         )
 
     def params(self, *, log_kappa: float) -> Params:
@@ -160,6 +171,7 @@ class Limit(Outcome):
         return plain(
             {
                 "margin": self.margin,
+                "held_margin": self.held_margin,
                 "result": self.result_name,
                 "message": self.message,
                 "verdict": self.verdict,

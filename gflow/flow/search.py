@@ -458,6 +458,7 @@ class Search:
             stages=tuple(self.stages),
             heading=self.heading(),
             polished=self.polished,
+            held_margin=certificate.held_margin,
             basin=self.basin(),
             cap_logits=self.cap_logits,
             log_kappa_cap=self.log_cap if math.isfinite(self.log_cap) else math.nan,

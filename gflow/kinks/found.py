@@ -1,11 +1,13 @@
 """A KKT point at kinks, and the evidence that it is one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gflow.kinks.equations import Equations, Point
+from gflow._layout import Layout
+from gflow.kinks.equations import Equations, Point, equations
 from gflow.kinks.path import Path
+from gflow.problem import Problem
 
 _SLACK = 1e-9
 # Zeros are left at up to 1.5e-14 of the largest weight next to the largest feasible radius.
@@ -110,6 +112,20 @@ def found(path: Path, point: Point, smoothing: float, kinks: np.ndarray) -> Kink
         converged=bool(smoothing == 0 and right and residual <= path.tolerance),
         num_iterations=path.num_iterations,
         equations=at,
+    )
+
+
+def at_other_coefficients(
+    problem: Problem, layout: Layout, kinks: Kinks, point: Point, at_kink: np.ndarray
+) -> Kinks:
+    """The KKT point with other angles at kinks where they do not matter to it, and with these kinks
+    alone to hold it.
+    """
+    return replace(
+        kinks,
+        coefficients=np.sin(point.angles),
+        at_kink=at_kink,
+        equations=equations(problem, layout, point, 0.0, np.flatnonzero(at_kink)),
     )
 
 
