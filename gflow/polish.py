@@ -16,6 +16,7 @@ import numpy as np
 from gflow._layout import Layout
 from gflow._least_norm import least_norm, nearly_solved
 from gflow.cooling import Cooled, cool, cooled_again
+from gflow.drift import Drift
 from gflow.kkt import System, system
 from gflow.problem import Problem
 
@@ -157,6 +158,11 @@ def polish_capped(
         most_iterations=most,
     )
     return dataclasses.replace(found, num_iterations=found.num_iterations + cooled.num_iterations)
+
+
+def polish_drifted(problem: Problem, layout: Layout, drift: Drift) -> Polished:
+    """The KKT point at the rest of a drift, whose multipliers tell the active margins."""
+    return polish(problem, layout, drift.direction, drift.multipliers, support=_COOLED)
 
 
 def polish_again(

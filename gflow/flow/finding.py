@@ -49,13 +49,16 @@ def find_limit(
         max_steps: steps of each run of the flow at most; with kinks to round no more than 1500.
         solver: the `Rosenbrock` method of the flow.
         progress: as for `integrate`.
-        throw: raise `LimitFailed` unless a maximum was reached; a saddle at which `escape=False`
+        throw: raise `LimitFailed` unless a point was reached that nothing leaves; a saddle at which `escape=False`
             stopped counts as reached. False returns the limit with the reason in `.result`.
 
     Raises:
         TypeError: `solver` is no `Rosenbrock`.
         TypeError, ValueError: see `gflow.validation.check_start`; unknown or impossible options.
-        LimitFailed: with `throw=True`, no maximum was reached.
+        LimitFailed: with `throw=True`, no such point was reached.
+
+    With frozen perturbations of a nonlinear network the limit is a stable rest point of adversarial
+    training and near a maximum of the adversarial margin, but not one: see `Limit.verdict`.
 
     Source: Lyu & Li 2020 and Lyu & Zhu 2022: limits of the direction are KKT points.
     """

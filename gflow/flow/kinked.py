@@ -47,6 +47,7 @@ class KinkedSearch(Search):
         # Where kinks stop the rounded flow, more of it or a colder one is no help.
         most = min(self.options["max_steps"], _MOST_FLOW_STEPS)
         self.options, self.most_raises = {**self.options, "max_steps": most}, _MOST_RAISES
+        self.may_drift = False  # sliding does that
 
     def run(self, escape: bool, max_rounds: int) -> RESULTS:
         """All stages; how it ended."""
@@ -146,6 +147,9 @@ class KinkedSearch(Search):
         """Stationarity, and the margin of a KKT point."""
         margin = float(np.linalg.norm(kinks.theta)) ** -self.problem.degree
         return kinks.residual, margin if kinks.converged else math.nan
+
+    def problem_of_found(self) -> Problem:
+        return super().problem_of_found() if self.kinks is None else self.kinked_problem
 
     def found(self) -> Any:
         return super().found() if self.kinks is None else self.kinks

@@ -4,7 +4,8 @@ Four things in turn, until nothing is left to escape:
 
 1. the flow with capped temperature, until its direction hardly moves;
 2. Newton's method on the KKT system, to rounding;
-3. the second-order verdict: a maximum of the margin, or a saddle;
+3. the second-order verdict: a maximum of the margin or, with frozen perturbations, a stable rest
+   point; or a saddle;
 4. from a saddle, a push along the directions in which the flow leaves it, in the proportions that
    the flow's own offset from the saddle grows to. A saddle that is met a second time tells that
    the cap holds the flow back where the true one would pass: the cap is raised.
@@ -22,19 +23,23 @@ from gflow._typing import Params
 from gflow.certificate import Certificate, certify
 from gflow.curvature import Curvature, curvature
 from gflow.dead import with_dead_at_rest
+from gflow.drift import Drift, drift
 from gflow.flow.driver import integrate
 from gflow.flow.limit import Limit, Stage
 from gflow.flow.until import Until
 from gflow.kkt import system
-from gflow.polish import FEW_MARGINS, Polished, polish_again, polish_capped
+from gflow.polish import FEW_MARGINS, Polished, polish_again, polish_capped, polish_drifted
 from gflow.problem import Problem
 from gflow.results import RESULTS
 from gflow.trajectory import Trajectory
+from gflow.verdict import is_maximum, verdict
 
 # Stationarity at which the flow is handed to Newton's method; and after a saddle, which must be
 # left for good, however slowly.
 _CLOSE, _CLOSEST, _ACCURACY = 1e-3, 1e-7, 0.1
 _MOST_RAISES = 4
+# The flow is followed at infinite kappa where so many colder caps did not help.
+_COLDER = 1
 # Steps off a saddle, where cooling leads on from anywhere close by.
 _MOST_FROM_SADDLE = 200
 # The flow's direction moves less and less; this far out it has nowhere to go.
@@ -68,6 +73,7 @@ class Search:
         self.log_cap = math.log(kappa_cap)
         self.params = params
         self.capped, self.most_raises = False, _MOST_RAISES
+        self.may_drift = self.layout.size <= _MANY
         vector = np.asarray(self.layout.flatten(params))
         self.arrived = self.now = vector / np.linalg.norm(vector)
         self.stages: list[Stage] = []
@@ -103,15 +109,19 @@ class Search:
         """The flow and Newton's method, until that converges; the outcome where it does not.
 
         Where it does not, margins that are not active in the limit still look so: a colder cap
-        tells them apart. Or the flow has yet to come closer.
+        tells them apart. Or the flow has yet to come closer. Or it drifts, and no KKT point is
+        near: then it is followed at infinite kappa.
         """
-        for _ in range(1 + self.most_raises):
+        for attempt in range(1 + self.most_raises):
             run = self.flow(close)
             self.separated = bool(run.margin[-1] > 0)
             if not self.separated:
                 return run.result
             if self.newton().converged:
                 return None
+            drifted = self.drifted() if attempt == _COLDER and self.may_drift else None
+            if drifted is not None:
+                return None if self.polished is not None else RESULTS.drifting
             self.now, close = self.arrived, max(0.1 * close, _CLOSEST)
             self.raise_cap()
         return RESULTS.not_polished
@@ -152,6 +162,11 @@ class Search:
         weights = self.weights()
         polished = polish_capped(self.problem, self.layout, self.arrived, weights, self.log_cap)
         seconds = time.perf_counter() - seconds
+        self.keep(polished, seconds)
+        return polished
+
+    def keep(self, polished: Polished, seconds: float) -> None:
+        """Records where Newton's method ended."""
         self.polished = polished if polished.residual <= self.tolerance else None
         self.verdict = "unknown" if self.polished is None else self.verdict
         length = float(np.linalg.norm(polished.theta))
@@ -159,7 +174,28 @@ class Search:
         moved = self.move_to(polished.direction)
         count = polished.num_iterations
         self.stages.append(Stage("newton", count, moved, polished.residual, margin, seconds))
-        return polished
+
+    def drifted(self) -> Drift | None:
+        """Follows the flow at infinite kappa from where it stopped, and Newton's method from there;
+        None where its steps could not be solved.
+        """
+        seconds = time.perf_counter()
+        self.now = self.arrived
+        found = drift(self.problem, self.layout, self.arrived, self.weights())
+        seconds = time.perf_counter() - seconds
+        margin = float(np.linalg.norm(found.theta)) ** -self.problem.degree
+        moved = self.move_to(found.direction)
+        values = found.num_iterations, moved, found.speed, margin, seconds
+        self.stages.append(Stage("drift", *values, log_growth=found.log_growth))
+        if found.stuck:
+            return None
+        self.arrived = found.before
+        if found.rests:
+            seconds = time.perf_counter()
+            polished = polish_drifted(self.problem, self.layout, found)
+            if polished.converged:
+                self.keep(polished, time.perf_counter() - seconds)
+        return found
 
     def weights(self) -> np.ndarray:
         """The weights p of the capped flow where it stopped, flattened."""
@@ -235,11 +271,8 @@ class Search:
 
     def judged(self, curvature: Curvature) -> str:
         """The second-order verdict in words."""
-        if curvature.unstable.any():
-            return "saddle"
-        if not curvature.neutral.any():
-            return "strict maximum"
-        return "maximum within a family" if self.in_family(curvature) else "degenerate"
+        here = self.problem_of_found(), self.layout, self.found()
+        return verdict(curvature, lambda: self.in_family(curvature), lambda: is_maximum(*here))
 
     def in_family(self, curvature: Curvature) -> bool:
         """Whether KKT points of the same margin lie along the neutral directions."""
@@ -258,6 +291,10 @@ class Search:
         gone = np.linalg.norm(other.direction - here.direction)
         same = abs(lengths[0] / lengths[1] - 1) < 1e-9
         return bool(other.converged and same and gone > 0.1 * np.linalg.norm(step))
+
+    def problem_of_found(self) -> Problem:
+        """The problem whose KKT point was found."""
+        return self.problem
 
     def found(self) -> Any:
         """The KKT point that was found, with its `theta` and its `direction`."""
