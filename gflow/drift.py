@@ -21,6 +21,7 @@ Differential Equations 26; Hairer & Wanner 1996, "Solving Ordinary Differential 
 
 import math
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 
@@ -102,15 +103,15 @@ class _SmoothPath(Path):
     """Newton's method for the equations of a step, without switches."""
 
     def at(self, point: Point, smoothing: float, index: np.ndarray | None = None) -> Equations:
-        none = np.zeros((len(self.problem.dataset.x), 0))
+        none: Any = np.zeros((len(self.problem.dataset.x), 0))
         if index is None:
             found = residual_at(self.problem, self.layout, point.theta, point.multipliers)
-            residual, margins = map(np.asarray, found)
-            return Equations(residual, margins, none, none, None)
+            return Equations(*map(cast(Any, np.asarray), found), none, none, None)
         at = system(self.problem, self.layout, point.theta, point.multipliers)
         corner = np.zeros((len(at.margins), len(at.margins)))
-        jacobian = np.block([[at.hessian, -at.gradients.T], [at.slopes, corner]])
-        return Equations(at.residual, at.margins, none, none, jacobian)
+        jacobian: Any = np.block([[at.hessian, -at.gradients.T], [at.slopes, corner]])
+        residual, margins = cast(Any, (at.residual, at.margins))
+        return Equations(residual, margins, none, none, jacobian)
 
 
 class _Drifting:
@@ -145,12 +146,13 @@ class _Drifting:
 
     def size_of(self, found: Point, length: float) -> float:
         """The local error or the displacement of a step, in parts of what is allowed."""
-        norm = np.linalg.norm(found.theta)
+        norm = float(np.linalg.norm(found.theta))
         step = found.theta - self.now.theta
         moved = float(np.linalg.norm(step) / norm)
         # The first velocity is not known: that of the capped flow has a part of the order of kappa.
         change = 0.0 if self.velocity is None else step - length * self.velocity
-        return max(0.5 * float(np.linalg.norm(change)) / norm / _ERROR, (moved / _MOVED) ** 2)
+        error = 0.5 * float(np.linalg.norm(change)) / norm
+        return max(error / _ERROR, (moved / _MOVED) ** 2)
 
     def accept(self, found: Point, length: float) -> None:
         """Takes a step."""

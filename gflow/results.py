@@ -76,13 +76,20 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     drifting = (
         "The flow had not come to rest where the search stopped: it drifts, and no KKT point is "
         "near. With frozen perturbations it is no gradient flow, and need not rest. The stage "
-        "\"drift\" tells how far it was followed at infinite kappa (`log_growth`, by how much "
+        '"drift" tells how far it was followed at infinite kappa (`log_growth`, by how much '
         "log |params| grew) and its speed at the end (`stationarity`, how far the direction moves "
         "while the norm grows by a factor e). The direction returned lies on the way: no limit."
     )
+    circling = (
+        "The direction has no limit: as far as it was followed, the flow circles without coming to "
+        "rest, as with frozen perturbations, where it is no gradient flow, it may. The stage "
+        '"circling" tells how many turns were seen, their mean radius, the speed, and the smallest '
+        'margin on the way. With `gradient="total"`, a smaller radius, or wider smoothed signs the '
+        "flow comes to rest."
+    )
     decided_by_rounding = (
-        "A point that nothing leaves was reached (`verdict` says of which kind), but on the way the "
-        "flow met a saddle to within rounding: which way it left, and so which of several such "
+        "A point that nothing leaves was reached (`verdict` says of which kind), but on the way "
+        "the flow met a saddle to within rounding: which way it left, and so which of several such "
         "points it reached, rounding decided."
     )
     diverged = (
@@ -108,6 +115,7 @@ NAMES = (
     "not_polished",
     "not_at_kink",
     "drifting",
+    "circling",
     "decided_by_rounding",
     "diverged",
 )

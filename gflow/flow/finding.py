@@ -49,8 +49,8 @@ def find_limit(
         max_steps: steps of each run of the flow at most; with kinks to round no more than 1500.
         solver: the `Rosenbrock` method of the flow.
         progress: as for `integrate`.
-        throw: raise `LimitFailed` unless a point was reached that nothing leaves; a saddle at which `escape=False`
-            stopped counts as reached. False returns the limit with the reason in `.result`.
+        throw: raise `LimitFailed` unless a point was reached that nothing leaves; a saddle at which
+            `escape=False` stopped counts as reached. False returns the limit with the reason in `.result`.
 
     Raises:
         TypeError: `solver` is no `Rosenbrock`.

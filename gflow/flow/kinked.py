@@ -47,7 +47,7 @@ class KinkedSearch(Search):
         # Where kinks stop the rounded flow, more of it or a colder one is no help.
         most = min(self.options["max_steps"], _MOST_FLOW_STEPS)
         self.options, self.most_raises = {**self.options, "max_steps": most}, _MOST_RAISES
-        self.may_drift = False  # sliding does that
+        self.smooth = False  # what the rounded flow does, sliding does better
 
     def run(self, escape: bool, max_rounds: int) -> RESULTS:
         """All stages; how it ended."""

@@ -21,15 +21,18 @@ class Stage:
     Attributes:
         kind: "flow", "newton", "escape"; at kinks also "kinks" (smoothing led to 0) and "sliding"
             (the flow along kinks, by implicit Euler steps), and "back" (to the last KKT point);
-            "drift", where no KKT point was near (the flow at infinite kappa, by such steps too).
-        num_steps: steps of the flow, or systems solved.
-        moved: distance of the direction from where the stage before left it.
+            "drift", where no KKT point was near (the flow at infinite kappa, by such steps too);
+            "circling", where the flow before it circles.
+        num_steps: steps of the flow, or systems solved; of circling, turns.
+        moved: distance of the direction from where the stage before left it; of circling, the mean
+            distance from the centre.
         stationarity: at its end: of the flow `|u - c sum_i p_i grad q_i|`, of Newton's method the
-            residual of the KKT system, of a drift its speed, how far the direction moves while
-            |params| grows by a factor e.
-        margin: normalized margin at its end.
+            residual of the KKT system, of a drift and of circling the speed, how far the direction
+            moves while |params| grows by a factor e.
+        margin: normalized margin at its end; of circling the smallest on the way.
         seconds: wall time.
-        log_growth: of a drift, by how much log |params| grew; log kappa by L times that.
+        log_growth: of a drift and of circling, by how much log |params| grew; log kappa by L times
+            that.
     """
 
     kind: str

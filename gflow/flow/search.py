@@ -24,6 +24,7 @@ from gflow.certificate import Certificate, certify
 from gflow.curvature import Curvature, curvature
 from gflow.dead import with_dead_at_rest
 from gflow.drift import Drift, drift
+from gflow.flow.circling import circling
 from gflow.flow.driver import integrate
 from gflow.flow.limit import Limit, Stage
 from gflow.flow.until import Until
@@ -40,6 +41,9 @@ _CLOSE, _CLOSEST, _ACCURACY = 1e-3, 1e-7, 0.1
 _MOST_RAISES = 4
 # The flow is followed at infinite kappa where so many colder caps did not help.
 _COLDER = 1
+# Whether the flow circles about a point that it leaves in spirals is tried so cold, from so close
+# by, in so many steps.
+_CIRCLING_LOGITS, _CIRCLING_PUSH, _MOST_CIRCLING = 1e3, 1e-3, 1500
 # Steps off a saddle, where cooling leads on from anywhere close by.
 _MOST_FROM_SADDLE = 200
 # The flow's direction moves less and less; this far out it has nowhere to go.
@@ -73,7 +77,7 @@ class Search:
         self.log_cap = math.log(kappa_cap)
         self.params = params
         self.capped, self.most_raises = False, _MOST_RAISES
-        self.may_drift = self.layout.size <= _MANY
+        self.smooth = True
         vector = np.asarray(self.layout.flatten(params))
         self.arrived = self.now = vector / np.linalg.norm(vector)
         self.stages: list[Stage] = []
@@ -99,6 +103,8 @@ class Search:
                 return self.settled()
             if not escape or round_ == max_rounds - 1:
                 break
+            if self.circles_about():
+                return RESULTS.circling
             self.raise_cap_on_return()
             self.leave()
             # At a distance d along a direction left at rate r, the stationarity is r d.
@@ -117,9 +123,11 @@ class Search:
             self.separated = bool(run.margin[-1] > 0)
             if not self.separated:
                 return run.result
+            if self.circles(run):
+                return RESULTS.circling
             if self.newton().converged:
                 return None
-            drifted = self.drifted() if attempt == _COLDER and self.may_drift else None
+            drifted = self.drifted() if attempt == _COLDER else None
             if drifted is not None:
                 return None if self.polished is not None else RESULTS.drifting
             self.now, close = self.arrived, max(0.1 * close, _CLOSEST)
@@ -175,12 +183,47 @@ class Search:
         count = polished.num_iterations
         self.stages.append(Stage("newton", count, moved, polished.residual, margin, seconds))
 
+    def circles_about(self) -> bool:
+        """Whether the flow, let go beside a KKT point that it leaves in spirals, circles there."""
+        assert self.curvature is not None and self.polished is not None
+        if not (self.smooth and self.curvature.spirals):
+            return False
+        seconds, degree = time.perf_counter(), self.problem.degree
+        margin = float(np.linalg.norm(self.polished.theta)) ** -degree
+        log_kappa = math.log(_CIRCLING_LOGITS / margin)
+        beside = self.now + _CIRCLING_PUSH * self.curvature.vectors[:, 0]
+        length = math.exp(log_kappa / degree) / np.linalg.norm(beside)
+        run = integrate(
+            self.problem,
+            self.layout.unflatten(length * beside),
+            until=Until(stationarity=_CLOSEST, log_kappa=_FARTHEST, accuracy=_ACCURACY),
+            kappa_cap=math.exp(log_kappa),
+            **self.options | {"max_steps": min(self.options["max_steps"], _MOST_CIRCLING)},
+        )
+        moved = float(np.linalg.norm(np.asarray(run.vectors[-1]) - self.now))
+        values = moved, float(run.stationarity[-1]), float(run.margin[-1])
+        seconds = time.perf_counter() - seconds
+        self.stages.append(Stage("flow", run.stats["num_steps"], *values, seconds))
+        return self.circles(run)
+
+    def circles(self, run: Trajectory) -> bool:
+        """Whether the flow circles where it should have come to rest, which is recorded."""
+        found = None if run.successful or not self.smooth else circling(run)
+        if found is not None:
+            turns, radius, speed, margin, growth = found
+            self.stages.append(
+                Stage("circling", round(turns), radius, speed, margin, 0.0, log_growth=growth)
+            )
+        return found is not None
+
     def drifted(self) -> Drift | None:
         """Follows the flow at infinite kappa from where it stopped, and Newton's method from there;
-        None where its steps could not be solved.
+        None where its steps could not be solved, or are too large.
         """
+        if not self.smooth or self.layout.size > _MANY:
+            return None
         seconds = time.perf_counter()
-        self.now = self.arrived
+        self.now, self.polished, self.verdict = self.arrived, None, "unknown"
         found = drift(self.problem, self.layout, self.arrived, self.weights())
         seconds = time.perf_counter() - seconds
         margin = float(np.linalg.norm(found.theta)) ** -self.problem.degree

@@ -84,7 +84,8 @@ def _check_strict(limit: Limit, name: str) -> None:
     if limit.verdict not in STRICT:
         raise ValueError(
             f"`{name}(limit)`: the verdict is {limit.verdict!r}. Only an isolated point that "
-            "nothing leaves moves in one way; within a family, or at a saddle, where the flow ends may jump."
+            "nothing leaves moves in one way; within a family, or at a saddle, where the flow ends "
+            "may jump."
         )
 
 
