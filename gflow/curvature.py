@@ -106,10 +106,10 @@ def _smallest(at: System, active: np.ndarray, tolerance: float) -> Curvature | N
     if not len(nearest):
         return None
     leftmost, others = _leftmost(at, active)
-    beyond = leftmost.real < -_ASIDE - np.abs(nearest + _ASIDE).max()
+    beyond = np.real(leftmost) < -_ASIDE - np.abs(nearest + _ASIDE).max()
     values = np.concatenate([leftmost[beyond], nearest])
     vectors = np.concatenate([others[:, beyond], vectors], axis=1)
-    order = np.argsort(values.real)
+    order = np.argsort(np.real(values))
     scale = max(1.0, float(np.abs(at.hessian).max()))
     return _curvature(values[order], vectors[:, order], False, tolerance * scale)
 
@@ -200,7 +200,7 @@ def kinked_curvature(kinks: Kinks) -> Curvature:
     else:
         mass = np.diag(np.where(np.arange(len(matrix)) < size, 1.0, 0.0))
         values, vectors = _spectrum(matrix, mass, symmetric)
-    slow = np.abs(values.real) < np.sqrt(_STIFF) * scale
+    slow = np.abs(np.real(values)) < np.sqrt(_STIFF) * scale
     return _curvature(values[slow], vectors[:size, slow], symmetric, _STIFF_TOLERANCE * scale)
 
 
@@ -230,8 +230,8 @@ def _curvature(
     values: np.ndarray, vectors: np.ndarray, symmetric: bool, tolerance: float
 ) -> Curvature:
     """With eigenvalues in two parts, and vectors of norm 1."""
-    unit = _unit_columns(vectors)
-    return Curvature(values.real, unit, symmetric, tolerance, np.abs(values.imag))
+    parts, unit = (np.real(values), np.abs(np.imag(values))), _unit_columns(vectors)
+    return Curvature(parts[0], unit, symmetric, tolerance, parts[1])
 
 
 def _unit_columns(vectors: np.ndarray) -> np.ndarray:

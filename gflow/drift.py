@@ -21,8 +21,10 @@ Differential Equations 26; Hairer & Wanner 1996, "Solving Ordinary Differential 
 
 import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gflow._layout import Layout
@@ -103,15 +105,20 @@ class _SmoothPath(Path):
     """Newton's method for the equations of a step, without switches."""
 
     def at(self, point: Point, smoothing: float, index: np.ndarray | None = None) -> Equations:
-        none: Any = np.zeros((len(self.problem.dataset.x), 0))
         if index is None:
             found = residual_at(self.problem, self.layout, point.theta, point.multipliers)
-            return Equations(*map(cast(Any, np.asarray), found), none, none, None)
+            return self.without_switches(*found, None)
         at = system(self.problem, self.layout, point.theta, point.multipliers)
         corner = np.zeros((len(at.margins), len(at.margins)))
-        jacobian: Any = np.block([[at.hessian, -at.gradients.T], [at.slopes, corner]])
-        residual, margins = cast(Any, (at.residual, at.margins))
-        return Equations(residual, margins, none, none, jacobian)
+        jacobian = np.block([[at.hessian, -at.gradients.T], [at.slopes, corner]])
+        return self.without_switches(at.residual, at.margins, jacobian)
+
+    def without_switches(self, residual: Any, margins: Any, jacobian: Any) -> Equations:
+        """The equations of a problem that has no kinks, on the host."""
+        nothing = np.zeros((len(self.problem.dataset.x), 0))
+        parts = residual, margins, nothing, nothing, jacobian
+        traced = Equations(*jax.tree.map(jnp.asarray, parts))
+        return jax.tree.map(np.asarray, traced)
 
 
 class _Drifting:

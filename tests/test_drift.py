@@ -93,6 +93,7 @@ def test_a_linear_network_drifts_to_the_maximum_margin(attack):
     assert tried >= 5
 
 
+@pytest.mark.slow
 def test_it_ends_where_newtons_method_does():
     network, attack = networks.mlp((4, 10, 1), power=2), perturbations.fgm(0.1)
     agreed = 0
@@ -123,6 +124,7 @@ def test_a_spent_budget_and_a_failing_step_are_told_apart(monkeypatch):
     monkeypatch.setattr(module, "_MOST_STEPS", 2)
     short = drift(problem, layout, unit, weights)
     assert not short.rests and not short.stuck and short.num_steps <= 2
+    monkeypatch.setattr(module, "_MOST_STEPS", 100)
     monkeypatch.setattr(module._SmoothPath, "correct", lambda *_, **__: None)
     stuck = drift(problem, layout, unit, weights)
     assert stuck.stuck and not stuck.rests and stuck.num_steps == 0

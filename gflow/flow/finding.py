@@ -50,7 +50,8 @@ def find_limit(
         solver: the `Rosenbrock` method of the flow.
         progress: as for `integrate`.
         throw: raise `LimitFailed` unless a point was reached that nothing leaves; a saddle at which
-            `escape=False` stopped counts as reached. False returns the limit with the reason in `.result`.
+            `escape=False` stopped counts as reached. False returns the limit with the reason in
+            `.result`.
 
     Raises:
         TypeError: `solver` is no `Rosenbrock`.
