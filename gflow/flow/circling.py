@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gflow.trajectory import Trajectory
-
 # In each of the last two quarters of a run: the path is longer than so many diameters, pi for one
 # turn of a circle; and the median cosine between successive displacements, below 0 for what
 # rounding or too long steps throw to and fro.
@@ -41,9 +39,13 @@ class Circling(NamedTuple):
     log_growth: float
 
 
-def circling(run: Trajectory) -> Circling | None:
-    """How a run circles, or None where it does not."""
-    points = np.asarray(run.vectors)
+def circling(points: np.ndarray, log_norm: np.ndarray, margin: np.ndarray) -> Circling | None:
+    """How a run circles, or None where it does not.
+
+    Args:
+        points: its directions, of norm 1. Shape (s, P).
+        log_norm, margin: log |params| and the normalized margin there. Shapes (s,).
+    """
     half = len(points) // 2
     third, fourth = np.array_split(points[half:], 2)
     if min(len(third), len(fourth)) < _FEWEST:
@@ -53,13 +55,13 @@ def circling(run: Trajectory) -> Circling | None:
     stands = np.linalg.norm(first.centre - second.centre) < _STANDS * second.radius
     if not (first.circles and second.circles and steady and stands):
         return None
-    growth = float(run.log_norm[-1] - run.log_norm[half])
+    growth = float(log_norm[-1] - log_norm[half])
     path = np.linalg.norm(np.diff(points[half:], axis=0), axis=1).sum()
     return Circling(
         num_turns=first.num_turns + second.num_turns,
         radius=0.5 * (first.radius + second.radius),
         speed=float(path) / growth if growth > 0 else math.inf,
-        margin=float(np.min(run.margin[half:])),
+        margin=float(np.min(margin[half:])),
         log_growth=growth,
     )
 

@@ -208,7 +208,9 @@ class Search:
 
     def circles(self, run: Trajectory) -> bool:
         """Whether the flow circles where it should have come to rest, which is recorded."""
-        found = None if run.successful or not self.smooth else circling(run)
+        if run.successful or not self.smooth:
+            return False
+        found = circling(np.asarray(run.vectors), run.log_norm, run.margin)
         if found is not None:
             turns, radius, speed, margin, growth = found
             self.stages.append(
