@@ -28,7 +28,7 @@ from gflow.measures import (
     measure_ascent,
     scale_invariance_error,
 )
-from gflow.multipliers import best_multipliers
+from gflow.multipliers import Solution, best_multipliers
 from gflow.problem import Problem
 from gflow.subgradients import Subgradients
 from gflow.switches import has_kinks, passes
@@ -59,6 +59,11 @@ class Certificate:
             far below `normalized_margin`, the training attack is weak or masked.
         stationarity: `|u - sum_i lambda_i grad q_i(u)|` with the multipliers below; the norm of u
             is 1, so this is relative.
+        total_stationarity: `|u - sum_i lambda_i dq_i/dtheta|` with the same multipliers and the
+            margins' own derivatives, through the perturbations: `stationarity` itself where the
+            problem's gradients are these. With frozen perturbations it is what separates a rest
+            point of adversarial training from a KKT point of the adversarial margin, which this is
+            only where both residuals are 0.
         complementarity: `L sum_i lambda_i (q_i(u) - gamma)`; 0 if only the smallest margins push.
             Both with the coefficients below, on which, where the attack has a kink, the margins
             depend too (gamma is then `held_margin`). An upper bound, which these coefficients
@@ -97,6 +102,7 @@ class Certificate:
     clean_margin: float
     strong_margin: float
     stationarity: float
+    total_stationarity: float
     complementarity: float
     dual_infeasibility: float
     multipliers: np.ndarray
@@ -118,6 +124,8 @@ class Certificate:
     def __str__(self) -> str:
         state = "separated" if self.separated else "NOT separated: no KKT system"
         held = f"  with its kinks held  {self.held_margin:+.6e}\n" if len(self.kinks) else ""
+        differs = self.total_stationarity != self.stationarity and self.separated
+        total = f"  of the total gradient {self.total_stationarity:.3e}\n" if differs else ""
         return (
             f"Certificate ({state})\n"
             f"  normalized margin    {self.normalized_margin:+.6e}   smoothed "
@@ -126,6 +134,7 @@ class Certificate:
             f"  clean / strong       {self.clean_margin:+.6e} / {self.strong_margin:+.6e}\n"
             f"  stationarity         {self.stationarity:.3e}   with the flow's multipliers "
             f"{self.flow_stationarity:.3e}\n"
+            f"{total}"
             f"  complementarity      {self.complementarity:.3e}   support {self.num_support}, "
             f"at a kink {len(self.kinks)}\n"
             f"  (epsilon, delta)-KKT ({self.kkt_epsilon:.3e}, {self.kkt_delta:.3e})\n"
@@ -218,8 +227,8 @@ def _examine(problem: Problem, params: Params) -> _Point:
 
 
 def _no_kkt(shape: tuple[int, ...]) -> dict[str, Any]:
-    names = ("held_margin", "stationarity", "complementarity", "dual_infeasibility")
-    names += ("flow_stationarity", "kkt_epsilon", "kkt_delta", "cosine")
+    names = ("held_margin", "stationarity", "total_stationarity", "complementarity")
+    names += ("dual_infeasibility", "flow_stationarity", "kkt_epsilon", "kkt_delta", "cosine")
     nothing = {"multipliers": np.full(shape, np.nan), "coefficients": None}
     nothing |= {"kinks": np.zeros(0, int)}
     return dict.fromkeys(names, math.nan) | nothing | {"num_support": 0, "examined": 0}
@@ -236,6 +245,7 @@ def _kkt(
     return {
         "held_margin": float(found.pattern.margins.min()),
         "stationarity": found.stationarity,
+        "total_stationarity": _total_stationarity(subgradients, found, multipliers),
         "complementarity": float(found.slack @ found.weights),
         "dual_infeasibility": float(max(0.0, -found.weights.min())),
         "multipliers": multipliers.reshape(margins.shape),
@@ -245,6 +255,16 @@ def _kkt(
         "examined": subgradients.examined,
         **_flow_kkt(problem.degree, point, direction, layout, margins),
     }
+
+
+def _total_stationarity(
+    subgradients: Subgradients, found: Solution, multipliers: np.ndarray
+) -> float:
+    """The residual with the margins' own gradients and the same multipliers."""
+    if subgradients.problem.gradients_are_slopes:
+        return found.stationarity
+    pull = subgradients.total_pull(found.pattern, multipliers)
+    return float(np.linalg.norm(subgradients.direction - pull))
 
 
 def _flow_kkt(

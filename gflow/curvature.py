@@ -9,7 +9,7 @@ condition; with frozen perturbations it is the stability of the flow, judged by 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -42,6 +42,7 @@ class Curvature:
         symmetric: whether they are eigenvalues of a symmetric matrix; otherwise the real parts of
             those of a pencil that is not.
         tolerance: below this in magnitude an eigenvalue counts as zero.
+        frequencies: imaginary parts of the eigenvalues, in magnitude, or one 0 for all of them.
         undecided: (example, switch) of the kinks on whose coefficients, which stationarity leaves
             open, it depends whether the point is a maximum; see `gflow.open_curvature`.
     """
@@ -50,7 +51,15 @@ class Curvature:
     vectors: np.ndarray
     symmetric: bool
     tolerance: float
+    frequencies: np.ndarray = field(default_factory=lambda: np.zeros(()))
     undecided: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def spirals(self) -> bool:
+        """Whether the flow leaves in spirals: along complex eigenvalues, and no other ones."""
+        frequencies = np.broadcast_to(self.frequencies, self.values.shape)
+        turning = frequencies[self.unstable] > self.tolerance
+        return bool(self.unstable.any() and turning.all())
 
     @property
     def unstable(self) -> np.ndarray:
@@ -88,7 +97,7 @@ def curvature(at: System, active: np.ndarray, *, tolerance: float = 1e-7) -> Cur
     else:
         normal = null_space(at.gradients[active], rcond=_RANK)
         values, small = _spectrum(normal.T @ at.hessian @ tangent, normal.T @ tangent, symmetric)
-    return Curvature(values, _unit_columns(tangent @ small), symmetric, tolerance * scale)
+    return _curvature(values, tangent @ small, symmetric, tolerance * scale)
 
 
 def _smallest(at: System, active: np.ndarray, tolerance: float) -> Curvature | None:
@@ -101,12 +110,12 @@ def _smallest(at: System, active: np.ndarray, tolerance: float) -> Curvature | N
     if not len(nearest):
         return None
     leftmost, others = _leftmost(at, active)
-    beyond = leftmost < -_ASIDE - np.abs(nearest + _ASIDE).max()
+    beyond = np.real(leftmost) < -_ASIDE - np.abs(nearest + _ASIDE).max()
     values = np.concatenate([leftmost[beyond], nearest])
     vectors = np.concatenate([others[:, beyond], vectors], axis=1)
-    order = np.argsort(values)
+    order = np.argsort(np.real(values))
     scale = max(1.0, float(np.abs(at.hessian).max()))
-    return Curvature(values[order], _unit_columns(vectors[:, order]), False, tolerance * scale)
+    return _curvature(values[order], vectors[:, order], False, tolerance * scale)
 
 
 def _nearest(at: System, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -127,7 +136,7 @@ def _nearest(at: System, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return lu_solve(factors, right, check_finite=False)[:size]
 
     values, vectors = _outermost(inverse, size, _COUNT, "LM", 1e-10)
-    return np.real(1 / values) - _ASIDE, vectors
+    return 1 / values - _ASIDE, vectors
 
 
 def _leftmost(at: System, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +153,7 @@ def _leftmost(at: System, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return project(at.hessian @ along) - _AWAY * along
 
     values, vectors = _outermost(product, len(at.residual), _FEW, "SR", _ERROR / _AWAY)
-    return np.real(values) + _AWAY, vectors
+    return values + _AWAY, vectors
 
 
 def _outermost(
@@ -195,9 +204,8 @@ def kinked_curvature(kinks: Kinks) -> Curvature:
     else:
         mass = np.diag(np.where(np.arange(len(matrix)) < size, 1.0, 0.0))
         values, vectors = _spectrum(matrix, mass, symmetric)
-    slow = np.abs(values) < np.sqrt(_STIFF) * scale
-    vectors = _unit_columns(vectors[:size, slow])
-    return Curvature(values[slow], vectors, symmetric, _STIFF_TOLERANCE * scale)
+    slow = np.abs(np.real(values)) < np.sqrt(_STIFF) * scale
+    return _curvature(values[slow], vectors[:size, slow], symmetric, _STIFF_TOLERANCE * scale)
 
 
 def _constrained(kinks: Kinks) -> tuple[np.ndarray, np.ndarray]:
@@ -211,7 +219,7 @@ def _constrained(kinks: Kinks) -> tuple[np.ndarray, np.ndarray]:
 def _spectrum(
     matrix: np.ndarray, mass: np.ndarray | None, symmetric: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Real parts of eigenvalues and of eigenvectors, smallest first."""
+    """Eigenvalues and real parts of eigenvectors, smallest real parts first."""
     if symmetric:
         return eigh(0.5 * (matrix + matrix.T), check_finite=False)
     pencil: Any = eig(matrix, mass)
@@ -219,7 +227,15 @@ def _spectrum(
     finite = np.isfinite(values)
     values, vectors = values[finite], vectors[:, finite]
     order = np.argsort(values.real)
-    return values.real[order], vectors.real[:, order]
+    return values[order], vectors.real[:, order]
+
+
+def _curvature(
+    values: np.ndarray, vectors: np.ndarray, symmetric: bool, tolerance: float
+) -> Curvature:
+    """With eigenvalues in two parts, and vectors of norm 1."""
+    parts, unit = (np.real(values), np.abs(np.imag(values))), _unit_columns(vectors)
+    return Curvature(parts[0], unit, symmetric, tolerance, parts[1])
 
 
 def _unit_columns(vectors: np.ndarray) -> np.ndarray:

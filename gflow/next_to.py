@@ -15,7 +15,6 @@ and 1, is no value on any side: it mixes the perturbations of several, which wea
 import itertools
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +23,7 @@ from jaxtyping import Array, Float
 from scipy.optimize import linprog
 
 from gflow._layout import Layout
+from gflow._programs import compiled
 from gflow._typing import Params
 from gflow.problem import Problem
 from gflow.subgradients import Pattern, decided
@@ -199,7 +199,7 @@ def _has_interior(rows: np.ndarray) -> bool:
     return found.status == 0
 
 
-@eqx.filter_jit
+@compiled
 def _rows(
     problem: Problem, layout: Layout, theta: Any, coefficients: Any, places: Any
 ) -> Float[Array, "k P"]:

@@ -22,6 +22,7 @@ Source: Bonnans & Shapiro 2000, "Perturbation Analysis of Optimization Problems"
 second-order conditions with a set of multipliers; Clarke 1983.
 """
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 from typing import Any
@@ -123,13 +124,7 @@ def _ends(count: int, most: int = _MOST_RANGES) -> list[tuple[float, ...]]:
 
 
 def _undecided(curvature: Curvature, places: np.ndarray) -> Curvature:
-    return Curvature(
-        curvature.values,
-        curvature.vectors,
-        curvature.symmetric,
-        curvature.tolerance,
-        tuple(map(tuple, places.tolist())),
-    )
+    return dataclasses.replace(curvature, undecided=tuple(map(tuple, places.tolist())))
 
 
 def _multiples(rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

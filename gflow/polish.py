@@ -16,6 +16,7 @@ import numpy as np
 from gflow._layout import Layout
 from gflow._least_norm import least_norm, nearly_solved
 from gflow.cooling import Cooled, cool, cooled_again
+from gflow.drift import Drift
 from gflow.kkt import System, system
 from gflow.problem import Problem
 
@@ -183,6 +184,14 @@ def _without_system(
     at = system(problem, layout, direction, np.zeros_like(weights))
     active = np.zeros(len(weights), bool)
     return Polished(direction, np.zeros_like(weights), active, np.inf, False, 0, at)
+
+
+def polish_drifted(
+    problem: Problem, layout: Layout, drift: Drift, tolerance: float = _ROUNDED
+) -> Polished:
+    """The KKT point at the rest of a drift, whose multipliers tell the active margins."""
+    at = drift.direction, drift.multipliers
+    return polish(problem, layout, *at, support=_COOLED, tolerance=tolerance)
 
 
 def polish_again(

@@ -57,7 +57,7 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     )
     interrupted = "The run was interrupted from the keyboard. What was computed is kept."
     saddle = (
-        "A KKT point was reached that is no maximum of the margin: the flow leaves it in the end, "
+        "A KKT point was reached at which the flow does not stay: it leaves it in the end, "
         "after a time that grows without bound as it comes closer. `find_limit(escape=True)` "
         "follows it; with that set, the number of saddles exceeded `max_rounds`, or the saddle "
         "lies at kinks (`.kinks`) from which no step of the flow could be solved."
@@ -65,8 +65,8 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     degenerate = (
         "A KKT point was reached whose second derivatives vanish in some direction that is no "
         "symmetry, or depend on coefficients at kinks that nothing determines (then "
-        "`.curvature.undecided` names them): whether it is a maximum of the margin cannot be told "
-        "from them."
+        "`.curvature.undecided` names them): whether the flow stays there, and whether it is a "
+        "maximum of the margin, cannot be told from them."
     )
     not_polished = (
         "Newton's method on the KKT system did not converge from where the flow stopped. This "
@@ -86,9 +86,24 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "the width that was reached, and `.kinks` names the kinks there: do not read more into "
         "the direction than the certificate's stationarity says."
     )
+    drifting = (
+        "The flow had not come to rest where the search stopped: it drifts, and no KKT point is "
+        "near. With frozen perturbations it is no gradient flow, and need not rest. The stage "
+        '"drift" tells how far it was followed at infinite kappa (`log_growth`, by how much '
+        "log |params| grew) and its speed at the end (`stationarity`, how far the direction moves "
+        "while the norm grows by a factor e). The direction returned lies on the way: no limit."
+    )
+    circling = (
+        "The direction has no limit: as far as it was followed, the flow circles without coming to "
+        "rest, as with frozen perturbations, where it is no gradient flow, it may. The stage "
+        '"circling" tells how many turns were seen, their mean radius, the speed, and the smallest '
+        'margin on the way. With `gradient="total"`, a smaller radius, or wider smoothed signs the '
+        "flow comes to rest."
+    )
     decided_by_rounding = (
-        "A maximum of the margin was reached, but on the way the flow met a saddle to within "
-        "rounding: which way it left, and so which maximum it reached, rounding decided."
+        "A point that nothing leaves was reached (`verdict` says of which kind), but on the way "
+        "the flow met a saddle to within rounding: which way it left, and so which of several such "
+        "points it reached, rounding decided."
     )
     diverged = (
         "Descent left the range of floating-point numbers. The step size is too large for this "
@@ -114,6 +129,8 @@ NAMES = (
     "not_polished",
     "not_certified",
     "not_at_kink",
+    "drifting",
+    "circling",
     "decided_by_rounding",
     "diverged",
 )

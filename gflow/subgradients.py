@@ -100,6 +100,13 @@ class Subgradients:
         centre = self._gradients(self.direction, pattern)
         return np.concatenate([centre[~self._sided], *self._sides])
 
+    def total_pull(self, pattern: Pattern, multipliers: np.ndarray) -> np.ndarray:
+        """`sum_i lambda_i dq_i/dtheta` through the perturbations, whatever the gradient mode, with
+        the switches held under a pattern. Shapes: multipliers (m,), result (P,).
+        """
+        given = self.problem, self.layout, self.direction
+        return np.asarray(_total_pull(*given, pattern.coefficients, multipliers))
+
     def turns(self, pattern: Pattern, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Derivatives of an example's gradient by its coefficients, at the free switches.
 
@@ -226,6 +233,20 @@ def _switched_gradients(
         return jax.jacrev(margins)(theta, angles[index])
 
     return jax.vmap(one)(jnp.asarray(examples)).reshape(-1, theta.size)
+
+
+@compiled
+def _total_pull(
+    problem: Problem, layout: Layout, theta: Any, coefficients: Any, multipliers: Any
+) -> Float[Array, " P"]:
+    def margins(free: Array) -> Array:
+        moved = layout.unflatten(free)
+        if not has_kinks(problem):
+            return problem.margins(moved).ravel()
+        angles = jnp.arcsin(jnp.asarray(coefficients))
+        return switched_margins(problem, moved, moved, angles, 0.0)[0].ravel()
+
+    return jax.vjp(margins, jnp.asarray(theta))[1](jnp.asarray(multipliers))[0]
 
 
 @compiled

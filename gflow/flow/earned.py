@@ -4,9 +4,8 @@ import numpy as np
 
 from gflow.certificate import Certificate
 from gflow.results import RESULTS, name_of
+from gflow.verdict import STRICT, WITHIN_FAMILY
 
-AT_REST = ("strict maximum", "maximum within a family")
-"""Verdicts of points that nothing leaves."""
 _GOOD = ("successful", "decided_by_rounding")
 
 
@@ -35,7 +34,7 @@ def earned(
         certificate.normalized_margin > 0
         and residual <= tolerance
         and certificate.stationarity <= tolerance
-        and verdict in AT_REST
+        and verdict in (*STRICT, *WITHIN_FAMILY)
         and np.all(np.isfinite(numbers))
     )
     return result if holds else RESULTS.not_certified  # pyright: ignore[reportReturnType]

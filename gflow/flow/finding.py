@@ -81,14 +81,18 @@ def find_limit(
         kappa_cap: deprecated. A number for kappa itself, which carries the units of the data:
             the temperature is capped no sooner than here. `cap_logits` replaces it.
         progress: as for `integrate`.
-        throw: raise `LimitFailed` unless a maximum was reached; a saddle at which `escape=False`
-            stopped counts as reached. False returns the limit with the reason in `.result`. An
-            interrupt from the keyboard always returns, once there is anything to return.
+        throw: raise `LimitFailed` unless a point was reached that nothing leaves; a saddle at which
+            `escape=False` stopped counts as reached. False returns the limit with the reason in
+            `.result`. An interrupt from the keyboard always returns, once there is anything to
+            return.
 
     Raises:
         TypeError: `solver` is no `Rosenbrock`.
         TypeError, ValueError: see `gflow.validation.check_start`; unknown or impossible options.
-        LimitFailed: with `throw=True`, no maximum was reached.
+        LimitFailed: with `throw=True`, no such point was reached.
+
+    With frozen perturbations of a nonlinear network the limit is a stable rest point of adversarial
+    training and near a maximum of the adversarial margin, but not one: see `Limit.verdict`.
 
     Source: Lyu & Li 2020 and Lyu & Zhu 2022: limits of the direction are KKT points.
     """

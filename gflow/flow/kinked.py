@@ -68,6 +68,7 @@ class KinkedSearch(Search):
         # Where kinks stop the rounded flow, more of it or a colder one is no help.
         most = min(self.options["max_steps"], _MOST_FLOW_STEPS)
         self.options, self.most_raises = {**self.options, "max_steps": most}, _MOST_RAISES
+        self.smooth = False  # what the rounded flow does, sliding does better
 
     def run(self, escape: bool, max_rounds: int) -> RESULTS:
         """All stages; how it ended."""
@@ -198,6 +199,9 @@ class KinkedSearch(Search):
 
     def residual(self) -> float:
         return super().residual() if self.kinks is None else self.kinks.residual
+
+    def problem_of_found(self) -> Problem:
+        return super().problem_of_found() if self.kinks is None else self.kinked_problem
 
     def found(self) -> Any:
         return super().found() if self.kinks is None else self.kinks

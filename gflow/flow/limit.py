@@ -29,14 +29,20 @@ class Stage:
 
     Attributes:
         kind: "flow", "newton", "escape"; at kinks also "kinks" (smoothing led to 0) and "sliding"
-            (the flow along kinks, by implicit Euler steps), and "back" (to the last KKT point).
-        num_steps: steps of the flow, or systems solved.
-        moved: distance of the direction from where the stage before left it.
+            (the flow along kinks, by implicit Euler steps), and "back" (to the last KKT point);
+            "drift", where no KKT point was near (the flow at infinite kappa, by such steps too);
+            "circling", where the flow before it circles.
+        num_steps: steps of the flow, or systems solved; of circling, turns.
+        moved: distance of the direction from where the stage before left it; of circling, the mean
+            distance from the centre.
         stationarity: at its end: of the flow `|u - c sum_i p_i grad q_i|`, of Newton's method the
-            residual of the KKT system.
-        margin: normalized margin at its end.
+            residual of the KKT system, of a drift and of circling the speed, how far the direction
+            moves while |params| grows by a factor e.
+        margin: normalized margin at its end; of circling the smallest on the way.
         seconds: wall time.
         log_kappa: of the flow at its end.
+        log_growth: of a drift and of circling, by how much log |params| grew; log kappa by L times
+            that.
     """
 
     kind: str
@@ -46,6 +52,7 @@ class Stage:
     margin: float
     seconds: float
     log_kappa: float = math.nan
+    log_growth: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +75,13 @@ class Limit(Outcome):
         certificate: `certify` at the limit.
         trajectory: the first run of the capped flow, from the start.
         result: a member of `RESULTS`.
-        verdict: "strict maximum"; "maximum within a family", a continuum of points of equal margin,
-            as merged or aligned neurons leave; "degenerate"; "depends on coefficients at kinks",
-            which the KKT conditions leave open and `curvature.undecided` names; "saddle"; or
+        verdict: "strict maximum" of the adversarial margin, at kinks of that with every switch
+            held; "maximum within a family", a continuum of points of equal margin, as merged or
+            aligned neurons leave; with frozen perturbations, where the flow does not climb the
+            margin, "stable rest point" and "stable within a family" instead: there the margin can
+            be raised nearby (`certificate.total_stationarity` is not 0), but the flow returns;
+            "degenerate"; "depends on coefficients at kinks", which the KKT conditions leave open
+            and `curvature.undecided` names; "saddle", a rest point that the flow leaves; or
             "unknown", where no KKT point was reached. A neuron that has died out lies on a kink of
             the network: there it is judged along the direction in which it arrived.
         curvature: the eigenvalues behind the verdict, or None.
@@ -157,7 +168,9 @@ class Limit(Outcome):
 
     @property
     def successful(self) -> bool:
-        """Whether a maximum was reached, within a family or not, whatever decided which."""
+        """Whether a maximum or a stable rest point was reached, within a family or not, whatever
+        decided which.
+        """
         return self.result_name in ("successful", "decided_by_rounding")
 
     @property
@@ -176,6 +189,7 @@ class Limit(Outcome):
                 "message": self.message,
                 "verdict": self.verdict,
                 "eigenvalues": values,
+                "symmetric": None if self.curvature is None else self.curvature.symmetric,
                 "heading": self.heading,
                 "basin": self.basin,
                 "cap_logits": self.cap_logits,

@@ -5,7 +5,8 @@ that it has there is the cap kappa_c. Then four things in turn, until nothing is
 
 1. the flow with its temperature capped at kappa_c, until its direction hardly moves (the handover);
 2. Newton's method on the KKT system, to rounding;
-3. the second-order verdict: a maximum of the margin, or a saddle;
+3. the second-order verdict: a maximum of the margin or, with frozen perturbations, a stable rest
+   point; or a saddle;
 4. from a saddle, a push along the directions in which the flow leaves it, in the proportions that
    the flow's own offset from the saddle grows to. A saddle that is met a second time tells that
    the cap holds the flow back where the true one would pass: the cap is raised.
@@ -26,7 +27,9 @@ from gflow._typing import Params
 from gflow.certificate import Certificate, certify
 from gflow.curvature import Curvature, curvature
 from gflow.dead import with_dead_at_rest
+from gflow.drift import Drift, drift
 from gflow.flow.basin import Handover, close
+from gflow.flow.circling import circling
 from gflow.flow.driver import integrate
 from gflow.flow.earned import earned
 from gflow.flow.itinerary import Visit, departure, growth_per_log_kappa
@@ -35,15 +38,21 @@ from gflow.flow.outcome import unseparated_result
 from gflow.flow.until import Until
 from gflow.kkt import system
 from gflow.measures import MAX_LOG_KAPPA
-from gflow.polish import FEW_MARGINS, Polished, polish_again, polish_capped
+from gflow.polish import FEW_MARGINS, Polished, polish_again, polish_capped, polish_drifted
 from gflow.problem import Problem
 from gflow.results import RESULTS
 from gflow.trajectory import Trajectory
+from gflow.verdict import is_maximum, verdict
 
 # Stationarity at which the flow is handed to Newton's method; and after a saddle, which must be
 # left for good, however slowly.
 CLOSE, _CLOSEST, _ACCURACY = 1e-3, 1e-7, 0.1
 _MOST_RAISES = 4
+# The flow is followed at infinite kappa where so many colder caps did not help.
+_COLDER = 1
+# Whether the flow circles about a point that it leaves in spirals is tried so cold, from so close
+# by, in so many steps.
+_CIRCLING_LOGITS, _CIRCLING_PUSH, _MOST_CIRCLING = 1e3, 1e-3, 1500
 # Steps off a saddle, where cooling leads on from anywhere close by.
 _MOST_FROM_SADDLE = 200
 # In units of log kappa beyond the cap: no flow is followed farther.
@@ -120,6 +129,8 @@ class Search:
         # Of the flow, which where it is capped may be far beyond the cap; and of its parameters.
         self.log_kappa = self.own_log_kappa = start.log_kappa
         self.most_raises = _MOST_RAISES
+        # Whether the flow may drift or circle; one whose kinks are rounded slides instead.
+        self.smooth = True
         self.stages: list[Stage] = []
         self.first: Trajectory | None = None
         self.polished: Polished | None = None
@@ -147,6 +158,8 @@ class Search:
                 return self.settled()
             if not escape or round_ == max_rounds - 1:
                 break
+            if self.circles_about():
+                return RESULTS.circling
             self.raise_cap_on_return()
             self.leave()
             # At a distance d along a direction left at rate r, the stationarity is r d.
@@ -157,7 +170,8 @@ class Search:
         """The flow and Newton's method, until that converges; the outcome where it does not.
 
         Where it does not, margins that are not active in the limit still look so: a colder cap
-        tells them apart. Or the flow has yet to come closer.
+        tells them apart. Or the flow has yet to come closer. Or it drifts, and no KKT point is
+        near: then it is followed at infinite kappa.
         """
         for raises in range(1 + self.most_raises):
             if raises:
@@ -169,6 +183,9 @@ class Search:
             self.newton()
             if self.polished is not None:
                 return None
+            drifted = self.drifted() if raises == _COLDER else None
+            if drifted is not None:
+                return None if self.polished is not None else RESULTS.drifting
         return RESULTS.not_polished
 
     def flow(self, close: float) -> RESULTS | None:
@@ -209,6 +226,8 @@ class Search:
         self.handovers.append(Handover(arrived, float(run.stationarity[-1]), math.nan))
         if not self.separated:
             return unseparated_result(self.problem, run.margin[-1], run.clean_margin[-1])
+        if self.circles(run):
+            return RESULTS.circling  # pyright: ignore[reportReturnType]
         shortened = run.result_name == "step_budget_spent" and not self.halted
         return None if shortened or run.result_name in _NEARLY else run.result
 
@@ -247,6 +266,11 @@ class Search:
             self.problem, self.layout, self.arrived, self.weights(), self.log_cap, self.tolerance
         )
         seconds = time.perf_counter() - seconds
+        self.keep(polished, seconds)
+        return polished
+
+    def keep(self, polished: Polished, seconds: float) -> None:
+        """Records where Newton's method ended."""
         good = polished.converged and polished.residual <= self.tolerance
         self.polished = polished if good else None
         self.verdict = "unknown" if self.polished is None else self.verdict
@@ -258,7 +282,67 @@ class Search:
         count = polished.num_iterations
         values = moved, polished.residual, margin, seconds, self.log_kappa
         self.stages.append(Stage("newton", count, *values))
-        return polished
+
+    def circles_about(self) -> bool:
+        """Whether the flow, let go beside a KKT point that it leaves in spirals, circles there."""
+        assert self.curvature is not None and self.polished is not None
+        if not (self.smooth and self.curvature.spirals):
+            return False
+        seconds, degree = time.perf_counter(), self.problem.degree
+        margin = float(np.linalg.norm(self.polished.theta)) ** -degree
+        log_kappa = math.log(_CIRCLING_LOGITS / margin)
+        beside = self.now + _CIRCLING_PUSH * self.curvature.vectors[:, 0]
+        length = math.exp(log_kappa / degree) / np.linalg.norm(beside)
+        run = integrate(
+            self.problem,
+            self.layout.unflatten(length * beside),
+            until=Until(stationarity=_CLOSEST, log_kappa=log_kappa + _FARTHEST, accuracy=_ACCURACY),
+            kappa_cap=math.exp(log_kappa),
+            **self.options | {"max_steps": min(self.options["max_steps"], _MOST_CIRCLING)},
+        )
+        moved = float(np.linalg.norm(np.asarray(run.vectors[-1]) - self.now))
+        values = moved, float(run.stationarity[-1]), float(run.margin[-1])
+        seconds = time.perf_counter() - seconds
+        count = int(run.stats["num_steps"])
+        self.stages.append(Stage("flow", count, *values, seconds, self.log_kappa))
+        return self.circles(run)
+
+    def circles(self, run: Trajectory) -> bool:
+        """Whether the flow circles where it should have come to rest, which is recorded."""
+        if run.successful or not self.smooth:
+            return False
+        found = circling(np.asarray(run.vectors), run.log_norm, run.margin)
+        if found is not None:
+            turns, radius, speed, margin, growth = found
+            values = radius, speed, margin, 0.0, self.log_kappa
+            self.stages.append(Stage("circling", round(turns), *values, log_growth=growth))
+        return found is not None
+
+    def drifted(self) -> Drift | None:
+        """Follows the flow at infinite kappa from where it stopped, and Newton's method from there;
+        None where its steps could not be solved, or are too large.
+        """
+        if not self.smooth or self.layout.size > _MANY:
+            return None
+        seconds = time.perf_counter()
+        self.now, self.polished, self.verdict = self.arrived, None, "unknown"
+        found = drift(self.problem, self.layout, self.arrived, self.weights())
+        seconds = time.perf_counter() - seconds
+        margin = float(np.linalg.norm(found.theta)) ** -self.problem.degree
+        moved = self.move_to(found.direction)
+        self.log_kappa += self.problem.degree * found.log_growth
+        values = found.num_iterations, moved, found.speed, margin, seconds, self.log_kappa
+        self.stages.append(Stage("drift", *values, log_growth=found.log_growth))
+        if found.stuck:
+            return None
+        self.handovers.append(Handover(False, found.speed, math.nan))
+        self.arrived = found.before
+        if found.rests:
+            seconds = time.perf_counter()
+            polished = polish_drifted(self.problem, self.layout, found, self.tolerance)
+            if polished.converged:
+                self.keep(polished, time.perf_counter() - seconds)
+        return found
 
     def judge(self) -> None:
         """What kind of point Newton's method found."""
@@ -369,11 +453,8 @@ class Search:
 
     def judged(self, curvature: Curvature) -> str:
         """The second-order verdict in words."""
-        if curvature.unstable.any():
-            return "saddle"
-        if not curvature.neutral.any():
-            return "strict maximum"
-        return "maximum within a family" if self.in_family(curvature) else "degenerate"
+        here = self.problem_of_found(), self.layout, self.found()
+        return verdict(curvature, lambda: self.in_family(curvature), lambda: is_maximum(*here))
 
     def in_family(self, curvature: Curvature) -> bool:
         """Whether KKT points of the same margin lie along the neutral directions."""
@@ -392,6 +473,10 @@ class Search:
         gone = np.linalg.norm(other.direction - here.direction)
         same = abs(lengths[0] / lengths[1] - 1) < 1e-9
         return bool(other.converged and same and gone > 0.1 * np.linalg.norm(step))
+
+    def problem_of_found(self) -> Problem:
+        """The problem whose KKT point was found."""
+        return self.problem
 
     def found(self) -> Any:
         """The KKT point that was found, with its `theta` and its `direction`."""

@@ -26,6 +26,7 @@ from gflow.kinks import Kinks, traced_equations
 from gflow.kkt import residual
 from gflow.polish import Polished
 from gflow.problem import Problem
+from gflow.verdict import STRICT
 
 
 @named()
@@ -33,7 +34,7 @@ def radius_sensitivity(limit: Limit) -> Params:
     """`d(direction)/d(radius)` at a strict limit, with the structure of the direction.
 
     Args:
-        limit: from `find_limit`, with verdict "strict maximum".
+        limit: from `find_limit`, with verdict "strict maximum" or "stable rest point".
 
     Raises:
         TypeError: it is no `Limit`.
@@ -61,7 +62,7 @@ def data_sensitivity(limit: Limit, change: Float[np.ndarray, "n d"]) -> Params:
     """`d(direction)/ds` at a strict limit where the inputs are `x + s change`.
 
     Args:
-        limit: from `find_limit`, with verdict "strict maximum".
+        limit: from `find_limit`, with verdict "strict maximum" or "stable rest point".
         change: what moves the inputs. Shape (n, d).
 
     Raises:
@@ -87,10 +88,11 @@ def data_sensitivity(limit: Limit, change: Float[np.ndarray, "n d"]) -> Params:
 def _check_strict(limit: Limit, name: str) -> None:
     if not isinstance(limit, Limit):
         raise TypeError(f"`{name}({limit!r})`: expected a `Limit`, as `find_limit` returns.")
-    if limit.verdict != "strict maximum":
+    if limit.verdict not in STRICT:
         raise ValueError(
-            f"`{name}(limit)`: the verdict is {limit.verdict!r}. Only a strict maximum moves in "
-            "one way; within a family, or at a saddle, where the flow ends may jump."
+            f"`{name}(limit)`: the verdict is {limit.verdict!r}. Only an isolated point that "
+            "nothing leaves moves in one way; within a family, or at a saddle, where the flow ends "
+            "may jump."
         )
 
 

@@ -14,7 +14,6 @@ of `h^T V_k h`, V_k the Hessian of v_k, where the gradient vanishes too.
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +21,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gflow._layout import Layout
+from gflow._programs import compiled
 from gflow.kinks.found import Kinks
 from gflow.problem import Problem
 from gflow.switches import alone_with, switched_margins
@@ -125,7 +125,7 @@ def dependent(columns: np.ndarray) -> np.ndarray:
     return np.where(np.abs(found) > _NOTHING, found, 0.0)
 
 
-@eqx.filter_jit
+@compiled
 def _effects(
     problem: Problem, layout: Layout, point: Any, places: Any, vectors: Any
 ) -> tuple[Float[Array, "k P"], ...]:
