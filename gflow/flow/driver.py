@@ -21,6 +21,7 @@ from gflow.flow.outcome import (
     targets_met,
     unseparated_result,
 )
+from gflow.flow.passage import Passage
 from gflow.flow.segment import Block, Cursor, advance, begin
 from gflow.flow.starting import Tolerances, control_of, solver_name, start_cursor
 from gflow.flow.stiffness import Watch, stiff_solver
@@ -126,11 +127,17 @@ class _Run:
         self.record = Record(save)
         self.capacity = row_capacity(self.field.layout.size)
         self.num_steps = 0
+        self.passage = Passage(field)
         self.cursor: Cursor = start_cursor(self.field, self.solver, self.control(1), params)
 
     def control(self, budget: int) -> FlowController:
         """The step-size control of the present solver."""
-        return control_of(self.solver, self.tolerances, budget, self.until)
+        return control_of(self.stepper, self.tolerances, budget, self.until)
+
+    @property
+    def stepper(self) -> diffrax.AbstractSolver:
+        """The solver, or the one in its place near 0."""
+        return self.solver if self.passage.solver is None else self.passage.solver
 
     def go(self, max_steps: int, report: Callable[[dict[str, Any]], None]) -> RESULTS:
         """Runs segments until one ends the run, and says how it ended."""
@@ -146,7 +153,7 @@ class _Run:
                     return result
                 self.switch_if_stiff(block)
                 budget = int(np.clip(_SECONDS / seconds, _FIRST_STEPS, self.capacity))
-                if self._may_fade():
+                if self._may_fade() or self.passage.solver is not None:
                     budget = _FIRST_STEPS
         except KeyboardInterrupt:
             if not self.num_steps:  # nothing was computed that could be returned
@@ -158,7 +165,7 @@ class _Run:
         stride = np.int64(self.record.stride)
         self.cursor, block = advance(
             self.field,
-            self.solver,
+            self.stepper,
             self.control(budget),
             self.cursor,
             stride,
@@ -168,19 +175,23 @@ class _Run:
 
     def switch_if_stiff(self, block: Block) -> None:
         """Goes on with a Rosenbrock method, once and for all, where that is now the cheaper one."""
-        if self.watch is None or not self.watch.stiff(self.cursor, block):
+        near_zero = self.passage.solver is not None
+        if self.watch is None or near_zero or not self.watch.stiff(self.cursor, block):
             return
         self.watch, self.solver = None, stiff_solver(self.tolerances[0])
         self.stiff_from = int(self.cursor.num_accepted)
-        cursor = self.cursor
+        self.restart(self.cursor.control.step)
+
+    def restart(self, step: Any) -> None:
+        """Goes on from where the run stands with the present solver, whose first step this is."""
         self.cursor = begin(
             self.field,
-            self.solver,
+            self.stepper,
             self.control(1),
-            cursor.clock,
-            cursor.state,
-            cursor.control.step,
-            cursor.num_accepted,
+            self.cursor.clock,
+            self.cursor.state,
+            step,
+            self.cursor.num_accepted,
         )
 
     def absorb(self, block: Block, max_steps: int) -> RESULTS | None:
@@ -202,7 +213,10 @@ class _Run:
     def _stopped_short(self, block: Block, last: Row, max_steps: int) -> RESULTS | None:
         stuck = diffrax.RESULTS.dt_min_reached, diffrax.RESULTS.event_occurred
         # What only the solver took for an arrival is none.
-        if any(bool(block.result == result) for result in stuck):
+        stuck = any(bool(block.result == result) for result in stuck)
+        if self.passage.changes(last, stuck=stuck) and self.num_steps < max_steps:
+            return self.restart(self.passage.step)
+        if stuck:
             ahead = not_finite_ahead(self.field, self.cursor.state)
             return RESULTS.not_finite if ahead else RESULTS.step_underflow
         spent = self.num_steps >= max_steps
@@ -223,9 +237,9 @@ class _Run:
         if not has_kinks(problem) or not np.all(np.isfinite(self.record.last().state)):
             return 0
         # One by one, since saved points may skip every second crossing.
-        control = control_of(self.solver, self.tolerances, POINTS, NEVER)
+        control = control_of(self.stepper, self.tolerances, POINTS, NEVER)
         _, block = advance(
-            self.field, self.solver, control, self.cursor, np.int64(1), capacity=self.capacity
+            self.field, self.stepper, control, self.cursor, np.int64(1), capacity=self.capacity
         )
         points = np.asarray(block.rows.state)[: int(block.num_rows), :-2]
         return num_chattering(problem, self.field.layout, points)
@@ -246,6 +260,7 @@ class _Run:
             "num_rejected_steps": self.num_steps - num_accepted,
             "stopped_by": met[0] if bool(result == RESULTS.successful) else None,
             "stiff_from": self.stiff_from,
+            "through_zero": self.passage.spans,
             "num_chattering": chattering,
             "seconds": seconds,
         }
