@@ -10,7 +10,8 @@ import numpy as np
 
 from gflow._layout import Layout
 from gflow._typing import Params
-from gflow.flow.chattering import POINTS, num_chattering
+from gflow.flow.chattering import POINTS, num_at_jumps, num_chattering
+from gflow.flow.chattering import Watch as ChatteringWatch
 from gflow.flow.control import FlowController
 from gflow.flow.field import Field
 from gflow.flow.options import check_options, checked_cap, checked_solver
@@ -22,6 +23,7 @@ from gflow.flow.outcome import (
     unseparated_result,
 )
 from gflow.flow.passage import Passage
+from gflow.flow.rosenbrock import Rosenbrock
 from gflow.flow.segment import Block, Cursor, advance, begin
 from gflow.flow.starting import Tolerances, control_of, solver_name, start_cursor
 from gflow.flow.stiffness import Watch, stiff_solver
@@ -114,6 +116,10 @@ def integrate(
     return trajectory
 
 
+def _is_finite(row: Row) -> bool:
+    return bool(np.all(np.isfinite(row.state)))
+
+
 class _Run:
     """The state of one run on the host."""
 
@@ -129,6 +135,8 @@ class _Run:
         self.num_steps = 0
         self.passage = Passage(field)
         self.cursor: Cursor = start_cursor(self.field, self.solver, self.control(1), params)
+        self.sliding = ChatteringWatch(field, tolerances.tolerance, self.cursor.state)
+        self.num_sliding: int | None = None
 
     def control(self, budget: int) -> FlowController:
         """The step-size control of the present solver."""
@@ -151,6 +159,8 @@ class _Run:
                 report(self.record.status(self.num_steps, self.field.problem.degree))
                 if result is not None:
                     return result
+                if self.chatters(block):
+                    return RESULTS.chattering  # pyright: ignore[reportReturnType]
                 self.switch_if_stiff(block)
                 budget = int(np.clip(_SECONDS / seconds, _FIRST_STEPS, self.capacity))
                 if self._may_fade() or self.passage.solver is not None:
@@ -204,7 +214,7 @@ class _Run:
             self.record.only_first()
             self.num_steps = 0
             return at_start
-        if not np.all(np.isfinite(last.state)):
+        if not _is_finite(last):
             self.record.drop_nonfinite()
             return RESULTS.not_finite
         arrived = outcome_at(self.until, self.field, last)
@@ -220,7 +230,9 @@ class _Run:
             ahead = not_finite_ahead(self.field, self.cursor.state)
             return RESULTS.not_finite if ahead else RESULTS.step_underflow
         spent = self.num_steps >= max_steps
-        if hopeless(self.until, self.field.problem, self.record, spent=spent):
+        # What chatters has not stalled by itself.
+        told = spent and self.num_chattering() == 0
+        if hopeless(self.until, self.field.problem, self.record, spent=told):
             return unseparated_result(
                 self.field.problem, last.measures.margin, last.measures.clean_margin
             )
@@ -231,18 +243,39 @@ class _Run:
         first, last = self.record.first(), self.record.last()
         return bool(last.measures.margin <= 0 and last.state[-2] < first.state[-2])
 
-    def num_chattering(self) -> int:
-        """How many examples' kinks the next steps would cross to and fro."""
-        problem = self.field.problem
-        if not has_kinks(problem) or not np.all(np.isfinite(self.record.last().state)):
-            return 0
-        # One by one, since saved points may skip every second crossing.
+    def chatters(self, block: Block) -> bool:
+        """Whether the run slides along kinks, and has done so for long."""
+        if self.passage.solver is not None:
+            return False
+        steps = int(block.num_steps)
+        return self.sliding.chatters(self.cursor, steps, self._explicit(), self.next_states)
+
+    def _explicit(self) -> bool:
+        return not isinstance(self.solver, Rosenbrock)
+
+    def next_states(self) -> np.ndarray:
+        """The next points, one by one, since saved ones may skip every second crossing."""
         control = control_of(self.stepper, self.tolerances, POINTS, NEVER)
         _, block = advance(
             self.field, self.stepper, control, self.cursor, np.int64(1), capacity=self.capacity
         )
-        points = np.asarray(block.rows.state)[: int(block.num_rows), :-2]
-        return num_chattering(problem, self.field.layout, points)
+        return np.asarray(block.rows.state)[: int(block.num_rows)]
+
+    def num_chattering(self) -> int:
+        """How many examples' kinks the next steps would cross to and fro, or cling to."""
+        if self.num_sliding is None:
+            self.num_sliding = self._num_chattering()
+        return self.num_sliding
+
+    def _num_chattering(self) -> int:
+        problem, named = self.field.problem, has_kinks(self.field.problem)
+        if not (named or self.sliding.sliding) or not _is_finite(self.record.last()):
+            return 0
+        states = self.next_states()
+        count = num_chattering(problem, self.field.layout, states[:, :-2]) if named else 0
+        if count or not self.sliding.sliding:
+            return count
+        return num_at_jumps(self.field, states, self.tolerances.tolerance, self._explicit())
 
     def trajectory(self, result: RESULTS, seconds: float, max_steps: int) -> Trajectory:
         """Everything recorded, as a trajectory."""
