@@ -60,6 +60,8 @@ _KINDS = {
     "automatic": (bool,),
     "stiff_from": (int, type(None)),
     "watch": (list, type(None)),
+    "passage": (list,),
+    "sliding": (list,),
     "solver": (str,),
     "log_cap": (float, type(None)),
 }

@@ -24,11 +24,13 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "`gflow.integrate(problem, trajectory, ...)`."
     )
     chattering = (
-        "The step budget was spent, and the flow chatters: it slides along kinks (plain ReLU, "
-        "signs of FGSM), which the solver crosses to and fro, or clings to, in ever shorter steps. "
-        "What was computed is kept; `stats['num_chattering']` counts the examples. Smooth the "
-        "kinks (`fgsm(radius, smoothing=...)`, `mlp(..., smoothing=...)`), or go to the limit with "
-        "`gflow.find_limit`, which does and then leads the smoothing to 0."
+        "The flow chatters: it slides along kinks (plain ReLU, signs of FGSM, a neuron that "
+        "switches under an attack with `gradient='total'`), which the solver crosses to and fro, "
+        "or clings to, in ever shorter steps. More steps would hardly lead on, so that the run was "
+        "stopped, or its budget was spent. What was computed is kept; `stats['num_chattering']` "
+        "counts the examples. Smooth the kinks (`fgsm(radius, smoothing=...)`, "
+        "`mlp(..., smoothing=...)`), or go to the limit with `gflow.find_limit`, which does and "
+        "then leads the smoothing to 0."
     )
     step_underflow = (
         "The step size underflowed: the flow meets a kink or a discontinuity that the solver "

@@ -528,3 +528,32 @@ def test_going_on_compiles_nothing_new(whole, tmp_path):
     assert not compiled
     jax.jit(lambda x: x + 1.5)(np.arange(3.0))
     assert compiled  # the listener hears
+
+
+def test_a_flow_through_zero_goes_on_from_anywhere():
+    network = networks.linear(3)
+    problem = gflow.Problem(network, DATA, loss=losses.logistic())
+    start = (-2.0 * np.asarray(gflow.max_margin(DATA).direction)[None, :],)
+    whole = run(start, problem=problem, until=Until(log_loss=-3.0))
+    assert whole.successful and whole.stats["through_zero"]
+    (begun, past), *_ = whole.stats["through_zero"]
+    for max_steps in (max(begun // 2, 1), begun + 20, past + 5):
+        part = run(start, problem=problem, until=Until(log_loss=-3.0), max_steps=max_steps)
+        assert part.result_name == "step_budget_spent"
+        assert_equal(run(part, problem=problem, until=Until(log_loss=-3.0)), whole)
+
+
+@pytest.mark.slow
+def test_sliding_is_found_at_the_same_step(tmp_path):
+    network = networks.mlp((3, 6, 1))
+    problem = gflow.Problem(
+        network, DATA, loss=losses.logistic(), perturbation=perturbations.fgsm(0.2)
+    )
+    options = {"problem": problem, "until": Until(log_loss=-40.0), "max_steps": 6000}
+    whole = run(network.init(1), **options)
+    assert whole.result_name == "chattering"
+    part = run(network.init(1), **{**options, "max_steps": whole.stats["num_steps"] // 2})
+    rest = run(gflow.load(part.save(tmp_path / "part")), **options, save=100)
+    assert rest.result_name == "chattering"
+    assert rest.stats["num_steps"] == whole.stats["num_steps"]
+    np.testing.assert_array_equal(rest.vectors[-1], whole.vectors[-1])

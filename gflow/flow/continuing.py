@@ -19,9 +19,11 @@ from gflow._layout import Layout
 from gflow._numerics import Default
 from gflow._programs import compiled
 from gflow.checkpoint import Checkpoint
+from gflow.flow.chattering import Sliding
 from gflow.flow.field import Field
 from gflow.flow.options import checked_cap, checked_solver
 from gflow.flow.outcome import targets_met
+from gflow.flow.passage import PassageMemory
 from gflow.flow.place import Path, Place, describe, first_budget, read
 from gflow.flow.reading import solver_named
 from gflow.flow.run import Run
@@ -298,7 +300,10 @@ def _at_last_point(
         np.int64(last.num_accepted),
     )
     budget = first_budget(path.field, solver)
-    return Place(cursor, solver, watch, stiff_from, num_steps, len(trajectory) - 1, budget)
+    sliding = Sliding(np.asarray(cursor.state), float(last.clock))
+    passage = PassageMemory(spans=trajectory.stats.get("through_zero", []))
+    counts = stiff_from, num_steps, len(trajectory) - 1, budget
+    return Place(cursor, solver, watch, sliding, *counts, passage)
 
 
 def last_row(trajectory: Trajectory) -> Row:

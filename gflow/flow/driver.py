@@ -12,6 +12,7 @@ from gflow._numerics import Default
 from gflow._signatures import named
 from gflow._typing import Params
 from gflow.deadline import Deadline
+from gflow.flow.chattering import Sliding
 from gflow.flow.continuing import (
     Given,
     already_met,
@@ -152,7 +153,8 @@ def _begun(problem: Problem, params: Params, until: Until, given: Given, how: _H
     cursor = start_cursor(path.field, solver, control_of(solver, tolerances, 1, until), params)
     path = path.scaled(np.asarray(cursor.state[-1]))
     watch = Watch() if chosen is None else None
-    place = Place(cursor, solver, watch, budget=first_budget(path.field, solver))
+    sliding, budget = Sliding(np.asarray(cursor.state)), first_budget(path.field, solver)
+    place = Place(cursor, solver, watch, sliding, budget=budget)
     run = Run(path, until, place, Record(how.save))
     result, seconds = _followed(run, how, how.max_steps)
     return trajectory_of(run, result, seconds, how.max_steps, [])

@@ -40,6 +40,7 @@ def trajectory_of(
         "num_rejected_steps": run.num_steps - num_accepted,
         "stopped_by": met[0] if bool(result == RESULTS.successful) else None,
         "stiff_from": place.stiff_from,
+        "through_zero": run.passage.spans,
         "num_chattering": chattering,
         "seconds": seconds,
     }

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gflow.checkpoint import Checkpoint
+from gflow.flow.chattering import Sliding
 from gflow.flow.field import Field
+from gflow.flow.passage import Passage, PassageMemory
 from gflow.flow.segment import Cursor, begin
 from gflow.flow.starting import Tolerances, control_of
 from gflow.flow.stiffness import Watch, looked, step_cost, stiff_solver
@@ -45,27 +47,24 @@ class Place(NamedTuple):
         num_steps: steps tried so far, rejected ones included.
         num_segments: so far.
         budget: steps of the next segment.
+        passage: through 0, see `gflow.flow.passage`.
+        sliding: along kinks, see `gflow.flow.chattering`.
     """
 
     cursor: Cursor
     solver: diffrax.AbstractSolver
     watch: Watch | None
+    sliding: Sliding
     stiff_from: int | None = None
     num_steps: int = 0
     num_segments: int = 0
     budget: int = 1
+    passage: PassageMemory = PassageMemory()
 
     @property
     def automatic(self) -> bool:
         """Whether gflow chooses the solver."""
         return self.watch is not None or self.stiff_from is not None
-
-    @property
-    def landing(self) -> bool:
-        """Whether the steps are already those towards a target, which a run to a later one does
-        not make.
-        """
-        return bool(np.isfinite(self.cursor.control.bracket.width))
 
 
 def first_budget(field: Field, solver: diffrax.AbstractSolver) -> int:
@@ -79,10 +78,18 @@ def most_steps(field: Field, solver: diffrax.AbstractSolver) -> int:
     return steps_within_work(size, len(field.problem.dataset.x), step_cost(solver, size))
 
 
+def landing(cursor: Cursor) -> bool:
+    """Whether the steps are already those towards a target, which a run to a later one does not
+    make.
+    """
+    return bool(np.isfinite(cursor.control.bracket.width))
+
+
 def next_place(path: Path, place: Place, cursor: Cursor, num_steps: int, *, fading: bool) -> Place:
     """The place after a segment that ended at `cursor`, `num_steps` into the run.
 
-    Segments double in length; or stay short, where a flow that may fade must be watched.
+    Segments double in length; or stay short, where a flow that may fade or is near 0 must be
+    watched.
     """
     place = place._replace(cursor=cursor, num_steps=num_steps, num_segments=place.num_segments + 1)
     place = _watched(path, place)
@@ -93,7 +100,7 @@ def next_place(path: Path, place: Place, cursor: Cursor, num_steps: int, *, fadi
 
 def _watched(path: Path, place: Place) -> Place:
     """With a Rosenbrock method, once and for all, where that is now the cheaper one."""
-    if place.watch is None or place.landing:
+    if place.watch is None or landing(place.cursor) or place.passage.solver is not None:
         return place
     stiff, watch = looked(place.watch, path.field, place.cursor, place.num_steps)
     if not stiff:
@@ -121,7 +128,8 @@ def describe(solver: diffrax.AbstractSolver) -> str:
 def written(path: Path, place: Place, record: Record) -> Checkpoint | None:
     """The place as a file holds it; None where the solver's state is no plain arrays."""
     try:
-        arrays = [leaf for leaf in jax.tree.leaves(place.cursor) if eqx.is_array(leaf)]
+        parts = place.cursor, place.sliding.state
+        arrays = [leaf for leaf in jax.tree.leaves(parts) if eqx.is_array(leaf)]
         leaves = tuple(np.asarray(leaf) for leaf in arrays)
     except TypeError:  # keys of random numbers
         return None
@@ -134,6 +142,8 @@ def written(path: Path, place: Place, record: Record) -> Checkpoint | None:
         "automatic": place.automatic,
         "stiff_from": place.stiff_from,
         "watch": None if place.watch is None else list(place.watch),
+        "passage": list(place.passage),
+        "sliding": list(place.sliding[1:]),
         "solver": describe(place.solver),
         "log_cap": None if np.isinf(log_cap) else log_cap,
     }
@@ -146,17 +156,24 @@ def read(path: Path, solver: diffrax.AbstractSolver, checkpoint: Checkpoint) -> 
     version of it.
     """
     facts = checkpoint.facts
-    cursor = _cursor_of(_blank_cursor(path, solver), checkpoint.leaves)
-    if cursor is None:
+    passage = PassageMemory(*facts["passage"])
+    near_zero = Passage.recalled(path.field, passage).solver
+    blank = _blank_cursor(path, solver if near_zero is None else near_zero)
+    state = jax.ShapeDtypeStruct(blank.state.shape, np.float64)
+    filled = _filled((blank, state), checkpoint.leaves)
+    if filled is None:
         return None
+    cursor, state = filled
     return Place(
         cursor,
         solver,
         None if facts["watch"] is None else Watch(*facts["watch"]),
+        Sliding(np.asarray(state), *facts["sliding"]),
         facts["stiff_from"],
         facts["num_steps"],
         max(len(checkpoint.log_losses) - 1, 0),
         facts["budget"],
+        passage,
     )
 
 
@@ -168,7 +185,8 @@ def _blank_cursor(path: Path, solver: diffrax.AbstractSolver) -> Cursor:
     return eqx.filter_eval_shape(begin, path.field, solver, control, zero, state, one, none)
 
 
-def _cursor_of(blank: Cursor, leaves: tuple[np.ndarray, ...]) -> Cursor | None:
+def _filled(blank: Any, leaves: tuple[np.ndarray, ...]) -> Any:
+    """The pytree with these leaves in place of its abstract ones; None where they do not fit."""
     parts, structure = jax.tree.flatten(blank)
     abstract = [isinstance(part, jax.ShapeDtypeStruct) for part in parts]
     shapes = [(part.shape, part.dtype) for part in parts if isinstance(part, jax.ShapeDtypeStruct)]

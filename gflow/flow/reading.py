@@ -3,18 +3,24 @@
 from typing import Any
 
 import diffrax
+import jax
 import numpy as np
 
 from gflow._typing import Params
 from gflow.flow.clocked import ClockedRosenbrock
+from gflow.flow.control import FlowController
 from gflow.flow.field import Field, unit_direction
-from gflow.flow.segment import advance, begin
+from gflow.flow.passage import Passage
+from gflow.flow.segment import Block, advance, begin
 from gflow.flow.stabilized import RungeKuttaChebyshev
 from gflow.flow.starting import Tolerances, control_of
 from gflow.flow.tableaus import TABLEAUS
 from gflow.flow.until import Until
-from gflow.record import row_capacity
+from gflow.record import Row, row_capacity
 from gflow.trajectory import Trajectory, scaled
+
+# Steps after which a flow through 0 is looked at.
+_SHORT = 16
 
 
 def read_between(trajectory: Trajectory, index: int, name: str, target: float) -> Params:
@@ -32,25 +38,41 @@ def read_between(trajectory: Trajectory, index: int, name: str, target: float) -
     # Files of earlier versions have one tolerance for all.
     across = settings.get("rtol_direction", tolerance)
     tolerances = Tolerances(tolerance, across, settings["atol_logit"])
-    controller = control_of(solver, tolerances, size, Until(**{name: target}))
+    # A flow through 0 passes it here as it did in the run.
+    passage = Passage(field) if trajectory.stats.get("through_zero") else None
+    budget = _SHORT if passage else size
+
+    def control(solver: diffrax.AbstractSolver) -> FlowController:
+        return control_of(solver, tolerances, budget, Until(**{name: target}))
+
     column = trajectory.columns
     log_time = field.log_time(np.nan_to_num(column["log1p_time"][index]))
     state = np.concatenate([trajectory.vectors[index], [column["log_norm"][index], log_time]])
-    cursor = begin(
-        field, solver, controller, column["clock"][index], state, column["step"][index], np.int64(0)
-    )
+    place = column["clock"][index], state, column["step"][index], np.int64(0)
+    stepper = solver
+    cursor = begin(field, stepper, control(stepper), *place)
     while True:
         cursor, block = advance(
-            field, solver, controller, cursor, np.int64(size + 1), capacity=size
+            field, stepper, control(stepper), cursor, np.int64(size + 1), capacity=size
         )
         if bool(block.result == diffrax.RESULTS.event_occurred):
             direction = np.asarray(unit_direction(cursor.state))
             return trajectory.layout.unflatten(scaled(cursor.state[-2], direction))
-        if bool(block.result == diffrax.RESULTS.dt_min_reached):
+        stuck = bool(block.result == diffrax.RESULTS.dt_min_reached)
+        if passage and passage.changes(_last(block), stuck=stuck):
+            stepper = passage.solver or solver
+            place = cursor.clock, cursor.state, passage.step, cursor.num_accepted
+            cursor = begin(field, stepper, control(stepper), *place)
+        elif stuck:
             raise ValueError(
                 f"`trajectory.at({name}={target!r})`: the step size underflowed on the way from "
                 "the saved point before; the flow has a kink there."
             )
+
+
+def _last(block: Block) -> Row:
+    """The point at which a segment stopped."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[int(block.num_rows) - 1], block.rows)
 
 
 def settings_at(trajectory: Trajectory, index: int) -> dict[str, Any]:
