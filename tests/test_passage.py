@@ -1,7 +1,5 @@
 """Flows of degree 1 through 0, against closed forms and SciPy's integrators of the parameters."""
 
-import itertools
-
 import jax
 import numpy as np
 import pytest
@@ -11,8 +9,6 @@ from scipy.special import expit
 
 import gflow
 from gflow import losses, networks, perturbations
-from gflow.flow.field import Field
-from gflow.flow.passage import Passage
 
 LINE = networks.linear(1)
 PLANE = networks.linear(2)
