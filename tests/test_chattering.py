@@ -77,7 +77,7 @@ def test_plain_relus_that_slide_are_stopped(attack):
 def test_signs_at_half_the_feasible_radius_do_not_blame_the_radius(max_steps):
     data = gflow.datasets.gaussian(8, 6, gap=0.8, seed=2)
     radius = 0.5 * gflow.reference.largest_feasible_radius(data, order=np.inf)
-    for depth in ((6, 1), (6, 4, 1), (6, 4, 4, 1)):
+    for depth in ((6, 1), (6, 4, 1)):
         net = networks.deep_linear(depth)
         attack = perturbations.fgsm(radius)
         trained = gflow.Problem(net, data, loss=losses.logistic(), perturbation=attack)
@@ -119,6 +119,7 @@ def squared(gradient):
     )
 
 
+@pytest.mark.slow
 def test_the_total_gradient_jumps_at_a_switch_that_nothing_names():
     flow = gflow.integrate(squared("total"), START, until=Until(log_loss=-10.0), throw=False)
     assert stopped(flow)
@@ -160,14 +161,13 @@ def test_a_stiff_smooth_field_does_not_jump():
     field = Field(trained, Layout.of(params[0]))
     states = np.stack([np.asarray(initial_state(field.layout, each)) for each in params])
     assert not jumps(field, states[:20], states[20:]).found.any()
-    exact = gflow.Problem(
-        LINEAR, DATA, loss=losses.exponential(), perturbation=perturbations.fgsm(0.1)
-    )
-    field = Field(exact, Layout.of(params[0]))
-    crossed = np.any(starts * ends < 0, axis=1)
-    found = np.asarray(jumps(field, states[:20], states[20:]).found)
-    assert not found[~crossed].any()
-    assert found.any()
+    exact = perturbations.fgsm(0.1)
+    trained = gflow.Problem(LINEAR, DATA, loss=losses.exponential(), perturbation=exact)
+    # One sign turns between points so close that the weights p hardly change.
+    sides = np.where(np.arange(states.shape[1]) == 2, 1e-9, 0.0)
+    at_kink = states[:20] * (np.arange(states.shape[1]) != 2)
+    found = jumps(Field(trained, field.layout), at_kink - sides, at_kink + sides).found
+    assert np.asarray(found).all()
 
 
 def test_kinks_that_are_crossed_now_and_then_do_not_stop_a_run():

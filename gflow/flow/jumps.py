@@ -70,7 +70,7 @@ def jumps(field: Field, starts: Float[Array, "m state"], ends: Float[Array, "m s
 
 
 @eqx.filter_jit
-def smooth_step(field: Field, state: State, accuracy: Array, explicit: bool) -> Array:
+def smooth_step(field: Field, state: State, accuracy: Any, explicit: bool) -> Array:
     """About the step that the piece of the field around a point would allow.
 
     That is `accuracy` times the time in which slope and time change by themselves, and for an
