@@ -10,6 +10,7 @@ from gflow._layout import Layout
 from gflow.flow.chattering import POINTS, num_chattering
 from gflow.flow.field import Field, initial_state
 from gflow.flow.jumps import examples_at, jumps
+from gflow.reference import largest_feasible_radius
 
 DATA = gflow.datasets.gaussian(40, 5, gap=0.5, seed=0)
 LINEAR = networks.linear(5)
@@ -76,7 +77,7 @@ def test_plain_relus_that_slide_are_stopped(attack):
 @pytest.mark.parametrize("max_steps", [600, 100_000])
 def test_signs_at_half_the_feasible_radius_do_not_blame_the_radius(max_steps):
     data = gflow.datasets.gaussian(8, 6, gap=0.8, seed=2)
-    radius = 0.5 * gflow.reference.largest_feasible_radius(data, order=np.inf)
+    radius = 0.5 * largest_feasible_radius(data, order=np.inf)
     for depth in ((6, 1), (6, 4, 1)):
         net = networks.deep_linear(depth)
         attack = perturbations.fgsm(radius)
