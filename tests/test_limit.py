@@ -162,7 +162,6 @@ def test_impossible_options_are_refused(options):
         ("tolerance", "small", ValueError),
         ("kappa_cap", "1e3", ValueError),
         ("cap_logits", "1e3", ValueError),
-        ("max_seconds", "1", ValueError),
         ("smoothing", None, ValueError),
         ("solver", diffrax.Tsit5(), TypeError),
         ("solver", "Rodas5P", TypeError),

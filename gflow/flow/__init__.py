@@ -1,16 +1,13 @@
 """The continuous flow of adversarial training."""
 
-from gflow._signatures import named
-from gflow.flow import finding
 from gflow.flow.driver import integrate
+from gflow.flow.finding import find_limit
 from gflow.flow.limit import Limit, LimitFailed
 from gflow.flow.rosenbrock import Rosenbrock
 from gflow.flow.sensitivity import data_sensitivity, radius_sensitivity
 from gflow.flow.stabilized import RungeKuttaChebyshev
 from gflow.flow.systems import Krylov
 from gflow.flow.until import Until
-
-find_limit = named()(finding.find_limit)
 
 __all__ = [
     "Krylov",

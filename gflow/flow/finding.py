@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ from gflow._layout import Layout
 from gflow._numerics import is_integer, is_real
 from gflow._signatures import named
 from gflow._typing import Params
+from gflow.deadline import Deadline
 from gflow.flow.basin import same_point
 from gflow.flow.kinked import KinkedSearch
 from gflow.flow.limit import Limit, LimitFailed
@@ -54,9 +54,10 @@ def find_limit(
 
     Args:
         problem: what is minimised.
-        start: parameters; or a trajectory, from whose end the search goes on; or a limit: that of
-            the same problem is returned as it is if it was successful, and gone on from if not; of
-            another problem its direction is the start, at the kappa of its own cap.
+        start: parameters; or a trajectory, from whose end the search goes on (of the flow of the
+            same problem, its record, steps and time are joined); or a limit: that of the same
+            problem is returned as it is if it was successful, and gone on from if not; of another
+            problem its direction is the start, at the kappa of its own cap.
         tolerance: of the relative stationarity `|u - sum_i lambda_i grad q_i(u)|` at the limit, at
             least 1e-15.
         cap_logits: the true flow is followed until its smallest margin `kappa min_i q_i(u)` is this
@@ -76,7 +77,8 @@ def find_limit(
             end in the same point, and `Limit.differing` holds those that do not.
         max_rounds: saddles to leave at most.
         max_steps: steps of each run of the flow at most; with kinks to round no more than 1500.
-        max_seconds: wall time after which no further stage is begun; ends as `step_budget_spent`.
+        max_seconds: after so many seconds the search ends, as `seconds_spent`; it can be gone on
+            with. Looked at between the segments of the flow and between stages.
         solver: the `Rosenbrock` method of the flow.
         kappa_cap: deprecated. A number for kappa itself, which carries the units of the data:
             the temperature is capped no sooner than here. `cap_logits` replaces it.
@@ -103,10 +105,10 @@ def find_limit(
         smoothing=smoothing,
         max_rounds=max_rounds,
         max_steps=max_steps,
-        max_seconds=max_seconds,
         solver=solver,
         kappa_cap=kappa_cap,
     )
+    deadline = Deadline.after(max_seconds, "find_limit")
     params, place = _started(problem, start)
     if isinstance(start, Limit) and start.successful and eqx.tree_equal(start.problem, problem):
         return start
@@ -124,7 +126,7 @@ def find_limit(
         "handover": CLOSE,
         "smoothing": smoothing,
         "options": options,
-        "deadline": math.inf if max_seconds is None else time.perf_counter() + max_seconds,
+        "deadline": deadline,
     }
     rounds = {"escape": escape, "max_rounds": max_rounds}
     limit = _searched(problem, Layout.of(params), place, settings, rounds)
@@ -207,16 +209,32 @@ def _started(problem: Problem, start: Params | Trajectory | Limit) -> tuple[Para
     """The start's parameters, as checked, and where it stands: at any norm, however large."""
     if isinstance(start, Trajectory):
         params = check_start(problem, start.direction)
-        return params, Start(np.asarray(start.vectors[-1]), float(start.log_kappa[-1]))
+        return params, _after(problem, start)
     params = check_start(problem, start.direction if isinstance(start, Limit) else start)
-    vector = np.asarray(Layout.of(params).flatten(params))
-    # Scaled first: squares of the entries may leave the range of floating-point numbers.
+    vector, log_norm = _polar(np.asarray(Layout.of(params).flatten(params)))
+    if not isinstance(start, Limit):
+        return params, Start(vector, problem.degree * log_norm)
+    same = eqx.tree_equal(start.problem, problem)
+    if not math.isfinite(start.log_kappa_cap):  # it never came to the cap
+        place = _after(problem, start.trajectory)
+    else:
+        place = Start(vector, start.log_kappa_cap, start.trajectory if same else None)
+    return params, place._replace(stages=start.stages if same else ())
+
+
+def _after(problem: Problem, flow: Trajectory) -> Start:
+    """The end of a trajectory; one of the true flow of this problem is to be gone on with."""
+    true_flow = flow.kind == "flow" and flow.settings.get("kappa_cap") is None
+    joined = true_flow and flow.problem is not None and eqx.tree_equal(flow.problem, problem)
+    vector, log_kappa = np.asarray(flow.vectors[-1]), float(flow.log_kappa[-1])
+    return Start(vector, log_kappa, flow if joined else None, goes_on=bool(joined))
+
+
+def _polar(vector: np.ndarray) -> tuple[np.ndarray, float]:
+    """The direction and the logarithm of the norm, whose square may leave the range of numbers."""
     largest = np.abs(vector).max()
     length = np.linalg.norm(vector / largest)
-    log_kappa = problem.degree * (math.log(largest) + math.log(length))
-    if isinstance(start, Limit):
-        log_kappa = start.log_kappa_cap if math.isfinite(start.log_kappa_cap) else 0.0
-    return params, Start(vector / largest / length, log_kappa)
+    return vector / largest / length, math.log(largest) + math.log(length)
 
 
 def check_options(
@@ -227,7 +245,6 @@ def check_options(
     smoothing: Any = 0.02,
     max_rounds: Any = 1,
     max_steps: Any = 1,
-    max_seconds: Any = None,
     solver: Any = None,
     kappa_cap: Any = None,
 ) -> None:
@@ -243,8 +260,6 @@ def check_options(
     _check_range("smoothing", smoothing, 1e-3, 1, "it is a relative width")
     if kappa_cap is not None:
         _check_range("kappa_cap", kappa_cap, 10, 1e12, "it is a number for kappa; see `cap_logits`")
-    if max_seconds is not None and not (is_real(max_seconds) and max_seconds > 0):
-        raise ValueError(f"`find_limit(max_seconds={max_seconds!r})` must be a positive number.")
     for name, value in (("max_rounds", max_rounds), ("max_steps", max_steps)):
         if not is_integer(value) or value < 1:
             raise ValueError(f"`find_limit({name}={value!r})` must be an integer of at least 1.")

@@ -119,6 +119,8 @@ class KinkedSearch(Search):
                 return self.settled()
             if not escape or round_ == max_rounds - 1:
                 break
+            if self.deadline.passed():
+                return RESULTS.seconds_spent
             assert self.curvature is not None
             self.last_saddle = self.kinks, self.curvature
             self.leave(_PUSH)

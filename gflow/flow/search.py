@@ -27,6 +27,7 @@ from gflow._typing import Params
 from gflow.certificate import Certificate, certify
 from gflow.curvature import Curvature, curvature
 from gflow.dead import with_dead_at_rest
+from gflow.deadline import Deadline
 from gflow.drift import Drift, drift
 from gflow.flow.basin import Handover, close
 from gflow.flow.circling import circling
@@ -76,7 +77,7 @@ _FAMILY_STEPS = 1e-3, -1e-3, 1e-5, -1e-5
 BEYOND_KAPPA = MAX_LOG_KAPPA + 1.0
 # Outcomes after which no further stage is begun; and those of a run near its rest from which
 # Newton's method may lead on all the same.
-_HALTING = ("interrupted", "not_finite", "kappa_overflow")
+_HALTING = ("interrupted", "not_finite", "kappa_overflow", "seconds_spent")
 _NEARLY = ("successful", "step_underflow", "chattering")
 
 
@@ -86,10 +87,16 @@ class Start(NamedTuple):
     Attributes:
         vector: u, of norm 1. Shape (P,).
         log_kappa: `L log |params|`.
+        first: the trajectory that led here, or None.
+        goes_on: whether the true flow goes on with that trajectory.
+        stages: what was done before.
     """
 
     vector: np.ndarray
     log_kappa: float
+    first: Trajectory | None = None
+    goes_on: bool = False
+    stages: tuple[Stage, ...] = ()
 
 
 class Cap(NamedTuple):
@@ -117,7 +124,7 @@ class Search:
         tolerance: float,
         handover: float,
         options: dict[str, Any],
-        deadline: float = math.inf,
+        deadline: Deadline,
     ):
         self.problem, self.layout, self.tolerance = problem, layout, tolerance
         self.options, self.deadline, self.close = options, deadline, handover
@@ -131,8 +138,8 @@ class Search:
         self.most_raises = _MOST_RAISES
         # Whether the flow may drift or circle; one whose kinks are rounded slides instead.
         self.smooth = True
-        self.stages: list[Stage] = []
-        self.first: Trajectory | None = None
+        self.stages: list[Stage] = list(start.stages)
+        self.first, self.goes_on = start.first, start.goes_on
         self.polished: Polished | None = None
         self.curvature: Curvature | None = None
         self.verdict = "unknown"
@@ -186,6 +193,7 @@ class Search:
             drifted = self.drifted() if raises == _COLDER else None
             if drifted is not None:
                 return None if self.polished is not None else RESULTS.drifting
+        self.now = self.arrived
         return RESULTS.not_polished
 
     def flow(self, close: float) -> RESULTS | None:
@@ -235,29 +243,33 @@ class Search:
         """One run of the flow, capped once the cap is set."""
         seconds = time.perf_counter()
         cap = math.exp(self.log_cap) if self.capped else None
-        params = self.at_kappa(self.own_log_kappa, self.arrived)
-        run = integrate(self.problem, params, until=until, kappa_cap=cap, **self.budgeted())
+        start, before = self.at_kappa(self.own_log_kappa, self.arrived), 0
+        if self.goes_on and self.first is not None:
+            start, before = self.first, int(self.first.stats["num_steps"])
+        run = integrate(self.problem, start, until=until, kappa_cap=cap, **self.budgeted())
         seconds = time.perf_counter() - seconds
-        self.first = run if self.first is None else self.first
-        self.log_kappa += float(run.log_kappa[-1] - run.log_kappa[0])
+        self.first = run if self.goes_on or self.first is None else self.first
+        self.goes_on = False
+        self.log_kappa += float(run.log_kappa[-1]) - self.own_log_kappa
         self.arrived = np.asarray(run.vectors[-1])
         self.own_log_kappa = float(run.log_kappa[-1])
         if self.capped:
             self.own_log_kappa = min(self.own_log_kappa, self.log_cap)
-        spent = run.stats["num_steps"] >= self.max_steps
+        count = int(run.stats["num_steps"]) - before
+        spent = count >= self.max_steps
         self.halted |= run.result_name in _HALTING or (spent and not run.successful)
         values = float(run.stationarity[-1]), float(run.margin[-1])
         moved = self.move_to(self.arrived)
-        count = int(run.stats["num_steps"])
         self.stages.append(Stage("flow", count, moved, *values, seconds, self.log_kappa))
         return run
 
     def budgeted(self) -> dict[str, Any]:
         """The options of a run: off a saddle, with fewer steps where cooling leads on."""
         data = self.problem.dataset
+        options = {**self.options, "max_seconds": self.deadline.left()}
         if not self.saddles or len(data.x) * max(data.num_outputs - 1, 1) <= FEW_MARGINS:
-            return self.options
-        return {**self.options, "max_steps": min(self.options["max_steps"], _MOST_FROM_SADDLE)}
+            return options
+        return {**options, "max_steps": min(self.options["max_steps"], _MOST_FROM_SADDLE)}
 
     def newton(self) -> Polished:
         """Newton's method from where the flow stopped."""
@@ -298,7 +310,7 @@ class Search:
             self.layout.unflatten(length * beside),
             until=Until(stationarity=_CLOSEST, log_kappa=log_kappa + _FARTHEST, accuracy=_ACCURACY),
             kappa_cap=math.exp(log_kappa),
-            **self.options | {"max_steps": min(self.options["max_steps"], _MOST_CIRCLING)},
+            **self.budgeted() | {"max_steps": min(self.options["max_steps"], _MOST_CIRCLING)},
         )
         moved = float(np.linalg.norm(np.asarray(run.vectors[-1]) - self.now))
         values = moved, float(run.stationarity[-1]), float(run.margin[-1])
