@@ -32,7 +32,7 @@ from gflow.switches import settled_angles, switched_margins
 # relative to its scale, clings to it.
 POINTS, _TURNS, _CLOSE = 33, 8, 1e-3
 # Steps between two looks, and in how many looks in a row the flow must have been sliding.
-_STEPS, _PATIENCE = 256, 1024
+_STEPS, _PATIENCE = 256, 2048
 _FEW = 1e-2
 # The power of the tolerance with which the steps of the solvers grow.
 _ORDER = 5

@@ -5,7 +5,7 @@ change of the slope is taken again and again. What is left of the change once th
 be told apart is a jump; a smooth field has none left.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -70,7 +70,7 @@ def jumps(field: Field, starts: Float[Array, "m state"], ends: Float[Array, "m s
 
 
 @eqx.filter_jit
-def smooth_step(field: Field, state: State, accuracy: Array, explicit: bool) -> Array:
+def smooth_step(field: Field, state: State, accuracy: Any, explicit: bool) -> Array:
     """About the step that the piece of the field around a point would allow.
 
     That is `accuracy` times the time in which slope and time change by themselves, and for an
@@ -95,7 +95,7 @@ def smooth_step(field: Field, state: State, accuracy: Array, explicit: bool) -> 
         return step
     start = jnp.asarray(np.random.default_rng(0).normal(size=state.size - 1))
 
-    def power(_: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def power(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         product = tangent(carry[0])
         growth = size(product)
         return product / jnp.maximum(growth, 1e-300), growth

@@ -86,7 +86,7 @@ class PlainRungeKutta(diffrax.AbstractAdaptiveSolver):
         ascent = field.ascent(state)
         return jnp.exp(ascent.log_weight - self.log_weight) * field.layout.flatten(ascent.vector)
 
-    def _state(self, z: Array, log_time: Array) -> State:
+    def _state(self, z: Array, log_time: Any) -> Array:
         length = jnp.sqrt(z @ z)
         # Some stage may fall on 0 itself, where any direction is as good.
         safe = jnp.maximum(length, _NOTHING)

@@ -1,7 +1,6 @@
 """`Trajectory.at` of a flow: integrated again from the saved point before."""
 
 import diffrax
-import equinox as eqx
 import jax
 import numpy as np
 
