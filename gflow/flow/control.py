@@ -57,6 +57,10 @@ STABILIZED = Gains(this=0.6, last=0.2, shrink=0.6, grow=2.0, reach=0.8, recover=
 _LEAST_ERROR = 1e-5
 
 
+# A step this much shorter than the longest that changes nothing has underflowed.
+_SHORTEST = 1e-12
+
+
 class Bracket(NamedTuple):
     """Where the first target lies, once a step has passed it.
 
@@ -82,6 +86,7 @@ class ControlState(NamedTuple):
         error: of the last accepted step, in units of the tolerance.
         start: where the clock of diffrax stands, see `FlowController`.
         step: the next step.
+        longest: the longest accepted step so far.
         count: steps tried.
         ceiling, rise: the longest step that may come next, by `Gains.reach`, and the factor by
             which it rose last.
@@ -91,6 +96,7 @@ class ControlState(NamedTuple):
     error: Float[Array, ""]
     start: Float[Array, ""]
     step: Float[Array, ""]
+    longest: Float[Array, ""]
     count: Int[Array, ""]
     ceiling: Float[Array, ""]
     rise: Float[Array, ""]
@@ -148,13 +154,13 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
         step = jnp.asarray(self.step)
         one, zero = jnp.ones_like(step), jnp.zeros((), jnp.int64)
         bracket = Bracket(one, jnp.inf * one, -one, zero, zero)
-        state = ControlState(one, jnp.asarray(t0), step, zero, jnp.inf * one, one, bracket)
+        state = ControlState(one, jnp.asarray(t0), step, 0 * one, zero, jnp.inf * one, one, bracket)
         return t0 + step, state
 
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
     ):
-        last_error, _, _, count, ceiling, rise, bracket = controller_state
+        last_error, _, _, longest, count, ceiling, rise, bracket = controller_state
         length = t1 - t0
         error = jnp.maximum(self._error(y_error), _LEAST_ERROR)
         keep = error < 1
@@ -175,8 +181,10 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
         free = jnp.where(passed, jnp.inf, jnp.minimum(factor * length, ceiling))
         step = jnp.minimum(free, _aim(bracket, exact))
         next_t1 = start + step
-        state = ControlState(last_error, start, step, count + 1, ceiling, rise, bracket)
-        verdict = self._verdict(state, next_t1 > start, arrived)
+        longest = jnp.maximum(longest, jnp.where(keep, length, 0.0))
+        state = ControlState(last_error, start, step, longest, count + 1, ceiling, rise, bracket)
+        moving = (next_t1 > start) & ~_stuck(_moved(y0, y1_candidate), length, state)
+        verdict = self._verdict(state, moving, arrived)
         return keep, start, next_t1, False, state, verdict
 
     def _error(self, error: Any) -> Array:
@@ -261,10 +269,25 @@ def _factor(gains: Gains, error: Array, last_error: Array, order: Any, keep: Arr
 
 def _indistinguishable(start: State, end: State, length: Any, bracket: Bracket) -> Array:
     """Whether the bracket is so narrow that the states in it are one state to float64."""
-    moved = jnp.max(jnp.abs(end - start) / (1.0 + jnp.abs(start)))
     # Of the step that was tried; by what is left of the bracket, so much less or more.
     rounding = 16 * jnp.finfo(jnp.float64).eps
-    return jnp.isfinite(bracket.width) & (moved * bracket.width <= rounding * length)
+    moved = _moved(start, end) * bracket.width
+    return jnp.isfinite(bracket.width) & (moved <= rounding * length)
+
+
+def _moved(start: State, end: State) -> Array:
+    """How far a step went, relative to where it began."""
+    return jnp.max(jnp.abs(end - start) / (1.0 + jnp.abs(start)))
+
+
+def _stuck(moved: Array, length: Any, state: ControlState) -> Array:
+    """Whether steps have become so short that they change nothing, without a target ahead.
+
+    A flow at rest is not stuck: its steps are long.
+    """
+    nothing = moved <= 4 * jnp.finfo(jnp.float64).eps
+    short = length < _SHORTEST * state.longest
+    return nothing & short & ~jnp.isfinite(state.bracket.width)
 
 
 def _close(distance: Any, accuracy: Any, exact: Any, bracket: Bracket) -> Array:

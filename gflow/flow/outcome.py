@@ -20,6 +20,8 @@ _HELD = 1e-10
 _SINE = 1e-14
 # Relative to the strength at the start: a flow that is this slow has come to rest.
 _REST = 1e-10
+# A direction that is so close to stationary under a cap has come to rest.
+_STILL = 1e-6
 # A norm that has shrunk by exp(-300) is nothing: its square underflows soon after.
 _LOG_NOTHING = 300.0
 # Fewer steps than this do not tell whether the loss still falls.
@@ -64,6 +66,7 @@ def hopeless(until: Until, problem: Problem, record: Record, *, spent: bool) -> 
     return (
         at_rest(until, first.measures, last.measures)
         or faded(until, problem.degree, first, last)
+        or fixed(until, last.measures)
         or (spent and stalled(record))
     )
 
@@ -75,6 +78,15 @@ def at_rest(until: Until, start: PointMeasures, now: PointMeasures) -> bool:
     """
     slow = float(now.strength) <= _REST * float(start.strength)
     return bool(slow and not np.isfinite(until.log1p_time))
+
+
+def fixed(until: Until, now: PointMeasures) -> bool:
+    """Whether a capped flow keeps its direction, at a loss beyond all numbers that only rises.
+
+    Where a log kappa or a stationarity is asked for, waiting there reaches it.
+    """
+    beyond = np.isposinf(known_log_loss(now)) and now.stationarity <= _STILL
+    return bool(beyond and np.isposinf(until.log_kappa) and until.stationarity == 0)
 
 
 def faded(until: Until, degree: float, start: Row, now: Row) -> bool:
