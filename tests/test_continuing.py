@@ -531,13 +531,13 @@ def test_going_on_compiles_nothing_new(whole, tmp_path):
 
 
 def test_a_flow_through_zero_goes_on_from_anywhere():
-    network = networks.linear(3)
-    problem = gflow.Problem(network, DATA, loss=losses.logistic())
-    start = (-2.0 * np.asarray(gflow.max_margin(DATA).direction)[None, :],)
+    line = gflow.Dataset([[0.8], [-0.8]], [1, -1])
+    problem = gflow.Problem(networks.linear(1), line, loss=losses.exponential())
+    start = (np.array([[-2.5]]),)
     whole = run(start, problem=problem, until=Until(log_loss=-3.0))
     assert whole.successful and whole.stats["through_zero"]
-    (begun, past), *_ = whole.stats["through_zero"]
-    for max_steps in (max(begun // 2, 1), begun + 20, past + 5):
+    ((begun, past),) = whole.stats["through_zero"]
+    for max_steps in (max(begun // 2, 1), begun + 3, past + 2):
         part = run(start, problem=problem, until=Until(log_loss=-3.0), max_steps=max_steps)
         assert part.result_name == "step_budget_spent"
         assert_equal(run(part, problem=problem, until=Until(log_loss=-3.0)), whole)
