@@ -96,6 +96,42 @@ def flat(limit):
     return np.asarray(Layout.of(limit.direction).flatten(limit.direction))
 
 
+@pytest.mark.slow
+def test_every_example_twice_leads_to_the_same_limit():
+    once = trained(DEEP)
+    data = gflow.Dataset(np.repeat(X, 2, axis=0), np.repeat(Y, 2))
+    attack = perturbations.fgm(0.05)
+    twice = gflow.Problem(DEEP, data, loss=losses.logistic(), perturbation=attack)
+    first, second = (gflow.find_limit(problem, DEEP.init(2)) for problem in (once, twice))
+    assert second.margin == pytest.approx(first.margin, rel=1e-9)
+    products = [np.ravel(DEEP.predictor(limit.direction)) for limit in (first, second)]
+    units = [product / np.linalg.norm(product) for product in products]
+    np.testing.assert_allclose(units[1], units[0], atol=1e-9)
+
+
+def test_a_search_that_ran_out_of_steps_or_seconds_goes_on():
+    problem = trained(DEEP)
+    whole = gflow.find_limit(problem, DEEP.init(2))
+    part = gflow.find_limit(problem, DEEP.init(2), max_steps=20, throw=False)
+    assert part.result_name == "step_budget_spent" and part.verdict == "unknown"
+    rest = gflow.find_limit(problem, part)
+    assert rest.margin == pytest.approx(whole.margin, rel=1e-12)
+    # The record is that of the whole flow, whose steps are the same.
+    assert rest.trajectory.log1p_time[0] == 0
+    assert rest.num_flow_steps == whole.num_flow_steps
+    np.testing.assert_array_equal(rest.trajectory.vectors[-1], whole.trajectory.vectors[-1])
+    late = gflow.find_limit(problem, DEEP.init(2), max_seconds=1e-6, throw=False)
+    assert late.result_name == "seconds_spent" and not late.successful
+
+
+def test_a_search_goes_on_from_a_trajectory_with_its_record():
+    problem = trained(DEEP)
+    flow = gflow.integrate(problem, DEEP.init(2), until=gflow.Until(log_loss=-5.0))
+    limit = gflow.find_limit(problem, flow)
+    assert limit.trajectory.log1p_time[0] == 0 and len(limit.trajectory) > len(flow)
+    assert limit.trajectory.log1p_time[-1] > flow.log1p_time[-1]
+
+
 def test_params_lie_along_the_direction_at_the_norm_asked_for():
     limit = gflow.find_limit(trained(DEEP), DEEP.init(2))
     params = limit.params(log_kappa=7.0)
@@ -123,6 +159,8 @@ def test_a_limit_tells_its_basin_and_how_it_was_handed_over():
     assert visit.certain and math.isinf(visit.departure)
     assert visit.margin == pytest.approx(limit.margin)
     assert "basin confirmed" in repr(limit) and "logits at the cap" in repr(limit)
+    for words in ("confirmed: handed over at", "saddles met 0", "capped at"):
+        assert words in str(limit)
     assert limit.to_dict()["basin"] == "confirmed"
     assert limit.to_dict()["itinerary"][0]["departure"] is None
 
@@ -145,6 +183,7 @@ def test_a_saddle_on_the_way_is_told_and_leaves_the_basin_undecided():
     # It was left by rounding alone, some 36 e-folds of the offset.
     assert first.departure - first.arrival > 20 / first.growth
     assert "held by saddles at margin" in repr(limit)
+    assert "held by a saddle     at margin" in str(limit)
 
 
 def test_a_departure_follows_from_the_linear_flow():

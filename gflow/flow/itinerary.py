@@ -67,10 +67,10 @@ def departure(
     return arrival + degree * max(float(np.min(np.log(length / size) / rates)), 0.0)
 
 
-def told(visits: tuple[Visit, ...]) -> str:
-    """The saddles in a sentence; empty without any."""
-    saddles = [visit for visit in visits if np.isfinite(visit.departure)]
-    return "; ".join(
+def told(visits: tuple[Visit, ...]) -> list[str]:
+    """The saddles on the way, a few words each."""
+    return [
         f"at margin {visit.margin:.6g} from log kappa {visit.arrival:.4g} to {visit.departure:.4g}"
-        for visit in saddles
-    )
+        for visit in visits
+        if np.isfinite(visit.departure)
+    ]

@@ -135,13 +135,31 @@ class Limit(Outcome):
         same = not abs(self.held_margin - self.margin) > _SAME * abs(self.margin)
         held = "" if same else f"held_margin={self.held_margin:.6g}, "
         saddles = told(self.itinerary)
-        saddles = f"held by saddles {saddles}, " if saddles else ""
+        saddles = f"held by saddles {'; '.join(saddles)}, " if saddles else ""
         return (
             f"Limit({self.verdict}, margin={self.margin:.6g}, {held}"
             f"stationarity={self.certificate.stationarity:.2g}, "
             f"basin {self.basin}, {self.num_flow_steps} steps of the flow, "
-            f"{self.cap_logits:.4g} logits at the cap, {saddles}result={self.result_name})"
+            f"{self.cap_logits:.3g} logits at the cap, {saddles}result={self.result_name})"
         )
+
+    def __str__(self) -> str:
+        handover = (
+            f"handed over at stationarity {self.handover_stationarity:.1e}, Newton's method moved "
+            f"{self.newton_displacement:.1e}, saddles met {self.saddles_met}"
+        )
+        lines = [
+            f"Limit ({self.result_name}): {self.verdict}",
+            f"  normalized margin    {self.margin:+.6e}",
+            f"  with its kinks held  {self.held_margin:+.6e}" if self.kinks is not None else "",
+            f"  stationarity         {self.certificate.stationarity:.3e}   of the total gradient "
+            f"{self.certificate.total_stationarity:.3e}",
+            f"  basin                {self.basin}: {handover}",
+            f"  flow                 {self.num_flow_steps} steps, temperature capped at "
+            f"{self.cap_logits:.3g} logits, log kappa {self.log_kappa_cap:.4g}",
+        ]
+        lines += [f"  held by a saddle     {saddle}" for saddle in told(self.itinerary)]
+        return "\n".join(line for line in lines if line)
 
     def params(self, *, log_kappa: float) -> Params:
         """Parameters along the limit's direction: `kappa^(1/L) u`.
