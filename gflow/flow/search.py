@@ -217,7 +217,7 @@ class Search:
     def set_cap(self, run: Trajectory) -> None:
         """Caps the temperature where the true flow stands, never below where it started."""
         margin = float(run.margin[-1])
-        coldest = math.log(_MOST_LOGITS) - math.log(margin)
+        coldest = min(math.log(_MOST_LOGITS) - math.log(margin), MAX_LOG_KAPPA)
         self.log_cap = min(max(float(run.log_kappa[-1]), self.least_log_cap), coldest)
         self.cap_logits = math.exp(self.log_cap) * margin
         self.own_log_kappa, self.capped = self.log_cap, True
@@ -232,6 +232,8 @@ class Search:
         self.separated = bool(run.margin[-1] > 0)
         arrived = run.successful and run.stats["stopped_by"] == "stationarity"
         self.handovers.append(Handover(arrived, float(run.stationarity[-1]), math.nan))
+        if run.result_name in _HALTING:
+            return run.result
         if not self.separated:
             return unseparated_result(self.problem, run.margin[-1], run.clean_margin[-1])
         if self.circles(run):
