@@ -167,7 +167,7 @@ def test_a_limit_tells_its_basin_and_how_it_was_handed_over():
 
 @pytest.mark.slow
 def test_a_saddle_on_the_way_is_told_and_leaves_the_basin_undecided():
-    """Copies of a neuron stay copies: a saddle that rounding alone decides how to leave."""
+    """Copies of a neuron stay copies: where they end, as copies, is a saddle."""
     network = networks.mlp((4, 20, 1), smoothing=0.05)
     generator = np.random.default_rng(7)
     x = generator.normal(size=(8, 4))
@@ -180,8 +180,8 @@ def test_a_saddle_on_the_way_is_told_and_leaves_the_basin_undecided():
     first, *_, last = limit.itinerary
     assert first.verdict == "saddle" and first.arrival < first.departure < math.inf
     assert first.growth > 0 and last.departure == math.inf and not last.certain
-    # It was left by rounding alone, some 36 e-folds of the offset.
-    assert first.departure - first.arrival > 20 / first.growth
+    # The offset from the saddle grew by several factors e before it was left.
+    assert first.departure - first.arrival > 5 / first.growth
     assert "held by saddles at margin" in repr(limit)
     assert "held by a saddle     at margin" in str(limit)
 
