@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from gflow._files import replacing, write_text
+
 PACKAGES = ("gflow", "jax", "jaxlib", "diffrax", "equinox", "optax", "numpy", "scipy")
 
 
@@ -118,9 +120,15 @@ def run_benchmark(
     print(text)
     if given.output is None:
         return
-    given.output.write_text(text + "\n")
+    write_text(given.output, text + "\n")
     if draw is not None:
         draw(record["results"], given.output.with_suffix(".png"))
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a figure of matplotlib as PNG."""
+    with replacing(path) as handle:
+        figure.savefig(handle, format="png", dpi=150)
 
 
 def show(row: dict[str, Any], columns: Iterable[str], *, header: bool = False) -> None:

@@ -91,6 +91,7 @@ def evidence(limit) -> dict[str, Any]:
     multipliers = point.multipliers[point.active]
     return {
         "margin": limit.margin,
+        "held_margin": limit.held_margin,
         "stationarity": limit.certificate.stationarity,
         "complementarity": limit.certificate.complementarity,
         "residual": point.residual,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import optax
-from _common import run_benchmark
+from _common import run_benchmark, save_figure
 
 import gflow
 from gflow import losses, networks, perturbations
@@ -125,7 +125,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("distance of directions, descent to flow")
     panels[1].legend(frameon=False, fontsize=8, loc="lower right")
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
     pyplot.close(figure)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import diffrax
 import numpy as np
-from _common import run_benchmark, show
+from _common import run_benchmark, save_figure, show
 from _linear import (
     ATTACKS,
     linear_network,
@@ -197,7 +197,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     panels[0][0].set_ylabel("accepted steps until then")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside right center")
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
     pyplot.close(figure)
 
 

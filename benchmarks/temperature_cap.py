@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import run_benchmark, show
+from _common import run_benchmark, save_figure, show
 from _linear import ATTACKS, linear_network, linear_problem, max_margin, predictor_error
 
 import gflow
@@ -117,7 +117,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     axes.grid(color="0.92", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
     pyplot.close(figure)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import diffrax
 import numpy as np
-from _common import run_benchmark, show
+from _common import run_benchmark, save_figure, show
 from _linear import ATTACKS, direction_error, linear_network, linear_problem
 from _peers import ScipyField, by_gflow
 
@@ -184,7 +184,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     panels[0, 0].set_ylabel("steps tried")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside right center")
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
     pyplot.close(figure)
 
 

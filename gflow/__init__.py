@@ -1,5 +1,6 @@
 """gflow: the gradient flow of adversarial training, followed to its limit and certified."""
 
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,9 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
-        raise AttributeError(f"module `gflow` has no attribute `{name}`")
+        meant = get_close_matches(name, __all__, n=1)
+        guess = f"; perhaps `gflow.{meant[0]}` is meant" if meant else ""
+        raise AttributeError(f"module `gflow` has no attribute `{name}`{guess}")
     if name not in _HOMES:
         return import_module(f"gflow.{name}")
     value = getattr(import_module(f"gflow.{_HOMES[name]}"), name)

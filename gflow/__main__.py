@@ -90,7 +90,8 @@ def run(
     The folder of results gets results.json, the trajectories and report.html.
 
     Exit code 0: every run reached what was asked for; 1: some did not; 2: something in CONFIG or
-    the options is wrong; 130: interrupted, with a report of what was computed.
+    the options is wrong, or the folder cannot be written to; 130: interrupted, with a report of
+    what was computed.
     """
     from gflow.commands.reading import read_configuration
     from gflow.commands.running import run_job
@@ -99,7 +100,7 @@ def run(
     configuration = read_configuration(config, changes)
     if not no_report:
         _check_extra("matplotlib", "jinja2")
-    folder = _output_folder(output, overwrite)
+    folder = _free_folder(overwrite) if output is None else output
     console = Console()
     if not console.is_terminal:
         # A pipe has no width; lines are not to be broken there.
@@ -112,6 +113,7 @@ def run(
         cache=cache,
         report=not no_report,
         workers=jobs,
+        overwrite=overwrite,
     )
 
 
@@ -150,16 +152,10 @@ def _check_extra(*packages: str) -> None:
         )
 
 
-def _output_folder(given: Path | None, overwrite: bool) -> Path:
-    """The folder to write into; results that are there are not lost by accident."""
-    if given is None:
-        names = (f"{_DEFAULT_FOLDER}-{n}" if n > 1 else _DEFAULT_FOLDER for n in range(1, 10_000))
-        folder = Path(next(name for name in names if overwrite or not Path(name).exists()))
-    else:
-        folder = given
-    if not overwrite and (folder / "results.json").exists():
-        raise UserError(f"`{folder}` holds results already: choose another, or add --overwrite.")
-    return folder
+def _free_folder(overwrite: bool) -> Path:
+    """The first folder of the usual name that is not there yet."""
+    names = (f"{_DEFAULT_FOLDER}-{n}" if n > 1 else _DEFAULT_FOLDER for n in range(1, 10_000))
+    return Path(next(name for name in names if overwrite or not Path(name).exists()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

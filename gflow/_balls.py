@@ -7,26 +7,32 @@ import jax.numpy as jnp
 import numpy as np
 from optax import projections
 
-from gflow._numerics import lp_norm
+from gflow._numerics import lp_norm, norm
 
 
 def onto_unit_ball(point: jax.Array, order: float) -> jax.Array:
     """The nearest point of the unit l_p ball, in the Euclidean norm.
 
-    Its derivative is finite everywhere, at 0 and on the sphere too.
+    Its derivative is finite everywhere, at 0 and on the sphere too. It is right for points of any
+    size whose norm is a floating-point number.
     """
     if order == 1:
         return _onto_unit_l1_ball(point)
     if order == 2:
-        return projections.projection_l2_ball(point)
+        return point / jnp.maximum(norm(point), 1.0)
     return projections.projection_linf_ball(point)
 
 
 @jax.custom_jvp
 def _onto_unit_l1_ball(point: jax.Array) -> jax.Array:
+    # A point of the simplex is next to |x| as it is next to |x| shifted by a constant, and what is
+    # more than 1 below the largest entry becomes 0. So shifted, no 1 is lost beside a large number.
+    size = jnp.abs(point)
+    shifted = jnp.maximum(size - jnp.max(size, initial=0.0), -2.0)
     # optax divides floats by integers there, which strict dtype promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
-        return projections.projection_l1_ball(point)
+        onto_sphere = jnp.sign(point) * projections.projection_simplex(shifted)
+    return jnp.where(lp_norm(point, 1) > 1, onto_sphere, point)
 
 
 @_onto_unit_l1_ball.defjvp

@@ -1,9 +1,11 @@
 """Descriptions (networks, losses, perturbations, data sets, problems) as JSON and arrays, and back.
 
-A description is an `equinox.Module` of gflow. Its class is written by name and its fields by value;
-arrays go to a separate table. Functions cannot be written: what holds one is not restored.
+A description is an `equinox.Module` of gflow, or a dataclass in one. Its class is written by name
+and its fields by value; arrays go to a separate table. Functions cannot be written: what holds one
+is not restored.
 """
 
+import dataclasses
 import importlib
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +14,9 @@ import equinox as eqx
 import jax
 import numpy as np
 
+# Where descriptions live: of no other module a file may name a class.
+_HOMES = ("datasets", "losses", "networks", "perturbations", "problem")
+
 
 class NotRestorable(Exception):
     """The description holds something that a file cannot, such as a user's function."""
@@ -19,7 +24,7 @@ class NotRestorable(Exception):
 
 def encode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     """`value` as JSON; arrays with axes are added to `arrays` and named in their place."""
-    if isinstance(value, eqx.Module) and type(value).__module__.startswith("gflow."):
+    if _is_description(type(value)):
         return _encode_module(value, arrays)
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
         return _encode_array(np.asarray(value), arrays)
@@ -37,6 +42,7 @@ def decode(value: Any, arrays: Any) -> Any:
 
     Raises:
         NotRestorable: a function, or a class that gflow does not have.
+        Exception: of many kinds, where `value` is not what `encode` made.
     """
     if not isinstance(value, dict):
         return value
@@ -53,7 +59,13 @@ def decode(value: Any, arrays: Any) -> Any:
     raise NotRestorable(f"`{value.get('opaque', value)}` is not stored in files")
 
 
-def _encode_module(module: eqx.Module, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+def _is_description(kind: Any) -> bool:
+    if not (isinstance(kind, type) and kind.__module__.partition(".")[0] == "gflow"):
+        return False
+    return issubclass(kind, eqx.Module) or dataclasses.is_dataclass(kind)
+
+
+def _encode_module(module: Any, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     fields = {name: encode(item, arrays) for name, item in vars(module).items()}
     return {"class": f"{type(module).__module__}:{type(module).__qualname__}", "fields": fields}
 
@@ -69,17 +81,23 @@ def _encode_array(array: np.ndarray, arrays: dict[str, np.ndarray]) -> dict[str,
 def _decode_module(value: dict[str, Any], arrays: Any) -> Any:
     module_name, _, class_name = value["class"].partition(":")
     try:
-        if not module_name.startswith("gflow."):
-            raise NotRestorable(f"`{module_name}` is not a module of gflow")
+        if module_name.split(".")[0] != "gflow" or module_name.split(".")[1] not in _HOMES:
+            raise NotRestorable(f"`{module_name}` is no module of gflow with descriptions")
         kind = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise NotRestorable(f"this version of gflow has no {value['class']}") from error
-    if not (isinstance(kind, type) and issubclass(kind, eqx.Module)):
+    if not _is_description(kind):
         raise NotRestorable(f"{value['class']} is no description")
-    # The fields were checked when the description was first built.
+    given = value["fields"]
+    known = {field.name: field.default for field in dataclasses.fields(kind)}
+    # What a later version added has a default, or else what it means here is unknown.
+    lacking = [name for name in known if name not in given]
+    if set(given) - set(known) or any(known[n] is dataclasses.MISSING for n in lacking):
+        raise NotRestorable(f"{value['class']} has other fields in this version of gflow")
     restored = object.__new__(kind)
-    for name, item in value["fields"].items():
-        object.__setattr__(restored, name, decode(item, arrays))
+    for name, default in known.items():
+        item = decode(given[name], arrays) if name in given else default
+        object.__setattr__(restored, name, item)
     return restored
 
 

@@ -30,14 +30,53 @@ def check_x64() -> None:
         )
 
 
+class Default(float):
+    """The value of an option that was not given. A run that goes on takes its trajectory's."""
+
+
 def is_integer(value: Any) -> bool:
     """Whether it is an integer, Python's or NumPy's; truth values are none."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def is_real(value: Any) -> bool:
-    """Whether it is one real number: Python's, or an array without axes; truth values are none."""
+    """Whether it is one real number: Python's, or an array without axes; truth values, tracers and
+    masked numbers are none.
+    """
+    if isinstance(value, Tracer) or num_masked(value):
+        return False
     return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiu"
+
+
+def num_masked(values: Any) -> int:
+    """How many entries NumPy's masked arrays hide, in lists of them too.
+
+    `np.asarray` would drop the mask and take what lies beneath it for data.
+    """
+    if isinstance(values, np.ma.MaskedArray):
+        return int(np.ma.count_masked(values))
+    return sum(map(num_masked, values)) if isinstance(values, (list, tuple)) else 0
+
+
+def check_unmasked(values: Any, name: str) -> None:
+    """Raises ValueError where a mask hides entries of what the user calls `name`."""
+    hidden = num_masked(values)
+    if hidden:
+        raise ValueError(
+            f"{name}: masked entries ({hidden}), and what lies beneath a mask is no data. Leave "
+            "those examples out, or fill them in with `.filled(...)`."
+        )
+
+
+def check_untraced(values: Any, name: str) -> None:
+    """Raises TypeError where JAX is tracing what the user calls `name`."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values)):
+        raise TypeError(
+            f"{name}: this is traced by `jax.jit`, `jax.vmap` or `jax.grad`, and a run of gflow "
+            "takes its steps in Python, outside of them: call it with numbers, in a loop over "
+            "several (nothing is compiled again), and for derivatives of a limit use "
+            "`gflow.radius_sensitivity` and `gflow.data_sensitivity`."
+        )
 
 
 def scalar(value: Any, name: str, *, minimum: float = 0.0) -> Any:
@@ -57,6 +96,7 @@ def scalar(value: Any, name: str, *, minimum: float = 0.0) -> Any:
         )
     if isinstance(value, Tracer):
         return value
+    check_unmasked(value, f"`{name}`")
     if np.asarray(value).dtype.kind not in "fiu":
         raise TypeError(f"`{name}={value!r}` is not a real number.")
     number = np.asarray(value, dtype=np.float64)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gflow._programs import compiled
 from gflow._typing import Params
 from gflow.perturbations import pgd
 from gflow.problem import Problem
@@ -38,7 +39,12 @@ def strong_margins(problem: Problem, params: Params) -> Float[Array, "n ..."]:
         random_start=0,
         box=getattr(perturbation, "box", None),
     )
-    attacked = Problem(problem.network, problem.dataset, loss=problem.loss, perturbation=attack)
+    attacked = eqx.tree_at(
+        lambda p: (p.perturbation, p.starts),
+        problem,
+        (attack, attack.starts(*problem.dataset.x.shape)),
+        is_leaf=lambda leaf: leaf is None,
+    )
     random: list[Any] = [
         pgd(1.0, order=perturbation.order, random_start=seed).starts(*problem.dataset.x.shape)
         for seed in range(_NUM_RANDOM)
@@ -47,7 +53,7 @@ def strong_margins(problem: Problem, params: Params) -> Float[Array, "n ..."]:
     return jnp.minimum(weak, _smallest(attacked, params, jnp.asarray(starts)))
 
 
-@eqx.filter_jit
+@compiled
 def _smallest(problem: Problem, params: Params, starts: Float[Array, "r n d"]) -> Array:
     def margins(start: Array) -> Array:
         return eqx.tree_at(lambda p: p.starts, problem, start).margins(params)

@@ -16,7 +16,9 @@ from jaxtyping import Array, Float
 
 from gflow._description import plain
 from gflow._layout import Layout
-from gflow._numerics import unit
+from gflow._numerics import check_unmasked, unit
+from gflow._programs import compiled
+from gflow._signatures import named
 from gflow._typing import Params
 from gflow.attack import strong_margins
 from gflow.measures import (
@@ -45,7 +47,8 @@ class Certificate:
     Attributes:
         separated: whether every adversarial margin is positive.
         normalized_margin: gamma = min_i q_i(u). Where the perturbation jumps at a kink of the
-            network, rounding decides on which side it is taken.
+            network, rounding decides on which side it is taken; `Limit.margin` is the largest on
+            any side.
         held_margin: the same with every switch held at `coefficients`, the margin of the KKT
             system; `normalized_margin` itself off the kinks.
         smoothed_margin: `l^{-1}(Loss) / kappa` at the point's own norm.
@@ -139,6 +142,7 @@ class Certificate:
         )
 
 
+@named()
 def certify(
     problem: Problem, params: Params, *, coefficients: np.ndarray | None = None
 ) -> Certificate:
@@ -178,6 +182,7 @@ def certify(
 
 
 def _checked_coefficients(problem: Problem, coefficients: Any) -> np.ndarray:
+    check_unmasked(coefficients, "`certify(coefficients=...)`")
     given = np.asarray(coefficients, float)
     shape = len(problem.dataset.x), passes(problem).size
     if not has_kinks(problem):
@@ -204,7 +209,7 @@ class _Point(eqx.Module):
     scale_invariance_error: Array
 
 
-@eqx.filter_jit
+@compiled
 def _examine(problem: Problem, params: Params) -> _Point:
     direction, length = unit(params)
     # Weights and smoothed margin no longer change up there.
@@ -269,11 +274,15 @@ def _flow_kkt(
     ascent = np.asarray(layout.flatten(point.ascent))
     length = np.linalg.norm(ascent)
     gamma = margins.min()
-    multipliers = gamma ** (1 - 2 / degree) * np.asarray(point.weights) / length
+    weights = np.asarray(point.weights)
+    with np.errstate(over="ignore", invalid="ignore"):  # next to a margin of 0 they are infinite
+        slack = gamma ** (1 - 2 / degree) * weights / length * (margins / gamma - 1)
+        epsilon = gamma ** (-1 / degree) * np.linalg.norm(direction - ascent / length)
+    slack = np.where((weights > 0) & (margins > gamma), slack, 0.0)  # not infinity times 0
     return {
         "flow_stationarity": float(point.measures.stationarity),
         # |u - h/|h|| = sqrt(2 (1 - beta)) without its cancellation
-        "kkt_epsilon": float(gamma ** (-1 / degree) * np.linalg.norm(direction - ascent / length)),
-        "kkt_delta": float(np.max(multipliers * (margins / gamma - 1))),
+        "kkt_epsilon": float(epsilon),
+        "kkt_delta": float(np.max(slack)),
         "cosine": float(direction @ ascent / length),
     }

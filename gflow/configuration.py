@@ -18,6 +18,16 @@ def _ball_order(order: float) -> float:
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+# JAX and NumPy make their generators of 64 bits.
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+# Far larger than any that was ever trained, and small enough to be compiled.
+_MOST_LAYERS = 100
+_MOST_STEPS = 10_000
+_MOST_WINDOW = 10_000
+_MOST_CASES = 1000
+Widths = Annotated[list[Count], Field(max_length=_MOST_LAYERS)]
+Window = Annotated[int, Field(ge=1, le=_MOST_WINDOW)]
+Power = Annotated[float, Field(ge=1, le=100)]
 Digit = Annotated[int, Field(ge=0, le=9)]
 # TOML has no paths, only strings.
 FilePath = Annotated[Path, Field(strict=False)]
@@ -63,7 +73,7 @@ class Gaussian(Table):
     n: int = Field(default=40, ge=2, description="number of examples")
     d: Count = Field(default=5, description="number of inputs")
     gap: NotNegative = Field(default=0.5, description="distance by which points are moved apart")
-    seed: int = Field(default=0, ge=0, description="seed of the points")
+    seed: Seed = Field(default=0, description="seed of the points")
 
 
 class RandomLabels(Table):
@@ -72,7 +82,7 @@ class RandomLabels(Table):
     kind: Literal["random_labels"] = "random_labels"
     n: int = Field(default=20, ge=2, description="number of examples")
     d: Count = Field(default=20, description="number of inputs")
-    seed: int = Field(default=0, ge=0, description="seed of the points and labels")
+    seed: Seed = Field(default=0, description="seed of the points and labels")
 
 
 class Soudry(Table):
@@ -80,7 +90,7 @@ class Soudry(Table):
 
     kind: Literal["soudry"] = "soudry"
     num_random: int = Field(default=12, ge=0, multiple_of=2, description="points beyond the margin")
-    seed: int = Field(default=0, ge=0, description="seed of those points")
+    seed: Seed = Field(default=0, description="seed of those points")
 
 
 class Npz(Table):
@@ -124,15 +134,15 @@ class DeepLinear(NetworkTable):
     """f(x) = W_L ... W_1 x, degree L: the number of layers."""
 
     kind: Literal["deep_linear"] = "deep_linear"
-    hidden: list[Count] = Field(default=[16, 16], description="widths of the hidden layers")
+    hidden: Widths = Field(default=[16, 16], description="widths of the hidden layers")
 
 
 class Mlp(NetworkTable):
     """Multi-layer perceptron with the activation ReLU^k."""
 
     kind: Literal["mlp"] = "mlp"
-    hidden: list[Count] = Field(default=[32], description="widths of the hidden layers")
-    power: float = Field(default=1.0, ge=1, description="the k of ReLU^k")
+    hidden: Widths = Field(default=[32], description="widths of the hidden layers")
+    power: Power = Field(default=1.0, description="the k of ReLU^k")
     smoothing: NotNegative = Field(
         default=0.0,
         description="mu: the kink of ReLU rounded to relative width mu, homogeneity kept",
@@ -144,7 +154,7 @@ class Diagonal(NetworkTable):
     """f(x) = <u^L - v^L, x>, powers by coordinate; it starts at u = v = scale."""
 
     kind: Literal["diagonal"] = "diagonal"
-    depth: Count = Field(default=2, description="the degree L")
+    depth: int = Field(default=2, ge=1, le=_MOST_LAYERS, description="the degree L")
 
 
 class Conv(NetworkTable):
@@ -159,21 +169,24 @@ class Conv(NetworkTable):
         "without it",
     )
     channels: list[Count] = Field(
-        default=[8], min_length=1, description="number of filters of each convolution"
+        default=[8],
+        min_length=1,
+        max_length=_MOST_LAYERS,
+        description="number of filters of each convolution",
     )
-    size: Count = Field(default=3, description="height and width of the filters")
-    stride: Count = Field(default=1, description="step between the windows of a convolution")
+    size: Window = Field(default=3, description="height and width of the filters")
+    stride: Window = Field(default=1, description="step between the windows of a convolution")
     padding: Literal["SAME", "VALID"] = Field(
         default="SAME", description="SAME: zeros around the image; VALID: windows within the image"
     )
     pool: Literal["none", "max", "average"] = Field(
         default="none", description="pooling after each convolution"
     )
-    pool_size: Count = Field(default=2, description="height, width and step of pooled windows")
-    hidden: list[Count] = Field(
+    pool_size: Window = Field(default=2, description="height, width and step of pooled windows")
+    hidden: Widths = Field(
         default=[], description="widths of dense layers between the convolutions and the output"
     )
-    power: float = Field(default=1.0, ge=1, description="the k of ReLU^k")
+    power: Power = Field(default=1.0, description="the k of ReLU^k")
     smoothing: NotNegative = Field(
         default=0.0,
         description="mu: the kink of ReLU rounded to relative width mu, homogeneity kept; those of "
@@ -217,12 +230,12 @@ class Pgd(PerturbationTable):
     kind: Literal["pgd"] = "pgd"
     radius: NotNegative = Field(description="radius of the l_p ball, in units of the inputs")
     order: BallOrder = Field(default=float("inf"), description="p: 1, 2 or inf")
-    num_steps: Count = Field(default=10, description="number of steps")
+    num_steps: int = Field(default=10, ge=1, le=_MOST_STEPS, description="number of steps")
     step_size: Positive | None = Field(
         default=None, description="length of a step; 2.5 radius / num_steps without it"
     )
-    random_start: int | None = Field(
-        default=None, ge=0, description="seed of a fixed random start; a start from 0 without it"
+    random_start: Seed | None = Field(
+        default=None, description="seed of a fixed random start; a start from 0 without it"
     )
     box: list[float] | None = Field(
         default=None,
@@ -299,7 +312,7 @@ MAIN_PERTURBATIONS: list[Perturbation] = [
 class Configuration(Table):
     """One job: every network under every perturbation."""
 
-    seed: int = Field(default=0, ge=0, description="seed of the initial weights")
+    seed: Seed = Field(default=0, description="seed of the initial weights")
     loss: Literal["exponential", "logistic"] = Field(
         default="logistic", description="loss of one margin; a data set's loss is the sum"
     )
@@ -309,9 +322,14 @@ class Configuration(Table):
         "training does; total: differentiate through it",
     )
     data: Data = Field(default=Digits(), description="the examples")
-    network: list[Network] = Field(default=MAIN_NETWORKS, min_length=1, description="the networks")
+    network: list[Network] = Field(
+        default=MAIN_NETWORKS, min_length=1, max_length=_MOST_CASES, description="the networks"
+    )
     perturbation: list[Perturbation] = Field(
-        default=MAIN_PERTURBATIONS, min_length=1, description="the perturbations"
+        default=MAIN_PERTURBATIONS,
+        min_length=1,
+        max_length=_MOST_CASES,
+        description="the perturbations",
     )
     until: UntilTable = Field(default=UntilTable(log_loss=-5.0), description="when a run stops")
     solver: SolverTable = Field(default=SolverTable(), description="how the flow is integrated")

@@ -9,7 +9,7 @@ condition; with frozen perturbations it is the stability of the flow, judged by 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -42,19 +42,23 @@ class Curvature:
         symmetric: whether they are eigenvalues of a symmetric matrix; otherwise the real parts of
             those of a pencil that is not.
         tolerance: below this in magnitude an eigenvalue counts as zero.
-        frequencies: imaginary parts of the eigenvalues, in magnitude; all 0 where symmetric.
+        frequencies: imaginary parts of the eigenvalues, in magnitude, or one 0 for all of them.
+        undecided: (example, switch) of the kinks on whose coefficients, which stationarity leaves
+            open, it depends whether the point is a maximum; see `gflow.open_curvature`.
     """
 
     values: np.ndarray
     vectors: np.ndarray
     symmetric: bool
     tolerance: float
-    frequencies: np.ndarray
+    frequencies: np.ndarray = field(default_factory=lambda: np.zeros(()))
+    undecided: tuple[tuple[int, int], ...] = ()
 
     @property
     def spirals(self) -> bool:
         """Whether the flow leaves in spirals: along complex eigenvalues, and no other ones."""
-        turning = self.frequencies[self.unstable] > self.tolerance
+        frequencies = np.broadcast_to(self.frequencies, self.values.shape)
+        turning = frequencies[self.unstable] > self.tolerance
         return bool(self.unstable.any() and turning.all())
 
     @property

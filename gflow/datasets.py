@@ -15,6 +15,8 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
+from gflow._numerics import check_unmasked, check_untraced
+from gflow._signatures import named
 from gflow._typing import Inputs, Labels
 
 
@@ -32,14 +34,15 @@ class Dataset(eqx.Module):
 
     Raises:
         TypeError: `x` or `y` is no array of real numbers.
-        ValueError: NaN or infinity in `x`, shapes that do not fit, labels of another kind, a class
-            without an example.
+        ValueError: NaN, infinity or masked entries in `x`, shapes that do not fit, labels of
+            another kind, a class without an example.
     """
 
     x: Inputs
     y: Labels
     num_classes: int = eqx.field(static=True)
 
+    @named()
     def __init__(self, x: Any, y: Any):
         self.x = _checked_inputs(x)
         self.y, self.num_classes = _checked_labels(y, len(self.x))
@@ -61,6 +64,8 @@ class Dataset(eqx.Module):
 
 
 def _numbers(values: Any, name: str) -> np.ndarray:
+    check_untraced(values, f"`Dataset(x, y)`, `{name}`")
+    check_unmasked(values, f"`Dataset(x, y)`, `{name}`")
     try:
         array = np.asarray(values)
     except Exception as error:  # ragged lists, tensors that refuse to become arrays, ..
@@ -115,6 +120,7 @@ def _checked_labels(y: Any, num_examples: int) -> tuple[np.ndarray, int]:
     )
 
 
+@named()
 def digits(positive: int = 3, negative: int = 8) -> Dataset:
     """scikit-learn's 8 x 8 handwritten digits, two classes, pixels scaled from 0..16 to [0, 1].
 
@@ -139,6 +145,7 @@ def digits(positive: int = 3, negative: int = 8) -> Dataset:
     return _pair(bunch.data / 16.0, bunch.target, positive, negative)
 
 
+@named()
 def mnist(
     path: str | os.PathLike | None = None,
     *,
@@ -250,6 +257,7 @@ def _mnist_openml(split: str) -> tuple[np.ndarray, np.ndarray]:
     return bunch.data[part], bunch.target[part].astype(int)
 
 
+@named()
 def gaussian(n: int, d: int, *, gap: float = 0.5, seed: int = 0) -> Dataset:
     """Standard normal points, labelled by a random hyperplane and kept `gap` away from it.
 
@@ -268,6 +276,7 @@ def gaussian(n: int, d: int, *, gap: float = 0.5, seed: int = 0) -> Dataset:
     return Dataset(x, y)
 
 
+@named()
 def random_labels(n: int, d: int, *, seed: int = 0) -> Dataset:
     """Points on the unit sphere with labels that have nothing to do with them, half of each kind.
 
@@ -289,6 +298,7 @@ def _check_sizes(n: int, d: int, gap: float) -> None:
         raise ValueError(f"`gap={gap}` must be finite and not negative.")
 
 
+@named()
 def soudry(num_random: int = 12, *, seed: int = 0) -> Dataset:
     """Points in the plane with max-margin direction (1, 1)/sqrt(2) and l2 margin sqrt(2).
 

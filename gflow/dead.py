@@ -113,7 +113,8 @@ def _replaced(
     values = np.append(curvature.values[others], value)
     vectors = np.append(curvature.vectors[:, others], direction[:, None], axis=1)
     order = np.argsort(values)
-    frequencies = np.append(curvature.frequencies[others], 0.0)[order]
+    frequencies = np.broadcast_to(curvature.frequencies, curvature.values.shape)
+    frequencies = np.append(frequencies[others], 0.0)[order]
     found = dataclasses.replace(
         curvature, values=values[order], vectors=vectors[:, order], frequencies=frequencies
     )

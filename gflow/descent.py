@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +15,22 @@ from scipy.optimize import brentq
 
 from gflow._layout import Layout
 from gflow._numerics import is_integer, tree_dot, tree_norm, tree_scale, unit
+from gflow._programs import compiled
+from gflow._signatures import named
 from gflow._typing import Params
+from gflow.deadline import Deadline
 from gflow.measures import measure_point
 from gflow.problem import Problem
 from gflow.progress import check_progress, reporter
-from gflow.record import Record, Row, empty_rows, row_capacity, write_row
+from gflow.record import (
+    FIRST_STEPS,
+    Record,
+    Row,
+    empty_rows,
+    row_capacity,
+    steps_within_work,
+    write_row,
+)
 from gflow.results import RESULTS
 from gflow.trajectory import RunFailed, Trajectory
 from gflow.validation import check_start
@@ -35,6 +46,7 @@ class _Point(NamedTuple):
     finite: Bool[Array, ""]
 
 
+@named(optimizer="Any optax transformation, such as `optax.sgd(0.1)`.")
 def descend(
     problem: Problem,
     params: Params,
@@ -43,6 +55,7 @@ def descend(
     num_steps: int,
     objective: Objective = "loss",
     save: int | None = 512,
+    max_seconds: float | None = None,
     progress: bool | Callable[[dict[str, Any]], None] = False,
     throw: bool = True,
 ) -> Trajectory:
@@ -58,28 +71,38 @@ def descend(
     Args:
         problem: what is minimised.
         params: the start.
-        optimizer: any optax transformation, such as `optax.sgd(0.1)`, that turns gradient, state
-            and parameters into the update. A new one, even of the same kind, is compiled anew.
+        optimizer: any optax transformation, such as `optax.sgd(0.1)`. Those that look at the
+            objective itself (`optax.lbfgs`, `optax.polyak_sgd`, `optax.contrib.reduce_on_plateau`)
+            are given its `value`, its `grad` and `value_fn`, whose gradient is that of the
+            problem's mode. Polyak's steps suppose that the least value is 0, as for "loss" it is.
+            A new optimizer, even of the same kind, is compiled anew.
         num_steps: number of steps.
         objective: "loss" hands the optimizer `grad Loss` (the loss is a sum over examples);
             "log_loss" hands it `grad Loss / Loss`, which is descent normalised by the loss.
         save: the number of points kept at most, evenly spread over the steps; None keeps all.
+        max_seconds: after so many seconds the run ends, with the result `seconds_spent`. Looked at
+            between segments of up to 256 steps, fewer for large problems. None for no limit.
         progress: as in `gflow.integrate`.
-        throw: raise `RunFailed` on divergence; False returns the trajectory.
+        throw: raise `RunFailed` on divergence, and where the seconds were spent; False returns the
+            trajectory.
 
     Raises:
-        TypeError, ValueError: see `gflow.validation.check_start`; unknown or impossible options.
-        RunFailed: with `throw=True`, a run that left the range of floating-point numbers.
+        TypeError, ValueError: see `gflow.validation.check_start`; unknown or impossible options; an
+            optimizer that needs other arguments still.
+        RunFailed: with `throw=True`, a run that left the range of floating-point numbers, or that
+            spent its seconds.
     """
     _check_options(optimizer, num_steps, objective, save)
     check_progress(progress, "descend")
+    deadline = Deadline.after(max_seconds, "descend")
     num_steps, save = int(num_steps), None if save is None else int(save)
     params = check_start(problem, params)
     layout = Layout.of(params)
     record = Record(save)
     seconds = time.perf_counter()
     with reporter(progress, "descent") as report:
-        result = _run(problem, params, optimizer, num_steps, objective, layout, record, report)
+        call = _Call(problem, optimizer, layout, objective)
+        result = _run(call, params, num_steps, record, deadline, report)
     columns, vectors = record.columns(problem.degree)
     made = int(columns["num_steps_at"][-1])
     trajectory = Trajectory(
@@ -103,27 +126,40 @@ def descend(
             "gradient": problem.gradient_mode,
         },
     )
-    if throw and trajectory.result_name == "diverged":
+    if throw and trajectory.result_name in ("diverged", "seconds_spent"):
         raise RunFailed(trajectory)
     return trajectory
 
 
-def _run(problem, params, optimizer, num_steps, objective, layout, record, report) -> RESULTS:
+class _Call(NamedTuple):
+    """What is done at every step, and to what."""
+
+    problem: Problem
+    optimizer: optax.GradientTransformation
+    layout: Layout
+    objective: Objective
+
+
+def _run(call: _Call, params, num_steps, record, deadline, report) -> RESULTS:
+    problem, optimizer, layout, objective = call
     point = _begin(params, optimizer)
     capacity = row_capacity(layout.size)
-    made = 0
+    most = steps_within_work(layout.size, len(problem.dataset.x), 1.0)
+    made, length = 0, min(FIRST_STEPS, most)
     try:
         while made < num_steps:
-            budget, stride = np.int64(min(capacity, num_steps - made)), np.int64(record.stride)
+            budget, stride = np.int64(min(length, num_steps - made)), np.int64(record.stride)
             point, rows, num_rows = jax.block_until_ready(
                 _advance(problem, optimizer, layout, point, budget, stride, objective, capacity)
             )
             record.extend(rows, int(num_rows))
-            made = int(point.num_steps)
+            made, length = int(point.num_steps), min(2 * length, most)
             report(record.status(made, problem.degree))
             if not bool(point.finite):
                 record.drop_nonfinite()
                 return RESULTS.diverged
+            if made < num_steps and deadline.passed():
+                return RESULTS.seconds_spent
     except KeyboardInterrupt:
         if not made:  # nothing was computed that could be returned
             raise
@@ -131,7 +167,7 @@ def _run(problem, params, optimizer, num_steps, objective, layout, record, repor
     return RESULTS.successful  # pyright: ignore[reportReturnType]
 
 
-@eqx.filter_jit
+@compiled
 def _begin(params: Params, optimizer: optax.GradientTransformation) -> _Point:
     zero = jnp.zeros(())
     with jax.numpy_dtype_promotion("standard"):
@@ -139,7 +175,7 @@ def _begin(params: Params, optimizer: optax.GradientTransformation) -> _Point:
     return _Point(params, state, zero, jnp.zeros((), jnp.int64), jnp.ones((), bool))
 
 
-@eqx.filter_jit
+@compiled
 def _advance(
     problem: Problem,
     optimizer: optax.GradientTransformation,
@@ -185,13 +221,19 @@ def _step(
     point: _Point,
 ) -> _Point:
     ascent = problem.ascent(point.params)
-    log_scale = ascent.log_weight
-    if objective == "log_loss":
-        log_scale = log_scale - problem.loss.log_loss(ascent.margins)
+    log_loss = problem.loss.log_loss(ascent.margins)
+    logarithmic = objective == "log_loss"
+    log_scale = ascent.log_weight - log_loss if logarithmic else ascent.log_weight
     gradient = tree_scale(-jnp.exp(log_scale), ascent.vector)
+    # Of no use to most optimizers, and left out of the program with them.
+    extra = {
+        "value": log_loss if logarithmic else jnp.exp(log_loss),
+        "grad": gradient,
+        "value_fn": partial(_value, problem, logarithmic),
+    }
     # Adam and others mix floats with integers, which strict dtype promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
-        update, state = optimizer.update(gradient, point.optimizer_state, point.params)
+        update, state = _updated(optimizer, gradient, point, extra)
         params = optax.apply_updates(point.params, update)
     length = tree_norm(ascent.vector)
     along = tree_dot(update, ascent.vector) / jnp.where(length > 0, length**2, 1.0)
@@ -202,6 +244,30 @@ def _step(
     kappa = norm**problem.degree
     finite = jnp.isfinite(kappa) & (norm > 0) & jnp.isfinite(ascent.log_weight)
     return _Point(params, state, log1p_time, point.num_steps + 1, finite)
+
+
+def _value(problem: Problem, logarithmic: bool, params: Params) -> Array:
+    """The objective, with the gradient of the problem's mode."""
+    margins = problem.free_margins(lax.stop_gradient(params))(params)
+    log_loss = problem.loss.log_loss(margins)
+    return log_loss if logarithmic else jnp.exp(log_loss)
+
+
+def _updated(
+    optimizer: optax.GradientTransformation, gradient: Params, point: _Point, extra: dict[str, Any]
+) -> tuple[Params, Any]:
+    """The update and the optimizer's state after it."""
+    update = optax.with_extra_args_support(optimizer).update
+    try:
+        return update(gradient, point.optimizer_state, point.params, **extra)
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        given = ", ".join(f"`{name}`" for name in extra)
+        raise TypeError(
+            f"`descend(optimizer=...)`: the optimizer asks for more than the gradient, its state, "
+            f"the parameters, and {given}, which it is given ({error})."
+        ) from error
 
 
 def read_between(trajectory: Trajectory, index: int, name: str, target: float) -> Params:

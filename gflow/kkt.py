@@ -19,6 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gflow._layout import Layout
+from gflow._programs import compiled
 from gflow._typing import Params
 from gflow.problem import GradientMode, Problem
 
@@ -66,7 +67,7 @@ def residual(
     return theta - layout.flatten(pull), margins.ravel()
 
 
-residual_at = eqx.filter_jit(residual)
+residual_at = compiled(residual)
 """`residual`, compiled."""
 
 
@@ -116,12 +117,12 @@ def only_pushing(problem: Problem, pushing: np.ndarray) -> tuple[Problem, np.nda
     return fewer, np.arange(pushing.size).reshape(pushing.shape)[kept].ravel()
 
 
-@eqx.filter_jit
+@compiled
 def _system(problem: Problem, layout: Layout, theta: Any, multipliers: Any) -> tuple[Array, ...]:
     return *_lagrangian(problem, multipliers, layout, theta), *_margins(problem, layout, theta)
 
 
-@eqx.filter_jit
+@compiled
 def _lagrangian(
     problem: Problem, multipliers: Any, layout: Layout, theta: Any
 ) -> tuple[Array, Array]:
@@ -135,13 +136,13 @@ def _lagrangian(
     return value, lax.map(product, jnp.eye(theta.size), batch_size=batch).T
 
 
-@eqx.filter_jit
+@compiled
 def _margins(problem: Problem, layout: Layout, theta: Any) -> tuple[Array, Array, Array]:
     margins = problem.margins(layout.unflatten(theta))
     return margins.ravel(), *slopes_and_gradients(problem, layout, theta)
 
 
-@eqx.filter_jit
+@compiled
 def slopes_and_gradients(
     problem: Problem, layout: Layout, theta: Vector
 ) -> tuple[Float[Array, "m P"], Float[Array, "m P"]]:

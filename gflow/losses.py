@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
+from gflow._signatures import named
+
 # From this margin on, log(log(1 + e^-q)) and -q - e^-q / 2 agree to the last bit.
 _TAIL = 37.0
 
@@ -90,11 +92,13 @@ class Logistic(AbstractLoss):
         return jnp.where(tail, -far - 0.5 * jnp.exp(far), near)
 
 
+@named()
 def exponential() -> Exponential:
     """The exponential loss `l(q) = exp(-q)`, summed over examples."""
     return Exponential()
 
 
+@named()
 def logistic() -> Logistic:
     """The logistic loss `l(q) = log(1 + exp(-q))`, summed over examples.
 

@@ -36,6 +36,9 @@ _SHARP = 1e8
 _LONGEST = 0.3
 _SLACK = 1e-10
 _SHORTEST = 0.125
+# Newton's method goes on to this residual, or to the tolerance if that is less; where rounding ends
+# it before, the residual no longer halves.
+_AIM, _ROUNDED = 1e-12, 1e-9
 # A system of which this part of the right-hand side is left over has no solution.
 _INCONSISTENT = 0.1
 
@@ -75,7 +78,7 @@ def polish(
     weights: np.ndarray,
     *,
     support: float = _SUPPORT,
-    tolerance: float = 1e-12,
+    tolerance: float = _ROUNDED,
     most_iterations: int = _MOST_ITERATIONS,
 ) -> Polished:
     """The KKT point near a direction whose margins are positive.
@@ -85,7 +88,7 @@ def polish(
         weights: the flow's weights p there, flattened: they name the active margins and give the
             first multipliers, `p_i |theta|^2 / L` (Euler's identity). Shape (m,).
         support: margins with less weight than this part of the largest are not active at first.
-        tolerance: of the residual.
+        tolerance: of the residual; it is aimed at 1e-12, or at the tolerance if that is less.
         most_iterations: systems at most.
     """
     degree = problem.degree
@@ -100,8 +103,10 @@ def polish(
         error = _error(at, theta, active)
         errors = [*errors[-1:], error]
         # Where second derivatives jump, as those of ReLU^2, whole steps may go to and fro.
-        share = max(0.5 * share, _SHORTEST) if error > 0.5 * errors[0] and len(errors) > 1 else 1.0
-        mended = _mended(at.margins, multipliers, active) if error <= tolerance else active
+        stalls = len(errors) > 1 and error > 0.5 * errors[0]
+        share = max(0.5 * share, _SHORTEST) if stalls else 1.0
+        close = error <= min(_AIM, tolerance) or (stalls and error <= min(_ROUNDED, tolerance))
+        mended = _mended(at.margins, multipliers, active) if close else active
         if mended is None or iteration == most_iterations or not np.isfinite(error):
             found = Polished(theta, multipliers, active, error, mended is None, iteration, at)
             return _refined(problem, layout, found)
@@ -128,7 +133,12 @@ def _refined(problem: Problem, layout: Layout, found: Polished) -> Polished:
 
 
 def polish_capped(
-    problem: Problem, layout: Layout, direction: np.ndarray, weights: np.ndarray, log_kappa: float
+    problem: Problem,
+    layout: Layout,
+    direction: np.ndarray,
+    weights: np.ndarray,
+    log_kappa: float,
+    tolerance: float = _ROUNDED,
 ) -> Polished:
     """The KKT point to which the flow capped at kappa_c leads from where it nearly rests.
 
@@ -136,17 +146,23 @@ def polish_capped(
         direction: u, a unit vector whose margins are positive. Shape (P,).
         weights: the flow's weights p there, flattened. Shape (m,).
         log_kappa: log kappa_c.
+        tolerance: of the residual.
     """
+    # Measured elsewhere the margin may be positive by its rounding: there is no KKT system at 0.
+    if not np.min(problem.margins(layout.unflatten(direction))) > 0:
+        return _without_system(problem, layout, direction, weights)
     large, named = layout.size > _LARGE, None
     most = _FEW_ITERATIONS if large else _MOST_ITERATIONS
     if len(weights) <= FEW_MARGINS and not large:
-        named = polish(problem, layout, direction, weights)
+        named = polish(problem, layout, direction, weights, tolerance=tolerance)
         if named.converged:
             return named
     cooled = cool(problem, layout, direction, weights, log_kappa)
     if not cooled.sharpness > 0:
-        again = named is None
-        return polish(problem, layout, direction, weights, most_iterations=most) if again else named
+        if named is not None:
+            return named
+        options = {"tolerance": tolerance, "most_iterations": most}
+        return polish(problem, layout, direction, weights, **options)
     if large and not cooled.sharpness > _SHARP:
         most = 0
     found = polish(
@@ -155,14 +171,27 @@ def polish_capped(
         cooled.direction,
         cooled.multipliers,
         support=_COOLED,
+        tolerance=tolerance,
         most_iterations=most,
     )
     return dataclasses.replace(found, num_iterations=found.num_iterations + cooled.num_iterations)
 
 
-def polish_drifted(problem: Problem, layout: Layout, drift: Drift) -> Polished:
+def _without_system(
+    problem: Problem, layout: Layout, direction: np.ndarray, weights: np.ndarray
+) -> Polished:
+    """A direction without a positive margin, which cannot be scaled to a margin of 1."""
+    at = system(problem, layout, direction, np.zeros_like(weights))
+    active = np.zeros(len(weights), bool)
+    return Polished(direction, np.zeros_like(weights), active, np.inf, False, 0, at)
+
+
+def polish_drifted(
+    problem: Problem, layout: Layout, drift: Drift, tolerance: float = _ROUNDED
+) -> Polished:
     """The KKT point at the rest of a drift, whose multipliers tell the active margins."""
-    return polish(problem, layout, drift.direction, drift.multipliers, support=_COOLED)
+    at = drift.direction, drift.multipliers
+    return polish(problem, layout, *at, support=_COOLED, tolerance=tolerance)
 
 
 def polish_again(

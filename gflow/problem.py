@@ -4,10 +4,9 @@ The only place where one example becomes all of them (`vmap`). Every function is
 methods are compiled on first use.
 """
 
-import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,6 +16,9 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
 from gflow._numerics import check_x64, scaled_margins, tree_scale
+from gflow._parts import check_parts, warn_of_radius
+from gflow._programs import PROGRAMS, compiled
+from gflow._signatures import named
 from gflow._typing import Inputs, Params, Scalar
 from gflow.datasets import Dataset
 from gflow.losses import AbstractLoss
@@ -24,13 +26,6 @@ from gflow.networks import AbstractNetwork
 from gflow.perturbations import AbstractPerturbation, Clean, clean
 
 GradientMode = Literal["frozen", "total"]
-
-_MAKERS = {
-    "network": "a function of `gflow.networks`",
-    "dataset": "`gflow.Dataset(x, y)`",
-    "loss": "a function of `gflow.losses`",
-    "perturbation": "a function of `gflow.perturbations`",
-}
 
 
 class Ascent(NamedTuple):
@@ -67,6 +62,10 @@ class Problem(eqx.Module):
         TypeError: an argument is not what it should be.
         ValueError: the network's inputs or outputs do not fit the data set; from every method, JAX
             does not compute in float64.
+
+    Warns:
+        UserWarning: the radius and the inputs look as if they were given in different units (see
+            `gflow._parts`).
     """
 
     network: AbstractNetwork
@@ -76,6 +75,7 @@ class Problem(eqx.Module):
     starts: Inputs | None
     gradient_mode: GradientMode = eqx.field(static=True)
 
+    @named(loss="It comes from `gflow.losses`: `loss=gflow.losses.logistic()`.")
     def __init__(
         self,
         network: AbstractNetwork,
@@ -86,27 +86,26 @@ class Problem(eqx.Module):
         gradient: GradientMode = "frozen",
     ):
         perturbation = clean() if perturbation is None else perturbation
-        _check_kind(network, AbstractNetwork, "network")
-        _check_kind(dataset, Dataset, "dataset")
-        _check_kind(loss, AbstractLoss, "loss")
-        _check_kind(perturbation, AbstractPerturbation, "perturbation")
+        check_parts(network=network, dataset=dataset, loss=loss, perturbation=perturbation)
         if gradient not in ("frozen", "total"):
             raise ValueError(f"`Problem(gradient={gradient!r})`: choose 'frozen' or 'total'.")
         network.check_fits(dataset.x.shape[1], dataset.num_outputs)
         perturbation.check_fits(np.asarray(dataset.x))
+        warn_of_radius(perturbation, np.asarray(dataset.x))
         self.network = network
         self.dataset = dataset
         self.loss = loss
         self.perturbation = perturbation
         self.starts = perturbation.starts(*dataset.x.shape)
         self.gradient_mode = gradient
+        PROGRAMS.serve(self)
 
     @property
     def degree(self) -> float:
         """Homogeneity degree L of the network, and so of the margins, in the parameters."""
         return self.network.degree
 
-    @eqx.filter_jit
+    @compiled
     def perturbations(self, params: Params) -> Float[Array, "n d"]:
         """`delta_i(params)` for every example, in input units. Shapes: (n, d)."""
         x, y = self._examples()
@@ -114,7 +113,7 @@ class Problem(eqx.Module):
         axes = (None, 0, 0, None if starts is None else 0)
         return jax.vmap(self._perturb, axes)(params, x, y, starts)
 
-    @eqx.filter_jit
+    @compiled
     def margins(self, params: Params) -> Float[Array, "n ..."]:
         """Adversarial margins `q_i = y_i f(x_i + delta_i; params)`.
 
@@ -122,24 +121,24 @@ class Problem(eqx.Module):
         """
         return self.margins_at(params, self.perturbations(params))
 
-    @eqx.filter_jit
+    @compiled
     def clean_margins(self, params: Params) -> Float[Array, "n ..."]:
         """Margins `y_i f(x_i; params)` without perturbation, in the shape of `margins`."""
         x, _ = self._examples()
         return self.margins_at(params, jnp.zeros_like(x))
 
-    @eqx.filter_jit
+    @compiled
     def margins_at(self, params: Params, delta: Float[Array, "n d"]) -> Float[Array, "n ..."]:
         """Margins at given perturbations `delta`, held fixed. Shapes: delta (n, d)."""
         x, y = self._examples()
         return jax.vmap(self._margin, (None, 0, 0))(params, x + delta, y)
 
-    @eqx.filter_jit
+    @compiled
     def log_loss(self, params: Params) -> Float[Array, ""]:
         """`log sum_i l(q_i)`, the logarithm of the adversarial loss."""
         return self.loss.log_loss(self.margins(params))
 
-    @eqx.filter_jit
+    @compiled
     def gradient(self, params: Params) -> Params:
         """`grad Loss(params)`, in the problem's gradient mode, with the structure of `params`.
 
@@ -165,7 +164,7 @@ class Problem(eqx.Module):
         # An array, since a Python number would be compiled into the program.
         return self._ascent(params, jnp.asarray(log_kappa, float), assumed)
 
-    @eqx.filter_jit
+    @compiled
     def _ascent(self, params: Params, log_kappa: Array, assumed: Array | None) -> Ascent:
         margins, pull_back = self.linearize(params)
         log_weights = self.log_weights(margins if assumed is None else assumed, log_kappa)
@@ -200,7 +199,7 @@ class Problem(eqx.Module):
         """Whether the mode's gradients are, whatever the parameters, those through delta."""
         return self.gradient_mode == "total" or isinstance(self.perturbation, Clean)
 
-    @eqx.filter_jit
+    @compiled
     def margin_gradients(
         self, params: Params, examples: Int[Array, " m"], *, gradient: GradientMode | None = None
     ) -> Params:
@@ -255,14 +254,3 @@ def _against_others(output: Float[Array, " k"], y: Int[Array, ""]) -> Float[Arra
     num_classes = output.shape[0]
     others = (y + jnp.arange(1, num_classes, dtype=y.dtype)) % num_classes
     return output[y] - output[others]
-
-
-def _check_kind(value: Any, kind: type, name: str) -> None:
-    if isinstance(value, kind):
-        return
-    # `loss=gflow.losses.logistic`, without the brackets
-    uncalled = isinstance(value, type) or inspect.isroutine(value)
-    hint = f" Call it first: `{value.__name__}(...)`." if uncalled else ""
-    raise TypeError(
-        f"`Problem(...)`: `{name}` is {value!r}, expected what {_MAKERS[name]} makes.{hint}"
-    )

@@ -1,6 +1,6 @@
 """The record of a run on the host: saved points, thinned so that memory stays bounded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +31,10 @@ COLUMNS = (
 # Buffers of a compiled segment hold this many bytes at most, and this many rows.
 _BUFFER_BYTES = 2**26
 _BUFFER_ROWS = 256
+# Steps of a first segment; the next ones double.
+FIRST_STEPS = 16
+# Weights times examples times gradients in a segment, at most: about a second on one CPU core.
+_WORK = 5e8
 
 
 class Row(NamedTuple):
@@ -40,7 +44,7 @@ class Row(NamedTuple):
         clock: tau.
         step: the step that the integration tried from here, or made to here.
         num_accepted: accepted steps up to here.
-        state: the point, with its direction normalized.
+        state: the point, with its direction normalized, and with log(1 + t).
         measures: what is measured of it.
     """
 
@@ -56,6 +60,17 @@ def row_capacity(num_params: int) -> int:
     return int(np.clip(_BUFFER_BYTES // (24 * num_params), 8, _BUFFER_ROWS))
 
 
+def steps_within_work(num_params: int, num_examples: int, evaluations: float) -> int:
+    """Steps of a compiled segment at most, from sizes that are known beforehand, so that what a run
+    does depends on no clock: an interrupt, a deadline and the progress line wait for its end.
+
+    Args:
+        evaluations: gradients of all examples in a step.
+    """
+    work = num_params * num_examples * evaluations
+    return int(np.clip(_WORK / work, 1, row_capacity(num_params)))
+
+
 def empty_rows(row: Row, capacity: int) -> Row:
     """A buffer of zeros for `capacity` rows that are shaped like `row`."""
     return jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), row)
@@ -66,19 +81,47 @@ def write_row(rows: Row, index: Array, row: Row) -> Row:
     return jax.tree.map(lambda saved, leaf: saved.at[index].set(leaf), rows, row)
 
 
+def rows_of(columns: Mapping[str, np.ndarray], vectors: np.ndarray) -> list[Row]:
+    """The rows of a trajectory. The time that a cap leaves unknown is 0."""
+    tail = np.stack([columns["log_norm"], np.nan_to_num(columns["log1p_time"])], axis=1)
+    measures: list[Any] = [columns[name] for name in PointMeasures._fields]
+    parts: tuple[Any, ...] = (
+        columns["clock"],
+        columns["step"],
+        columns["num_steps_at"],
+        np.concatenate([vectors, tail], axis=1),
+        PointMeasures(*measures),
+    )
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], Row(*parts)) for i in range(len(vectors))]
+
+
 class Record:
     """Rows of a run. Once more than `limit` are held, every second one is dropped, and from then on
     only every `stride`-th accepted step is recorded, with the stride doubled.
 
+    Whatever is held, the log-losses at the ends of segments are: what a run makes of them must not
+    depend on the limit.
+
     Args:
         limit: the number of rows to hold at most; None for all.
+        rows: of a run that goes on.
+        stride: theirs.
+        log_losses: of the segments behind them.
     """
 
-    def __init__(self, limit: int | None):
+    def __init__(
+        self,
+        limit: int | None,
+        rows: list[Row] | None = None,
+        stride: int = 1,
+        log_losses: Sequence[float] = (),
+    ):
         self.limit = limit
-        self.stride = 1
-        self._rows: list[Row] = []
+        self.stride = stride
+        self._rows: list[Row] = [] if rows is None else list(rows)
         self._last: Row | None = None
+        self._log_losses = list(log_losses)
+        self._thin()
 
     def extend(self, rows: Row, num_rows: int) -> Row:
         """Adds the first `num_rows` of stacked rows, and returns the last of them.
@@ -91,6 +134,8 @@ class Record:
         self._rows.extend(each[:-1])
         last = jax.tree.map(np.array, each[-1])
         self._last = last
+        self._log_losses = self._log_losses or [float(self.first().measures.log_loss)]
+        self._log_losses.append(float(last.measures.log_loss))
         self._thin()
         return last
 
@@ -99,6 +144,9 @@ class Record:
             self.stride *= 2
             kept = [row for row in self._rows if row.num_accepted % self.stride == 0]
             self._rows = [jax.tree.map(np.array, row) for row in kept]
+
+    def __len__(self) -> int:
+        return len(self._all())
 
     def first(self) -> Row:
         """The starting point."""
@@ -109,12 +157,13 @@ class Record:
         return self._all()[-1]
 
     def log_losses(self) -> np.ndarray:
-        """The log-loss of every row. Shapes: (s,)."""
-        return np.asarray([row.measures.log_loss for row in self._all()])
+        """The log-loss at the start and at the end of every segment."""
+        return np.asarray(self._log_losses)
 
     def only_first(self) -> None:
         """Forgets everything but the starting point."""
         self._rows, self._last = [], self.first()
+        self._log_losses = self._log_losses[:1]
 
     def drop_nonfinite(self) -> None:
         """Drops points that are not finite, or whose loss is not; the starting point stays."""

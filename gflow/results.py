@@ -15,14 +15,22 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "computed is kept. Where the smallest margin is not positive, the examples are not "
         "separated yet. The steps of an explicit solver shrink like 1/kappa, and with kinks (FGSM "
         "without smoothing, plain ReLU) further still: ask for less, raise `max_steps`, smooth the "
-        "kink, or choose an implicit solver."
+        "kink, or choose an implicit solver. `gflow.integrate(problem, trajectory, ...)` goes on "
+        "from where it ended."
+    )
+    seconds_spent = (
+        "The seconds that `max_seconds` allows were spent before what was asked for was reached. "
+        "What was computed is kept; a flow goes on from there with "
+        "`gflow.integrate(problem, trajectory, ...)`."
     )
     chattering = (
-        "The step budget was spent, and the flow chatters: it slides along kinks (plain ReLU, "
-        "signs of FGSM), which the solver crosses to and fro, or clings to, in ever shorter steps. "
-        "What was computed is kept; `stats['num_chattering']` counts the examples. Smooth the "
-        "kinks (`fgsm(radius, smoothing=...)`, `mlp(..., smoothing=...)`), or go to the limit with "
-        "`gflow.find_limit`, which does and then leads the smoothing to 0."
+        "The flow chatters: it slides along kinks (plain ReLU, signs of FGSM, a neuron that "
+        "switches under an attack with `gradient='total'`), which the solver crosses to and fro, "
+        "or clings to, in ever shorter steps. More steps would hardly lead on, so that the run was "
+        "stopped, or its budget was spent. What was computed is kept; `stats['num_chattering']` "
+        "counts the examples. Smooth the kinks (`fgsm(radius, smoothing=...)`, "
+        "`mlp(..., smoothing=...)`), or go to the limit with `gflow.find_limit`, which does and "
+        "then leads the smoothing to 0."
     )
     step_underflow = (
         "The step size underflowed: the flow meets a kink or a discontinuity that the solver "
@@ -58,13 +66,20 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     )
     degenerate = (
         "A KKT point was reached whose second derivatives vanish in some direction that is no "
-        "symmetry: whether the flow stays there, and whether it is a maximum of the margin, cannot "
-        "be told from them."
+        "symmetry, or depend on coefficients at kinks that nothing determines (then "
+        "`.curvature.undecided` names them): whether the flow stays there, and whether it is a "
+        "maximum of the margin, cannot be told from them."
     )
     not_polished = (
         "Newton's method on the KKT system did not converge from where the flow stopped. This "
         "usually means a kink (FGSM without smoothing, plain ReLU): smooth it, or judge the end of "
         "the flow by `gflow.certify`."
+    )
+    not_certified = (
+        "The search ended at a point whose certificate does not hold: a margin is not positive, "
+        "the stationarity exceeds the tolerance, or a number is not finite. This usually means a "
+        "tolerance below what rounding allows, or, at kinks, that the attack leaves no positive "
+        "margin there. See `.certificate`."
     )
     not_at_kink = (
         "With its kinks rounded to some relative width (plain ReLU, signs of FGSM) the problem has "
@@ -103,6 +118,7 @@ SUCCESS = "The run reached what was asked for."
 NAMES = (
     "successful",
     "step_budget_spent",
+    "seconds_spent",
     "chattering",
     "step_underflow",
     "not_finite",
@@ -113,6 +129,7 @@ NAMES = (
     "saddle",
     "degenerate",
     "not_polished",
+    "not_certified",
     "not_at_kink",
     "drifting",
     "circling",

@@ -11,7 +11,6 @@ Source: Clarke 1983.
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +18,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gflow._layout import Layout
+from gflow._programs import compiled
 from gflow._typing import Params
 from gflow.problem import Problem
-from gflow.switches import has_kinks, passes, switched_margins
+from gflow.switches import alone_with, has_kinks, passes, switched_margins
 
 # Memory for the gradients of single margins, and the most margins they are taken of.
 _GRADIENT_BYTES = 2**28
@@ -146,22 +146,10 @@ class Subgradients:
         return np.union1d(named, self.unnamed)
 
     def _decided(self, vector: np.ndarray, given: np.ndarray) -> Pattern:
-        coefficients = given
-        while True:  # no longer than there are layers of switches: none decides one before it
-            values, scales, margins = self._evaluated(vector, coefficients)
-            free = np.abs(values) <= _AT_KINK * scales
-            turned = np.where(free, given, np.sign(values))
-            if np.array_equal(turned, coefficients):
-                break
-            coefficients = turned
-        alive = scales > _DEAD * scales.max(initial=0.0)
-        return Pattern(coefficients, free, alive, margins)
-
-    def _evaluated(self, vector: np.ndarray, coefficients: np.ndarray) -> tuple[np.ndarray, ...]:
         if not self.named:
-            return coefficients, coefficients, self._margins
-        found = _switched_values(self.problem, self.layout, vector, coefficients)
-        return tuple(map(np.asarray, found))
+            nothing = np.zeros(given.shape, bool)
+            return Pattern(given, nothing, nothing, self._margins)
+        return decided(self.problem, self.layout, vector, given)
 
     def _gradients(self, vector: np.ndarray, pattern: Pattern) -> np.ndarray:
         """Shapes: (margins, P)."""
@@ -200,6 +188,24 @@ class Subgradients:
         self.owner = np.concatenate([owners[~self._sided], *repeated])
 
 
+def decided(problem: Problem, layout: Layout, vector: np.ndarray, given: np.ndarray) -> Pattern:
+    """The pattern at a direction with given coefficients at the kinks, all else decided.
+
+    Shapes: vector (P,), given (n, s).
+    """
+    coefficients = given
+    while True:  # no longer than there are layers of switches: none decides one before it
+        found = _switched_values(problem, layout, vector, coefficients)
+        values, scales, margins = map(np.asarray, found)
+        free = np.abs(values) <= _AT_KINK * scales
+        turned = np.where(free, given, np.sign(values))
+        if np.array_equal(turned, coefficients):
+            break
+        coefficients = turned
+    alive = scales > _DEAD * scales.max(initial=0.0)
+    return Pattern(coefficients, free, alive, margins)
+
+
 def _probes(direction: np.ndarray) -> list[np.ndarray]:
     """Points a little to either side of the direction, along fixed random lines."""
     generator = np.random.default_rng(0)
@@ -208,7 +214,7 @@ def _probes(direction: np.ndarray) -> list[np.ndarray]:
     return [direction + sign * step for step in steps for sign in (1, -1)]
 
 
-@eqx.filter_jit
+@compiled
 def _switched_values(problem: Problem, layout: Layout, theta: Any, coefficients: Any) -> Any:
     params = layout.unflatten(jnp.asarray(theta))
     angles = jnp.arcsin(jnp.asarray(coefficients))
@@ -216,7 +222,7 @@ def _switched_values(problem: Problem, layout: Layout, theta: Any, coefficients:
     return decided.values, decided.scales, margins
 
 
-@eqx.filter_jit
+@compiled
 def _switched_gradients(
     problem: Problem, layout: Layout, theta: Any, coefficients: Any, examples: Any
 ) -> Float[Array, "m P"]:
@@ -229,7 +235,7 @@ def _switched_gradients(
     return jax.vmap(one)(jnp.asarray(examples)).reshape(-1, theta.size)
 
 
-@eqx.filter_jit
+@compiled
 def _total_pull(
     problem: Problem, layout: Layout, theta: Any, coefficients: Any, multipliers: Any
 ) -> Float[Array, " P"]:
@@ -243,7 +249,7 @@ def _total_pull(
     return jax.vjp(margins, jnp.asarray(theta))[1](jnp.asarray(multipliers))[0]
 
 
-@eqx.filter_jit
+@compiled
 def _switched_turns(
     problem: Problem, layout: Layout, theta: Any, coefficients: Any, shares: Any, places: Any
 ) -> Float[Array, "t P"]:
@@ -266,13 +272,7 @@ def _switched_turns(
 
 def _margins_of(problem: Problem, layout: Layout, theta: Array, index: Array) -> Any:
     """The margins of one example, against every rival, as a function of (theta, its angles)."""
-
-    def fields(problem: Problem) -> list[Any]:
-        found = [problem.dataset.x, problem.dataset.y]
-        return found if problem.starts is None else [*found, problem.starts]
-
-    own = [jnp.asarray(field)[index][None] for field in fields(problem)]
-    alone = eqx.tree_at(fields, problem, own)
+    alone = alone_with(problem, index)
 
     def margins(free: Array, angles: Array) -> Array:
         moved = layout.unflatten(free)

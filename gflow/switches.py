@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from gflow._programs import compiled
 from gflow._typing import Params
 from gflow.networks import Decided
 from gflow.problem import Problem
@@ -73,7 +74,7 @@ def smoothed(problem: Problem, smoothing: Any) -> Problem:
     return eqx.tree_at(lambda p: (p.network, p.perturbation), problem, twins)
 
 
-@eqx.filter_jit
+@compiled
 def settled_angles(problem: Problem, params: Params, smoothing: Any) -> Float[Array, "n s"]:
     """The angles at which every switch stands where its own value puts it.
 
@@ -141,3 +142,14 @@ def _one(
     values = jnp.concatenate([jnp.ravel(leaf) for leaf in (before[0], before[2], last.values)])
     scales = jnp.concatenate([jnp.ravel(leaf) for leaf in (before[1], before[3], last.scales)])
     return problem.margin_of(output, y), Decided(values, scales)
+
+
+def alone_with(problem: Problem, index: Any) -> Problem:
+    """The problem of one example alone, whose index may be traced."""
+
+    def fields(problem: Problem) -> list[Any]:
+        found = [problem.dataset.x, problem.dataset.y]
+        return found if problem.starts is None else [*found, problem.starts]
+
+    own = [jnp.asarray(field)[index][None] for field in fields(problem)]
+    return eqx.tree_at(fields, problem, own)

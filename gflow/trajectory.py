@@ -1,8 +1,6 @@
 """The outcome of a run, continuous or discrete: read at a time, a loss or a norm; saved, loaded."""
 
-import json
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -12,33 +10,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from gflow._description import (
-    NotRestorable,
-    decode,
-    decode_structure,
-    encode,
-    encode_structure,
-    plain,
-)
+from gflow._archive import read_archive, write_archive
+from gflow._description import plain
+from gflow._files import checked_path
 from gflow._layout import Layout
+from gflow._numerics import check_unmasked
+from gflow._signatures import named
 from gflow._typing import Params
+from gflow.checkpoint import Checkpoint
 from gflow.problem import Problem
 from gflow.record import COLUMNS
 from gflow.results import RESULTS, Outcome
+from gflow.stored import check_fits, parts, restored
 
-_FORMAT = 1
 _ROUNDING = 1e-12
-
-# What reading a file of another kind, or a broken one, can raise.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    EOFError,
-    zipfile.BadZipFile,
-)
 
 _READERS = {"flow": "gflow.flow.reading", "descent": "gflow.descent"}
 """The module whose `read_between(trajectory, index, name, target)` gives the parameters where the
@@ -90,6 +75,8 @@ class Trajectory(Outcome):
         result: a member of `RESULTS`.
         stats: counts and seconds.
         settings: the arguments of the run.
+        checkpoint: of a flow, from where `gflow.integrate(problem, trajectory, ...)` goes on bit
+            for bit; None where that is not known, as in files of earlier versions.
     """
 
     kind: str
@@ -100,6 +87,7 @@ class Trajectory(Outcome):
     result: RESULTS
     stats: Mapping[str, Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = field(default=None, repr=False)
 
     def __getattr__(self, name: str) -> np.ndarray:
         if name in COLUMNS:
@@ -140,9 +128,10 @@ class Trajectory(Outcome):
         return self.params_at_index(-1)
 
     def params_at_index(self, index: int) -> Params:
-        """The parameters at a saved point."""
-        return self.layout.unflatten(np.exp(self.log_norm[index]) * self.vectors[index])
+        """The parameters at a saved point; infinite where they leave the range of numbers."""
+        return self.layout.unflatten(scaled(self.log_norm[index], self.vectors[index]))
 
+    @named("trajectory.at")
     def at(
         self,
         *,
@@ -181,8 +170,9 @@ class Trajectory(Outcome):
 
     def _at(self, name: str, target: float) -> Params:
         values, target_value = self._progress(name, target)
-        # The end lies on its own target to rounding only.
-        if abs(values[-1] - target_value) <= _ROUNDING * max(1.0, abs(target_value)):
+        # The end lies on its own target to rounding only. An infinite end has no distance from it.
+        within = _ROUNDING * max(1.0, abs(target_value))
+        if np.isfinite(values[-1]) and abs(values[-1] - target_value) <= within:
             target_value = min(target_value, float(values[-1]))
         if values[0] == target_value:
             return self.params_at_index(0)
@@ -247,34 +237,38 @@ class Trajectory(Outcome):
             **columns,
         }
 
+    @named("trajectory.save")
     def save(self, path: str | os.PathLike) -> Path:
         """Writes the trajectory, its settings and its problem to one file (NumPy's .npz).
 
+        It is written beside its place and renamed once it is on the disk: where that fails, as with
+        a full disk, an earlier file of that name stays as it was.
+
+        Args:
+            path: the file; .npz is appended unless it ends in that. Its folder must exist.
+
         Returns:
-            The path written: `path`, with .npz appended unless it ends in that.
+            The path written.
+
+        Raises:
+            TypeError: `path` is no path; parameters in other containers than tuples, lists, dicts.
+            ValueError: `path` names no file: it is empty, or ends like a folder.
+            OSError: the file cannot be written; FileNotFoundError where its folder is missing.
         """
-        arrays: dict[str, np.ndarray] = {}
-        header = {
-            "format": _FORMAT,
-            "kind": self.kind,
-            "result": self.result_name,
-            "stats": dict(self.stats),
-            "settings": dict(self.settings),
-            "structure": encode_structure(self.direction),
-            "problem": encode(self.problem, arrays),
-        }
-        # Not `with_suffix`, to which ".1" is the suffix of "eps=0.1".
-        path = Path(path)
-        path = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")
-        text = np.asarray(json.dumps(header, default=plain))
-        columns = {f"column_{name}": values for name, values in self.columns.items()}
-        tables = {"header": text, "vectors": self.vectors, **columns, **arrays}
-        np.savez(path, **tables)  # pyright: ignore[reportArgumentType]
+        path = checked_path(path, ".npz", "trajectory.save({!r})")
+        write_archive(path, *parts(self))
         return path
+
+
+def scaled(log_norm: Any, vector: np.ndarray) -> np.ndarray:
+    """`exp(log_norm) vector`, whose zeros stay zeros however large the norm."""
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity is meant, 0 * infinity is not
+        return np.where(vector == 0, 0.0, np.exp(log_norm) * vector)
 
 
 def _check_targets(name: str, value: Any) -> None:
     call = f"`trajectory.at({name}={value!r})`"
+    check_unmasked(value, call)
     try:
         values = np.asarray(value)
     except Exception as error:  # ragged lists
@@ -285,6 +279,7 @@ def _check_targets(name: str, value: Any) -> None:
         raise TypeError(f"{call}: give a number or a sequence of numbers.")
 
 
+@named("gflow.load")
 def load(path: str | os.PathLike, *, problem: Problem | None = None) -> Trajectory:
     """Reads a trajectory that `Trajectory.save` wrote.
 
@@ -295,51 +290,27 @@ def load(path: str | os.PathLike, *, problem: Problem | None = None) -> Trajecto
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no trajectory of gflow.
+        TypeError: `path` is no path, or `problem` no `Problem`.
+        ValueError: it is no trajectory of gflow, or a damaged one; or `problem` is another than
+            that of the run, since it has no margins at the parameters stored.
     """
+    call = f"`gflow.load({str(path)!r})`"
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"`gflow.load({path!r})`: give the path of a file.")
+    if not (problem is None or isinstance(problem, Problem)):
+        raise TypeError(f"{call}: `problem` is {problem!r}, expected a `gflow.Problem`.")
     try:
-        # NumPy leaves a file that it opened itself open where the content is broken; and of what is
-        # no archive it returns an array, or says that pickles are not allowed.
-        with open(path, "rb") as handle:
-            if not zipfile.is_zipfile(handle):
-                raise ValueError("it is no .npz file")
-            handle.seek(0)
-            with np.load(handle, allow_pickle=False) as file:
-                return _restored(_header(file), file, problem)
+        fields = restored(*read_archive(path), problem)
     except FileNotFoundError:
         raise
-    except _UNREADABLE as error:
-        # NumPy's advice to allow pickles would run whatever the file holds.
-        reason = "it holds what is no plain array" if "pickle" in str(error) else error
+    # A damaged header can be anything, and so can what building on it raises.
+    except Exception as error:
         raise ValueError(
-            f"`gflow.load({str(path)!r})`: this is not a trajectory that gflow can read ({reason})."
+            f"{call}: this is not a trajectory that gflow can read ({error})."
         ) from error
-
-
-def _header(file: Any) -> dict[str, Any]:
-    if "header" not in file.files:
-        raise ValueError("it holds no header")
-    header = json.loads(str(file["header"]))
-    if not isinstance(header, dict):
-        raise ValueError("its header is of another kind")
-    if header.get("format") != _FORMAT:
-        raise ValueError(f"format {header.get('format')} is unknown to this version")
-    return header
-
-
-def _restored(header: dict[str, Any], file: Any, problem: Problem | None) -> Trajectory:
-    if problem is None:
+    if problem is not None:
         try:
-            problem = decode(header["problem"], file)
-        except NotRestorable:
-            problem = None
-    return Trajectory(
-        kind=header["kind"],
-        columns={name: file[f"column_{name}"] for name in COLUMNS},
-        vectors=file["vectors"],
-        layout=Layout.of(decode_structure(header["structure"])),
-        problem=problem,
-        result=getattr(RESULTS, header["result"]),
-        stats=header["stats"],
-        settings=header["settings"],
-    )
+            check_fits(problem, fields.layout)
+        except ValueError as error:
+            raise ValueError(f"{call}: `problem` is not that of the run: {error}") from error
+    return Trajectory(**fields._asdict())

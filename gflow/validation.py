@@ -8,21 +8,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gflow._numerics import check_x64, tree_scale
+from gflow._numerics import check_unmasked, check_untraced, check_x64, tree_norm, tree_scale
+from gflow._programs import compiled
 from gflow._typing import Params
+from gflow.perturbations import Clean, FastGradient, ProjectedGradient
 from gflow.problem import Problem
 
-# Two evaluations of the same network at c params and at params may differ by rounding only.
+# Two evaluations of the same function at c params and at params may differ by rounding only.
 _DEGREE_TOLERANCE = 1e-6
+# Scale invariant by construction, and held to it by gflow's own tests.
+_SCALE_INVARIANT = Clean, FastGradient, ProjectedGradient
+# Powers of 2 of kappa at which an attack is compared with itself: near and far.
+_EXPONENTS = np.array([-10.0, -1.0, 1.0, 10.0, 50.0])
 
 
 def check_start(problem: Problem, params: Params) -> Params:
     """Parameters as float64 JAX arrays, once problem and parameters are known to be sound.
 
     Raises:
-        TypeError: `problem` is no `Problem`; a leaf of `params` is not an array of real numbers.
-        ValueError: x64 is off; `params` is empty, zero, NaN or infinite, or does not fit the
-            network; the output has the wrong shape; the network is not homogeneous of its degree.
+        TypeError: `problem` is no `Problem`; a leaf of `params` is not an array of real numbers;
+            the call stands within `jax.jit`, `jax.vmap` or `jax.grad`.
+        ValueError: x64 is off; `params` is empty, zero, NaN, infinite or masked, or does not fit
+            the network; the output has the wrong shape or is not real; the network is not
+            homogeneous of its degree; a perturbation of the user's own is not scale invariant.
     """
     check_x64()
     if not isinstance(problem, Problem):
@@ -30,10 +38,16 @@ def check_start(problem: Problem, params: Params) -> Params:
             f"expected a `gflow.Problem`, got {type(problem).__name__}. It comes first: "
             "`gflow.integrate(problem, params, ...)`."
         )
+    check_untraced(params, "`params`")
+    check_untraced(problem, "`problem` (its inputs or its radius)")
     params = _as_arrays(params)
+    check_untraced(jnp.zeros(()), "this call")  # within `jax.jit` even this is traced
     _check_output(problem, params)
+    _check_shapes(problem, params)
     _check_values(params)
     _check_degree(problem, params)
+    if type(problem.perturbation) not in _SCALE_INVARIANT:
+        _check_scale_invariance(problem, params)
     return params
 
 
@@ -47,6 +61,7 @@ def _as_arrays(params: Params) -> Params:
                 f"`params` holds {leaf!r}; every leaf must be an array of real numbers. Parts of a "
                 "module that are no arrays belong into the function, not into its parameters."
             )
+        check_unmasked(leaf, "`params`")
     return structure.unflatten([jnp.asarray(leaf, jnp.float64) for leaf in leaves])
 
 
@@ -72,6 +87,28 @@ def _check_output(problem: Problem, params: Params) -> None:
         raise ValueError(
             f"`network.apply(params, x)` gives shape {getattr(output, 'shape', output)}, but the "
             f"labels need {expected}: a scalar for labels -1 and +1, k outputs for k classes."
+        )
+    if not jnp.issubdtype(output.dtype, jnp.floating):
+        raise ValueError(
+            f"`network.apply(params, x)` gives {output.dtype} numbers, but margins are real ones "
+            "that can be differentiated. Of complex outputs take the real part, `.real`, or the "
+            "squared size, of twice the degree; of integers or truth values take what they were "
+            "rounded from."
+        )
+
+
+def _check_shapes(problem: Problem, params: Params) -> None:
+    """Refuses parameters with which the function can be evaluated, but which are another network's.
+
+    A width of the hidden layer other than the network's is no obstacle to `apply`.
+    """
+    expected = problem.network.parameter_shapes
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(params)]
+    if expected is not None and shapes != expected:
+        raise ValueError(
+            f"`params` has leaves of shapes {shapes}, but the network's are {expected}. The "
+            "parameters usually belong to another network; `network.init(key)` makes fitting ones, "
+            "and a network of other widths is another one."
         )
 
 
@@ -105,7 +142,7 @@ def _check_degree(problem: Problem, params: Params) -> None:
         )
 
 
-@eqx.filter_jit
+@compiled
 def _degree_error(problem: Problem, direction: Params) -> Any:
     """Largest `|f(x; c u) - c^L f(x; u)|`, c = 1/2 and 2, relative to the largest output."""
     apply = jax.vmap(problem.network.apply, (None, 0))
@@ -118,6 +155,54 @@ def _degree_error(problem: Problem, direction: Params) -> Any:
         return difference / jnp.where(largest == 0, 1.0, largest)
 
     return jnp.maximum(error(0.5), error(2.0))
+
+
+def _check_scale_invariance(problem: Problem, params: Params) -> None:
+    """Refuses a perturbation that depends on the norm of the parameters.
+
+    It is compared with itself at the norm of the start and at several others, from a direction
+    nearby, so that rounding at a kink decides nothing.
+    """
+    direction = _nearby_direction(params)
+    shape, inputs = _shape_of_perturbations(problem, direction), problem.dataset.x.shape
+    if shape != inputs:
+        raise ValueError(
+            f"`perturbation(margin, x, start)` gives the shape {shape[1:]}, expected that of `x`, "
+            f"{inputs[1:]}."
+        )
+    # Powers of 2, by which margins of whole degree are scaled without rounding.
+    start = np.clip(np.log2(float(tree_norm(params))) * problem.degree, -100, 100)
+    exponents = np.append(_EXPONENTS, start)
+    powers = np.round(exponents / problem.degree)
+    powers = np.where(powers == 0, np.sign(exponents), powers)
+    error = float(_invariance_error(problem, direction, 2.0**powers))
+    if not error <= _DEGREE_TOLERANCE:
+        raise ValueError(
+            "The perturbation is not scale invariant: delta(c params) differs from delta(params) "
+            f"by {error:.1e} of the largest, for some c from {2.0 ** powers.min():.1e} to "
+            f"{2.0 ** powers.max():.1e}. The margin theory and the flow on the sphere need an "
+            "attack that depends on the direction of the parameters alone. Usually it steps along "
+            "the raw gradient, or along that of a loss: step along `g / |g|` or `sign(g)` of the "
+            "margin's gradient g, and take care of g = 0 by `jnp.where`, not by a constant added "
+            "to the norm."
+        )
+
+
+def _shape_of_perturbations(problem: Problem, direction: Params) -> tuple[int, ...]:
+    return np.shape(eqx.filter_eval_shape(problem.perturbations, direction))
+
+
+@compiled
+def _invariance_error(problem: Problem, direction: Params, factors: Any) -> Any:
+    """Largest `|delta(c u) - delta(u)|_inf` over the factors c, relative; NaN where delta is."""
+
+    def perturbations(factor: Any) -> Any:
+        return problem.perturbations(tree_scale(factor, direction))
+
+    # One after another, so that the attack is compiled once.
+    found = jax.lax.map(perturbations, jnp.append(1.0, factors))
+    largest = jnp.max(jnp.abs(found))
+    return jnp.max(jnp.abs(found - found[0])) / jnp.where(largest == 0, 1.0, largest)
 
 
 def _nearby_direction(params: Params) -> Params:

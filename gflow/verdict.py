@@ -17,11 +17,12 @@ from collections.abc import Callable
 import numpy as np
 
 from gflow._layout import Layout
-from gflow.curvature import Curvature, curvature, kinked_curvature
+from gflow.curvature import Curvature, curvature
 from gflow.dead import with_dead_at_rest
 from gflow.kinks import Kinks
 from gflow.kinks.equations import equations
 from gflow.kkt import system
+from gflow.open_curvature import open_curvature
 from gflow.polish import Polished
 from gflow.problem import Problem
 
@@ -82,7 +83,8 @@ def is_maximum(problem: Problem, layout: Layout, point: Polished | Kinks) -> boo
         perturbation=problem.perturbation,
         gradient="total",
     )
-    return not _total_curvature(total, layout, point).unstable.any()
+    found = _total_curvature(total, layout, point)
+    return not (found.unstable.any() or found.undecided)
 
 
 def _pulls_agree(point: Polished | Kinks) -> bool:
@@ -105,6 +107,6 @@ def _total_curvature(total: Problem, layout: Layout, point: Polished | Kinks) ->
     if isinstance(point, Kinks):
         index = np.flatnonzero(point.at_kink)
         found = equations(total, layout, point.point, 0.0, index)
-        return kinked_curvature(dataclasses.replace(point, equations=found))
+        return open_curvature(total, layout, dataclasses.replace(point, equations=found))
     found = curvature(system(total, layout, theta, multipliers), point.active)
     return with_dead_at_rest(total, layout, theta, multipliers, found)

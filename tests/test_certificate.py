@@ -522,3 +522,13 @@ def test_a_violated_margin_shows(two_layer, limit, rank, log_size):
     assert found.normalized_margin == pytest.approx(_smallest(vector), rel=1e-12)
     assert found.normalized_margin < at_limit.normalized_margin
     assert found.complementarity + found.stationarity > 1e-3 * size
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-12, 1e-150])
+def test_next_to_a_margin_of_nothing_no_number_is_divided_by_it(size):
+    """Warnings are errors here; what is infinite there is said to be so."""
+    data = gflow.Dataset(size * np.eye(2), [1, -1])
+    problem = problem_of(networks.linear(2), clean(), data)
+    certificate = gflow.certify(problem, (np.array([[0.6, -0.8]]),))
+    assert certificate.separated and certificate.normalized_margin == pytest.approx(0.6 * size)
+    assert not math.isnan(certificate.kkt_epsilon) and not math.isnan(certificate.kkt_delta)

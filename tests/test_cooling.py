@@ -10,7 +10,7 @@ from gflow import kkt, losses, networks, perturbations
 from gflow._layout import Layout
 from gflow.cooling import cool
 from gflow.cooling.path import Path
-from gflow.polish import polish
+from gflow.polish import polish, polish_capped
 
 LOG_CAP = np.log(3000.0)
 
@@ -141,3 +141,20 @@ def test_examples_that_do_not_push_are_left_out(monkeypatch):
     monkeypatch.setattr(kkt, "_SMALL", 0)
     for part, of_whole in zip(kkt.system(trained, layout, theta, multipliers), whole, strict=True):
         np.testing.assert_allclose(part, of_whole, atol=1e-13)
+
+
+def test_at_a_margin_of_nothing_there_is_no_system():
+    """Rounding may lift a margin of 0 above it in one program and not in the next."""
+    data = gflow.Dataset(np.array([[0.6, 0.8], [-0.6, -0.8]]), [1, -1])
+    problem = gflow.Problem(
+        gflow.networks.linear(2),
+        data,
+        loss=gflow.losses.exponential(),
+        perturbation=gflow.perturbations.fgm(1.0),
+    )
+    layout = Layout.of((np.zeros((1, 2)),))
+    for direction in ([0.6, 0.8], [0.8, 0.6], [-0.6, -0.8]):
+        found = polish_capped(problem, layout, np.array(direction), np.full(2, 0.5), 7.0)
+        assert not found.converged or found.residual < 1e-12
+        if max(problem.margins(layout.unflatten(np.array(direction)))) <= 0:
+            assert not found.converged and found.residual == np.inf

@@ -242,7 +242,8 @@ def test_saved_and_loaded(run, tmp_path):
 def test_progress_is_reported_after_every_segment(run):
     reports = []
     gflow.descend(PROBLEM, START, SGD, num_steps=NUM_STEPS, progress=reports.append)
-    assert [report["steps"] for report in reports] == [256, NUM_STEPS]
+    # Segments double in length.
+    assert [report["steps"] for report in reports] == [16, 48, 112, 240, NUM_STEPS]
     assert reports[-1]["log_loss"] == run.log_loss[-1]
     assert set(reports[-1]) == {"steps", "log_kappa", "log_loss", "margin", "stationarity"}
 
@@ -253,7 +254,7 @@ def test_an_interrupt_keeps_what_was_computed(run):
 
     stopped = gflow.descend(PROBLEM, START, SGD, num_steps=10_000, progress=interrupt)
     assert stopped.result_name == "interrupted" and not stopped.successful
-    assert stopped.num_steps_at[-1] == stopped.stats["num_steps"] == 256
+    assert stopped.num_steps_at[-1] == stopped.stats["num_steps"] == 16
     np.testing.assert_array_equal(stopped.vectors, run.vectors[: len(stopped)])
 
 
@@ -322,3 +323,66 @@ def test_numbers_of_numpy_count_as_integers():
     run = unchecked_descend(PROBLEM, START, SGD, num_steps=np.int64(3), save=np.int64(8))
     assert len(run) == 4
     json.dumps(run.to_dict(), allow_nan=False)
+
+
+# Optimizers that look at the objective
+
+LOOKING = {
+    "lbfgs": optax.lbfgs(memory_size=4),
+    "polyak": optax.polyak_sgd(0.1),
+    "plateau": optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=2)),
+    "backtracking": optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(15)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [
+        pytest.param("lbfgs", "log_loss", marks=pytest.mark.slow),
+        ("polyak", "loss"),
+        ("plateau", "log_loss"),
+        ("backtracking", "loss"),
+    ],
+)
+def test_they_see_what_they_would_in_a_loop_of_their_own(name, objective):
+    optimizer, steps = LOOKING[name], 5
+    signed = jnp.asarray(DATA.y[:, None] * DATA.x)
+
+    def value(params):
+        found = jax.nn.logsumexp(-signed @ params[0][0])
+        return found if objective == "log_loss" else jnp.exp(found)
+
+    @jax.jit
+    def step(params, state):
+        with jax.numpy_dtype_promotion("standard"):
+            found, gradient = jax.value_and_grad(value)(params)
+            options = {"value": found, "grad": gradient, "value_fn": value}
+            update, state = optimizer.update(gradient, state, params, **options)
+            return optax.apply_updates(params, update), state
+
+    params = jax.tree.map(jnp.asarray, LINEAR_START)
+    state = optimizer.init(params)
+    for _ in range(steps):
+        params, state = step(params, state)
+    run = gflow.descend(LINEAR, LINEAR_START, optimizer, num_steps=steps, objective=objective)
+    assert np.linalg.norm(flat(params) - flat(LINEAR_START)) > 1e-3
+    np.testing.assert_allclose(flat(run.params), flat(params), rtol=1e-9)
+
+
+def test_the_objective_that_they_see_has_the_gradient_of_the_mode():
+    """Frozen: that of adversarial training, which is not the derivative of the adversarial loss."""
+    found = {}
+    for mode in ("frozen", "total"):
+        problem = gflow.Problem(
+            NETWORK, DATA, loss=losses.exponential(), perturbation=fgm(RADIUS), gradient=mode
+        )
+        start = jax.tree.map(jnp.asarray, START)
+        value, gradient = jax.jit(
+            lambda params, problem=problem: jax.value_and_grad(
+                lambda free: descent._value(problem, False, free)
+            )(params)
+        )(start)
+        assert float(value) == pytest.approx(float(jnp.exp(problem.log_loss(start))), rel=1e-13)
+        np.testing.assert_allclose(flat(gradient), flat(problem.gradient(start)), rtol=1e-12)
+        found[mode] = flat(gradient)
+    assert np.linalg.norm(found["frozen"] - found["total"]) > 1e-3

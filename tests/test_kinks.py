@@ -17,7 +17,7 @@ import gflow
 from gflow import losses, networks, perturbations
 from gflow._layout import Layout
 from gflow.curvature import curvature, kinked_curvature
-from gflow.kinks import Point, slide, start_at
+from gflow.kinks import Kinks, Point, slide, start_at
 from gflow.kinks.path import Path
 from gflow.kinks.system import Anchor
 from gflow.kkt import system
@@ -176,7 +176,7 @@ def test_margin_at_kinks_is_that_of_the_kkt_point(found):
     certificate = gflow.certify(
         limit.problem, limit.direction, coefficients=limit.kinks.coefficients
     )
-    for margin in (limit.margin, certificate.held_margin):
+    for margin in (limit.margin, limit.held_margin, certificate.held_margin):
         # At unit margin the norm is gamma^(-1/2).
         assert margin == pytest.approx(np.linalg.norm(limit.kinks.theta) ** -2, rel=1e-10)
     assert f"{limit.margin:+.6e}" in str(certificate)
@@ -253,11 +253,11 @@ def test_smoothing_out_of_range_is_refused(smoothing):
 def all_unstable(monkeypatch):
     """Every KKT point at kinks passes for a saddle."""
 
-    def unstable(kinks):
+    def unstable(problem, layout, kinks):
         found = kinked_curvature(kinks)
         return dataclasses.replace(found, values=found.values - found.values.max() - 1)
 
-    monkeypatch.setattr("gflow.flow.kinked.kinked_curvature", unstable)
+    monkeypatch.setattr("gflow.flow.kinked.open_curvature", unstable)
 
 
 def test_saddles_at_kinks_are_left_or_stopped_at(all_unstable):
@@ -390,8 +390,30 @@ def test_attacked_networks_end_at_kinks(attack):
         assert limit.certificate.stationarity < 1e-10
         # The attack jumps at kinks, and rounding decides what the margin is without coefficients.
         at_kinks = np.linalg.norm(limit.kinks.theta) ** -2
-        assert limit.margin == pytest.approx(at_kinks, rel=1e-9)
+        assert limit.held_margin == pytest.approx(at_kinks, rel=1e-9)
         assert limit.kinks.multipliers.min() >= 0
         assert limit.successful or limit.result_name == limit.verdict == "saddle"
         num_maxima += limit.successful
     assert num_maxima >= 3
+
+
+def test_many_kinks_are_shown_in_few_lines(own_words):
+    generator = np.random.default_rng(0)
+    shape = (200, 64)
+    kinks = Kinks(
+        theta=generator.normal(size=5000),
+        multipliers=np.ones(200),
+        active=np.ones(200, bool),
+        coefficients=np.zeros(shape),
+        at_kink=np.ones(shape, bool),
+        smoothing=0.0,
+        residual=3e-16,
+        converged=True,
+        num_iterations=7,
+        equations=None,  # not shown
+    )
+    lines = repr(kinks).splitlines()
+    assert str(kinks) == repr(kinks) and len(lines) <= 10 and max(map(len, lines)) < 120
+    for words in ("exact", "5000", "200 of 200", "12800 of 12800", "200 examples"):
+        assert words in repr(kinks)
+    assert "NOT exact" in repr(dataclasses.replace(kinks, converged=False))

@@ -177,6 +177,78 @@ def test_box_is_kept(name):
     assert (outside < 0).any() or (outside > 1).any()  # the box did something
 
 
+BOXES = [
+    (0.0, 1.0),
+    (-1.0, 1.0),
+    (0.1, 0.9),
+    (-3.0, 1e-3),
+    (0.0, 255.0),
+    (1 / 3, 2 / 3),
+    (-1e-9, 1e9),
+]
+
+
+@pytest.mark.parametrize("order", [1, 2, math.inf])
+def test_the_box_is_kept_to_the_last_bit(order):
+    """Whatever its edges, a rounded sum must not leave it, as roots of pixels would tell."""
+    generator = np.random.default_rng(0)
+
+    @eqx.filter_jit
+    def moved(perturbation, x):
+        return jax.vmap(lambda point: perturbation(lambda z: network(WEIGHTS, z), point, None))(x)
+
+    edges = 0
+    for low, high in BOXES:
+        x = generator.uniform(low, high, (200, 4))
+        x[:5], x[5:10] = low, high
+        close = (high - low) * 10.0 ** generator.uniform(-18, 0, (50, 4))
+        x[10:60], x[60:110] = low + close, high - close
+        x = np.clip(x, low, high)
+        for share in (1e-12, 0.3, 1.0, 30.0):
+            radius = share * (high - low)
+            options = {"step_size": radius, "num_steps": 3, "box": (low, high)}
+            perturbation = perturbations.pgd(radius, order=order, **options)
+            delta = np.asarray(moved(perturbation, x))
+            assert ((low <= x + delta) & (x + delta <= high)).all()
+            lengths = np.linalg.norm(delta, order, axis=1)
+            assert lengths.max() <= radius * (1 + 1e-14)
+            edges += np.sum((x + delta == low) | (x + delta == high))
+    assert edges > 1000  # the box did something
+
+
+def test_within_the_box_the_attack_never_asks_for_the_root_of_less_than_nothing():
+    x = np.random.default_rng(0).uniform(0, 1, (20, 4))
+    x[0] = 1e-300, 1.0, 0.5, 1e-17
+    perturbation = perturbations.pgd(0.3, box=(0.0, 1.0))
+
+    def margin(z):
+        # Where a root would be NaN, and its slope with it, but not infinite at 0.
+        return jnp.sum(jnp.asarray([1.0, -2.0, 0.5, 3.0]) * jnp.where(z < 0, jnp.nan, z))
+
+    delta = jax.jit(jax.vmap(lambda point: perturbation(margin, point, None)))(x)
+    assert np.isfinite(delta).all()
+
+
+@pytest.mark.parametrize("order", [1, 2, math.inf])
+def test_steps_of_any_length_end_where_the_ball_does(order):
+    gradient = np.array([3.0, -1.0, 0.5])
+
+    @eqx.filter_jit
+    def attacked(radius, step_size):
+        perturbation = perturbations.pgd(radius, order=order, step_size=step_size, num_steps=7)
+        return perturbation(lambda z: gradient @ z, jnp.zeros(3), None)
+
+    for radius in (1e-300, 1e-150, 0.7, 1e10, 1e150):
+        for step_size in (1e-3 * radius, radius, 1e16, 1e20, 1e100, 1e155, 1e200, 1.7e308):
+            expected = -min(radius, 7 * step_size) * steepest(gradient, order)
+            np.testing.assert_allclose(
+                attacked(np.asarray(radius), np.asarray(step_size)),
+                expected,
+                rtol=0,
+                atol=1e-14 * abs(expected).max(),
+            )
+
+
 @pytest.mark.parametrize("name", [*STEPS, "fgsm_smoothed", "pgd_1", "pgd_2", "pgd_inf_random"])
 def test_dead_gradient(name):
     """Zero weights, and a weight that leaves one input alone: delta and derivatives are finite."""

@@ -124,6 +124,55 @@ def test_orders_near_one_and_infinity_join_up(low, order, high):
     )
 
 
+SHARES = [0.0, 5e-324, 1e-300, 1e-30, *10.0 ** np.arange(-18.0, -3.0)]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_subgradient_is_one_at_every_radius(order):
+    """`|s|_p <= 1` and `<s, w> = |w|_q`, down to radii whose effect is lost in rounding."""
+    for n, d, seed in [(20, 5, 0), (6, 9, 1), (40, 8, 3)]:
+        dataset = datasets.gaussian(n, d, seed=seed)
+        largest = largest_feasible_radius(dataset, order=order)
+        clean = max_margin(dataset).direction
+        for share in SHARES:
+            answer = max_margin(dataset, radius=share * largest, order=order)
+            assert answer.feasible and answer.duality_gap < 1e-12 and answer.stationarity < 1e-11
+            assert lp_norm(answer.subgradient, order) <= 1 + 1e-12
+            length = lp_norm(answer.direction, dual_of(order))
+            assert answer.subgradient @ answer.direction == pytest.approx(length, rel=1e-11)
+            # How far the direction moves is bounded by the radius, but for rounding.
+            assert np.linalg.norm(answer.direction - clean) < 100 * share + 1e-12
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_on_each_side_of_the_largest_feasible_radius_it_says_which(order):
+    """Below a direction with a positive margin, above none, and in between no claim."""
+    for seed in range(4):
+        dataset = datasets.gaussian(*((20, 5), (6, 9))[seed % 2], gap=0.3, seed=seed)
+        largest = largest_feasible_radius(dataset, order=order)
+        for gap in (1e-5, 1e-7, 1e-9, 1e-11, 1e-13, 1e-15, 0.0):
+            below = max_margin(dataset, radius=largest * (1 - gap), order=order)
+            assert below.feasible or gap < 1e-14
+            assert below.feasible or below.message.startswith(("At the edge", "Infeasible"))
+            assert below.feasible == (below.margin > 0)
+            if below.feasible:
+                # Its own words: NumPy's margin of its direction, to the rounding of a sum.
+                attained = margins(dataset, below.direction, below.radius, order).min()
+                assert attained > -1e-14 * np.abs(dataset.x).max()
+        for gap in (1e-9, 1e-7, 1e-5):
+            above = max_margin(dataset, radius=largest * (1 + gap), order=order)
+            assert not above.feasible and above.message.startswith("Infeasible")
+            assert f"lower by {gap:.1e} of it" in above.message or gap < 1e-8
+
+
+def test_a_radius_equal_to_the_margin_is_at_the_edge():
+    # By Pythagoras the margin is 1, and 0.6^2 + 0.8^2 is 1 in floating point too.
+    dataset = SimpleNamespace(x=np.array([[0.6, 0.8], [-0.6, -0.8]]), y=np.array([1.0, -1.0]))
+    assert not max_margin(dataset, radius=1.0).feasible
+    assert max_margin(dataset, radius=1 - 1e-15).margin == pytest.approx(1e-15, rel=0.3)
+    assert max_margin(dataset, radius=1 + 1e-12).message.startswith("Infeasible")
+
+
 # Wild data
 
 

@@ -1,5 +1,7 @@
 """How a limit moves: the implicit function theorem against limits solved again."""
 
+import dataclasses
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -83,3 +85,14 @@ def test_what_cannot_move_in_one_way_is_refused(limit):
     family = gflow.find_limit(problem, deep.init(0))
     with pytest.raises(ValueError, match="maximum within a family"):
         gflow.radius_sensitivity(family)
+
+
+def test_a_limit_without_an_attack_has_no_radius(limit):
+    clean = gflow.Problem(NETWORK, DATA, loss=losses.logistic())
+    with pytest.raises(ValueError, match="the perturbation has no radius to differentiate by"):
+        gflow.radius_sensitivity(dataclasses.replace(limit, problem=clean))
+
+
+def test_a_change_must_be_of_numbers_that_are_known(limit):
+    with pytest.raises(ValueError, match="masked entries"):
+        gflow.data_sensitivity(limit, np.ma.masked_less(np.ones(DATA.x.shape), 2))

@@ -1,5 +1,7 @@
 """What is refused at the door, before anything is integrated, and in which words."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,9 +9,10 @@ import numpy as np
 import pytest
 
 import gflow.losses
-from gflow import networks
+from gflow import networks, validation
+from gflow._numerics import norm
 from gflow.datasets import Dataset, gaussian
-from gflow.perturbations import clean, fgm, pgd
+from gflow.perturbations import AbstractPerturbation, clean, fgm, pgd
 from gflow.problem import Problem
 from gflow.validation import check_start, check_x64
 
@@ -162,6 +165,108 @@ START = {
 def test_refused_starts(error, words, make):
     with pytest.raises(error, match=words):
         check_start(*make())
+
+
+class Attack(AbstractPerturbation):
+    """An attack of a user's own: `step` of the margin's gradient, projected onto the ball."""
+
+    step: Callable = eqx.field(static=True)
+    radius: float = 0.3
+    order: float = 2.0
+
+    def __call__(self, margin, x, start):
+        delta = jnp.zeros_like(x)
+        for _ in range(3):
+            delta = delta - self.step(jax.grad(margin)(x + delta))
+            delta = delta * jnp.minimum(1.0, self.radius / jnp.maximum(norm(delta), 1e-300))
+        return delta
+
+
+NETWORKS = {
+    "linear": networks.linear(3),
+    "ReLU": networks.mlp((3, 4, 1)),
+    "ReLU^1.5": networks.mlp((3, 4, 4, 1), power=1.5),
+}
+INVARIANT = {
+    "unit": lambda g: 0.2 * g / norm(g),
+    "sign": lambda g: 0.2 * jnp.sign(g),
+    "largest": lambda g: 0.2 * g / jnp.max(jnp.abs(g)),
+    "nothing": lambda g: 0 * g,
+}
+DEPENDENT = {
+    "raw": lambda g: 0.01 * g,
+    "tiny": lambda g: 1e-9 * g,
+    "guarded": lambda g: 0.2 * g / (norm(g) + 1e-3),
+    "squashed": lambda g: 0.2 * jnp.tanh(g),
+    "NaN": lambda g: jnp.sqrt(1e-3 - norm(g)) * g,
+}
+
+
+def attacked(network, step):
+    return Problem(network, BINARY, loss=gflow.losses.logistic(), perturbation=Attack(step))
+
+
+ATTACKED = [
+    (network, step) for network in ("linear", "ReLU^1.5") for step in ("unit", "sign", "largest")
+]
+
+
+@pytest.mark.parametrize(("network", "step"), [*ATTACKED, ("ReLU", "unit"), ("ReLU", "nothing")])
+def test_scale_invariant_attacks_of_a_users_own_are_let_in(network, step):
+    network, step = NETWORKS[network], INVARIANT[step]
+    for size in (1e-3, 1.0, 1e6):
+        check_start(attacked(network, step), tuple(size * w for w in network.init(0)))
+
+
+REFUSED = [("linear", step) for step in DEPENDENT] + [("ReLU", "raw"), ("ReLU^1.5", "guarded")]
+
+
+@pytest.mark.parametrize(("network", "step"), REFUSED)
+def test_attacks_that_depend_on_the_norm_are_refused(network, step):
+    network, step = NETWORKS[network], DEPENDENT[step]
+    with pytest.raises(ValueError, match="not scale invariant: delta"):
+        check_start(attacked(network, step), network.init(0))
+
+
+class Scalar(AbstractPerturbation):
+    """An attack that forgot the axis of the inputs."""
+
+    radius: float = 0.3
+    order: float = 2.0
+
+    def __call__(self, margin, x, start):
+        return jnp.zeros(())
+
+
+def test_an_attack_of_another_shape_is_refused():
+    trained = Problem(
+        networks.linear(3), BINARY, loss=gflow.losses.logistic(), perturbation=Scalar()
+    )
+    with pytest.raises(ValueError, match=r"gives the shape \(\), expected that of `x`, \(3,\)"):
+        check_start(trained, networks.linear(3).init(0))
+
+
+def test_attacks_of_gflow_are_not_looked_at(monkeypatch):
+    """They are invariant by construction, and compilation is what users wait for."""
+    monkeypatch.setattr(validation, "_invariance_error", None)
+    for attack in (clean(), fgm(0.1), pgd(0.1)):
+        trained = Problem(MLP, BINARY, loss=gflow.losses.logistic(), perturbation=attack)
+        check_start(trained, WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        networks.linear(3, num_outputs=3),
+        networks.deep_linear((3, 5, 1)),
+        networks.mlp((3, 4, 2, 1), bias=True),
+        networks.diagonal(3, 2),
+        networks.conv((1, 3, 1), [networks.Convolution(2, (2, 1)), networks.Dense(1)]),
+    ],
+)
+def test_parameters_have_the_shapes_that_the_network_says(network):
+    shapes = [leaf.shape for leaf in jax.tree.leaves(network.init(0))]
+    assert shapes == network.parameter_shapes
 
 
 def test_a_network_in_place_of_a_problem_is_refused():

@@ -1,7 +1,6 @@
 """From a `Configuration` to problems with their starts. Here JAX is first imported."""
 
 import math
-import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 from gflow import configuration as tables
 from gflow import datasets, losses, networks, perturbations
 from gflow._typing import Params
+from gflow.commands.bounds import Size, too_large
 from gflow.commands.reading import UserError
 from gflow.configuration import Configuration
 from gflow.problem import Problem
@@ -36,6 +36,10 @@ def build_cases(configuration: Configuration, *, num_examples: int | None = None
     dataset = _named("[data]", build_dataset, configuration.data)
     if num_examples is not None:
         dataset = first_of_each(dataset, num_examples)
+    # Only now are the numbers of examples, inputs and classes of files known.
+    lines = too_large(configuration, Size(len(dataset), dataset.x.shape[1], dataset.num_outputs))
+    if lines:
+        raise UserError(f"the networks do not fit into memory: {'; '.join(lines)}.")
     loss = getattr(losses, configuration.loss)()
     network_labels = tables.labels(configuration.network)
     perturbation_labels = tables.labels(configuration.perturbation)
@@ -65,8 +69,9 @@ def _named(label: str, function: Callable, *args: Any, **options: Any) -> Any:
     """`function(...)`; what is wrong with its input is the user's to mend, and says of what."""
     try:
         return function(*args, **options)
-    except (ValueError, TypeError, OSError, ImportError, KeyError) as error:
+    except (ValueError, TypeError, OSError, ImportError, KeyError, MemoryError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        message = message if str(message) else "it does not fit into memory"
         raise UserError(f"{label}: {message}") from error
 
 
@@ -83,17 +88,20 @@ def build_dataset(table: tables.Data) -> datasets.Dataset:
 
 def _read_npz(table: tables.Npz) -> datasets.Dataset:
     try:
-        arrays = np.load(table.path, allow_pickle=False)
-    except (ValueError, zipfile.BadZipFile, EOFError):
-        raise ValueError(f"`{table.path}` is no NumPy .npz file.") from None
-    with arrays:
-        missing = [name for name in (table.x, table.y) if name not in arrays]
-        if missing:
-            raise ValueError(
-                f"`{table.path}` holds no array `{missing[0]}`; it holds "
-                f"{', '.join(arrays.files) or 'nothing'}. Set `data.x` and `data.y`."
-            )
-        return datasets.Dataset(arrays[table.x], arrays[table.y])
+        with np.load(table.path, allow_pickle=False) as file:
+            names = list(file.files)
+            arrays = {name: file[name] for name in (table.x, table.y) if name in names}
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(f"`{table.path}` is no NumPy .npz file, or damaged: {error}.") from None
+    missing = [name for name in (table.x, table.y) if name not in arrays]
+    if missing:
+        raise ValueError(
+            f"`{table.path}` holds no array `{missing[0]}`; it holds "
+            f"{', '.join(names) or 'nothing'}. Set `data.x` and `data.y`."
+        )
+    return datasets.Dataset(arrays[table.x], arrays[table.y])
 
 
 def _read_csv(table: tables.Csv) -> datasets.Dataset:

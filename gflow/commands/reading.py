@@ -8,8 +8,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from gflow.commands.bounds import declared_size, too_large
 from gflow.commands.fields import fields_at, kinds_at, union_depth
 from gflow.configuration import Configuration
+
+# Of a file, more than any configuration has; of complaints, more than anyone reads.
+_MOST_BYTES = 2**24
+_MOST_LINES = 20
+_MOST_LETTERS = 200
+_MOST_PARTS = 10
 
 
 class UserError(Exception):
@@ -22,30 +29,51 @@ def read_configuration(path: Path | None, overrides: Iterable[str] = ()) -> Conf
     Raises:
         UserError: the file cannot be read, is no TOML, or holds a wrong field or value.
     """
-    document = {} if path is None else _read_toml(path)
-    for override in overrides:
-        _merge(document, _parse_override(override))
-    _anchor_data_path(document, Path() if path is None else path.parent)
     source = "the command line" if path is None else f"`{path}`"
-    return check_document(document, source)
+    try:
+        document = {} if path is None else _read_toml(path)
+        for override in overrides:
+            _merge(document, _parse_override(override))
+        _anchor_data_path(document, Path() if path is None else path.parent)
+        return check_document(document, source)
+    except RecursionError:
+        raise UserError(
+            f"{source} cannot be used: its tables or lists are nested too deep. A field is at most "
+            "a list in a table, as `gflow config` prints them."
+        ) from None
 
 
 def check_document(document: dict[str, Any], source: str) -> Configuration:
     """`document` as a `Configuration`; `source` is where it came from, for the message."""
     try:
-        return Configuration.model_validate(document)
+        configuration = Configuration.model_validate(document)
     except ValidationError as error:
         lines = [_describe(one) for one in error.errors(include_url=False)]
-        raise UserError(
-            f"{source} cannot be used:\n"
-            + "\n".join(f"  {line}" for line in lines)
-            + "\n`gflow run --help` explains every field; `gflow config` prints a complete example."
-        ) from None
+        raise _unusable(source, lines) from None
+    lines = too_large(configuration, declared_size(configuration.data))
+    if lines:
+        raise _unusable(source, lines)
+    return configuration
+
+
+def _unusable(source: str, lines: list[str]) -> UserError:
+    shown = lines[:_MOST_LINES]
+    if len(lines) > len(shown):
+        shown.append(f"and {len(lines) - len(shown)} more")
+    return UserError(
+        f"{source} cannot be used:\n"
+        + "\n".join(f"  {line}" for line in shown)
+        + "\n`gflow run --help` explains every field; `gflow config` prints a complete example."
+    )
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_bytes().decode("utf-8")
+        with path.open("rb") as handle:
+            content = handle.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise UserError(f"`{path}` is no configuration: it has over {_MOST_BYTES:.1g} bytes.")
+        text = content.decode("utf-8")
     except OSError as error:
         raise UserError(f"`{path}` cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError as error:
@@ -53,7 +81,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"`{path}` is not UTF-8 text: see line {line}.") from None
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also an integer of more digits than Python reads
         raise UserError(f"`{path}` is not valid TOML: {error}.") from None
 
 
@@ -62,9 +90,11 @@ def _parse_override(override: str) -> dict[str, Any]:
     key, separator, value = override.partition("=")
     if not separator:
         raise UserError(f"`--set {override}`: write KEY=VALUE, such as `until.log_loss=-5`.")
+    if key.count(".") > _MOST_PARTS:
+        raise UserError(f"`--set {key[:_MOST_LETTERS]}..`: no field is nested as deep.")
     try:
         return tomllib.loads(f"{key} = {value}")
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         pass
     nested: Any = value.strip()
     for part in reversed(key.strip().split(".")):
@@ -127,4 +157,5 @@ def _did_you_mean(word: str, known: list[str]) -> str:
 
 
 def _toml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}.."

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from gflow.commands.folder import write
 from gflow.commands.reading import UserError
 
 
@@ -28,4 +29,5 @@ def rebuild_report(folder: Path) -> Path:
         configuration = (folder / "config.toml").read_text(encoding="utf-8")
     except (ValueError, TypeError, OSError) as error:
         raise UserError(str(error)) from error
-    return write_page(results, trajectories, folder, configuration=configuration)
+    safe = "The results and trajectories are as they were."
+    return write(safe, write_page, results, trajectories, folder, configuration=configuration)

@@ -12,9 +12,10 @@ from typing import Any
 from rich.console import Console
 
 from gflow import configuration as tables
+from gflow._files import write_text
 from gflow.commands.explaining import example_toml
+from gflow.commands.folder import WriteFailed, claimed, write
 from gflow.commands.quick import NUM_EXAMPLES, quick
-from gflow.commands.reading import UserError
 from gflow.configuration import Configuration
 
 ALL_REACHED = 0
@@ -46,14 +47,30 @@ def run_job(
     cache: Path | None = None,
     report: bool = True,
     workers: int = 1,
+    overwrite: bool = True,
 ) -> int:
     """Runs every case, prints the table, writes the folder; the exit code of the command.
 
     0: every run reached what was asked for; 1: some did not; 130: interrupted.
 
     Raises:
-        UserError: data, networks and perturbations do not fit; nothing was integrated.
+        UserError: data, networks and perturbations do not fit, or the folder is another run's;
+            nothing was integrated.
+        WriteFailed: the folder cannot be written to any more.
     """
+    with claimed(folder, overwrite=overwrite):
+        return _run(configuration, folder, console, small, cache, report, workers)
+
+
+def _run(
+    configuration: Configuration,
+    folder: Path,
+    console: Console,
+    small: bool,
+    cache: Path | None,
+    report: bool,
+    workers: int,
+) -> int:
     started = time.perf_counter()
     configuration = quick(configuration) if small else configuration
     # Before JAX is imported, which takes its time.
@@ -63,8 +80,8 @@ def run_job(
         from gflow.commands.building import build_cases
 
         cases = build_cases(configuration, num_examples=NUM_EXAMPLES if small else None)
-    _prepare_folder(folder, configuration)
     job = Job(configuration, folder, console, cases, started, workers)
+    _prepare_folder(job)
     _integrate_all(job)
     return _conclude(job, report)
 
@@ -89,12 +106,27 @@ def describe_source(table: tables.Data) -> str:
     return table.kind.replace("_", " ") + " data"
 
 
-def _prepare_folder(folder: Path, configuration: Configuration) -> None:
-    try:
-        (folder / "trajectories").mkdir(parents=True, exist_ok=True)
-        (folder / "config.toml").write_text(example_toml(configuration), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"`{folder}` cannot be written to: {error.strerror}.") from error
+def _prepare_folder(job: Job) -> None:
+    """The folder as that of this job, without runs: earlier results must not pass for its own."""
+    safe = "Nothing was integrated."
+    write(safe, (job.folder / "trajectories").mkdir, exist_ok=True)
+    write(safe, write_text, job.folder / "config.toml", example_toml(job.configuration))
+    _write_results(job, safe)
+
+
+def _write_results(job: Job, safe: str) -> Path:
+    from gflow.report.record import write_results
+
+    return write(safe, write_results, _results(job), job.folder)
+
+
+def _safe(job: Job) -> str:
+    """What a reader still has, where nothing more can be written."""
+    kept = f"{len(job.records)} of {len(job.cases)} runs are safe in `{job.folder}`"
+    return (
+        f"What was written before is whole: {kept}. Make room, and then draw their report with "
+        f"`gflow report {job.folder}`, or repeat the job with --overwrite."
+    )
 
 
 def _set_up_jax(cache: Path | None) -> None:
@@ -118,11 +150,13 @@ def _integrate_all(job: Job) -> None:
         try:
             for run in as_completed(runs):
                 _keep(job, run)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, WriteFailed) as stop:
             job.interrupted.set()
-            job.console.print("Interrupted: waiting for the runs in progress to stop.")
             for run in runs:
                 run.cancel()
+            if isinstance(stop, WriteFailed):
+                raise
+            job.console.print("Interrupted: waiting for the runs in progress to stop.")
     for run in runs:
         _keep(job, run)
 
@@ -138,7 +172,7 @@ def _integrate_one(job: Job, index: int, case: Any, display: Any) -> tuple[Any, 
     with display.run(label) as shown:
         trajectory = _integrate(job.configuration, case, _stoppable(job, shown))
         file = f"trajectories/{index + 1:02d}.npz"
-        trajectory.save(job.folder / file)
+        write(_safe(job), trajectory.save, job.folder / file)
         found = record(
             trajectory,
             network=case.network,
@@ -186,8 +220,6 @@ def _integrate(configuration: Configuration, case: Any, report: Callable) -> Any
 
 def _keep(job: Job, run: Future) -> None:
     """Adds a finished run to the job, and to the results on disk, once."""
-    from gflow.report.record import write_results
-
     if run.cancelled() or isinstance(run.exception(), KeyboardInterrupt) or run.result() is None:
         job.interrupted.set()
         return
@@ -196,10 +228,11 @@ def _keep(job: Job, run: Future) -> None:
         job.interrupted.set()
     place = found.network, found.perturbation
     if place not in job.trajectories:
+        safe = _safe(job)
         job.trajectories[place] = trajectory
         job.records[place] = found
         # After every run, so that a machine that goes down leaves what was computed.
-        write_results(_results(job), job.folder)
+        _write_results(job, safe)
 
 
 def _results(job: Job) -> Any:
@@ -230,16 +263,16 @@ def _in_order(job: Job) -> list[Any]:
 
 def _conclude(job: Job, report: bool) -> int:
     from gflow.commands.display import print_table
-    from gflow.report.record import write_results
 
     results = _results(job)
-    paths = [write_results(results, job.folder)]
+    paths = [_write_results(job, _safe(job))]
     if report and job.records:
         from gflow.report.page import write_page
 
         with job.console.status("Drawing figures"):
             text = example_toml(job.configuration)
-            paths += [write_page(results, job.trajectories, job.folder, configuration=text)]
+            drawn = (results, job.trajectories, job.folder)
+            paths += [write(_safe(job), write_page, *drawn, configuration=text)]
     print_table(job.console, results)
     return _closing(job, results, paths)
 

@@ -39,6 +39,8 @@ def cool(
     degree = problem.degree
     margins = np.asarray(problem.margins(layout.unflatten(direction))).ravel()
     gamma = float(margins[np.argmax(weights)])
+    if not gamma > 0:  # the heaviest margin is the smallest but for rounding
+        return Cooled(direction, weights, 0.0, 0)
     theta = direction / gamma ** (1 / degree)
     # Euler's identity.
     multipliers = weights * (theta @ theta) / (degree * (weights @ (margins / gamma)))

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, cast
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +12,7 @@ from scipy.sparse.linalg import LinearOperator, gmres
 
 from gflow._layout import Layout
 from gflow._least_norm import nearly_solved
+from gflow._programs import compiled
 from gflow.kkt import only_pushing, residual, residual_at, slopes_and_gradients, system
 from gflow.problem import Problem
 
@@ -145,7 +145,7 @@ class Equations:
         return nearly
 
 
-@eqx.filter_jit
+@compiled
 def _linearized(problem: Problem, layout: Layout, theta: Any, multipliers: Any) -> Any:
     """The derivative of the equations along a vector, a function that may leave the program."""
 
@@ -155,6 +155,6 @@ def _linearized(problem: Problem, layout: Layout, theta: Any, multipliers: Any) 
     return jax.linearize(values, jnp.asarray(theta), jnp.asarray(multipliers))[1]
 
 
-@eqx.filter_jit
+@compiled
 def _applied(linear: Any, first: Any, second: Any) -> Any:
     return linear(jnp.asarray(first), jnp.asarray(second))

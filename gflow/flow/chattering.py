@@ -1,20 +1,145 @@
 """Does a run chatter? A flow that slides along kinks makes a solver cross them to and fro, or cling
 to one side of them with ever shorter steps, longer ones being thrown back.
+
+While it runs, three things together tell it, found again and again over `_PATIENCE` steps and more:
+
+1. the steps lead nowhere: u and log |params| change by less, a step, than a hundredth of what the
+   tolerance lets a smooth flow move;
+2. they are shorter than a hundredth of the step that the piece of the field around the present
+   point would allow, by its own derivatives and its stiffness;
+3. the slope of the flow jumps between consecutive points, or within the step that the piece of the
+   field would allow (`gflow.flow.jumps`).
+
+A smooth flow never does the last, one that crosses a kink now and then not the first.
 """
 
-import equinox as eqx
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 from gflow._layout import Layout
+from gflow._programs import compiled
+from gflow.flow.field import Field, State, vector_field
+from gflow.flow.jumps import Jumps, examples_at, jumps, smooth_step
 from gflow.problem import Problem
 from gflow.switches import settled_angles, switched_margins
 
 # What turns so many times over so many steps does not settle; what stays so close to its kink,
 # relative to its scale, clings to it.
 POINTS, _TURNS, _CLOSE = 33, 8, 1e-3
+# Steps between two looks, and in how many looks in a row the flow must have been sliding.
+_STEPS, _PATIENCE = 256, 2048
+_FEW = 1e-2
+# The power of the tolerance with which the steps of the solvers grow.
+_ORDER = 5
+# So many of the steps cross a jump.
+_CROSSINGS = 2
+
+
+class Sliding(NamedTuple):
+    """What a `Watch` knows between two segments.
+
+    Attributes:
+        state, clock: at its last look.
+        steps: since then.
+        sliding: for how many steps the looks have found the run sliding.
+    """
+
+    state: np.ndarray
+    clock: float = 0.0
+    steps: int = 0
+    sliding: int = 0
+
+
+class Watch:
+    """Looks after every segment whether the run chatters.
+
+    Args:
+        field: the flow's.
+        tolerance: of the run.
+        start: where it starts.
+    """
+
+    def __init__(self, field: Field, tolerance: float, start: State):
+        self.field = field
+        self._accuracy = np.float64(tolerance ** (1 / _ORDER))
+        self._state, self._clock = np.asarray(start), 0.0
+        self._steps = self._sliding = 0
+
+    def memory(self) -> Sliding:
+        """All that decides what it finds next."""
+        return Sliding(self._state, self._clock, self._steps, self._sliding)
+
+    @classmethod
+    def recalled(cls, field: Field, tolerance: float, memory: Sliding) -> "Watch":
+        """The one with this memory."""
+        watch = cls(field, tolerance, memory.state)
+        watch._clock, watch._steps, watch._sliding = memory[1:]
+        return watch
+
+    def chatters(
+        self, cursor: Any, num_steps: int, explicit: bool, points: Callable[[], np.ndarray]
+    ) -> bool:
+        """Whether it has been sliding for so long that it must be stopped.
+
+        Args:
+            cursor: where the run stands.
+            num_steps: steps tried since the last call.
+            explicit: whether the solver is an explicit one, whose steps stiffness bounds.
+            points: gives the next `POINTS` states, one step apart.
+        """
+        self._steps += num_steps
+        if self._steps < _STEPS:
+            return False
+        sliding = self._leads_nowhere(cursor, explicit) and self._jumps(points, explicit)
+        self._sliding = self._sliding + self._steps if sliding else 0
+        self._state, self._clock = np.asarray(cursor.state), float(cursor.clock)
+        self._steps = 0
+        return self._sliding >= _PATIENCE
+
+    @property
+    def sliding(self) -> bool:
+        """Whether the last look found the run sliding."""
+        return self._sliding > 0
+
+    def _leads_nowhere(self, cursor: Any, explicit: bool) -> bool:
+        moved = np.abs(np.asarray(cursor.state) - self._state)[:-1].max() / self._steps
+        if not moved < _FEW * self._accuracy:
+            return False
+        step = (float(cursor.clock) - self._clock) / self._steps
+        return bool(step < _FEW * smooth_step(self.field, cursor.state, self._accuracy, explicit))
+
+    def _jumps(self, points: Callable[[], np.ndarray], explicit: bool) -> bool:
+        return bool(found_jumps(self.field, points(), self._accuracy, explicit).found.any())
+
+
+def found_jumps(field: Field, states: np.ndarray, accuracy: Any, explicit: bool) -> Jumps:
+    """The jumps that a run slides along: those between consecutive states where several are, else
+    those ahead of the last one, within the step that the field there would allow.
+    """
+    last = jnp.asarray(states[-1])
+    # One shape, however many steps were thrown back.
+    states = np.concatenate([states, np.repeat(states[-1:], POINTS, axis=0)])[:POINTS]
+    reach = smooth_step(field, last, accuracy, explicit)
+    shares = np.append(np.geomspace(1e-6, 1.0, POINTS - 2), 1.0)[:, None]
+    crossed = jumps(field, jnp.asarray(states[:-1]), jnp.asarray(states[1:]))
+    if int(crossed.found.sum()) >= _CROSSINGS:
+        return crossed
+    ahead = last + reach * shares * vector_field(jnp.zeros(()), last, field)
+    return jumps(field, jnp.broadcast_to(last, ahead.shape), ahead.at[:, -1].set(last[-1]))
+
+
+def num_at_jumps(field: Field, states: np.ndarray, tolerance: float, explicit: bool) -> int:
+    """How many examples have a margin whose gradient jumps where a run slides; see `found_jumps`.
+
+    With kinks that are named, `num_chattering` is the finer count.
+    """
+    accuracy = np.float64(tolerance ** (1 / _ORDER))
+    return int(examples_at(field, found_jumps(field, states, accuracy, explicit)).sum())
 
 
 def num_chattering(problem: Problem, layout: Layout, vectors: np.ndarray) -> int:
@@ -29,7 +154,7 @@ def num_chattering(problem: Problem, layout: Layout, vectors: np.ndarray) -> int
     return int(np.any((turns >= _TURNS) | clings, axis=1).sum())
 
 
-@eqx.filter_jit
+@compiled
 def _places(problem: Problem, layout: Layout, vectors: Array) -> Float[Array, "p n s"]:
     """`v / w` of every switch at every point; 0 where w is."""
 

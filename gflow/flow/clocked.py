@@ -21,7 +21,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array
 
 from gflow.flow.coupled import Moved
-from gflow.flow.field import Field, StepError, path_slope
+from gflow.flow.field import Field, StepError, path_slope, unit_direction
 from gflow.flow.krylov import stiff_part, woodbury
 from gflow.flow.rosenbrock import Rosenbrock, interpolate
 from gflow.flow.systems import Krylov, LinearSolver, Operator, Preconditioner
@@ -29,6 +29,8 @@ from gflow.flow.systems import Krylov, LinearSolver, Operator, Preconditioner
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 # Where E rises by more than this, the part of the step before adds nothing to the integral.
 _RISE = 42.0
+# Below this change of E over a step, at its slopes, it counts as flat.
+_FLAT = 1.0
 # Errors of the linear systems, relative to the step, in units of the tolerance of a step; at most.
 _LINEAR, _LARGEST = 1e-2, 1e-4
 
@@ -80,10 +82,14 @@ class ClockedRosenbrock(Rosenbrock):
         size, shape = units.size, margins.shape
         path, error, k = (part[..., :size] * units for part in moved[:3])
         middle = jnp.append(interpolate(0.5, y0[:-1], path, k), y0[-1])
+        slopes = None
         if self.follows_margins:
             end, change, rows = (part[..., size:] for part in moved[:3])
             between = interpolate(0.5, margins.ravel(), end, rows).reshape(shape)
             there, gap = (part.reshape(shape) for part in (end + moved.gap, moved.gap))
+            slopes = _smooth_slopes(
+                field, (y0, margins), (jnp.append(path, y0[-1]), there), (k[:, -1], rows)
+            )
             logit = jnp.maximum(
                 field.logit_size(y0, margins, change.reshape(shape)),
                 field.logit_size(jnp.append(path, y0[-1]), there, gap),
@@ -94,9 +100,10 @@ class ClockedRosenbrock(Rosenbrock):
         # Beyond a cap time stands still.
         log_time, log_error = lax.cond(
             field.log_kappa(jnp.append(path, 0.0)) <= field.log_cap,
-            lambda: _log_time(field, h, y0, path, _rate(field, middle, between)),
+            lambda: _log_time(field, h, y0, path, _rate(field, middle, between), slopes),
             lambda: (y0[-1], jnp.zeros_like(y0[-1])),
         )
+        error = _seen(error, y0, h, margins)
         y1 = jnp.append(path, log_time)
         dense = {"y0": y0, "y1": y1, "k": jnp.pad(k, ((0, 0), (0, 1)))}
         errors = StepError(jnp.append(error, log_error), logit)
@@ -160,17 +167,45 @@ def _units(slope: Array) -> Array:
     return jnp.ones_like(slope).at[-1].set(jnp.where(ratio > 1, ratio, 1.0))
 
 
+def _seen(error: Array, y0: Array, h: Array, margins: Array) -> Array:
+    """The error of `(u, log rho)` without what is none.
+
+    That is the part along u, which changes nothing: the flow knows u by its direction alone. And
+    in log rho the rounding of `sum_i p_i q_i`, of sums of numbers as large as the largest margin:
+    where margins cancel (a radius equal to the margin) it is all that is left of a small error.
+    """
+    direction = unit_direction(y0)
+    across = error[:-1] - (direction @ error[:-1]) * direction
+    rounding = 8 * jnp.finfo(error.dtype).eps * h * jnp.max(jnp.abs(margins))
+    # Smoothly, since an error that vanishes would let the next step grow too far.
+    share = jnp.abs(error[-1]) / jnp.maximum(jnp.abs(error[-1]) + rounding, 1e-300)
+    return jnp.append(across, jnp.where(jnp.isfinite(error[-1]), share * error[-1], error[-1]))
+
+
 def _log_time(
-    field: Field, h: Array, y0: Array, end: Array, middle_value: Array
+    field: Field,
+    h: Array,
+    y0: Array,
+    end: Array,
+    middle_value: Array,
+    smooth_slopes: tuple[Array, Array] | None,
 ) -> tuple[Array, Array]:
-    """`log(1 + t)` at the end of the step, and how much E in its middle changed it."""
+    """`log(1 + t)` at the end of the step, and how much E in its middle changed it.
+
+    Where E changes little, `smooth_slopes` take the place of those by the field.
+    """
     start_value, start_slope = _rate_and_slope(field, y0)
     end_value, end_slope = _rate_and_slope(field, jnp.append(end, y0[-1]))
+    start_slope, end_slope = h * start_slope, h * end_slope
+    if smooth_slopes is not None:
+        flat = jnp.maximum(*map(jnp.abs, smooth_slopes)) < _FLAT
+        start_slope = jnp.where(flat, smooth_slopes[0], start_slope)
+        end_slope = jnp.where(flat, smooth_slopes[1], end_slope)
     chord = end_value - start_value
-    start, finish = h * start_slope - chord, chord - h * end_slope
+    start, finish = start_slope - chord, chord - end_slope
     straight = 0.5 * (start_value + end_value) + 0.125 * (start + finish)
     bump = 16.0 * (middle_value - straight)
-    window = jnp.clip(_RISE / jnp.maximum(h * end_slope, _RISE), 0.0, 1.0)
+    window = jnp.clip(_RISE / jnp.maximum(end_slope, _RISE), 0.0, 1.0)
     # Counted back from the end, where all the time may be.
     back = 0.5 * window * (1.0 - _NODES)
     theta = 1.0 - back
@@ -187,6 +222,35 @@ def _log_time(
     rounding = 64 * jnp.finfo(log_time.dtype).eps * jnp.abs(end_value)
     error = jnp.maximum(jnp.abs(log_time - total(cubic)) - rounding, 0.0)
     return log_time, jnp.where(running, error, 0.0)
+
+
+def _smooth_slopes(
+    field: Field,
+    start: tuple[Array, Array],
+    end: tuple[Array, Array],
+    rows: tuple[Array, Array],
+) -> tuple[Array, Array]:
+    """`h dE/dtau` at both ends of a step, along its dense output.
+
+    The slope by the field is that of a point which is off the slow motion by rounding or by the
+    error of a step: it runs back there at a rate like kappa, and moves E by kappa times as much.
+    That error of `kappa^2 h` times the distance is nothing where E runs like kappa. Where all
+    logits rest (a radius equal to the margin) it would be all.
+
+    Args:
+        start, end: state and margins there.
+        rows: k of the dense output, of log rho and of the flattened margins.
+    """
+    (y0, q0), (y1, q1) = start, end
+    across = y1[-2] - y0[-2], (q1 - q0).ravel()
+
+    def slope(state: Array, margins: Array, growth: Array, change: Array) -> Array:
+        along = jnp.zeros_like(state).at[-2].set(growth), change.reshape(margins.shape)
+        return jax.jvp(lambda at, q: _rate(field, at, q), (state, margins), along)[1]
+
+    first = [gap + k[0] for gap, k in zip(across, rows, strict=True)]
+    last = [gap - jnp.sum(k, axis=0) for gap, k in zip(across, rows, strict=True)]
+    return slope(y0, q0, *first), slope(y1, q1, *last)
 
 
 def _rate_and_slope(field: Field, state: Array) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from gflow.flow.field import Field, State, error_norm, error_sizes
-from gflow.flow.until import LANDED, Until
+from gflow.flow.until import LANDED, Until, known_log_loss
 
 _MOST_LANDINGS = 60
 
@@ -57,19 +57,23 @@ STABILIZED = Gains(this=0.6, last=0.2, shrink=0.6, grow=2.0, reach=0.8, recover=
 _LEAST_ERROR = 1e-5
 
 
+# A step this much shorter than the longest that changes nothing has underflowed.
+_SHORTEST = 1e-12
+
+
 class Bracket(NamedTuple):
     """Where the first target lies, once a step has passed it.
 
     Attributes:
         before: distance to it at the start of the step, positive.
-        upper: a clock at which it is passed; infinite while none is known.
-        after: distance there, not positive.
+        width: length of a step from there that passes it; infinite while none is known.
+        after: distance at its end, not positive.
         side: which end moved last, -1 for the lower and +1 for the upper.
         tries: steps made towards it so far.
     """
 
     before: Float[Array, ""]
-    upper: Float[Array, ""]
+    width: Float[Array, ""]
     after: Float[Array, ""]
     side: Int[Array, ""]
     tries: Int[Array, ""]
@@ -80,7 +84,9 @@ class ControlState(NamedTuple):
 
     Attributes:
         error: of the last accepted step, in units of the tolerance.
+        start: where the clock of diffrax stands, see `FlowController`.
         step: the next step.
+        longest: the longest accepted step so far.
         count: steps tried.
         ceiling, rise: the longest step that may come next, by `Gains.reach`, and the factor by
             which it rose last.
@@ -88,7 +94,9 @@ class ControlState(NamedTuple):
     """
 
     error: Float[Array, ""]
+    start: Float[Array, ""]
     step: Float[Array, ""]
+    longest: Float[Array, ""]
     count: Int[Array, ""]
     ceiling: Float[Array, ""]
     rise: Float[Array, ""]
@@ -109,11 +117,17 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
     an event of diffrax would give a point of the dense output, and it costs one evaluation of the
     margins in the program where the event costs three.
 
+    The field does not depend on the clock, so diffrax's clock begins anew at every step: where a
+    step starts it stands at the length of the accepted step before. A clock that ran on would
+    bound the steps from below by its rounding: after a long rest near a saddle, at a clock of 1e8,
+    a step of 1e-8 could not be made any more, and no target be met more closely. The total is kept
+    by `gflow.flow.segment.Cursor`.
+
     Attributes:
         rtol, atol, norm: what implicit solvers take as the tolerances of their equations: rtol is
             0, atol the smaller of the next two.
         rtol_direction: largest `|du|_2` of an accepted step.
-        tolerance: largest `|d log rho|` and `|d log(1+t)|`.
+        tolerance: largest `|d log rho|` and `|d log(T+t)|`.
         budget: number of steps after which it reports `max_steps_reached`.
         until: the targets; it reports `event_occurred` on arrival.
         atol_logit: largest `StepError.logit` of an accepted step; None for solvers without one.
@@ -137,36 +151,41 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
         return self
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
-        next_t1 = t0 + self.step
-        one = jnp.ones_like(next_t1)
-        zero = jnp.zeros((), jnp.int64)
+        step = jnp.asarray(self.step)
+        one, zero = jnp.ones_like(step), jnp.zeros((), jnp.int64)
         bracket = Bracket(one, jnp.inf * one, -one, zero, zero)
-        return next_t1, ControlState(one, next_t1 - t0, zero, jnp.inf * one, one, bracket)
+        state = ControlState(one, jnp.asarray(t0), step, 0 * one, zero, jnp.inf * one, one, bracket)
+        return t0 + step, state
 
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
     ):
-        last_error, _, count, ceiling, rise, bracket = controller_state
+        last_error, _, _, longest, count, ceiling, rise, bracket = controller_state
+        length = t1 - t0
         error = jnp.maximum(self._error(y_error), _LEAST_ERROR)
         keep = error < 1
         factor = _factor(self.gains, error, last_error, error_order, keep)
         last_error = jnp.where(keep, error, last_error)
         rise = jnp.where(keep, self.gains.recover * rise, 1.0)
-        ceiling = jnp.where(keep, rise * ceiling, self.gains.reach * (t1 - t0))
+        ceiling = jnp.where(keep, rise * ceiling, self.gains.reach * length)
         targets = distances(self.until, args, y1_candidate)
         distance = jnp.min(targets)
         # The last one is none that was asked for.
         accuracy = jnp.where(targets[-1] <= distance, LANDED, self.until.accuracy)
-        arrived = keep & _close(distance, accuracy, t0, t1, bracket)
+        exact = _indistinguishable(y0, y1_candidate, length, bracket)
+        arrived = keep & _close(distance, accuracy, exact, bracket)
         passed = keep & (distance <= 0) & ~arrived
-        bracket = _updated(bracket, keep, passed, distance, t1)
+        bracket = _updated(bracket, keep, passed, distance, length)
         keep = keep & ~passed
-        next_t0 = jnp.where(keep, t1, t0)
-        free_t1 = jnp.where(passed, jnp.inf, next_t0 + jnp.minimum(factor * (t1 - t0), ceiling))
-        next_t1 = jnp.minimum(free_t1, _aim(next_t0, bracket))
-        step = next_t1 - next_t0
-        state = ControlState(last_error, step, count + 1, ceiling, rise, bracket)
-        return keep, next_t0, next_t1, False, state, self._verdict(state, arrived)
+        start = jnp.where(keep, length, t0)
+        free = jnp.where(passed, jnp.inf, jnp.minimum(factor * length, ceiling))
+        step = jnp.minimum(free, _aim(bracket, exact))
+        next_t1 = start + step
+        longest = jnp.maximum(longest, jnp.where(keep, length, 0.0))
+        state = ControlState(last_error, start, step, longest, count + 1, ceiling, rise, bracket)
+        moving = (next_t1 > start) & ~_stuck(_moved(y0, y1_candidate), length, state)
+        verdict = self._verdict(state, moving, arrived)
+        return keep, start, next_t1, False, state, verdict
 
     def _error(self, error: Any) -> Array:
         """The error in units of what is allowed; a NaN counts as infinite."""
@@ -178,9 +197,8 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
         size = jnp.maximum(size, logit)
         return jnp.where(jnp.isnan(size), jnp.inf, size)
 
-    def _verdict(self, state: ControlState, arrived: Any) -> Any:
+    def _verdict(self, state: ControlState, moving: Any, arrived: Any) -> Any:
         results = diffrax.RESULTS
-        moving = state.step > 0
         result = results.where(moving, results.successful, results.dt_min_reached)
         spent = (state.count >= self.budget) & moving
         result = results.where(spent, results.max_steps_reached, result)
@@ -228,15 +246,17 @@ def distances(until: Until, field: Field, state: State) -> Float[Array, " target
     """Distance to each target. The margins are evaluated only where a target needs them."""
     log_kappa = field.log_kappa(state)
 
-    def evaluated() -> tuple[Array, Array]:
+    def evaluated() -> tuple[Array, Array, Array]:
         measures = field.measures(state)
-        return measures.log_loss, measures.stationarity
+        return known_log_loss(measures), measures.stationarity, measures.margin
 
-    def skipped() -> tuple[Array, Array]:
-        return jnp.full_like(log_kappa, jnp.inf), jnp.ones_like(log_kappa)
+    def skipped() -> tuple[Array, Array, Array]:
+        nothing = jnp.zeros_like(log_kappa)
+        return nothing + jnp.inf, nothing + 1.0, nothing
 
-    log_loss, stationarity = lax.cond(until.needs_margins, evaluated, skipped)
-    return until.remaining(log_kappa, state[-1], log_loss, stationarity, field.ceiling)
+    log_loss, stationarity, margin = lax.cond(until.needs_margins, evaluated, skipped)
+    time = field.log1p_time(state)
+    return until.remaining(log_kappa, time, log_loss, stationarity, margin, field.ceiling)
 
 
 def _factor(gains: Gains, error: Array, last_error: Array, order: Any, keep: Array) -> Array:
@@ -247,33 +267,55 @@ def _factor(gains: Gains, error: Array, last_error: Array, order: Any, keep: Arr
     return jnp.clip(factor, gains.shrink, jnp.where(keep, gains.grow, gains.safety))
 
 
-def _close(distance: Any, accuracy: Any, t0: Any, t1: Any, bracket: Bracket) -> Array:
-    """Whether the end of the step is on the target, as far as float64 can tell."""
-    known = jnp.isfinite(bracket.upper)
-    # A hundredth of what is wider is still a step.
-    width = 128 * jnp.finfo(jnp.float64).eps * jnp.abs(t1)
-    # From before the target too, whose distance may be known to fewer digits than the clock.
-    narrow = (bracket.upper - t1 <= width) | ((distance <= 0) & (bracket.upper - t0 <= width))
-    tired = (distance <= 0) & (bracket.tries >= _MOST_LANDINGS)
-    return (jnp.abs(distance) <= accuracy) | (known & (narrow | tired))
+def _indistinguishable(start: State, end: State, length: Any, bracket: Bracket) -> Array:
+    """Whether the bracket is so narrow that the states in it are one state to float64."""
+    # Of the step that was tried; by what is left of the bracket, so much less or more.
+    rounding = 16 * jnp.finfo(jnp.float64).eps
+    moved = _moved(start, end) * bracket.width
+    return jnp.isfinite(bracket.width) & (moved <= rounding * length)
 
 
-def _updated(bracket: Bracket, keep: Any, passed: Any, distance: Any, t1: Any) -> Bracket:
+def _moved(start: State, end: State) -> Array:
+    """How far a step went, relative to where it began."""
+    return jnp.max(jnp.abs(end - start) / (1.0 + jnp.abs(start)))
+
+
+def _stuck(moved: Array, length: Any, state: ControlState) -> Array:
+    """Whether steps have become so short that they change nothing, without a target ahead.
+
+    A flow at rest is not stuck: its steps are long.
+    """
+    nothing = moved <= 4 * jnp.finfo(jnp.float64).eps
+    short = length < _SHORTEST * state.longest
+    return nothing & short & ~jnp.isfinite(state.bracket.width)
+
+
+def _close(distance: Any, accuracy: Any, exact: Any, bracket: Bracket) -> Array:
+    """Whether the end of the step is on the target, or past it as closely as can be."""
+    tired = jnp.isfinite(bracket.width) & (bracket.tries >= _MOST_LANDINGS)
+    return (jnp.abs(distance) <= accuracy) | ((distance <= 0) & (exact | tired))
+
+
+def _updated(bracket: Bracket, keep: Any, passed: Any, distance: Any, length: Any) -> Bracket:
     """The bracket after a step that passed the target, or stayed before it (Illinois method)."""
-    known = jnp.isfinite(bracket.upper)
+    known = jnp.isfinite(bracket.width)
     below = keep & ~passed
     halve_after = below & known & (bracket.side < 0)
     halve_before = passed & (bracket.side > 0)
     before = jnp.where(below, distance, jnp.where(halve_before, 0.5, 1.0) * bracket.before)
     after = jnp.where(passed, distance, jnp.where(halve_after, 0.5, 1.0) * bracket.after)
     side = jnp.where(passed, 1, jnp.where(below & known, -1, bracket.side))
-    upper = jnp.where(passed, t1, bracket.upper)
-    return Bracket(before, upper, after, side, bracket.tries + jnp.where(known, 1, 0))
+    width = jnp.where(passed, length, jnp.where(below, bracket.width - length, bracket.width))
+    return Bracket(before, width, after, side, bracket.tries + jnp.where(known, 1, 0))
 
 
-def _aim(t0: Any, bracket: Bracket) -> Array:
-    """The clock at which the secant through the bracket meets the target; infinite without one."""
-    known = jnp.isfinite(bracket.upper)
+def _aim(bracket: Bracket, exact: Any) -> Array:
+    """The step at whose end the secant through the bracket meets the target; infinite without one.
+
+    Where the bracket is as narrow as can be, its far end.
+    """
+    known = jnp.isfinite(bracket.width)
     share = jnp.clip(bracket.before / (bracket.before - bracket.after), 0.01, 0.99)
-    width = jnp.where(known, bracket.upper - t0, 1.0)
-    return jnp.where(known, t0 + share * width, jnp.inf)
+    # A log-loss that is infinite at either end.
+    share = jnp.where(jnp.isfinite(bracket.before - bracket.after), share, 0.5)
+    return jnp.where(known, jnp.where(exact, 1.0, share) * bracket.width, jnp.inf)

@@ -2,48 +2,54 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
-import jax
 import numpy as np
 
 from gflow._layout import Layout
+from gflow._numerics import Default
+from gflow._signatures import named
 from gflow._typing import Params
-from gflow.flow.chattering import POINTS, num_chattering
-from gflow.flow.control import FlowController
+from gflow.deadline import Deadline
+from gflow.flow.chattering import Sliding
+from gflow.flow.continuing import (
+    Given,
+    already_met,
+    cap_going_on,
+    check_continuable,
+    continued,
+)
+from gflow.flow.ended import reached_before, stopped_before, trajectory_of
 from gflow.flow.field import Field
 from gflow.flow.options import check_options, checked_cap, checked_solver
-from gflow.flow.outcome import hopeless, not_finite_ahead, targets_met, unseparated_result
-from gflow.flow.segment import Block, Cursor, advance, begin
-from gflow.flow.starting import Tolerances, control_of, solver_name, start_cursor
-from gflow.flow.stiffness import Watch, stiff_solver
-from gflow.flow.until import NEVER, Until
+from gflow.flow.place import Path, Place, first_budget
+from gflow.flow.run import Run
+from gflow.flow.starting import Tolerances, control_of, start_cursor
+from gflow.flow.stiffness import Watch
+from gflow.flow.until import Until
 from gflow.problem import Problem
 from gflow.progress import check_progress, reporter
-from gflow.record import Record, Row, row_capacity
+from gflow.record import Record
 from gflow.results import RESULTS
-from gflow.switches import has_kinks
 from gflow.trajectory import RunFailed, Trajectory
 from gflow.validation import check_start
 
-# A segment should return this often, so that an interrupt or the progress line need not wait.
-_SECONDS = 0.5
-_FIRST_STEPS = 16
 
-
+@named(until="It says when to stop: `until=gflow.Until(log_loss=-10.0)`.")
 def integrate(
     problem: Problem,
-    params: Params,
+    params: Params | Trajectory,
     *,
     until: Until,
     solver: diffrax.AbstractSolver | None = None,
-    tolerance: float = 1e-8,
+    tolerance: float = Default(1e-8),
     rtol_direction: float | None = None,
-    atol_logit: float = 0.1,
+    atol_logit: float = Default(0.1),
     kappa_cap: float | None = None,
     save: int | None = 512,
     max_steps: int = 100_000,
+    max_seconds: float | None = None,
     progress: bool | Callable[[dict[str, Any]], None] = False,
     throw: bool = True,
 ) -> Trajectory:
@@ -52,14 +58,25 @@ def integrate(
     The path is followed on the unit sphere with the norm, the time and the loss in logarithms
     (`gflow.flow.field`), so that none of them over- or underflows.
 
+    From a trajectory of the same problem the run goes on where that ended: the new trajectory holds
+    its points too, and its time, steps and seconds count on. Options that are not given are then
+    those of the trajectory. With these, whatever `until`, `save`, `max_steps` and `max_seconds`,
+    the joined run equals, bit for bit, the one without the stop, on the same machine with the same
+    versions. The steps that the trajectory made only to land on its target are no part of that run,
+    and are forgotten; `.at` still reads there. With other tolerances, another solver, or from a
+    file of an earlier version, the run goes on from the last point, as accurate as these options.
+    Where the last point meets the target already, no step is made.
+
     Args:
         problem: what is minimised.
-        params: the start, any pytree of arrays; not zero.
+        params: the start, any pytree of arrays, not zero; or a trajectory of the flow of this
+            problem, to go on with.
         until: what to reach. The last point lies on the target, as a step of the solver.
         solver: None begins with `diffrax.Tsit5()`, whose steps shrink like 1/kappa, and goes on
             with `gflow.Rosenbrock()` where stiffness has made that the cheaper one (see
             `gflow.flow.stiffness`). Or any diffrax ODE solver with an error estimate, to be used
-            throughout; only a `Rosenbrock` has its error controlled in the logits.
+            throughout; only a `Rosenbrock` has its error controlled in the logits. Going on, None
+            is the choice of the trajectory.
         tolerance: local error per step of log |params| and of log(1 + t), that is, relative error
             of |params| and of 1 + t; and of the direction, unless that has a bound of its own.
         rtol_direction: local error per step of the direction, `|du|_2`; None for `tolerance`.
@@ -74,10 +91,16 @@ def integrate(
             are wasted.
         kappa_cap: kappa_c; the weights p of the flow are those of min(kappa, kappa_c). Beyond it
             the direction follows the flow up to O(1/kappa_c), kappa may leave the range of
-            floating-point numbers, and `log1p_time` is NaN. None for the true flow.
+            floating-point numbers, and `log1p_time` is NaN. None for the true flow; going on, for
+            that of the trajectory. Another cap is taken where neither has acted yet.
         save: the number of points kept at most, evenly spread over the steps; None keeps every
-            accepted step. `Trajectory.at` is as accurate as the run whatever is kept.
-        max_steps: steps tried at most, rejected ones included.
+            accepted step. `Trajectory.at` is as accurate as the run whatever is kept, and nothing
+            else depends on it.
+        max_steps: steps tried at most, rejected ones included; going on, steps beyond those of the
+            trajectory.
+        max_seconds: after so many seconds the run ends as with a spent budget, `seconds_spent`; it
+            can be gone on with. Looked at between segments of up to some 250 steps, about a second
+            on one CPU core, the first of which includes compilation. None for no limit.
         progress: True for a progress line; or a function that is called after every segment with a
             dict of what the line shows.
         throw: raise `RunFailed` where the target was not reached. False returns the trajectory,
@@ -85,188 +108,77 @@ def integrate(
 
     Raises:
         TypeError, ValueError: see `gflow.validation.check_start`; unknown or impossible options.
+        ValueError: a trajectory of `descend`, of another problem, or beyond another `kappa_cap`;
+            one whose file could not hold the options of its solver, without a `solver`.
         RunFailed: with `throw=True`, a run that did not reach its target.
 
     Source: Lyu & Li 2020 and Lyu & Zhu 2022 for the flow and its normalized margin.
     """
     check_options(until, tolerance, rtol_direction, save, max_steps)
     check_progress(progress, "integrate")
-    max_steps, save = int(max_steps), None if save is None else int(save)
-    solver, log_cap = checked_solver(solver, tolerance), checked_cap(kappa_cap, atol_logit, until)
-    params = check_start(problem, params)
-    field = Field(problem, Layout.of(params), log_cap)
-    across = tolerance if rtol_direction is None else rtol_direction
-    tolerances = Tolerances(tolerance, across, atol_logit)
-    run = _Run(field, params, until, solver, tolerances, save)
-    seconds = time.perf_counter()
-    with reporter(progress, "flow") as report:
-        result = run.go(max_steps, report)
-    trajectory = run.trajectory(result, time.perf_counter() - seconds, max_steps)
+    how = _How(
+        None if save is None else int(save),
+        int(max_steps),
+        Deadline.after(max_seconds, "integrate"),
+        progress,
+    )
+    given = Given(solver, tolerance, rtol_direction, atol_logit, kappa_cap)
+    if isinstance(params, Trajectory):
+        trajectory = _gone_on(problem, params, until, given, how)
+    else:
+        trajectory = _begun(problem, params, until, given, how)
     if throw and trajectory.result_name not in ("successful", "interrupted"):
         raise RunFailed(trajectory)
     return trajectory
 
 
-class _Run:
-    """The state of one run on the host."""
+class _How(NamedTuple):
+    """The options of a call that do not decide the path."""
 
-    def __init__(self, field, params, until, solver, tolerances, save):
-        self.until, self.tolerances = until, tolerances
-        self.watch = Watch(field) if solver is None else None
-        self.solver = diffrax.Tsit5() if solver is None else solver
-        self.stiff_from: int | None = None
-        self.save = save
-        self.field = field
-        self.record = Record(save)
-        self.capacity = row_capacity(self.field.layout.size)
-        self.num_steps = 0
-        self.cursor: Cursor = start_cursor(self.field, self.solver, self.control(1), params)
+    save: int | None
+    max_steps: int
+    deadline: Deadline
+    progress: bool | Callable[[dict[str, Any]], None]
 
-    def control(self, budget: int) -> FlowController:
-        """The step-size control of the present solver."""
-        return control_of(self.solver, self.tolerances, budget, self.until)
 
-    def go(self, max_steps: int, report: Callable[[dict[str, Any]], None]) -> RESULTS:
-        """Runs segments until one ends the run, and says how it ended."""
-        budget = _FIRST_STEPS
-        try:
-            while True:
-                seconds = time.perf_counter()
-                block = self.segment(min(budget, max_steps - self.num_steps))
-                seconds = (time.perf_counter() - seconds) / max(int(block.num_steps), 1)
-                result = self.absorb(block, max_steps)
-                report(self.record.status(self.num_steps, self.field.problem.degree))
-                if result is not None:
-                    return result
-                self.switch_if_stiff(block)
-                budget = int(np.clip(_SECONDS / seconds, _FIRST_STEPS, self.capacity))
-                if self._may_fade():
-                    budget = _FIRST_STEPS
-        except KeyboardInterrupt:
-            if not self.num_steps:  # nothing was computed that could be returned
-                raise
-            return RESULTS.interrupted
+def _begun(problem: Problem, params: Params, until: Until, given: Given, how: _How) -> Trajectory:
+    """A run from parameters."""
+    log_cap = checked_cap(given.kappa_cap, given.atol_logit, until)
+    chosen = checked_solver(given.solver, given.tolerance)
+    params = check_start(problem, params)
+    across = given.tolerance if given.rtol_direction is None else given.rtol_direction
+    tolerances = Tolerances(given.tolerance, across, given.atol_logit)
+    path = Path(Field(problem, Layout.of(params), log_cap), tolerances)
+    solver = diffrax.Tsit5() if chosen is None else chosen
+    cursor = start_cursor(path.field, solver, control_of(solver, tolerances, 1, until), params)
+    path = path.scaled(np.asarray(cursor.state[-1]))
+    watch = Watch() if chosen is None else None
+    sliding, budget = Sliding(np.asarray(cursor.state)), first_budget(path.field, solver)
+    place = Place(cursor, solver, watch, sliding, budget=budget)
+    run = Run(path, until, place, Record(how.save))
+    result, seconds = _followed(run, how, how.max_steps)
+    return trajectory_of(run, result, seconds, how.max_steps, [])
 
-    def segment(self, budget: int) -> Block:
-        """One compiled segment of at most `budget` steps."""
-        stride = np.int64(self.record.stride)
-        self.cursor, block = advance(
-            self.field,
-            self.solver,
-            self.control(budget),
-            self.cursor,
-            stride,
-            capacity=self.capacity,
-        )
-        return jax.block_until_ready(block)
 
-    def switch_if_stiff(self, block: Block) -> None:
-        """Goes on with a Rosenbrock method, once and for all, where that is now the cheaper one."""
-        if self.watch is None or not self.watch.stiff(self.cursor, block):
-            return
-        self.watch, self.solver = None, stiff_solver(self.tolerances[0])
-        self.stiff_from = int(self.cursor.num_accepted)
-        cursor = self.cursor
-        self.cursor = begin(
-            self.field,
-            self.solver,
-            self.control(1),
-            cursor.clock,
-            cursor.state,
-            cursor.control.step,
-            cursor.num_accepted,
-        )
+def _gone_on(
+    problem: Problem, before: Trajectory, until: Until, given: Given, how: _How
+) -> Trajectory:
+    """A run from where another ended, and all of it."""
+    check_continuable(problem, before)
+    log_cap = cap_going_on(before, given, until)
+    met = already_met(problem, before, log_cap, until)
+    if met and met != ["kappa_overflow"]:
+        return reached_before(before, until, met[0])
+    run, earlier = continued(problem, before, given, log_cap, until, how.save)
+    result, seconds = _followed(run, how, before.stats["num_steps"] + how.max_steps)
+    if run.behind(before.clock[-1]):
+        return stopped_before(before, until, result)
+    return trajectory_of(run, result, before.stats["seconds"] + seconds, how.max_steps, earlier)
 
-    def absorb(self, block: Block, max_steps: int) -> RESULTS | None:
-        """Records a segment; the outcome if it was the last one."""
-        first = self.num_steps == 0
-        self.num_steps += int(block.num_steps)
-        last = self.record.extend(block.rows, int(block.num_rows))
-        if first and self._met(self.record.first()):
-            self.record.only_first()
-            self.num_steps = 0
-            return RESULTS.successful  # pyright: ignore[reportReturnType]
-        if not np.all(np.isfinite(last.state)):
-            self.record.drop_nonfinite()
-            return RESULTS.not_finite
-        if bool(block.result == diffrax.RESULTS.event_occurred):
-            met = self._met(last)
-            if met == ["kappa_overflow"]:
-                return RESULTS.kappa_overflow
-            return RESULTS.successful  # pyright: ignore[reportReturnType]
-        return self._stopped_short(block, last, max_steps)
 
-    def _stopped_short(self, block: Block, last: Row, max_steps: int) -> RESULTS | None:
-        if bool(block.result == diffrax.RESULTS.dt_min_reached):
-            ahead = not_finite_ahead(self.field, self.cursor.state)
-            return RESULTS.not_finite if ahead else RESULTS.step_underflow
-        spent = self.num_steps >= max_steps
-        if hopeless(self.until, self.field.problem, self.record, spent=spent):
-            return unseparated_result(
-                self.field.problem, last.measures.margin, last.measures.clean_margin
-            )
-        return RESULTS.step_budget_spent if spent else None
-
-    def _may_fade(self) -> bool:
-        """Whether the norm shrinks, perhaps to nothing, which must be seen before it underflows."""
-        first, last = self.record.first(), self.record.last()
-        return bool(last.measures.margin <= 0 and last.state[-2] < first.state[-2])
-
-    def _met(self, row: Row) -> list[str]:
-        log_kappa = self.field.problem.degree * row.state[-2]
-        ceiling = self.field.ceiling
-        return targets_met(self.until, log_kappa, row.state[-1], row.measures, ceiling)
-
-    def num_chattering(self) -> int:
-        """How many examples' kinks the next steps would cross to and fro."""
-        problem = self.field.problem
-        if not has_kinks(problem) or not np.all(np.isfinite(self.record.last().state)):
-            return 0
-        # One by one, since saved points may skip every second crossing.
-        control = control_of(self.solver, self.tolerances, POINTS, NEVER)
-        _, block = advance(
-            self.field, self.solver, control, self.cursor, np.int64(1), capacity=self.capacity
-        )
-        points = np.asarray(block.rows.state)[: int(block.num_rows), :-2]
-        return num_chattering(problem, self.field.layout, points)
-
-    def trajectory(self, result: RESULTS, seconds: float, max_steps: int) -> Trajectory:
-        """Everything recorded, as a trajectory."""
-        columns, vectors = self.record.columns(self.field.problem.degree)
-        beyond = columns["log_kappa"] > self.field.log_cap
-        columns = {**columns, "log1p_time": np.where(beyond, np.nan, columns["log1p_time"])}
-        num_accepted = int(columns["num_steps_at"][-1])
-        chattering = self.num_chattering()
-        if chattering and bool(result == RESULTS.step_budget_spent):
-            result = RESULTS.chattering  # pyright: ignore[reportAssignmentType]
-        met = self._met(self.record.last()) if bool(result == RESULTS.successful) else []
-        stats = {
-            "num_steps": self.num_steps,
-            "num_accepted_steps": num_accepted,
-            "num_rejected_steps": self.num_steps - num_accepted,
-            "stopped_by": met[0] if met else None,
-            "stiff_from": self.stiff_from,
-            "num_chattering": chattering,
-            "seconds": seconds,
-        }
-        settings = {
-            "until": self.until.as_dict(),
-            "solver": solver_name(self.solver),
-            **{name: float(value) for name, value in self.tolerances._asdict().items()},
-            "kappa_cap": None
-            if np.isinf(self.field.log_cap)
-            else float(np.exp(self.field.log_cap)),
-            "save": self.save,
-            "max_steps": max_steps,
-            "gradient": self.field.problem.gradient_mode,
-        }
-        return Trajectory(
-            kind="flow",
-            columns=columns,
-            vectors=vectors,
-            layout=self.field.layout,
-            problem=self.field.problem,
-            result=result,
-            stats=stats,
-            settings=settings,
-        )
+def _followed(run: Run, how: _How, max_steps: int) -> tuple[RESULTS, float]:
+    """How the run ended, and the seconds that it took."""
+    seconds = time.perf_counter()
+    with reporter(how.progress, "flow") as report:
+        result = run.go(max_steps, how.deadline, report)
+    return result, time.perf_counter() - seconds

@@ -5,16 +5,19 @@ gradient flow `d params/dt = -grad Loss(params)` becomes, for `params = rho u` a
 
     d u          / d tau = (I - u u^T) sum_i p_i grad q_i(u)
     d log rho    / d tau = L sum_i p_i q_i(u)
-    d log(1 + t) / d tau = exp(-log(sum_i -l'(q_i)) - (L - 2) log rho - log(1 + t)).
+    d log(T + t) / d tau = exp(-log(sum_i -l'(q_i)) - (L - 2) log rho - log(T + t)).
 
-It is the same path on another clock, and nothing in it under- or overflows.
+It is the same path on another clock, and nothing in it under- or overflows. The *time scale* T is
+1, or for a start that is far out already, where the loss is exp(-700), say, and nothing happens
+before a time of exp(700), about the time of a first step: log(1 + t) would rise by 700 in that one
+step.
 
 The weights p depend on `kappa = rho^L`. With a *cap* kappa_c they are those of
 `min(kappa, kappa_c)`: beyond the cap the motion along the set of equal active margins stays as it
 is up to O(1/kappa_c), while the stiffness, which grows like kappa, stops growing, and kappa may
 leave the range of floating-point numbers. Physical time has no meaning there and stands still.
 
-The state is one flat vector `(u, log rho, log(1 + t))`: a solver's arithmetic then compiles to one
+The state is one flat vector `(u, log rho, log(T + t))`: a solver's arithmetic then compiles to one
 kernel an operation rather than one for each leaf of the parameters.
 """
 
@@ -33,14 +36,14 @@ from gflow.measures import MAX_LOG_KAPPA, PointMeasures, measure_ascent
 from gflow.problem import Ascent, Problem
 
 State = Float[Array, " state"] | Float[np.ndarray, " state"]
-"""`(u, log rho, log(1 + t))`, P + 2 numbers."""
+"""`(u, log rho, log(T + t))`, P + 2 numbers."""
 
 
 class StepError(NamedTuple):
     """An error estimate of a step, in the state and as the loss sees it.
 
     Attributes:
-        state: of `(u, log rho, log(1 + t))`.
+        state: of `(u, log rho, log(T + t))`.
         logit: of kappa q, see `Field.logit_size`.
     """
 
@@ -53,11 +56,13 @@ class Field(eqx.Module):
 
     Attributes:
         log_cap: logarithm of the cap kappa_c; infinite without one.
+        log_time_scale: log T, see the head of this file.
     """
 
     problem: Problem
     layout: Layout
     log_cap: Any = eqx.field(default_factory=lambda: np.asarray(np.inf))
+    log_time_scale: Any = eqx.field(default_factory=lambda: np.asarray(0.0))
 
     def measures(self, state: State) -> PointMeasures:
         """What is recorded of a point; its stationarity is that of the capped flow."""
@@ -67,6 +72,21 @@ class Field(eqx.Module):
     def log_kappa(self, state: State) -> Float[Array, ""]:
         """`log kappa = L log rho`."""
         return self.problem.degree * state[-2]
+
+    def log1p_time(self, state: State) -> Float[Array, ""]:
+        """`log(1 + t)` of a state."""
+        log_time = jnp.asarray(state[-1])
+        part = -jnp.expm1(jnp.minimum(self.log_time_scale - log_time, 0.0))
+        log_t = log_time + jnp.log(jnp.where(part > 0, part, 1.0))
+        log1p_time = jnp.where(part > 0, jnp.logaddexp(0.0, log_t), 0.0)
+        return jnp.where(self.log_time_scale == 0, log_time, log1p_time)
+
+    def log_time(self, log1p_time: Scalar) -> Float[Array, ""]:
+        """`log(T + t)`, from `log(1 + t) >= 0`."""
+        log1p_time = jnp.asarray(log1p_time)
+        log_t = log1p_time + jnp.log(-jnp.expm1(-log1p_time))
+        log_time = jnp.logaddexp(self.log_time_scale, log_t)
+        return jnp.where(self.log_time_scale == 0, log1p_time, log_time)
 
     def capped(self, state: State) -> Float[Array, ""]:
         """`log min(kappa, kappa_c)`."""
@@ -155,8 +175,8 @@ def path_slope(field: Field, state: State, ascent: Ascent) -> Float[Array, " pat
 
 
 def error_sizes(error: State) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """`|du|_2`, and `max(|d log rho|, |d log(1+t)|)`: relative errors of the parameters, across
-    and along them, and of 1 + t.
+    """`|du|_2`, and `max(|d log rho|, |d log(T+t)|)`: relative errors of the parameters, across
+    and along them, and of T + t.
     """
     return jnp.sqrt(error[:-2] @ error[:-2]), jnp.max(jnp.abs(error[-2:]))
 

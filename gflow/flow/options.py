@@ -1,5 +1,6 @@
 """The options of `integrate`, checked before anything is computed."""
 
+import typing
 from typing import Any
 
 import diffrax
@@ -25,6 +26,14 @@ def checked_solver(solver: Any, tolerance: float) -> diffrax.AbstractSolver | No
             f"`solver={type(solver).__name__}()` gives no error estimate, so its steps cannot be "
             "controlled. Use an adaptive solver, or `gflow.descend` for fixed steps."
         )
+    structure = solver.term_structure
+    if not issubclass(diffrax.ODETerm, typing.get_origin(structure) or structure):
+        raise TypeError(
+            f"`solver={type(solver).__name__}()` takes no plain ODE: it needs its terms apart, as "
+            "the KenCarp methods need a `diffrax.MultiTerm` of an explicit and an implicit part, "
+            "and the flow is one term. Implicit throughout are `gflow.Rosenbrock()`, which suits "
+            "the flow best, and `diffrax.Kvaerno5()`."
+        )
     if isinstance(solver, Rosenbrock):
         linear = solver.linear_solver
         return ClockedRosenbrock(solver.method, linear_solver=linear, tolerance=tolerance)
@@ -36,8 +45,8 @@ def checked_cap(kappa_cap: Any, atol_logit: Any, until: Until) -> np.ndarray:
     if not is_real(atol_logit) or not 0 < atol_logit < np.inf:
         raise ValueError(f"`atol_logit={atol_logit!r}` must be a positive number.")
     if kappa_cap is not None:
-        if not is_real(kappa_cap) or not 1 < kappa_cap < np.inf:
-            raise ValueError(f"`kappa_cap={kappa_cap!r}` must be a finite number above 1, or None.")
+        if not is_real(kappa_cap) or not 0 < kappa_cap < np.inf:
+            raise ValueError(f"`kappa_cap={kappa_cap!r}` must be a positive number, or None.")
         return np.asarray(np.log(kappa_cap))
     log_kappa = float(until.log_kappa)
     if MAX_LOG_KAPPA < log_kappa < np.inf:

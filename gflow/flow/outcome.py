@@ -2,39 +2,59 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gflow._programs import compiled
 from gflow.flow.field import Field, State, vector_field
-from gflow.flow.until import TARGETS, Until
+from gflow.flow.until import TARGETS, Until, known_log_loss
 from gflow.measures import PointMeasures
 from gflow.problem import Problem
 from gflow.record import Record, Row
 from gflow.results import RESULTS
 
+# As close as this to a target it is met: 1e-13 is the aim of a run's last step.
+_HELD = 1e-10
+# Rounding of a stationarity.
+_SINE = 1e-14
 # Relative to the strength at the start: a flow that is this slow has come to rest.
 _REST = 1e-10
+# A direction that is so close to stationary under a cap has come to rest.
+_STILL = 1e-6
 # A norm that has shrunk by exp(-300) is nothing: its square underflows soon after.
 _LOG_NOTHING = 300.0
 # Fewer steps than this do not tell whether the loss still falls.
 _STEPS_TO_TELL = 1000
 
 
-def targets_met(
-    until: Until, log_kappa: Any, log1p_time: Any, measures: PointMeasures, ceiling: Any
-) -> list[str]:
+def targets_met(until: Until, field: Field, row: Row) -> list[str]:
     """The targets that a point meets, to rounding or less, in the order of `TARGETS`.
 
-    A small stationarity, a difference of vectors of norm 1, is known to few digits.
+    What is NaN meets none. A small stationarity, a difference of vectors of norm 1, is known to few
+    digits.
     """
-    distance = np.asarray(
-        until.remaining(log_kappa, log1p_time, measures.log_loss, measures.stationarity, ceiling)
-    )
-    accuracy = np.full(len(TARGETS), max(float(until.accuracy), 1e-10))
-    accuracy[TARGETS.index("kappa_overflow")] = 1e-10
-    return [TARGETS[index] for index in np.flatnonzero(distance <= accuracy)]
+    measures = row.measures
+    log_loss = known_log_loss(measures)
+    place = field.problem.degree * row.state[-2], row.state[-1]
+    known = log_loss, measures.stationarity, measures.margin
+    distance = until.remaining(*place, *known, field.ceiling)
+    accuracy = np.full(len(TARGETS), max(float(until.accuracy), _HELD))
+    accuracy[TARGETS.index("stationarity")] += _SINE / max(float(until.stationarity), _SINE)
+    accuracy[TARGETS.index("kappa_overflow")] = _HELD
+    return [TARGETS[index] for index in np.flatnonzero(np.asarray(distance) <= accuracy)]
+
+
+def outcome_at(until: Until, field: Field, row: Row) -> RESULTS | None:
+    """`successful` where the last point of a run meets a target that was asked for, else
+    `kappa_overflow` where it lies that far out, else None.
+
+    Nothing else makes a run of the flow successful.
+    """
+    met = targets_met(until, field, row)
+    if met and met != ["kappa_overflow"]:
+        return RESULTS.successful  # pyright: ignore[reportReturnType]
+    return RESULTS.kappa_overflow if met else None
 
 
 def hopeless(until: Until, problem: Problem, record: Record, *, spent: bool) -> bool:
@@ -47,6 +67,7 @@ def hopeless(until: Until, problem: Problem, record: Record, *, spent: bool) -> 
     return (
         at_rest(until, first.measures, last.measures)
         or faded(until, problem.degree, first, last)
+        or fixed(until, last.measures)
         or (spent and stalled(record))
     )
 
@@ -58,6 +79,15 @@ def at_rest(until: Until, start: PointMeasures, now: PointMeasures) -> bool:
     """
     slow = float(now.strength) <= _REST * float(start.strength)
     return bool(slow and not np.isfinite(until.log1p_time))
+
+
+def fixed(until: Until, now: PointMeasures) -> bool:
+    """Whether a capped flow keeps its direction, at a loss beyond all numbers that only rises.
+
+    Where a log kappa or a stationarity is asked for, waiting there reaches it.
+    """
+    beyond = np.isposinf(known_log_loss(now)) and now.stationarity <= _STILL
+    return bool(beyond and np.isposinf(until.log_kappa) and until.stationarity == 0)
 
 
 def faded(until: Until, degree: float, start: Row, now: Row) -> bool:
@@ -83,7 +113,7 @@ def stalled(record: Record) -> bool:
     return bool(late <= 1e-3 * min(1.0, log_loss[0] - log_loss[-1]))
 
 
-@eqx.filter_jit
+@compiled
 def _slopes_ahead(field: Field, state: State) -> Any:
     slope = vector_field(0.0, state, field)
     steps = 10.0 ** -jnp.arange(6.0, 13.0) / jnp.maximum(1.0, jnp.max(jnp.abs(slope)))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gflow._signatures import named
 from gflow.flow.coupled import CoupledField, GapSize, Moved, linearized, step
 from gflow.flow.systems import LinearSolver, Preconditioner, shifted_system
 from gflow.flow.tableaus import TABLEAUS, Tableau
@@ -72,6 +73,7 @@ class Rosenbrock(diffrax.AbstractAdaptiveSolver):
     term_structure: ClassVar = diffrax.ODETerm
     interpolation_cls: ClassVar[Callable] = RosenbrockInterpolation
 
+    @named()
     def __init__(self, method: str = "Rodas5P", *, linear_solver: LinearSolver = None):
         if method not in TABLEAUS:
             raise ValueError(f"`Rosenbrock({method!r})`: choose one of {', '.join(TABLEAUS)}.")

@@ -1,19 +1,23 @@
 """The search for the direction in which the flow ends, and for what kind of point it is.
 
-Four things in turn, until nothing is left to escape:
+First the true flow, until its smallest margin is so many logits (`kappa min_i q_i(u)`); the kappa
+that it has there is the cap kappa_c. Then four things in turn, until nothing is left to escape:
 
-1. the flow with capped temperature, until its direction hardly moves;
+1. the flow with its temperature capped at kappa_c, until its direction hardly moves (the handover);
 2. Newton's method on the KKT system, to rounding;
 3. the second-order verdict: a maximum of the margin or, with frozen perturbations, a stable rest
    point; or a saddle;
 4. from a saddle, a push along the directions in which the flow leaves it, in the proportions that
    the flow's own offset from the saddle grows to. A saddle that is met a second time tells that
    the cap holds the flow back where the true one would pass: the cap is raised.
+
+Where the examples are never separated by so many logits, there is no capped stage and no limit.
 """
 
+import dataclasses
 import math
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,12 +27,18 @@ from gflow._typing import Params
 from gflow.certificate import Certificate, certify
 from gflow.curvature import Curvature, curvature
 from gflow.dead import with_dead_at_rest
+from gflow.deadline import Deadline
 from gflow.drift import Drift, drift
+from gflow.flow.basin import Handover, close
 from gflow.flow.circling import circling
 from gflow.flow.driver import integrate
+from gflow.flow.earned import earned
+from gflow.flow.itinerary import Visit, departure, growth_per_log_kappa
 from gflow.flow.limit import Limit, Stage
+from gflow.flow.outcome import unseparated_result
 from gflow.flow.until import Until
 from gflow.kkt import system
+from gflow.measures import MAX_LOG_KAPPA
 from gflow.polish import FEW_MARGINS, Polished, polish_again, polish_capped, polish_drifted
 from gflow.problem import Problem
 from gflow.results import RESULTS
@@ -37,7 +47,7 @@ from gflow.verdict import is_maximum, verdict
 
 # Stationarity at which the flow is handed to Newton's method; and after a saddle, which must be
 # left for good, however slowly.
-_CLOSE, _CLOSEST, _ACCURACY = 1e-3, 1e-7, 0.1
+CLOSE, _CLOSEST, _ACCURACY = 1e-3, 1e-7, 0.1
 _MOST_RAISES = 4
 # The flow is followed at infinite kappa where so many colder caps did not help.
 _COLDER = 1
@@ -46,18 +56,59 @@ _COLDER = 1
 _CIRCLING_LOGITS, _CIRCLING_PUSH, _MOST_CIRCLING = 1e3, 1e-3, 1500
 # Steps off a saddle, where cooling leads on from anywhere close by.
 _MOST_FROM_SADDLE = 200
-# The flow's direction moves less and less; this far out it has nowhere to go.
+# In units of log kappa beyond the cap: no flow is followed farther.
 _FARTHEST = 1e5
+# How closely the cap's logits are met; and the most that a start may have, beyond which products of
+# kappa with margins have lost too many digits for the weights p.
+_CAP_ACCURACY, _MOST_LOGITS = 1e-2, 1e10
 _PUSH = 5e-2
-_CAP_FACTOR, _LARGEST_CAP = 10.0, 1e7
+_CAP_FACTOR, _MOST_RAISED = 10.0, 1e4
 _SAME = 1e-6
 # Offsets from a saddle below this part of how far the flow stopped from it are rounding.
 _ROUNDING = 1e-15
+# Offsets from a saddle below this many tolerances of the flow may be its errors.
+_TOLD_APART = 100.0
 # Coordinates below this part of the largest belong to neurons that have died out.
 _DEAD = 1e-7
 # Of so many weights, those of neurons that are alive may be as small.
 _MANY = 1500
 _FAMILY_STEPS = 1e-3, -1e-3, 1e-5, -1e-5
+# A log kappa beyond what a flow may have, which says so.
+BEYOND_KAPPA = MAX_LOG_KAPPA + 1.0
+# Outcomes after which no further stage is begun; and those of a run near its rest from which
+# Newton's method may lead on all the same.
+_HALTING = ("interrupted", "not_finite", "kappa_overflow", "seconds_spent")
+_NEARLY = ("successful", "step_underflow", "chattering")
+
+
+class Start(NamedTuple):
+    """Where a search starts: a direction and its kappa, which may be no floating-point number.
+
+    Attributes:
+        vector: u, of norm 1. Shape (P,).
+        log_kappa: `L log |params|`.
+        first: the trajectory that led here, or None.
+        goes_on: whether the true flow goes on with that trajectory.
+        stages: what was done before.
+    """
+
+    vector: np.ndarray
+    log_kappa: float
+    first: Trajectory | None = None
+    goes_on: bool = False
+    stages: tuple[Stage, ...] = ()
+
+
+class Cap(NamedTuple):
+    """Where the temperature is capped.
+
+    Attributes:
+        logits: the smallest margin `kappa min_i q_i(u)` that the true flow reaches first.
+        log_kappa: a log kappa that it reaches first too; minus infinity for none.
+    """
+
+    logits: float
+    log_kappa: float = -math.inf
 
 
 class Search:
@@ -66,39 +117,50 @@ class Search:
     def __init__(
         self,
         problem: Problem,
-        params: Params,
+        layout: Layout,
+        start: Start,
         *,
+        cap: Cap,
         tolerance: float,
-        kappa_cap: float,
+        handover: float,
         options: dict[str, Any],
+        deadline: Deadline,
     ):
-        self.problem, self.tolerance, self.options = problem, tolerance, options
-        self.layout = Layout.of(params)
-        self.log_cap = math.log(kappa_cap)
-        self.params = params
-        self.capped, self.most_raises = False, _MOST_RAISES
+        self.problem, self.layout, self.tolerance = problem, layout, tolerance
+        self.options, self.deadline, self.close = options, deadline, handover
+        self.cap = cap
+        # log kappa_c, infinite until the true flow has reached the logits of the first cap.
+        self.log_cap, self.least_log_cap = math.inf, start.log_kappa
+        self.capped, self.cap_logits = False, math.nan
+        self.arrived = self.now = start.vector
+        # Of the flow, which where it is capped may be far beyond the cap; and of its parameters.
+        self.log_kappa = self.own_log_kappa = start.log_kappa
+        self.most_raises = _MOST_RAISES
+        # Whether the flow may drift or circle; one whose kinks are rounded slides instead.
         self.smooth = True
-        vector = np.asarray(self.layout.flatten(params))
-        self.arrived = self.now = vector / np.linalg.norm(vector)
-        self.stages: list[Stage] = []
-        self.first: Trajectory | None = None
+        self.stages: list[Stage] = list(start.stages)
+        self.first, self.goes_on = start.first, start.goes_on
         self.polished: Polished | None = None
         self.curvature: Curvature | None = None
         self.verdict = "unknown"
-        self.by_rounding = False
+        # Which way a saddle was left: decided by rounding; or by errors of the flow.
+        self.by_rounding = self.by_error = False
         self.separated = False
+        # What ends the search at once: an interrupt, NaN, or the caller's own budget spent.
+        self.halted, self.max_steps = False, options["max_steps"]
         self.saddles: list[np.ndarray] = []
+        self.visits: list[Visit] = []
+        self.handovers: list[Handover] = []
 
     def run(self, escape: bool, max_rounds: int) -> RESULTS:
         """All stages; how it ended."""
-        close = _CLOSE
+        close = self.close
         for round_ in range(max_rounds):
             result = self.approach(close)
             if result is not None:
                 return result
-            assert self.polished is not None
-            self.curvature = self.curve(self.polished)
-            self.verdict = self.judged(self.curvature)
+            self.judge()
+            self.visit()
             if self.verdict != "saddle":
                 return self.settled()
             if not escape or round_ == max_rounds - 1:
@@ -108,7 +170,7 @@ class Search:
             self.raise_cap_on_return()
             self.leave()
             # At a distance d along a direction left at rate r, the stationarity is r d.
-            close = float(np.clip(0.1 * self.rate() * _PUSH, _CLOSEST, _CLOSE))
+            close = float(np.clip(0.1 * self.rate() * _PUSH, _CLOSEST, close))
         return RESULTS.saddle
 
     def approach(self, close: float) -> RESULTS | None:
@@ -118,70 +180,120 @@ class Search:
         tells them apart. Or the flow has yet to come closer. Or it drifts, and no KKT point is
         near: then it is followed at infinite kappa.
         """
-        for attempt in range(1 + self.most_raises):
-            run = self.flow(close)
-            self.separated = bool(run.margin[-1] > 0)
-            if not self.separated:
-                return run.result
-            if self.circles(run):
-                return RESULTS.circling
-            if self.newton().converged:
+        for raises in range(1 + self.most_raises):
+            if raises:
+                self.now, close = self.arrived, max(0.1 * close, _CLOSEST)
+                self.raise_cap()
+            result = self.flow(close)
+            if result is not None:
+                return result
+            self.newton()
+            if self.polished is not None:
                 return None
-            drifted = self.drifted() if attempt == _COLDER else None
+            drifted = self.drifted() if raises == _COLDER else None
             if drifted is not None:
                 return None if self.polished is not None else RESULTS.drifting
-            self.now, close = self.arrived, max(0.1 * close, _CLOSEST)
-            self.raise_cap()
+        self.now = self.arrived
         return RESULTS.not_polished
 
-    def flow(self, close: float) -> Trajectory:
-        """The capped flow, first to the cap and then until it is close to stationary."""
+    def flow(self, close: float) -> RESULTS | None:
+        """The true flow to the cap, and the capped one until it is close to stationary; why there
+        is nothing to hand over, or None.
+        """
         if not self.capped:
-            run = self.flow_until(Until(log_kappa=self.log_cap))
+            run = self.to_cap()
             if not run.successful:
-                return run
-        return self.flow_until(Until(stationarity=close, log_kappa=_FARTHEST, accuracy=_ACCURACY))
+                return run.result
+            self.set_cap(run)
+        return self.near_rest(self.capped_flow(close))
+
+    def to_cap(self) -> Trajectory:
+        """The true flow until its smallest margin is as many logits as the cap asks for."""
+        run = self.flow_until(Until(logits=self.cap.logits, accuracy=_CAP_ACCURACY))
+        if run.successful and run.log_kappa[-1] < self.cap.log_kappa:
+            run = self.flow_until(Until(log_kappa=self.cap.log_kappa))
+        return run
+
+    def set_cap(self, run: Trajectory) -> None:
+        """Caps the temperature where the true flow stands, never below where it started."""
+        margin = float(run.margin[-1])
+        coldest = math.log(_MOST_LOGITS) - math.log(margin)
+        self.log_cap = min(max(float(run.log_kappa[-1]), self.least_log_cap), coldest)
+        self.cap_logits = math.exp(self.log_cap) * margin
+        self.own_log_kappa, self.capped = self.log_cap, True
+
+    def capped_flow(self, close: float) -> Trajectory:
+        """The capped flow until it is close to stationary."""
+        farthest = self.log_cap + _FARTHEST
+        return self.flow_until(Until(stationarity=close, log_kappa=farthest, accuracy=_ACCURACY))
+
+    def near_rest(self, run: Trajectory) -> RESULTS | None:
+        """Why a capped run cannot be handed to Newton's method; None where it can."""
+        self.separated = bool(run.margin[-1] > 0)
+        arrived = run.successful and run.stats["stopped_by"] == "stationarity"
+        self.handovers.append(Handover(arrived, float(run.stationarity[-1]), math.nan))
+        if not self.separated:
+            return unseparated_result(self.problem, run.margin[-1], run.clean_margin[-1])
+        if self.circles(run):
+            return RESULTS.circling  # pyright: ignore[reportReturnType]
+        shortened = run.result_name == "step_budget_spent" and not self.halted
+        return None if shortened or run.result_name in _NEARLY else run.result
 
     def flow_until(self, until: Until) -> Trajectory:
-        """One run of the capped flow."""
+        """One run of the flow, capped once the cap is set."""
         seconds = time.perf_counter()
-        cap = math.exp(self.log_cap)
-        run = integrate(self.problem, self.params, until=until, kappa_cap=cap, **self.budgeted())
+        cap = math.exp(self.log_cap) if self.capped else None
+        start, before = self.at_kappa(self.own_log_kappa, self.arrived), 0
+        if self.goes_on and self.first is not None:
+            start, before = self.first, int(self.first.stats["num_steps"])
+        run = integrate(self.problem, start, until=until, kappa_cap=cap, **self.budgeted())
         seconds = time.perf_counter() - seconds
-        self.first = run if self.first is None else self.first
+        self.first = run if self.goes_on or self.first is None else self.first
+        self.goes_on = False
+        self.log_kappa += float(run.log_kappa[-1]) - self.own_log_kappa
         self.arrived = np.asarray(run.vectors[-1])
-        self.params = self.at_kappa(run.log_kappa[-1], self.arrived)
-        self.capped = bool(run.log_kappa[-1] >= self.log_cap * (1 - 1e-9))
+        self.own_log_kappa = float(run.log_kappa[-1])
+        if self.capped:
+            self.own_log_kappa = min(self.own_log_kappa, self.log_cap)
+        count = int(run.stats["num_steps"]) - before
+        spent = count >= self.max_steps
+        self.halted |= run.result_name in _HALTING or (spent and not run.successful)
         values = float(run.stationarity[-1]), float(run.margin[-1])
         moved = self.move_to(self.arrived)
-        self.stages.append(Stage("flow", run.stats["num_steps"], moved, *values, seconds))
+        self.stages.append(Stage("flow", count, moved, *values, seconds, self.log_kappa))
         return run
 
     def budgeted(self) -> dict[str, Any]:
         """The options of a run: off a saddle, with fewer steps where cooling leads on."""
         data = self.problem.dataset
+        options = {**self.options, "max_seconds": self.deadline.left()}
         if not self.saddles or len(data.x) * max(data.num_outputs - 1, 1) <= FEW_MARGINS:
-            return self.options
-        return {**self.options, "max_steps": min(self.options["max_steps"], _MOST_FROM_SADDLE)}
+            return options
+        return {**options, "max_steps": min(self.options["max_steps"], _MOST_FROM_SADDLE)}
 
     def newton(self) -> Polished:
         """Newton's method from where the flow stopped."""
         seconds = time.perf_counter()
-        weights = self.weights()
-        polished = polish_capped(self.problem, self.layout, self.arrived, weights, self.log_cap)
+        polished = polish_capped(
+            self.problem, self.layout, self.arrived, self.weights(), self.log_cap, self.tolerance
+        )
         seconds = time.perf_counter() - seconds
         self.keep(polished, seconds)
         return polished
 
     def keep(self, polished: Polished, seconds: float) -> None:
         """Records where Newton's method ended."""
-        self.polished = polished if polished.residual <= self.tolerance else None
+        good = polished.converged and polished.residual <= self.tolerance
+        self.polished = polished if good else None
         self.verdict = "unknown" if self.polished is None else self.verdict
         length = float(np.linalg.norm(polished.theta))
         margin = length**-self.problem.degree if polished.converged else math.nan
         moved = self.move_to(polished.direction)
+        if good and self.handovers:
+            self.handovers[-1] = self.handovers[-1]._replace(displacement=moved)
         count = polished.num_iterations
-        self.stages.append(Stage("newton", count, moved, polished.residual, margin, seconds))
+        values = moved, polished.residual, margin, seconds, self.log_kappa
+        self.stages.append(Stage("newton", count, *values))
 
     def circles_about(self) -> bool:
         """Whether the flow, let go beside a KKT point that it leaves in spirals, circles there."""
@@ -196,14 +308,15 @@ class Search:
         run = integrate(
             self.problem,
             self.layout.unflatten(length * beside),
-            until=Until(stationarity=_CLOSEST, log_kappa=_FARTHEST, accuracy=_ACCURACY),
+            until=Until(stationarity=_CLOSEST, log_kappa=log_kappa + _FARTHEST, accuracy=_ACCURACY),
             kappa_cap=math.exp(log_kappa),
-            **self.options | {"max_steps": min(self.options["max_steps"], _MOST_CIRCLING)},
+            **self.budgeted() | {"max_steps": min(self.options["max_steps"], _MOST_CIRCLING)},
         )
         moved = float(np.linalg.norm(np.asarray(run.vectors[-1]) - self.now))
         values = moved, float(run.stationarity[-1]), float(run.margin[-1])
         seconds = time.perf_counter() - seconds
-        self.stages.append(Stage("flow", run.stats["num_steps"], *values, seconds))
+        count = int(run.stats["num_steps"])
+        self.stages.append(Stage("flow", count, *values, seconds, self.log_kappa))
         return self.circles(run)
 
     def circles(self, run: Trajectory) -> bool:
@@ -213,9 +326,8 @@ class Search:
         found = circling(np.asarray(run.vectors), run.log_norm, run.margin)
         if found is not None:
             turns, radius, speed, margin, growth = found
-            self.stages.append(
-                Stage("circling", round(turns), radius, speed, margin, 0.0, log_growth=growth)
-            )
+            values = radius, speed, margin, 0.0, self.log_kappa
+            self.stages.append(Stage("circling", round(turns), *values, log_growth=growth))
         return found is not None
 
     def drifted(self) -> Drift | None:
@@ -230,17 +342,45 @@ class Search:
         seconds = time.perf_counter() - seconds
         margin = float(np.linalg.norm(found.theta)) ** -self.problem.degree
         moved = self.move_to(found.direction)
-        values = found.num_iterations, moved, found.speed, margin, seconds
+        self.log_kappa += self.problem.degree * found.log_growth
+        values = found.num_iterations, moved, found.speed, margin, seconds, self.log_kappa
         self.stages.append(Stage("drift", *values, log_growth=found.log_growth))
         if found.stuck:
             return None
+        self.handovers.append(Handover(False, found.speed, math.nan))
         self.arrived = found.before
         if found.rests:
             seconds = time.perf_counter()
-            polished = polish_drifted(self.problem, self.layout, found)
+            polished = polish_drifted(self.problem, self.layout, found, self.tolerance)
             if polished.converged:
                 self.keep(polished, time.perf_counter() - seconds)
         return found
+
+    def judge(self) -> None:
+        """What kind of point Newton's method found."""
+        assert self.polished is not None
+        self.curvature = self.curve(self.polished)
+        self.verdict = self.judged(self.curvature)
+
+    def visit(self) -> None:
+        """Notes the KKT point that was found."""
+        before = self.visits[-1] if self.visits else None
+        told_apart = before is None or (before.certain and not self.by_error)
+        self.visits.append(
+            Visit(
+                direction=self.layout.unflatten(self.now),
+                margin=self.stages[-1].margin,
+                verdict=self.verdict,
+                arrival=self.log_kappa,
+                departure=math.inf,
+                growth=0.0,
+                certain=told_apart and self.close_by(),
+            )
+        )
+
+    def close_by(self) -> bool:
+        """Whether the flow came so close to the point that it can end nowhere else."""
+        return bool(self.handovers) and close(self.handovers[-1])
 
     def weights(self) -> np.ndarray:
         """The weights p of the capped flow where it stopped, flattened."""
@@ -270,14 +410,14 @@ class Search:
     def raise_cap_on_return(self) -> None:
         """Raises the cap where the flow has come back to a saddle that it was to leave."""
         gaps = [np.linalg.norm(self.now - saddle) for saddle in self.saddles]
-        if min(gaps, default=1.0) < _SAME and self.log_cap < math.log(_LARGEST_CAP):
+        if min(gaps, default=1.0) < _SAME and self.cap_logits < _MOST_RAISED * self.cap.logits:
             self.raise_cap()
         self.saddles.append(self.now)
 
     def raise_cap(self) -> None:
         """The next flow has a colder cap to reach first."""
-        self.log_cap += math.log(_CAP_FACTOR)
-        self.capped = False
+        self.own_log_kappa, self.capped = self.log_cap, False
+        self.cap = Cap(_CAP_FACTOR * self.cap_logits)
 
     def leave(self, length: float = _PUSH) -> None:
         """Starts the next flow a little off the saddle, where the flow itself would leave it.
@@ -291,15 +431,24 @@ class Search:
         gap = self.arrived - self.now
         offset = np.linalg.lstsq(vectors, gap, rcond=None)[0]
         self.by_rounding |= bool(np.abs(offset).max() < _ROUNDING * np.linalg.norm(gap))
+        self.by_error |= bool(np.abs(offset).max() < _TOLD_APART * self.options["tolerance"])
         size = np.maximum(np.abs(offset), 1e-300)
-        # The time at which the first of the growing offsets reaches the length of the push.
-        wait = max(np.min(np.log(length / size) / rates), 0.0)
-        push = vectors @ (np.copysign(size, offset) * np.exp(rates * wait))
+        degree = self.problem.degree
+        left = departure(self.log_kappa, offset, rates, length, degree)
+        push = vectors @ (
+            np.copysign(size, offset) * np.exp((left - self.log_kappa) / degree * rates)
+        )
+        self.log_kappa = left
+        self.visits[-1] = dataclasses.replace(
+            self.visits[-1],
+            departure=left,
+            growth=growth_per_log_kappa(float(rates.max()), degree),
+        )
         pushed = self.now + push * (length / np.linalg.norm(push))
         moved = self.move_to(pushed / np.linalg.norm(pushed))
-        self.params = self.at_cap(self.now)
+        self.arrived = self.now
         margin = float(np.min(self.problem.margins(self.layout.unflatten(self.now))))
-        self.stages.append(Stage("escape", 0, moved, math.nan, margin, 0.0))
+        self.stages.append(Stage("escape", 0, moved, math.nan, margin, 0.0, self.log_kappa))
 
     def rate(self) -> float:
         """How fast the flow leaves the saddle."""
@@ -366,23 +515,34 @@ class Search:
         return moved
 
     def at_cap(self, vector: np.ndarray) -> Params:
-        """Parameters of this direction with kappa at the cap."""
-        return self.at_kappa(self.log_cap, vector)
+        """Parameters of this direction with kappa at the cap, or 1 where there is none yet."""
+        return self.at_kappa(self.log_cap if math.isfinite(self.log_cap) else 0.0, vector)
 
     def at_kappa(self, log_kappa: float, vector: np.ndarray) -> Params:
-        """Parameters of this direction with this kappa, or that of the cap if it is larger."""
-        length = math.exp(min(float(log_kappa), self.log_cap) / self.problem.degree)
+        """Parameters of this direction with this kappa, or one just beyond what a flow may have."""
+        length = math.exp(min(log_kappa, BEYOND_KAPPA) / self.problem.degree)
         return self.layout.unflatten(length * vector)
 
     def certified(self) -> Certificate:
         """The certificate of the present direction."""
         return certify(self.problem, self.at_cap(self.now))
 
+    def basin(self) -> str:
+        """Whether the point found is the limit of this flow; see `gflow.flow.basin`."""
+        sure = not self.saddles and not self.by_rounding and self.polished is not None
+        return "confirmed" if sure and self.close_by() else "undecided"
+
+    def residual(self) -> float:
+        """Of the KKT point that was found; infinite without one."""
+        return math.inf if self.polished is None else self.polished.residual
+
     def limit(self, result: RESULTS) -> Limit:
         """Everything found, certified."""
         assert self.first is not None
         direction = self.layout.unflatten(self.now)
         certificate = self.certified()
+        result = earned(result, certificate, self.residual(), self.tolerance, self.verdict)
+        handover = self.handovers[-1] if self.handovers else Handover(False, math.nan, math.nan)
         return Limit(
             problem=self.problem,
             direction=jax.tree.map(np.asarray, direction),
@@ -395,4 +555,11 @@ class Search:
             stages=tuple(self.stages),
             heading=self.heading(),
             polished=self.polished,
+            held_margin=certificate.held_margin,
+            basin=self.basin(),
+            cap_logits=self.cap_logits,
+            log_kappa_cap=self.log_cap if math.isfinite(self.log_cap) else math.nan,
+            handover_stationarity=handover.stationarity,
+            newton_displacement=handover.displacement,
+            itinerary=tuple(self.visits),
         )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from gflow._programs import compiled
 from gflow.flow.control import ControlState, FlowController, rewound, starting
 from gflow.flow.field import Field, State, unit_direction, vector_field
 from gflow.record import Row, empty_rows, write_row
@@ -22,7 +23,7 @@ class Cursor(NamedTuple):
     """Where the integration stands: all that is needed to go on, bit for bit.
 
     Attributes:
-        clock: tau.
+        clock: tau, summed over all accepted steps.
         state: the point.
         solver_state: diffrax's own.
         control: the controller's state; it holds the next step.
@@ -53,7 +54,7 @@ class Block(NamedTuple):
     num_steps: Int[Array, ""]
 
 
-@eqx.filter_jit
+@compiled
 def begin(
     field: Field,
     solver: diffrax.AbstractSolver,
@@ -66,15 +67,16 @@ def begin(
     """A cursor at a point, about to try a step of length `step`."""
     term = diffrax.ODETerm(vector_field)
     clock, num_accepted = jnp.asarray(clock), jnp.asarray(num_accepted)
+    zero = jnp.zeros_like(clock)
     end, control = starting(controller, step).init(
-        term, clock, jnp.inf, state, None, field, solver.func, solver.error_order(term)
+        term, zero, jnp.inf, state, None, field, solver.func, solver.error_order(term)
     )
-    solver_state = solver.init(term, clock, end, state, field)
+    solver_state = solver.init(term, zero, end, state, field)
     # diffrax starts some flags as Python bools; as arrays they look like those of a later segment.
     return jax.tree.map(_as_array, Cursor(clock, state, solver_state, control, num_accepted))
 
 
-@eqx.filter_jit
+@compiled
 def advance(
     field: Field,
     solver: diffrax.AbstractSolver,
@@ -93,7 +95,8 @@ def advance(
     """
     solution = _solve(field, solver, controller, cursor, capacity)
     num_made = solution.stats["num_accepted_steps"]
-    clocks = jnp.concatenate([cursor.clock[None], solution.ts])
+    lengths = jnp.where(jnp.arange(solution.ts.size) < num_made, solution.ts, 0.0)
+    clocks = _clocks(cursor.clock, lengths)
     states = jnp.concatenate([cursor.state[None], solution.ys])
     after = Cursor(
         clocks[num_made],
@@ -102,8 +105,17 @@ def advance(
         solution.controller_state,
         cursor.num_accepted + num_made,
     )
-    rows, num_rows = _rows(field, clocks, states, cursor, after, stride, capacity)
+    rows, num_rows = _rows(field, clocks, lengths, states, cursor, after, stride, capacity)
     return after, Block(rows, num_rows, solution.result, solution.controller_state.count)
+
+
+def _clocks(clock: Array, lengths: Float[Array, " steps"]) -> Float[Array, " times"]:
+    """The clock before and after each step, summed in their order: the same in any segments."""
+
+    def after(clock: Array, length: Array) -> tuple[Array, Array]:
+        return clock + length, clock + length
+
+    return jnp.append(clock, lax.scan(after, clock, lengths)[1])
 
 
 def _as_array(leaf: Any) -> Any:
@@ -121,7 +133,7 @@ def _solve(
     return diffrax.diffeqsolve(
         diffrax.ODETerm(vector_field),
         solver,
-        t0=cursor.clock,
+        t0=cursor.control.start,
         t1=jnp.inf,
         dt0=None,
         y0=cursor.state,
@@ -140,6 +152,7 @@ def _solve(
 def _rows(
     field: Field,
     clocks: Float[Array, " times"],
+    lengths: Float[Array, " steps"],
     states: Float[Array, "times state"],
     cursor: Cursor,
     after: Cursor,
@@ -155,8 +168,9 @@ def _rows(
     def row_at(i: Array) -> Row:
         index = jnp.minimum(first + i * stride, num_made)
         state = states[index]
-        state = jnp.concatenate([unit_direction(state), state[-2:]])
-        step = jnp.where(index == num_made, after.control.step, clocks[index + 1] - clocks[index])
+        tail = jnp.stack([state[-2], field.log1p_time(state)])
+        state = jnp.concatenate([unit_direction(state), tail])
+        step = jnp.where(index == num_made, after.control.step, lengths[index])
         count = cursor.num_accepted + index
         return Row(clocks[index], step, count, state, field.measures(state))
 

@@ -18,6 +18,8 @@ from jaxtyping import Array, Float
 
 from gflow._layout import Layout
 from gflow._least_norm import least_norm
+from gflow._numerics import check_unmasked
+from gflow._signatures import named
 from gflow._typing import Params
 from gflow.flow.limit import Limit
 from gflow.kinks import Kinks, traced_equations
@@ -27,6 +29,7 @@ from gflow.problem import Problem
 from gflow.verdict import STRICT
 
 
+@named()
 def radius_sensitivity(limit: Limit) -> Params:
     """`d(direction)/d(radius)` at a strict limit, with the structure of the direction.
 
@@ -39,7 +42,9 @@ def radius_sensitivity(limit: Limit) -> Params:
     """
     _check_strict(limit, "radius_sensitivity")
     problem = limit.problem
-    if not hasattr(problem.perturbation, "radius") or problem.starts is not None:
+    leaves = jax.tree.leaves(problem.perturbation)
+    moves = any(leaf is getattr(problem.perturbation, "radius", None) for leaf in leaves)
+    if not moves or problem.starts is not None:
         raise ValueError(
             "`radius_sensitivity(limit)`: the perturbation has no radius to differentiate by; "
             "clean data have none, and random starts of PGD are drawn for one radius."
@@ -52,6 +57,7 @@ def radius_sensitivity(limit: Limit) -> Params:
     return _moved(limit, with_radius, radius, jnp.ones_like(radius))
 
 
+@named()
 def data_sensitivity(limit: Limit, change: Float[np.ndarray, "n d"]) -> Params:
     """`d(direction)/ds` at a strict limit where the inputs are `x + s change`.
 
@@ -66,6 +72,7 @@ def data_sensitivity(limit: Limit, change: Float[np.ndarray, "n d"]) -> Params:
     _check_strict(limit, "data_sensitivity")
     problem = limit.problem
     inputs = jnp.asarray(problem.dataset.x)
+    check_unmasked(change, "`data_sensitivity(limit, change)`")
     if np.shape(change) != inputs.shape:
         raise ValueError(
             f"`data_sensitivity(limit, change)`: the inputs have the shape {inputs.shape}, "

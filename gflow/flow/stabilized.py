@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gflow._numerics import is_integer
+from gflow._signatures import named
 from gflow.flow.subspace import ImplicitPart, Subspace, implicit_part, random_subspace, renewed
 
 
@@ -100,6 +101,7 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver):
     term_structure: ClassVar = diffrax.ODETerm
     interpolation_cls: ClassVar = diffrax.ThirdOrderHermitePolynomialInterpolation
 
+    @named()
     def __init__(self, num_stages: int = 12, *, num_implicit: int = 0, damping: float = 2 / 13):
         counts = ("", num_stages, 2), ("num_implicit=", num_implicit, 0)
         for name, value, least in counts:

@@ -3,9 +3,10 @@
 from typing import NamedTuple
 
 import diffrax
-import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 
+from gflow._programs import compiled
 from gflow._typing import Params
 from gflow.flow.control import EXPLICIT, STABILIZED, STIFF, FlowController, make_controller
 from gflow.flow.field import Field, initial_state
@@ -41,19 +42,37 @@ def start_cursor(
 ) -> Cursor:
     """A cursor at `params` at time 0, about to try a cautious first step.
 
+    The time scale of the flow from here is in its state, whose `log(T + t)` is log T.
+    """
+    length = first_length(solver, controller)
+    return _begin_at_params(field, solver, controller, params, np.float64(length))
+
+
+def first_length(solver: diffrax.AbstractSolver, controller: FlowController) -> float:
+    """How far the direction may move in a cautious first step, where nothing is known of the flow.
+
     A Rosenbrock or a stabilised method begins with a longer one: its steps are few, and a rejected
     one costs less than half a dozen in which a short one grows.
     """
-    # On the sphere the direction moves at most at speed |grad q|, which is of the size of |x|.
-    speed = max(1.0, float(np.max(np.linalg.norm(field.problem.dataset.x, axis=1))))
     caution = 1.0 if isinstance(solver, (Rosenbrock, RungeKuttaChebyshev)) else 0.01
-    step = caution * float(controller.atol) ** 0.2 / speed
-    return _begin_at_params(field, solver, controller, params, np.float64(step))
+    return caution * float(controller.atol) ** 0.2
 
 
-@eqx.filter_jit
-def _begin_at_params(field, solver, controller, params, step) -> Cursor:
+@compiled
+def _begin_at_params(field, solver, controller, params, length) -> Cursor:
+    """A cursor that tries a step of this length over the speed `|sum_i p_i grad q_i|`.
+
+    That is at least the speed of the direction on the sphere, and has the units of the clock.
+    """
     state = initial_state(field.layout, params)
+    ascent = field.ascent(state)
+    pull = field.layout.flatten(ascent.vector)
+    speed = jnp.sqrt(pull @ pull)
+    step = length / jnp.where(speed > 0, speed, 1.0)
+    # Nothing is to be read before the first step; unless a time is asked for that lies there.
+    scale = field.log_time_rate(state, ascent.log_weight) + jnp.log(step)
+    scale = jnp.clip(scale, 0.0, controller.until.log1p_time)
+    state = jnp.append(state[:-1], scale)
     return begin(field, solver, controller, np.float64(0), state, step, np.int64(0))
 
 

@@ -12,17 +12,20 @@ repay the compilation of another program, the switch is made once two things hol
    make steps short, and an implicit method is no remedy for those.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
-import equinox as eqx
+import diffrax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from gflow._programs import compiled
 from gflow.flow.clocked import ClockedRosenbrock
 from gflow.flow.field import Field, path_slope
-from gflow.flow.segment import Block, Cursor
+from gflow.flow.rosenbrock import Rosenbrock
+from gflow.flow.segment import Cursor
+from gflow.flow.stabilized import RungeKuttaChebyshev
 from gflow.flow.systems import DENSE_AT_MOST
 
 _LIMIT = 0.2
@@ -37,12 +40,21 @@ _MATRIX_FREE = 250.0
 # How many times cheaper it must be, since a run may be about to end.
 _GAIN = 2.0
 _POWER_STEPS = 12
-_FIRST_LOOK = 600
+_FIRST_LOOK, _STEPS_BETWEEN = 600, 100
 
 
 def stiff_solver(tolerance: float) -> ClockedRosenbrock:
     """The solver that takes over where the flow is stiff."""
     return ClockedRosenbrock(tolerance=tolerance)
+
+
+def step_cost(solver: diffrax.AbstractSolver, num_params: int) -> float:
+    """Of a step of any solver, roughly, in evaluations of the field."""
+    if isinstance(solver, RungeKuttaChebyshev):
+        return solver.num_stages
+    if isinstance(solver, (Rosenbrock, diffrax.AbstractImplicitSolver)):
+        return implicit_cost(num_params)
+    return _EXPLICIT
 
 
 def implicit_cost(num_params: int) -> float:
@@ -52,28 +64,38 @@ def implicit_cost(num_params: int) -> float:
     return _MATRIX_FREE
 
 
-class Watch:
-    """Looks at every segment of an explicit run."""
+class Watch(NamedTuple):
+    """What the explicit steps cost is counted from here on.
 
-    def __init__(self, field: Field):
-        self.field = field
-        self.log_kappa: float | None = None
+    Attributes:
+        num_steps: steps tried up to the last look.
+        log_kappa: there; None before the first one.
+    """
 
-    def stiff(self, cursor: Cursor, block: Block) -> bool:
-        """Whether to switch after this segment."""
-        log_kappa = float(self.field.log_kappa(cursor.state))
-        before, self.log_kappa = self.log_kappa, log_kappa
-        if before is None or cursor.num_accepted < _FIRST_LOOK or log_kappa < 0:
-            return False
-        explicit = _EXPLICIT * float(block.num_steps)
-        cost = implicit_cost(self.field.layout.size)
-        implicit = _STIFF_STEPS * cost * max(log_kappa - before, 0.0)
-        if explicit <= _GAIN * implicit:
-            return False
-        return bool(cursor.control.step * spectral_radius(self.field, cursor.state) > _LIMIT)
+    num_steps: int = 0
+    log_kappa: float | None = None
 
 
-@eqx.filter_jit
+def looked(watch: Watch, field: Field, cursor: Cursor, num_steps: int) -> tuple[bool, Watch]:
+    """Whether to switch now, `num_steps` into an explicit run; and the watch from here on.
+
+    It looks again only after so many steps, however short the segments are.
+    """
+    made = num_steps - watch.num_steps
+    if watch.log_kappa is not None and made < _STEPS_BETWEEN:
+        return False, watch
+    log_kappa = float(field.log_kappa(cursor.state))
+    now = Watch(num_steps, log_kappa)
+    if watch.log_kappa is None or cursor.num_accepted < _FIRST_LOOK or log_kappa < 0:
+        return False, now
+    cost = implicit_cost(field.layout.size)
+    implicit = _STIFF_STEPS * cost * max(log_kappa - watch.log_kappa, 0.0)
+    if _EXPLICIT * made <= _GAIN * implicit:
+        return False, now
+    return bool(cursor.control.step * spectral_radius(field, cursor.state) > _LIMIT), now
+
+
+@compiled
 def spectral_radius(field: Field, state: Any) -> Array:
     """`|lambda|_max` of the Jacobian of `(u, log rho)`, from below, by power iteration.
 

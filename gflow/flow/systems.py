@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gflow._numerics import is_integer
+from gflow._signatures import named
 
 Vector = Float[Array, " _"]
 Operator = Callable[[Vector], Vector]
@@ -69,6 +70,7 @@ class Krylov(eqx.Module):
     most_directions: int | None = eqx.field(static=True)
     most_margins: int | None = eqx.field(static=True)
 
+    @named()
     def __init__(
         self,
         tolerance: float | None = None,

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gflow._numerics import is_real
+from gflow._numerics import check_untraced, is_real
+from gflow._signatures import named
 from gflow._typing import Scalar
-from gflow.measures import MAX_LOG_KAPPA
+from gflow.measures import MAX_LOG_KAPPA, PointMeasures
 
 LANDED = 1e-13
 """The accuracy with which targets are met: distances are relative, and this is their rounding."""
@@ -25,6 +26,8 @@ class Until(eqx.Module):
         time: t of `dparams/dt = -grad(sum loss)`, > 0.
         stationarity: relative stationarity `|u - c sum_i p_i grad q_i|` with the flow's own
             multipliers, in (0, 1).
+        logits: the smallest margin of the parameters themselves, `kappa min_i q_i(u)`, from below,
+            > 0. Unlike log kappa it does not depend on the units of the data or on the depth.
         accuracy: a target counts as met this close to it, before it or past it, relative to the
             target (to 1, if its log is smaller). The default lands on it; steps made only to land
             are saved by a larger one, such as 0.1.
@@ -38,8 +41,10 @@ class Until(eqx.Module):
     log_loss: Any
     log1p_time: Any
     stationarity: Any
+    log_logits: Any
     accuracy: Any
 
+    @named(loss="`log_loss` is the natural logarithm of the loss, summed over examples.")
     def __init__(
         self,
         *,
@@ -47,6 +52,7 @@ class Until(eqx.Module):
         log_loss: float | None = None,
         time: float | None = None,
         stationarity: float | None = None,
+        logits: float | None = None,
         accuracy: float = LANDED,
     ):
         given = {
@@ -54,6 +60,7 @@ class Until(eqx.Module):
             "log_loss": log_loss,
             "time": time,
             "stationarity": stationarity,
+            "logits": logits,
         }
         _check(given)
         # Targets that were not asked for lie where nothing reaches them, so that every `Until` has
@@ -62,19 +69,21 @@ class Until(eqx.Module):
         self.log_loss = _number(log_loss, -math.inf)
         self.log1p_time = np.log1p(_number(time, math.inf))
         self.stationarity = _number(stationarity, 0.0)
+        self.log_logits = np.log(_number(logits, math.inf))
         self.accuracy = _checked_accuracy(accuracy)
 
     def as_dict(self) -> dict[str, float]:
         """The targets that were asked for; time as `log1p_time`."""
-        names = ("log_kappa", "log_loss", "log1p_time", "stationarity")
+        names = ("log_kappa", "log_loss", "log1p_time", "stationarity", "log_logits")
         targets = {name: float(getattr(self, name)) for name in names}
         unset = {"stationarity": 0.0}
         return {k: v for k, v in targets.items() if math.isfinite(v) and v != unset.get(k)}
 
     @property
     def needs_margins(self) -> Any:
-        """Whether the loss or the stationarity has to be evaluated to know whether to stop."""
-        return (self.log_loss > -math.inf) | (self.stationarity > 0.0)
+        """Whether the margins have to be evaluated to know whether to stop."""
+        by_loss = (self.log_loss > -math.inf) | (self.log_logits < math.inf)
+        return by_loss | (self.stationarity > 0.0)
 
     def remaining(
         self,
@@ -82,32 +91,52 @@ class Until(eqx.Module):
         log1p_time: Scalar,
         log_loss: Scalar,
         stationarity: Scalar,
+        margin: Scalar,
         ceiling: Scalar = MAX_LOG_KAPPA,
     ) -> Float[Array, " targets"]:
         """Distance to each target, relative to it, positive until it is reached.
 
-        The order is that of `TARGETS`. `ceiling` is the log kappa that counts as overflow;
-        where there is none, a log-loss that is NaN lies below the range of floating-point numbers.
+        The order is that of `TARGETS`. `log_loss` is that of `known_log_loss`, `margin` the
+        smallest one at unit norm; `ceiling` is the log kappa that counts as overflow. What is NaN
+        is not reached.
         """
-        unknown = jnp.where(jnp.isfinite(ceiling), 0.0, -1e300)
-        log_loss = jnp.where(jnp.isnan(log_loss), unknown, log_loss)
         # A stationarity of exactly 0 is below any target.
         log_ratio = jnp.log(jnp.maximum(stationarity, 1e-300)) - jnp.log(
             jnp.maximum(self.stationarity, 1e-320)
         )
-        return jnp.stack(
+        each = jnp.stack(
             [
                 _relative(self.log_kappa, self.log_kappa - log_kappa),
                 _relative(self.log_loss, log_loss - self.log_loss),
                 _relative(self.log1p_time, self.log1p_time - log1p_time),
                 jnp.where(self.stationarity > 0, log_ratio, jnp.inf),
+                _below_logits(self.log_logits, log_kappa, margin),
                 jnp.where(jnp.isfinite(ceiling), 1.0 - log_kappa / ceiling, jnp.inf),
             ]
         )
+        return jnp.where(jnp.isnan(each), jnp.inf, each)
 
 
-TARGETS = ("log_kappa", "log_loss", "time", "stationarity", "kappa_overflow")
+def known_log_loss(measures: PointMeasures) -> Float[Array, ""]:
+    """`log sum_i l(q_i)`, where kappa is no floating-point number too.
+
+    There it is `-exp(log_minus_log_loss)`, perhaps minus infinity, for a loss below 1, and plus
+    infinity otherwise: kappa multiplies a margin that is not positive.
+    """
+    size = measures.log_minus_log_loss
+    beyond = jnp.where(jnp.isnan(size), jnp.inf, -jnp.exp(jnp.nan_to_num(size)))
+    return jnp.where(jnp.isnan(measures.log_loss), beyond, measures.log_loss)
+
+
+TARGETS = ("log_kappa", "log_loss", "time", "stationarity", "logits", "kappa_overflow")
 """Names of the entries of `Until.remaining`."""
+
+
+def _below_logits(log_logits: Scalar, log_kappa: Scalar, margin: Scalar) -> Float[Array, ""]:
+    """`1 - kappa margin / logits`, infinite where no logits are asked for."""
+    # Far beyond the target its distance hardly matters, and must not overflow.
+    ratio = jnp.exp(jnp.minimum(log_kappa - log_logits, MAX_LOG_KAPPA))
+    return jnp.where(jnp.isfinite(log_logits), 1.0 - ratio * margin, jnp.inf)
 
 
 def _relative(target: Scalar, difference: Scalar) -> Float[Array, ""]:
@@ -123,16 +152,22 @@ def _check(given: dict[str, float | None]) -> None:
     if all(value is None for value in given.values()):
         raise ValueError(
             "`Until()` asks for nothing, and the flow never ends by itself. Give at least one of "
-            "`log_kappa`, `log_loss`, `time` and `stationarity`."
+            "`log_kappa`, `log_loss`, `time`, `stationarity` and `logits`."
         )
     for name, value in given.items():
+        check_untraced(value, f"`Until({name}=...)`")
         if value is not None and not is_real(value):
             raise TypeError(f"`Until({name}={value!r})` must be one real number.")
         if value is not None and not np.isfinite(value):
             raise ValueError(f"`Until({name}={value!r})` must be finite.")
-    time, stationarity = given["time"], given["stationarity"]
+    time, stationarity, logits = given["time"], given["stationarity"], given["logits"]
     if time is not None and time <= 0:
         raise ValueError(f"`Until(time={time!r})` must be positive: the flow starts at time 0.")
+    if logits is not None and logits <= 0:
+        raise ValueError(
+            f"`Until(logits={logits!r})` must be positive: it is the smallest margin that the "
+            "parameters are to have, and margins grow from zero once the examples are separated."
+        )
     if stationarity is not None and not 0 < stationarity < 1:
         raise ValueError(
             f"`Until(stationarity={stationarity!r})` must lie between 0 and 1: it is the sine of "

@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gflow._layout import Layout
+from gflow._programs import compiled
 from gflow.networks import Decided
 from gflow.problem import Problem
 from gflow.switches import switched_margins
@@ -91,7 +92,7 @@ def traced_equations(
     return theta - pull, values.ravel(), decided
 
 
-@eqx.filter_jit
+@compiled
 def _equations(
     problem: Problem, layout: Layout, point: Any, smoothing: Any, index: Any
 ) -> Equations:

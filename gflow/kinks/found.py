@@ -1,11 +1,13 @@
 """A KKT point at kinks, and the evidence that it is one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gflow.kinks.equations import Equations, Point
+from gflow._layout import Layout
+from gflow.kinks.equations import Equations, Point, equations
 from gflow.kinks.path import Path
+from gflow.problem import Problem
 
 _SLACK = 1e-9
 # Zeros are left at up to 1.5e-14 of the largest weight next to the largest feasible radius.
@@ -40,6 +42,18 @@ class Kinks:
     converged: bool
     num_iterations: int
     equations: Equations
+
+    def __repr__(self) -> str:
+        examples = self.examples
+        shown = ", ".join(map(str, examples[:12])) + (", ..." if len(examples) > 12 else "")
+        return (
+            f"Kinks({'exact' if self.converged else 'NOT exact'}: residual {self.residual:.2g}, "
+            f"smoothing {self.smoothing:.2g}, after {self.num_iterations} systems\n"
+            f"  weights          {len(self.theta)}, |theta| = {np.linalg.norm(self.theta):.6g}\n"
+            f"  active margins   {np.count_nonzero(self.active)} of {len(self.active)}\n"
+            f"  switches at kink {np.count_nonzero(self.at_kink)} of {self.at_kink.size}, "
+            f"of {len(examples)} examples: {shown or 'none'})"
+        )
 
     @property
     def direction(self) -> np.ndarray:
@@ -95,9 +109,23 @@ def found(path: Path, point: Point, smoothing: float, kinks: np.ndarray) -> Kink
         at_kink=kinks,
         smoothing=smoothing,
         residual=float(residual),
-        converged=bool(smoothing == 0 and right and residual < 1e-9),
+        converged=bool(smoothing == 0 and right and residual <= path.tolerance),
         num_iterations=path.num_iterations,
         equations=at,
+    )
+
+
+def at_other_coefficients(
+    problem: Problem, layout: Layout, kinks: Kinks, point: Point, at_kink: np.ndarray
+) -> Kinks:
+    """The KKT point with other angles at kinks where they do not matter to it, and with these kinks
+    alone to hold it.
+    """
+    return replace(
+        kinks,
+        coefficients=np.sin(point.angles),
+        at_kink=at_kink,
+        equations=equations(problem, layout, point, 0.0, np.flatnonzero(at_kink)),
     )
 
 

@@ -14,6 +14,8 @@ from gflow.kinks.system import FREE, Anchor, System
 from gflow.problem import Problem
 
 LAST_SMOOTHING = 1e-6
+ROUNDED = 1e-9
+"""Residuals below are rounding, or a digit away from it: what is asked for by default."""
 # Switches with |v| below this many smoothing widths have an angle of their own.
 _UNKNOWN, _TURNED = 30.0, 1e-3
 # Beyond so many widths on the wrong side of its kink a switch starts anew from the middle: near the
@@ -34,11 +36,15 @@ class Path:
     """Newton's method along a path of smoothings.
 
     Attributes:
+        tolerance: of the residual of an exact point.
         num_iterations: systems solved so far.
     """
 
-    def __init__(self, problem: Problem, layout: Layout, strength: float):
+    def __init__(
+        self, problem: Problem, layout: Layout, strength: float, tolerance: float = ROUNDED
+    ):
         self.problem, self.layout, self.strength = problem, layout, strength
+        self.tolerance = tolerance
         self.per_example = max(problem.dataset.num_outputs - 1, 1)
         self.num_iterations = 0
 
@@ -99,7 +105,7 @@ class Path:
         anchor: Anchor = FREE,
     ) -> Point | None:
         """Newton's method at one smoothing: its solution or None."""
-        goal = 1e-2 * smoothing + 1e-10 if kinks is None else _EXACT
+        goal = 1e-2 * smoothing + 1e-10 if kinks is None else min(_EXACT, self.tolerance)
         most = _MOST_ITERATIONS if math.isinf(anchor.length) else _MOST_IN_STEP
         most = most if kinks is None else _MOST_EXACT
         last = math.inf

@@ -23,7 +23,7 @@ from gflow._layout import Layout
 from gflow.kinks.equations import Point
 from gflow.kinks.following import concluded, unfinished
 from gflow.kinks.found import Kinks
-from gflow.kinks.path import LAST_SMOOTHING, Path
+from gflow.kinks.path import LAST_SMOOTHING, ROUNDED, Path
 from gflow.kinks.system import Anchor
 from gflow.problem import Problem
 
@@ -44,7 +44,13 @@ _NEAR = 1e-3
 
 
 def slide(
-    problem: Problem, layout: Layout, start: Point, smoothing: float, rate: float = 0.0
+    problem: Problem,
+    layout: Layout,
+    start: Point,
+    smoothing: float,
+    rate: float = 0.0,
+    *,
+    tolerance: float = ROUNDED,
 ) -> tuple[Kinks, np.ndarray]:
     """The KKT point at kinks in which the flow from `start` ends, and a point shortly before it.
 
@@ -54,12 +60,14 @@ def slide(
         smoothing: mu of its angles; 0 where they are exact.
         rate: beside a saddle, that at which the flow leaves it. Steps much longer than its inverse
             would lead back, and wait until the saddle has been left.
+        tolerance: of the residual of the exact point.
 
     Returns:
         what was found, not converged where the flow did not come to rest; and the direction
         when it was last farther than 1e-3 from there. Shape (P,).
     """
-    sliding = _Slide(Path(problem, layout, float(start.multipliers.max())), start, smoothing)
+    path = Path(problem, layout, float(start.multipliers.max()), tolerance)
+    sliding = _Slide(path, start, smoothing)
     conclude = concluded if sliding.run(rate) else unfinished
     kinks = conclude(sliding.path, sliding.now, LAST_SMOOTHING)
     return kinks, sliding.before(kinks.direction)

@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gflow._numerics import is_integer, scalar, smoothed_relu
+from gflow._programs import compiled
+from gflow._signatures import named
 from gflow._typing import Params
 
 
@@ -54,6 +56,11 @@ class AbstractNetwork(eqx.Module):
         """`f(x; params)`. Shapes: x (d,) -> () or (k,)."""
 
     @property
+    def parameter_shapes(self) -> list[tuple[int, ...]] | None:
+        """The shapes of the parameters' leaves, or None where the network does not fix them."""
+        return None
+
+    @property
     def num_switches(self) -> int:
         """ReLUs without smoothing, each of which switches at a kink; 0 for a smooth network."""
         return 0
@@ -90,6 +97,7 @@ class AbstractNetwork(eqx.Module):
     def _initial(self, key: Array, scale: Array) -> Params:
         """Initial parameters, as traced code."""
 
+    @named("network.init")
     def init(self, key: Any, *, scale: Any = 1.0) -> Params:
         """Random initial parameters.
 
@@ -118,7 +126,7 @@ class AbstractNetwork(eqx.Module):
             )
 
 
-@eqx.filter_jit
+@compiled
 def _compiled_init(network: AbstractNetwork, key: Any, scale: Any) -> Params:
     is_seed = jnp.issubdtype(key.dtype, jnp.integer) and key.ndim == 0
     return network._initial(jax.random.key(key) if is_seed else key, jnp.asarray(scale))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from gflow._numerics import norm, smoothing_leaf
+from gflow._signatures import named
 from gflow._typing import Params
 from gflow.networks._base import (
     AbstractNetwork,
@@ -48,8 +49,12 @@ class Convolutional(AbstractNetwork):
         assert isinstance(head, Dense)
         return head.width
 
+    @property
+    def parameter_shapes(self) -> list[Shape]:
+        return weight_shapes(self.input_shape, self.layers)
+
     def _initial(self, key: Array, scale: Array) -> Params:
-        return normal_weights(key, weight_shapes(self.input_shape, self.layers), scale)
+        return normal_weights(key, self.parameter_shapes, scale)
 
     def apply(self, params: Params, x: Array) -> Array:
         def dense(weight: Array, hidden: Array) -> Array:
@@ -113,6 +118,10 @@ def _scale(layer: Convolution, weight: Array, image: Array) -> Array:
     return jax.vmap(norm)(weight)[:, None, None] * layer.input_norms(image)
 
 
+@named(
+    activation="It is ReLU^k with k = `power`, its kink rounded by `smoothing`; any "
+    "other homogeneous function is for `networks.custom`."
+)
 def conv(
     input_shape: tuple[int, int, int],
     layers: Sequence[Layer],

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from gflow._signatures import named
 from gflow._typing import Params
 from gflow.networks._base import AbstractNetwork, is_integer
 
@@ -49,6 +50,7 @@ def _numbers(leaf: Any, like: Array) -> Array:
     return jnp.asarray(leaf, like.dtype)
 
 
+@named()
 def custom(
     apply: Callable,
     *,

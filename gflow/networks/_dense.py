@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from gflow._numerics import norm, smoothing_leaf
+from gflow._signatures import named
 from gflow._typing import Params
 from gflow.networks._base import (
     AbstractNetwork,
@@ -49,9 +50,13 @@ class MLP(AbstractLayered):
     def degree(self) -> float:
         return layered_degree(len(self.widths) - 1, self.power)
 
-    def _initial(self, key: Array, scale: Array) -> Params:
+    @property
+    def parameter_shapes(self) -> list[tuple[int, ...]]:
         fan_ins = (self.widths[0] + self.bias, *self.widths[1:-1])
-        return normal_weights(key, list(zip(self.widths[1:], fan_ins, strict=True)), scale)
+        return list(zip(self.widths[1:], fan_ins, strict=True))
+
+    def _initial(self, key: Array, scale: Array) -> Params:
+        return normal_weights(key, self.parameter_shapes, scale)
 
     def apply(self, params: Params, x: Array) -> Array:
         def layer(weight: Array, hidden: Array) -> Array:
@@ -114,8 +119,12 @@ class DeepLinear(AbstractLayered):
     def degree(self) -> float:
         return len(self.widths) - 1
 
+    @property
+    def parameter_shapes(self) -> list[tuple[int, ...]]:
+        return list(zip(self.widths[1:], self.widths[:-1], strict=True))
+
     def _initial(self, key: Array, scale: Array) -> Params:
-        return normal_weights(key, list(zip(self.widths[1:], self.widths[:-1], strict=True)), scale)
+        return normal_weights(key, self.parameter_shapes, scale)
 
     def apply(self, params: Params, x: Array) -> Array:
         hidden = x
@@ -142,6 +151,10 @@ class Diagonal(AbstractNetwork):
     def degree(self) -> float:
         return self.depth
 
+    @property
+    def parameter_shapes(self) -> list[tuple[int, ...]]:
+        return [(self.num_inputs,), (self.num_inputs,)]
+
     def _initial(self, key: Array, scale: Array) -> Params:
         weight = jnp.broadcast_to(scale, (self.num_inputs,))
         return (weight, weight)
@@ -155,12 +168,14 @@ class Diagonal(AbstractNetwork):
         return positive**self.depth - negative**self.depth
 
 
+@named()
 def linear(d: int, *, num_outputs: int = 1) -> DeepLinear:
     """`f(x; w) = <w, x>`, degree 1. Parameters: a tuple with one (num_outputs, d) array."""
     call = f"linear({d!r})" if num_outputs == 1 else f"linear({d!r}, num_outputs={num_outputs!r})"
     return DeepLinear(_whole_numbers((d, num_outputs), call))
 
 
+@named()
 def deep_linear(widths: Sequence[int]) -> DeepLinear:
     """`f(x; W_1, .., W_L) = W_L ... W_1 x`, degree L = len(widths) - 1.
 
@@ -170,6 +185,10 @@ def deep_linear(widths: Sequence[int]) -> DeepLinear:
     return DeepLinear(_widths(widths, "deep_linear"))
 
 
+@named(
+    activation="It is ReLU^k with k = `power`, its kink rounded by `smoothing`; any "
+    "other homogeneous function is for `networks.custom`."
+)
 def mlp(
     widths: Sequence[int], *, power: float = 1, smoothing: Any = 0.0, bias: bool = False
 ) -> MLP:
@@ -201,6 +220,7 @@ def mlp(
     return MLP(widths, checked_power(power, "mlp"), bias, smoothing_leaf(smoothing))
 
 
+@named()
 def diagonal(d: int, depth: int) -> Diagonal:
     """`f(x; u, v) = <u^L - v^L, x>`, elementwise powers; degree L = `depth`.
 

@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array
 
 from gflow._numerics import window_norms
+from gflow._signatures import named
 from gflow.networks._base import is_integer
 from gflow.networks._convolve import convolve
 
@@ -16,6 +17,7 @@ Shape = tuple[int, ...]
 """Of what a layer takes or gives: (channels, height, width), or (width,) after a dense layer."""
 
 
+@named()
 @dataclasses.dataclass(frozen=True)
 class Convolution:
     """A convolution without bias, followed by the activation.
@@ -78,6 +80,7 @@ class _Pool:
         return lax.reduce_window(image, first, operation, window, stride, "VALID")
 
 
+@named()
 @dataclasses.dataclass(frozen=True)
 class AveragePool(_Pool):
     """The mean over each window of a channel.
@@ -91,6 +94,7 @@ class AveragePool(_Pool):
         return self._reduce(image, 0.0, lax.add) / (self.size[0] * self.size[1])
 
 
+@named()
 @dataclasses.dataclass(frozen=True)
 class MaxPool(_Pool):
     """The maximum over each window of a channel; among equals the derivative is the first one's.
@@ -106,6 +110,7 @@ class MaxPool(_Pool):
         return self._reduce(image, -np.inf, lax.max)
 
 
+@named()
 @dataclasses.dataclass(frozen=True)
 class Dense:
     """A matrix without bias, followed by the activation unless it is the last layer.

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gflow._signatures import named
+
 Margin = Callable[[Array], Array]
 """The margin of one example as a function of its input: (d,) -> ()."""
 
@@ -97,6 +99,7 @@ class Clean(AbstractPerturbation):
         return jnp.zeros_like(x)
 
 
+@named()
 def clean() -> Clean:
     """No perturbation: plain training, `delta = 0`."""
     return Clean()

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from gflow._numerics import scalar, smoothing_leaf
+from gflow._signatures import named
 from gflow.perturbations._base import AbstractPerturbation, Margin, SwitchedMargin
 from gflow.perturbations._steps import checked_order, follows_signs, switched_step, unit_step
 
@@ -44,6 +45,7 @@ class FastGradient(AbstractPerturbation):
         return FastGradient(self.radius, self.order, smoothing) if self.has_signs else self
 
 
+@named()
 def fgm(radius: Any, *, order: float | np.number = 2) -> FastGradient:
     """Fast gradient method: `delta = -radius * steepest_p(grad_x margin)`.
 
@@ -59,6 +61,7 @@ def fgm(radius: Any, *, order: float | np.number = 2) -> FastGradient:
     return FastGradient(scalar(radius, "radius"), checked_order(order, "fgm"), None)
 
 
+@named(order="FGSM is of order inf; `fgm(radius, order=...)` takes any other.")
 def fgsm(radius: Any, *, smoothing: Any = 0.0) -> FastGradient:
     """Fast gradient sign method: `delta = -radius * sign(grad_x margin)`.
 

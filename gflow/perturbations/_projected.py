@@ -15,8 +15,12 @@ from optax import projections
 
 from gflow._balls import onto_unit_ball, uniform_in_unit_ball
 from gflow._numerics import is_integer, scalar, smoothing_leaf
+from gflow._signatures import named
 from gflow.perturbations._base import AbstractPerturbation, Margin, SwitchedMargin
 from gflow.perturbations._steps import checked_order, follows_signs, switched_step, unit_step
+
+# In units of the radius.
+_LONGEST_STEP = 1e300
 
 
 class ProjectedGradient(AbstractPerturbation):
@@ -56,13 +60,19 @@ class ProjectedGradient(AbstractPerturbation):
             # It moves each coordinate towards 0, as x lies in the box: the ball is kept.
             return projections.projection_box(point, (low - x) / unit, (high - x) / unit)
 
+        def perturbation(point: Array) -> Array:
+            if self.box is None:
+                return radius * point
+            low, high = (jnp.asarray(edge, x.dtype) for edge in self.box)
+            return _kept_in_box(radius * point, x, low, high)
+
         def stepped(point: Array, given: Any) -> tuple[Array, Any]:
-            step, output = along(x + radius * point, given)
+            step, output = along(x + perturbation(point), given)
             return clip(onto_unit_ball(point - step_size * step, self.order)), output
 
         first = jnp.zeros_like(x) if start is None else clip(jnp.asarray(start, x.dtype))
         last, outputs = lax.scan(stepped, first, inputs, length=self.num_steps)
-        return radius * last, outputs
+        return perturbation(last), outputs
 
     @property
     def num_gradients(self) -> int:
@@ -111,9 +121,29 @@ class ProjectedGradient(AbstractPerturbation):
         """Length of a step, in units of the radius."""
         if self.step_size is None:
             return 2.5 / self.num_steps
-        return jnp.asarray(self.step_size, unit.dtype) / unit
+        # Beside a step this long the point before it is rounding; its square would overflow.
+        return jnp.minimum(jnp.asarray(self.step_size, unit.dtype) / unit, _LONGEST_STEP)
 
 
+@jax.custom_jvp
+def _kept_in_box(delta: Array, x: Array, low: Array, high: Array) -> Array:
+    """`delta` with what rounding left beyond the box removed: `low <= x + delta <= high` exactly.
+
+    For x in the box. The difference to an edge is itself rounded, by half a unit in the last place
+    of `delta` at most, so that one unit less is enough. The derivative is that of `delta`.
+    """
+    delta = jnp.clip(delta, low - x, high - x)
+    reached = x + delta
+    beyond = (reached < low) | (reached > high)
+    return jnp.where(beyond, jnp.nextafter(delta, jnp.zeros_like(delta)), delta)
+
+
+@_kept_in_box.defjvp
+def _kept_in_box_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    return _kept_in_box(*primals), tangents[0]
+
+
+@named()
 def pgd(
     radius: Any,
     *,

@@ -6,24 +6,33 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-from gflow._numerics import dual_order
+from gflow._numerics import check_unmasked, check_untraced, dual_order
+from gflow._signatures import named
 from gflow.reference._cones import max_margin_by_cones
 from gflow.reference._least_norm import inseparable, least_norm, shortest_multipliers
-from gflow.reference._norms import Array, lp_norm, subgradient
+from gflow.reference._norms import Array, lp_norm, nearest_subgradient, subgradient
 from gflow.reference._polyhedral import face_of, solve_on_faces, split_variables
-from gflow.reference._radius import NormMargin, norm_margin
+from gflow.reference._radius import NormMargin, attained, best_of, norm_margin
 from gflow.reference._smooth import solve_smooth
-from gflow.reference._solution import MaxMargin, Point, certified, infeasible, unsolved
+from gflow.reference._solution import MaxMargin, Point, at_edge, certified, infeasible, unsolved
 
-# A solution proved to this relative duality gap, or to a hundred times the gap that rounding its
-# direction to float64 leaves, is good; no other method is tried.
+# A solution with this relative duality gap and stationarity, or a hundred times what rounding its
+# direction to float64 leaves of them, is good; no other method is tried.
 _GOOD_GAP = 1e-12
 
 _SMALLEST_INPUT = 1e-120
 
+# An attack moves no input by more than the radius: less than this part of the largest is rounding.
+_NOTHING = float(np.finfo(np.float64).eps) / 4
+
 _CONTINUATION_STEPS = 10
 
+# So close to the largest feasible radius, relative, its two bounds are sought to rounding: the
+# solution that much below it has bounds of its own, off by the square of this.
+_CLOSE = 1e-7
 
+
+@named()
 def max_margin(dataset: Any, *, radius: SupportsFloat = 0.0, order: SupportsFloat = 2) -> MaxMargin:
     """The direction of largest margin under an l_p attack, `p = order`, of the given radius.
 
@@ -36,7 +45,10 @@ def max_margin(dataset: Any, *, radius: SupportsFloat = 0.0, order: SupportsFloa
 
     An infeasible radius is an outcome, not an error: `feasible` is False, the numbers are NaN and
     `message` names the largest feasible radius. A margin below 1e-12 of the data's largest entry
-    counts as none.
+    counts as none. Close to the largest feasible radius `feasible` still says on which side of it
+    `radius` lies: a direction with a positive margin proves the one side, a bound that no direction
+    exceeds the other. Between the two, which rounding leaves some 1e-14 apart, relative,
+    `feasible` is False and `message` says that the sides cannot be told apart.
 
     Order 2 and inf: SciPy's nonnegative least squares, as least-distance programming. Order 1 and
     any other: Clarabel. Then the active set, or Newton's method on it, gives the last digits.
@@ -46,7 +58,7 @@ def max_margin(dataset: Any, *, radius: SupportsFloat = 0.0, order: SupportsFloa
     Raises:
         TypeError: `dataset` has no `x` and `y`; `radius` or `order` is not a number.
         ValueError: `radius` is negative, NaN or infinite; `order` is below 1 or NaN; labels other
-            than -1 and +1; NaN or infinity in `x`.
+            than -1 and +1; NaN, infinity or masked entries in `x`.
 
     Source: Lyu & Zhu 2022, "Implicit bias of adversarial training for deep neural networks".
     """
@@ -54,6 +66,7 @@ def max_margin(dataset: Any, *, radius: SupportsFloat = 0.0, order: SupportsFloa
     return _solved(signed, _checked_radius(radius), _checked_order(order))
 
 
+@named()
 def largest_feasible_radius(dataset: Any, *, order: SupportsFloat = 2) -> float:
     """The radius from which on an l_p attack leaves no direction with a positive margin.
 
@@ -69,44 +82,86 @@ def largest_feasible_radius(dataset: Any, *, order: SupportsFloat = 2) -> float:
     clean = least_norm(signed)
     if clean is None:
         return 0.0 if inseparable(signed) else math.nan
-    return norm_margin(signed, order, clean[0]).radius
+    return norm_margin(signed, order, *clean).radius
 
 
 def _solved(signed: Array, radius: float, order: float) -> MaxMargin:
     clean = least_norm(signed)
     if clean is None:
         return infeasible(signed, radius, order, 0.0 if inseparable(signed) else math.nan)
-    limit = norm_margin(signed, order, clean[0])
+    limit = norm_margin(signed, order, *clean)
+    if abs(radius - limit.radius) <= _CLOSE * limit.radius:
+        limit = _closer(signed, order, clean, limit)
     if radius >= limit.radius:
-        return infeasible(signed, radius, order, limit.radius)
-    best = unsolved(signed, radius, order, limit.radius)
+        beyond = infeasible if radius >= limit.bound else at_edge
+        return beyond(signed, radius, order, limit.radius)
+    # What withstands the largest feasible radius withstands this one.
+    fallback = Point(limit.weights, limit.slope, np.ones(len(signed)))
+    best = _judged(signed, radius, order, limit, fallback)
     rounding = 100 * np.finfo(np.float64).eps * np.linalg.norm(signed, axis=1).max()
     for point in _points(signed, radius, order, clean, limit):
-        point = _with_shortest_multipliers(signed, radius, order, point)
-        answer = certified(signed, radius, order, limit.radius, point)
-        best = min(
-            best, answer, key=lambda a: math.inf if np.isnan(a.duality_gap) else a.duality_gap
-        )
-        if best.duality_gap <= _GOOD_GAP + rounding / best.margin:
+        answer = _judged(signed, radius, order, limit, point)
+        best = min(best, answer, key=_residual)
+        if _residual(best) <= _GOOD_GAP + rounding / best.margin:
             break
-    return best
+    return at_edge(signed, radius, order, limit.radius) if np.isnan(best.margin) else best
+
+
+def _residual(answer: MaxMargin) -> float:
+    """What is left of the optimality conditions, relative; infinite without a solution."""
+    left = max(answer.duality_gap, answer.stationarity)
+    return math.inf if np.isnan(left) else left
+
+
+def _judged(
+    signed: Array, radius: float, order: float, limit: NormMargin, point: Point
+) -> MaxMargin:
+    """A candidate, with a subgradient that is one and multipliers that are short, as an answer."""
+    if not (np.isfinite(point.weights).all() and point.weights.any()):
+        return unsolved(signed, radius, order, limit.radius)
+    slope = nearest_subgradient(point.weights, dual_order(order), point.slope)
+    point = _with_shortest_multipliers(signed, radius, order, point._replace(slope=slope))
+    return certified(signed, radius, order, limit.radius, point)
+
+
+def _closer(
+    signed: Array, order: float, clean: tuple[Array, Array], limit: NormMargin
+) -> NormMargin:
+    """The largest feasible radius by closer bounds, for orders whose solver leaves some 1e-10.
+
+    The solution at a radius just below it has weights that attain it and multipliers that bound it,
+    both up to the square of the distance.
+    """
+    if order in (1, 2, math.inf):
+        return limit
+    nearly = limit.radius * (1 - _CLOSE)
+    found = [limit]
+    for point in _points(signed, nearly, order, clean, limit):
+        if np.isfinite(point.weights).all() and np.isfinite(point.multipliers).all():
+            multipliers = np.maximum(point.multipliers, 0.0)
+            found.append(attained(signed, order, point.weights, point.slope, multipliers))
+        if best_of(found).bound <= best_of(found).radius * (1 + _GOOD_GAP):
+            break
+    return best_of(found)
 
 
 def _points(
     signed: Array, radius: float, order: float, clean: tuple[Array, Array], limit: NormMargin
 ) -> Iterator[Point]:
-    """Solutions by one method after another, the best method first."""
-    if radius == 0 or order == 2:
-        # `|w|_2` is 1 on the sphere: the attack lowers every margin by the same amount.
-        weights, multipliers = clean
-        yield Point(weights, subgradient(weights, dual_order(order)), multipliers)
+    """Solutions by one method after another, the best method first, in any scale."""
+    weights, multipliers = clean
+    without_attack = Point(weights, subgradient(weights, dual_order(order)), multipliers)
+    if order == 2 or radius <= _NOTHING * np.abs(signed).max():
+        # `|w|_2` is 1 on the sphere: the attack lowers every margin by the same amount. And a
+        # radius below the rounding of the data moves the direction less than that rounding does.
+        yield without_attack
         return
     # In these units the margin, and with it every solver's variables, are of moderate size.
     unit = limit.radius - radius
-    signed, radius = signed / unit, radius / unit
-    for start in _starts(signed, radius, order, clean[0] * unit, limit):
-        point = _solve_from(signed, radius, order, start)
+    for start in _starts(signed / unit, radius / unit, order, weights * unit, limit):
+        point = _solve_from(signed / unit, radius / unit, order, start)
         yield start if point is None else point
+    yield without_attack
 
 
 def _solve_from(signed: Array, radius: float, order: float, start: Point) -> Point | None:
@@ -193,6 +248,9 @@ def _signed_examples(dataset: Any) -> Array:
             f"expected a data set with `x` and `y`, got {type(dataset).__name__}. "
             "`gflow.Dataset(x, y)` makes one from arrays."
         )
+    for name in ("x", "y"):
+        check_untraced(getattr(dataset, name), f"`max_margin(dataset)`, `{name}`")
+        check_unmasked(getattr(dataset, name), f"`max_margin(dataset)`, `{name}`")
     x, y = np.asarray(dataset.x, dtype=np.float64), np.asarray(dataset.y, dtype=np.float64)
     if x.ndim != 2 or 0 in x.shape or y.shape != x.shape[:1]:
         raise ValueError(
@@ -232,6 +290,8 @@ def _checked_order(order: Any) -> float:
 
 
 def _number(value: Any, name: str) -> float:
+    check_untraced(value, f"`max_margin({name}=...)`")
+    check_unmasked(value, f"`max_margin({name}=...)`")
     try:
         return float(value)
     except (TypeError, ValueError):

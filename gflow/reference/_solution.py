@@ -1,5 +1,6 @@
 """The answer of `max_margin`: what it holds, and how well it is proved."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -94,6 +95,7 @@ def certified(
         return unsolved(signed, radius, order, largest)
     gap = max(0.0, float((upper - margin) / upper))
     message = _SOLVED if gap <= _ACCEPTABLE_GAP else _INACCURATE
+    short = (largest - radius) / largest
     return MaxMargin(
         direction=direction.astype(np.float64),
         margin=float(margin),
@@ -106,7 +108,9 @@ def certified(
         order=order,
         largest_feasible_radius=largest,
         feasible=True,
-        message=message.format(margin=float(margin), gap=gap, error=np.sqrt(2 * gap)),
+        message=message.format(
+            margin=float(margin), gap=gap, error=np.sqrt(2 * gap), largest=largest, short=short
+        ),
     )
 
 
@@ -140,7 +144,14 @@ def unsolved(
 def infeasible(signed: Array, radius: float, order: float, largest: float) -> MaxMargin:
     """The outcome at a radius that no linear classifier withstands; `largest` is NaN if unknown."""
     template = _UNDECIDED if np.isnan(largest) else _TOO_LARGE if largest else _NOT_SEPARABLE
-    message = template.format(radius=radius, order=order, largest=largest)
+    beyond = (radius - largest) / largest if largest > 0 else math.nan
+    message = template.format(radius=radius, order=order, largest=largest, beyond=beyond)
+    return unsolved(signed, radius, order, largest, feasible=False, message=message)
+
+
+def at_edge(signed: Array, radius: float, order: float, largest: float) -> MaxMargin:
+    """The outcome at a radius that equals the largest feasible one, as far as can be told."""
+    message = _AT_EDGE.format(radius=radius, order=order, largest=largest)
     return unsolved(signed, radius, order, largest, feasible=False, message=message)
 
 
@@ -161,13 +172,21 @@ _SOLVED = "Solved: margin {margin:.6g} under attack, relative duality gap {gap:.
 _INACCURATE = (
     "Not solved to full accuracy: the margin {margin:.6g} under attack is attained, but the "
     "relative duality gap is {gap:.1e} and the direction may be off by {error:.1e}. The radius is "
-    "probably very close to the largest feasible one, or the inputs differ by many orders of "
-    "magnitude; rescale them or lower the radius."
+    "below the largest feasible one, {largest!r}, by {short:.1e} of it. Next to it rounding "
+    "decides on the direction: lower the radius. Further away, inputs that differ by many orders "
+    "of magnitude are the usual reason: rescale them."
 )
 _TOO_LARGE = (
     "Infeasible: at radius {radius:.6g} the l_{order:g} attack can push an example across every "
     "hyperplane through the origin, so no direction has a positive margin. The largest feasible "
-    "radius of this attack on these data is {largest:.6g}; choose `radius` below it."
+    "radius of this attack on these data is {largest:.6g}, lower by {beyond:.1e} of it; choose "
+    "`radius` below it."
+)
+_AT_EDGE = (
+    "At the edge: the radius {radius!r} equals the largest feasible radius of the l_{order:g} "
+    "attack on these data, {largest!r}, as far as rounding lets it be told, so the largest margin "
+    "is 0 to rounding. Neither a direction with a positive margin nor a proof that there is none "
+    "was found; choose `radius` below it."
 )
 _NOT_SEPARABLE = (
     "Infeasible: the data are not linearly separable by a hyperplane through the origin, so no "

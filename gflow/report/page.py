@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gflow._files import write_text
 from gflow.report.overview import look, margins_figure, overview_figure
 from gflow.report.record import COLUMNS, Record, Results, write_cell
 from gflow.report.vector import svg
@@ -40,9 +41,7 @@ def write_page(
         configuration=configuration,
         versions=sorted(results.versions.items()),
     )
-    path = Path(folder) / FILE_NAME
-    path.write_text(text, encoding="utf-8")
-    return path
+    return write_text(Path(folder) / FILE_NAME, text)
 
 
 def _title(results: Results) -> str:
@@ -104,6 +103,8 @@ def _describe_network(drawn: Mapping[str, Any]) -> str:
     if not drawn:
         return "No run of this network was kept."
     problem = next(iter(drawn.values())).problem
+    if problem is None:
+        return "A network that the trajectories do not hold."
     widths = getattr(problem.network, "widths", None)
     shape = f"Widths {', '.join(map(str, widths))}; h" if widths else "H"
     return f"{shape}omogeneous of degree L = {problem.degree:g} in its parameters θ; u = θ/‖θ‖."

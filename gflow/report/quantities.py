@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from gflow import measures
+from gflow._programs import compiled
 
 
 def distance_to_end(trajectory: Any) -> np.ndarray:
@@ -18,7 +19,7 @@ def distance_to_end(trajectory: Any) -> np.ndarray:
     return np.sqrt(np.sum(squares, axis=0))
 
 
-@jax.jit
+@compiled
 def _alignments(directions: Any) -> Any:
     return jax.vmap(measures.layer_alignment)(directions)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gflow._files import write_text
 from gflow.report.quantities import final_alignment
 
 SCHEMA = 1
@@ -198,8 +199,7 @@ def write_results(results: Results, folder: Path) -> Path:
     """Writes `results.json` into `folder` and returns its path."""
     path = Path(folder) / FILE_NAME
     text = json.dumps(_plain(asdict(results)), indent=2, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
-    return path
+    return write_text(path, text + "\n")
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,320 @@
+"""Going on from where a trajectory ended.
+
+With the options of the trajectory, from its checkpoint: steps that were made only to land on its
+target are forgotten, and the joined run is, bit for bit, the one without the stop. With other
+tolerances or another solver, or from a file without a checkpoint, from its last point. The point is
+taken from the trajectory in logarithms, never from its parameters, which far out would lose the
+time and overflow.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import numpy as np
+
+from gflow._layout import Layout
+from gflow._numerics import Default
+from gflow._programs import compiled
+from gflow.checkpoint import Checkpoint
+from gflow.flow.chattering import Sliding
+from gflow.flow.field import Field
+from gflow.flow.options import checked_cap, checked_solver
+from gflow.flow.outcome import targets_met
+from gflow.flow.passage import PassageMemory
+from gflow.flow.place import Path, Place, describe, first_budget, read
+from gflow.flow.reading import solver_named
+from gflow.flow.run import Run
+from gflow.flow.segment import begin
+from gflow.flow.starting import Tolerances, control_of, first_length
+from gflow.flow.stiffness import Watch, stiff_solver
+from gflow.flow.until import NEVER, Until
+from gflow.measures import PointMeasures
+from gflow.problem import Problem
+from gflow.record import Record, Row, rows_of
+from gflow.trajectory import Trajectory
+from gflow.validation import check_start
+
+# The margins at the end of a trajectory differ by less, relatively, from those computed again.
+_SAME = 1e-6
+# What decides how a run goes on, beside the problem; of the settings of a run.
+PATH_SETTINGS = ("solver", "tolerance", "rtol_direction", "atol_logit", "kappa_cap")
+
+
+class Given(NamedTuple):
+    """The options of a call of `integrate` that decide the path, as they were given."""
+
+    solver: diffrax.AbstractSolver | None
+    tolerance: float
+    rtol_direction: float | None
+    atol_logit: float
+    kappa_cap: float | None
+
+
+class Continued(NamedTuple):
+    """What goes on.
+
+    Attributes:
+        run: the new one.
+        earlier: the options of earlier parts of the joined run, where they were others.
+    """
+
+    run: Run
+    earlier: list[dict[str, Any]]
+
+
+def check_continuable(problem: Any, trajectory: Trajectory) -> None:
+    """Raises unless the trajectory is one of the flow of this problem.
+
+    Raises:
+        TypeError: `problem` is no `Problem`.
+        ValueError: a trajectory of `descend`, or of another problem.
+    """
+    if trajectory.kind != "flow":
+        raise ValueError(
+            "`integrate(problem, trajectory)`: this is a trajectory of `descend`, which is no flow "
+            "to go on with. For the flow from where it ended: "
+            "`integrate(problem, trajectory.params, ...)`."
+        )
+    params = check_start(problem, trajectory.direction)
+    if Layout.of(params) != trajectory.layout:
+        raise ValueError(_another("parameters"))
+    if trajectory.problem is None:
+        _check_by_its_margins(problem, trajectory)
+        return
+    for name in ("network", "dataset", "loss", "perturbation", "starts", "gradient_mode"):
+        if not _equal(getattr(problem, name), getattr(trajectory.problem, name)):
+            raise ValueError(_another(_WORDS.get(name, name)))
+
+
+_WORDS = {"starts": "random starts of the attack", "gradient_mode": "gradient mode"}
+
+
+def _another(what: str) -> str:
+    return (
+        f"`integrate(problem, trajectory)`: the trajectory is that of another problem: the {what} "
+        "differ. Go on with `trajectory.problem`; or begin the flow of this problem where the "
+        "trajectory ended, with `integrate(problem, trajectory.params, ...)`. (A network of an own "
+        "function is the same only where the function is the same object.)"
+    )
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if jax.tree.structure(left) != jax.tree.structure(right):
+        return False
+    return bool(eqx.tree_equal(left, right))
+
+
+def _check_by_its_margins(problem: Problem, trajectory: Trajectory) -> None:
+    """Raises unless a problem of which the file says nothing gives the margins recorded."""
+    if trajectory.settings.get("gradient") not in (None, problem.gradient_mode):
+        raise ValueError(_another("gradient mode"))
+    field = Field(problem, trajectory.layout)
+    last = last_row(trajectory)
+    found = _measures(field, last.state)
+    scale = float(last.measures.strength)
+    for name in ("margin", "clean_margin", "smoothed_margin"):
+        value, recorded = float(getattr(found, name)), float(getattr(last.measures, name))
+        if not abs(value - recorded) <= _SAME * max(abs(recorded), _SAME * scale):
+            words = f"{name.replace('_', ' ')}s at its last point ({value:.6g}, not {recorded:.6g})"
+            raise ValueError(_another(words))
+
+
+@compiled
+def _measures(field: Field, state: Any) -> PointMeasures:
+    return field.measures(state)
+
+
+def already_met(problem: Problem, trajectory: Trajectory, log_cap: Any, until: Until) -> list[str]:
+    """The targets that the last point of a trajectory meets."""
+    field = Field(problem, trajectory.layout, log_cap)
+    return targets_met(until, field, last_row(trajectory))
+
+
+def cap_going_on(trajectory: Trajectory, given: Given, until: Until) -> np.ndarray:
+    """`log kappa_c`: that which is given, or else that of the trajectory.
+
+    Another one is as good where kappa has not come to either: up to there the flows are the same.
+
+    Raises:
+        ValueError: another cap than the one that has acted already.
+    """
+    facts = {} if trajectory.checkpoint is None else trajectory.checkpoint.facts
+    cap = trajectory.settings["kappa_cap"]
+    # The logarithm of the exponential of a logarithm is another number.
+    own = facts.get("log_cap", None if cap is None else np.log(cap))
+    own = np.asarray(np.inf if own is None else own)
+    if given.kappa_cap is None:
+        if not np.isfinite(own):
+            checked_cap(None, given.atol_logit, until)
+        return own
+    asked = checked_cap(given.kappa_cap, given.atol_logit, until)
+    if asked != own and np.max(trajectory.log_kappa) > min(asked, own):
+        raise ValueError(
+            f"`integrate(problem, trajectory, kappa_cap={given.kappa_cap!r})`: the trajectory has "
+            f"followed the flow with kappa_cap={cap!r} beyond where the two are the same. Leave "
+            "`kappa_cap` out to go on with its own."
+        )
+    return asked
+
+
+def continued(
+    problem: Problem,
+    trajectory: Trajectory,
+    given: Given,
+    log_cap: np.ndarray,
+    until: Until,
+    save: int | None,
+) -> Continued:
+    """The run that goes on from a trajectory, about to make its first segment."""
+    tolerances = _tolerances(trajectory, given)
+    scale = np.asarray(trajectory.settings.get("log_time_scale", 0.0))
+    path = Path(Field(problem, trajectory.layout, log_cap, scale), tolerances)
+    solver = _solver(trajectory, given, tolerances)
+    earlier = list(trajectory.settings.get("earlier", []))
+    checkpoint = trajectory.checkpoint
+    if checkpoint is not None and _same(trajectory, checkpoint, solver, tolerances):
+        known = _own_solver(checkpoint, tolerances) if solver is None else solver
+        place = read(path, known, checkpoint)
+        if place is not None:
+            record = _cut_record(trajectory, checkpoint, save)
+            return Continued(Run(path, until, place, record), earlier)
+    place, record = _at_last_point(path, solver, trajectory), _whole_record(trajectory, save)
+    return Continued(Run(path, until, place, record), [*earlier, _part(trajectory)])
+
+
+def _tolerances(trajectory: Trajectory, given: Given) -> Tolerances:
+    """Those that are given, or else those of the trajectory."""
+    settings = trajectory.settings
+    tolerance, across = given.tolerance, given.rtol_direction
+    if isinstance(tolerance, Default):
+        tolerance = settings["tolerance"]
+        # Files of earlier versions have one tolerance for all.
+        across = settings.get("rtol_direction", tolerance) if across is None else across
+    across = tolerance if across is None else across
+    logit = settings["atol_logit"] if isinstance(given.atol_logit, Default) else given.atol_logit
+    return Tolerances(float(tolerance), float(across), float(logit))
+
+
+def _is_automatic(trajectory: Trajectory) -> bool:
+    """Whether gflow chose the solver of the trajectory."""
+    if trajectory.checkpoint is not None:
+        return bool(trajectory.checkpoint.facts["automatic"])
+    return trajectory.stats["stiff_from"] is not None or trajectory.settings["solver"] == "Tsit5"
+
+
+def _solver(
+    trajectory: Trajectory, given: Given, tolerances: Tolerances
+) -> diffrax.AbstractSolver | None:
+    """The solver that is given, or else that of the trajectory; None where gflow chooses it."""
+    if given.solver is not None:
+        return checked_solver(given.solver, tolerances.tolerance)
+    if _is_automatic(trajectory):
+        return None
+    checkpoint, name = trajectory.checkpoint, trajectory.settings["solver"]
+    own = None if checkpoint is None else checkpoint.solver
+    if own is None:
+        own = solver_named(name, tolerances.tolerance)
+        known = own is not None and (
+            checkpoint is None or describe(own) == checkpoint.facts["solver"]
+        )
+        if not known:
+            raise ValueError(
+                f"`integrate(problem, trajectory)`: its file names the solver `{name}` but cannot "
+                "hold its options. Give the solver of the run again: "
+                "`integrate(problem, trajectory, ..., solver=...)`."
+            )
+    return checked_solver(own, tolerances.tolerance)
+
+
+def _same(
+    trajectory: Trajectory,
+    checkpoint: Checkpoint,
+    solver: diffrax.AbstractSolver | None,
+    tolerances: Tolerances,
+) -> bool:
+    """Whether solver and tolerances are those of the trajectory."""
+    settings = trajectory.settings
+    if any(float(settings[name]) != value for name, value in tolerances._asdict().items()):
+        return False
+    facts = checkpoint.facts
+    if solver is None or facts["automatic"]:
+        return solver is None and facts["automatic"]
+    return describe(solver) == facts["solver"]
+
+
+def _own_solver(checkpoint: Checkpoint, tolerances: Tolerances) -> diffrax.AbstractSolver:
+    """The one that gflow had chosen."""
+    switched = checkpoint.facts["watch"] is None
+    return stiff_solver(tolerances.tolerance) if switched else diffrax.Tsit5()
+
+
+def _cut_record(trajectory: Trajectory, checkpoint: Checkpoint, save: int | None) -> Record:
+    """The record up to the checkpoint, whose own point the next segment hands in."""
+    made, stride = checkpoint.facts["num_accepted"], checkpoint.facts["stride"]
+    rows = rows_of(trajectory.columns, trajectory.vectors)
+    rows = [row for row in rows if row.num_accepted < made]
+    stride = 1 if save is None else stride
+    return Record(save, rows, stride, checkpoint.log_losses.tolist())
+
+
+def _whole_record(trajectory: Trajectory, save: int | None) -> Record:
+    """The record with the last point, from which the integration begins anew."""
+    rows = rows_of(trajectory.columns, trajectory.vectors)
+    stride = int(np.gcd.reduce(trajectory.num_steps_at[:-1])) if len(rows) > 2 else 1
+    stride = 1 if save is None else stride
+    if rows[-1].num_accepted % stride == 0:
+        rows = rows[:-1]  # it is handed in again
+    return Record(save, rows, stride, trajectory.log_loss.tolist())
+
+
+def _at_last_point(
+    path: Path, solver: diffrax.AbstractSolver | None, trajectory: Trajectory
+) -> Place:
+    """The place at the last point of a trajectory, with nothing else known."""
+    last = last_row(trajectory)
+    num_steps = int(trajectory.stats["num_steps"])
+    watch = stiff_from = None
+    if solver is None:
+        stiff_from = trajectory.stats["stiff_from"]
+        watch = Watch(num_steps) if stiff_from is None else None
+        tolerance = path.tolerances.tolerance
+        solver = diffrax.Tsit5() if stiff_from is None else stiff_solver(tolerance)
+    control = control_of(solver, path.tolerances, 1, NEVER)
+    # The last steps may be as short as a landing needs.
+    step = float(np.max(trajectory.step[-4:]))
+    if not 0 < step < np.inf or len(trajectory) < 2:
+        # The strength is the speed `|sum_i p_i grad q_i|`.
+        speed = float(last.measures.strength)
+        step = first_length(solver, control) / (speed if speed > 0 else 1.0)
+    log_time = path.field.log_time(last.state[-1])
+    cursor = begin(
+        path.field,
+        solver,
+        control,
+        np.float64(last.clock),
+        np.append(last.state[:-1], log_time),
+        np.float64(step),
+        np.int64(last.num_accepted),
+    )
+    budget = first_budget(path.field, solver)
+    sliding = Sliding(np.asarray(cursor.state), float(last.clock))
+    passage = PassageMemory(spans=trajectory.stats.get("through_zero", []))
+    counts = stiff_from, num_steps, len(trajectory) - 1, budget
+    return Place(cursor, solver, watch, sliding, *counts, passage)
+
+
+def last_row(trajectory: Trajectory) -> Row:
+    """The last point of a trajectory."""
+    ends = {name: column[-1:] for name, column in trajectory.columns.items()}
+    return rows_of(ends, trajectory.vectors[-1:])[0]
+
+
+def _part(trajectory: Trajectory) -> dict[str, Any]:
+    """The options of the trajectory's last part, as settings of a run that went on with others."""
+    settings: Mapping[str, Any] = trajectory.settings
+    options = {name: settings[name] for name in PATH_SETTINGS if name in settings}
+    end = int(trajectory.num_steps_at[-1])
+    return {"num_steps_at": end, "stiff_from": trajectory.stats["stiff_from"], **options}

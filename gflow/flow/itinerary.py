@@ -1,0 +1,76 @@
+"""The KKT points that the flow visits on its way, and when.
+
+At a KKT point of margin gamma the clock tau of the flow and log kappa run alike,
+`d log kappa / d tau = L^2 gamma`, and an offset along an eigenvector of the Lagrangian's Hessian
+with eigenvalue -a grows like `exp(L gamma a tau)`: by the factor e^(a/L) per unit of log kappa. So
+an offset of size d grows to size D while log kappa grows by `L log(D/d) / a`. Close to a saddle
+this takes thousands of units, in which a training run, whose log kappa stays below 100, sees
+nothing but the saddle.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gflow._description import plain
+from gflow._typing import Params
+
+
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """A KKT point on the way of the flow.
+
+    Attributes:
+        direction: u, a pytree like the parameters, of norm 1.
+        margin: its normalized margin.
+        verdict: what kind of point it is, as `Limit.verdict`.
+        arrival: log kappa at which the flow has come close, where it was handed to Newton's method.
+        departure: log kappa at which the offset from the point has grown to 1/20 of the norm;
+            infinite for a point that is not left.
+        growth: of the offset, its exponent per unit of log kappa; 0 for a point that is not left.
+        certain: whether the flow's own error cannot have led it here: it arrived here closely, and
+            left every saddle before by an offset well above its tolerance.
+    """
+
+    direction: Params
+    margin: float
+    verdict: str
+    arrival: float
+    departure: float
+    growth: float
+    certain: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without the direction; None for a departure that never comes."""
+        return plain({name: value for name, value in vars(self).items() if name != "direction"})
+
+
+def growth_per_log_kappa(rate: float, degree: float) -> float:
+    """The exponent a/L, per unit of log kappa, for an eigenvalue -a of H."""
+    return rate / degree
+
+
+def departure(
+    arrival: float, offset: np.ndarray, rates: np.ndarray, length: float, degree: float
+) -> float:
+    """The log kappa at which the first of the growing offsets reaches a length.
+
+    Args:
+        arrival: log kappa at which the offsets are those given.
+        offset: their sizes, along the unstable directions. Shape (r,).
+        rates: a > 0 of each. Shape (r,).
+        length: the size to be reached.
+        degree: L.
+    """
+    size = np.maximum(np.abs(offset), 1e-300)
+    return arrival + degree * max(float(np.min(np.log(length / size) / rates)), 0.0)
+
+
+def told(visits: tuple[Visit, ...]) -> str:
+    """The saddles in a sentence; empty without any."""
+    saddles = [visit for visit in visits if np.isfinite(visit.departure)]
+    return "; ".join(
+        f"at margin {visit.margin:.6g} from log kappa {visit.arrival:.4g} to {visit.departure:.4g}"
+        for visit in saddles
+    )

@@ -1,0 +1,128 @@
+"""Where the slope of the flow jumps, told from the field itself.
+
+Kinks that no switch names are found as well: between two points the half that holds the larger
+change of the slope is taken again and again. What is left of the change once the points can hardly
+be told apart is a jump; a smooth field has none left.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from gflow._programs import compiled
+from gflow.flow.field import Field, State, path_slope, vector_field
+
+# Halvings lead to points so close to each other; a jump is more than this part of the slope.
+_CLOSE, _MOST_HALVINGS, _JUMP = 1e-13, 60, 1e-3
+_POWER_STEPS = 8
+# A gradient that changes by this part of the largest one belongs to an example at the jump.
+_CHANGED = 1e-6
+
+
+class Jumps(NamedTuple):
+    """What lies between pairs of points.
+
+    Attributes:
+        found: whether the slope jumps there.
+        before, after: the points on either side.
+    """
+
+    found: Bool[Array, " m"]
+    before: Float[Array, "m state"]
+    after: Float[Array, "m state"]
+
+
+@compiled
+def jumps(field: Field, starts: Float[Array, "m state"], ends: Float[Array, "m state"]) -> Jumps:
+    """The largest jump between each start and end, if there is one."""
+
+    def slope(state: Array) -> Array:
+        return path_slope(field, state, field.ascent(state))
+
+    def size(vector: Array) -> Array:
+        return jnp.sqrt(vector @ vector)
+
+    def halved(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        a, slope_a, b, slope_b, count = carry
+        middle = 0.5 * (a + b)
+        between = slope(middle)
+        first = size(between - slope_a) >= size(slope_b - between)
+        a, slope_a = jnp.where(first, a, middle), jnp.where(first, slope_a, between)
+        b, slope_b = jnp.where(first, middle, b), jnp.where(first, between, slope_b)
+        return a, slope_a, b, slope_b, count + 1
+
+    def wide(carry: tuple[Array, ...]) -> Array:
+        a, _, b, _, count = carry
+        return (jnp.max(jnp.abs(b - a)) > _CLOSE) & (count < _MOST_HALVINGS)
+
+    def between(pair: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        a, b = pair
+        begun = a, slope(a), b, slope(b), jnp.zeros((), int)
+        a, slope_a, b, slope_b, _ = lax.while_loop(wide, halved, begun)
+        largest = jnp.maximum(size(slope_a), size(slope_b))
+        return size(slope_b - slope_a) > _JUMP * largest, a, b
+
+    return Jumps(*lax.map(between, (starts, ends)))
+
+
+@compiled
+def smooth_step(field: Field, state: State, accuracy: Any, explicit: bool) -> Array:
+    """About the step that the piece of the field around a point would allow.
+
+    That is `accuracy` times the time in which slope and time change by themselves, and for an
+    explicit solver at most 1 over the largest eigenvalue of the Jacobian, by power iteration.
+    Derivatives are those of the piece: no jump enters them.
+    """
+    state = jnp.asarray(state)
+
+    def along(path: Array) -> Array:
+        at = jnp.append(path, state[-1])
+        return path_slope(field, at, field.ascent(at))
+
+    slope, tangent = jax.linearize(along, state[:-1])
+
+    def size(vector: Array) -> Array:
+        return jnp.sqrt(vector @ vector)
+
+    turning = size(tangent(slope)) / jnp.maximum(size(slope), 1e-300)
+    clock = jnp.abs(vector_field(jnp.zeros(()), state, field)[-1])
+    step = accuracy / jnp.maximum(jnp.maximum(turning, clock), 1e-300)
+    if not explicit:
+        return step
+    start = jnp.asarray(np.random.default_rng(0).normal(size=state.size - 1))
+
+    def power(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        product = tangent(carry[0])
+        growth = size(product)
+        return product / jnp.maximum(growth, 1e-300), growth
+
+    radius = lax.fori_loop(0, _POWER_STEPS, power, (start / size(start), jnp.zeros(())))[1]
+    return jnp.minimum(step, 1.0 / jnp.maximum(radius, 1e-300))
+
+
+@compiled
+def examples_at(field: Field, found: Jumps) -> Bool[Array, " n"]:
+    """The examples with a margin whose gradient jumps at one of the jumps that were found."""
+    layout, problem = field.layout, field.problem
+    probes = jnp.asarray(np.random.default_rng(1).normal(size=(2, layout.size)))
+
+    def slopes(state: Array) -> Array:
+        params = layout.unflatten(state[:-2])
+        margins = problem.free_margins(params)
+
+        def along(probe: Array) -> Array:
+            return jax.jvp(margins, (params,), (layout.unflatten(probe),))[1]
+
+        return lax.map(along, probes)
+
+    def changed(pair: tuple[Array, Array]) -> Array:
+        before, after = slopes(pair[0]), slopes(pair[1])
+        moved = jnp.abs(after - before) > _CHANGED * jnp.max(jnp.abs(before))
+        return jnp.any(moved, axis=(0, *range(2, moved.ndim)))
+
+    each = lax.map(changed, (found.before, found.after))
+    return jnp.any(each & found.found[:, None], axis=0)

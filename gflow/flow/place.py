@@ -1,0 +1,200 @@
+"""Where a run stands between two segments, and how it is written down.
+
+How a run goes on from a place is decided by what the place holds and by nothing else: neither the
+seconds that anything took nor what is kept of the run has a part in it. So a run that is taken up
+at a place makes, bit for bit, the steps that it would have made without the stop.
+"""
+
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gflow.checkpoint import Checkpoint
+from gflow.flow.chattering import Sliding
+from gflow.flow.field import Field
+from gflow.flow.passage import Passage, PassageMemory
+from gflow.flow.segment import Cursor, begin
+from gflow.flow.starting import Tolerances, control_of
+from gflow.flow.stiffness import Watch, looked, step_cost, stiff_solver
+from gflow.flow.until import NEVER
+from gflow.record import FIRST_STEPS, Record, steps_within_work
+
+
+class Path(NamedTuple):
+    """What is followed, and how closely."""
+
+    field: Field
+    tolerances: Tolerances
+
+    def scaled(self, log_time_scale: np.ndarray) -> "Path":
+        """With another time scale."""
+        field = Field(self.field.problem, self.field.layout, self.field.log_cap, log_time_scale)
+        return self._replace(field=field)
+
+
+class Place(NamedTuple):
+    """Where a run stands between two segments.
+
+    Attributes:
+        cursor: of the integration.
+        solver: with which it goes on.
+        watch: of the stiffness; None where the solver was chosen by the user, or has been switched.
+        stiff_from: accepted steps at which the solver was switched, if it was.
+        num_steps: steps tried so far, rejected ones included.
+        num_segments: so far.
+        budget: steps of the next segment.
+        passage: through 0, see `gflow.flow.passage`.
+        sliding: along kinks, see `gflow.flow.chattering`.
+    """
+
+    cursor: Cursor
+    solver: diffrax.AbstractSolver
+    watch: Watch | None
+    sliding: Sliding
+    stiff_from: int | None = None
+    num_steps: int = 0
+    num_segments: int = 0
+    budget: int = 1
+    passage: PassageMemory = PassageMemory()
+
+    @property
+    def automatic(self) -> bool:
+        """Whether gflow chooses the solver."""
+        return self.watch is not None or self.stiff_from is not None
+
+
+def first_budget(field: Field, solver: diffrax.AbstractSolver) -> int:
+    """Steps of a first segment, and of every one of a flow that may fade."""
+    return min(FIRST_STEPS, most_steps(field, solver))
+
+
+def most_steps(field: Field, solver: diffrax.AbstractSolver) -> int:
+    """Steps of a segment at most."""
+    size = field.layout.size
+    return steps_within_work(size, len(field.problem.dataset.x), step_cost(solver, size))
+
+
+def landing(cursor: Cursor) -> bool:
+    """Whether the steps are already those towards a target, which a run to a later one does not
+    make.
+    """
+    return bool(np.isfinite(cursor.control.bracket.width))
+
+
+def next_place(path: Path, place: Place, cursor: Cursor, num_steps: int, *, fading: bool) -> Place:
+    """The place after a segment that ended at `cursor`, `num_steps` into the run.
+
+    Segments double in length; or stay short, where a flow that may fade or is near 0 must be
+    watched.
+    """
+    place = place._replace(cursor=cursor, num_steps=num_steps, num_segments=place.num_segments + 1)
+    place = _watched(path, place)
+    most = most_steps(path.field, place.solver)
+    budget = min(FIRST_STEPS if fading else 2 * place.budget, most)
+    return place._replace(budget=budget)
+
+
+def _watched(path: Path, place: Place) -> Place:
+    """With a Rosenbrock method, once and for all, where that is now the cheaper one."""
+    if place.watch is None or landing(place.cursor) or place.passage.solver is not None:
+        return place
+    stiff, watch = looked(place.watch, path.field, place.cursor, place.num_steps)
+    if not stiff:
+        return place._replace(watch=watch)
+    solver = stiff_solver(path.tolerances.tolerance)
+    before = place.cursor
+    cursor = begin(
+        path.field,
+        solver,
+        control_of(solver, path.tolerances, 1, NEVER),
+        before.clock,
+        before.state,
+        before.control.step,
+        before.num_accepted,
+    )
+    stiff_from = int(before.num_accepted)
+    return place._replace(cursor=cursor, solver=solver, watch=None, stiff_from=stiff_from)
+
+
+def describe(solver: diffrax.AbstractSolver) -> str:
+    """A solver and its options in words: the same for the same."""
+    return eqx.tree_pformat(solver, short_arrays=False)
+
+
+def written(path: Path, place: Place, record: Record) -> Checkpoint | None:
+    """The place as a file holds it; None where the solver's state is no plain arrays."""
+    try:
+        parts = place.cursor, place.sliding.state
+        arrays = [leaf for leaf in jax.tree.leaves(parts) if eqx.is_array(leaf)]
+        leaves = tuple(np.asarray(leaf) for leaf in arrays)
+    except TypeError:  # keys of random numbers
+        return None
+    log_cap = float(path.field.log_cap)
+    facts = {
+        "num_steps": place.num_steps,
+        "num_accepted": int(place.cursor.num_accepted),
+        "budget": place.budget,
+        "stride": record.stride,
+        "automatic": place.automatic,
+        "stiff_from": place.stiff_from,
+        "watch": None if place.watch is None else list(place.watch),
+        "passage": list(place.passage),
+        "sliding": list(place.sliding[1:]),
+        "solver": describe(place.solver),
+        "log_cap": None if np.isinf(log_cap) else log_cap,
+    }
+    log_losses = record.log_losses()[: place.num_segments + 1 if place.num_segments else 0]
+    return Checkpoint(leaves, log_losses, facts, place.solver)
+
+
+def read(path: Path, solver: diffrax.AbstractSolver, checkpoint: Checkpoint) -> Place | None:
+    """The inverse of `written`; None where the arrays are not those of this solver, as with another
+    version of it.
+    """
+    facts = checkpoint.facts
+    passage = PassageMemory(*facts["passage"])
+    near_zero = Passage.recalled(path.field, passage).solver
+    blank = _blank_cursor(path, solver if near_zero is None else near_zero)
+    state = jax.ShapeDtypeStruct(blank.state.shape, np.float64)
+    filled = _filled((blank, state), checkpoint.leaves)
+    if filled is None:
+        return None
+    cursor, state = filled
+    return Place(
+        cursor,
+        solver,
+        None if facts["watch"] is None else Watch(*facts["watch"]),
+        Sliding(np.asarray(state), *facts["sliding"]),
+        facts["stiff_from"],
+        facts["num_steps"],
+        max(len(checkpoint.log_losses) - 1, 0),
+        facts["budget"],
+        passage,
+    )
+
+
+def _blank_cursor(path: Path, solver: diffrax.AbstractSolver) -> Cursor:
+    """A cursor of this solver with abstract arrays."""
+    state = jax.ShapeDtypeStruct((path.field.layout.size + 2,), np.float64)
+    control = control_of(solver, path.tolerances, 1, NEVER)
+    zero, one, none = np.float64(0), np.float64(1), np.int64(0)
+    return eqx.filter_eval_shape(begin, path.field, solver, control, zero, state, one, none)
+
+
+def _filled(blank: Any, leaves: tuple[np.ndarray, ...]) -> Any:
+    """The pytree with these leaves in place of its abstract ones; None where they do not fit."""
+    parts, structure = jax.tree.flatten(blank)
+    abstract = [isinstance(part, jax.ShapeDtypeStruct) for part in parts]
+    shapes = [(part.shape, part.dtype) for part in parts if isinstance(part, jax.ShapeDtypeStruct)]
+    if shapes != [(leaf.shape, leaf.dtype) for leaf in leaves]:
+        return None
+    rest = iter(leaves)
+    filled: list[Any] = [
+        jnp.asarray(next(rest)) if is_array else part
+        for part, is_array in zip(parts, abstract, strict=True)
+    ]
+    return jax.tree.unflatten(structure, filled)

@@ -1,0 +1,189 @@
+"""A run of the flow: segment by segment, until one ends it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import jax
+import numpy as np
+
+from gflow.deadline import Deadline
+from gflow.flow.chattering import POINTS, Watch, num_at_jumps, num_chattering
+from gflow.flow.outcome import hopeless, not_finite_ahead, outcome_at, unseparated_result
+from gflow.flow.passage import Passage
+from gflow.flow.place import Path, Place, landing, next_place
+from gflow.flow.rosenbrock import Rosenbrock
+from gflow.flow.segment import Block, advance, begin
+from gflow.flow.starting import control_of
+from gflow.flow.until import NEVER, Until
+from gflow.record import Record, Row, row_capacity
+from gflow.results import RESULTS
+from gflow.switches import has_kinks
+
+
+class Run:
+    """The state of one run on the host.
+
+    Attributes:
+        path: what is followed, and how closely.
+        until: the targets.
+        record: of the points so far.
+        now: where the last segment began; or ended, once the next one is about to begin.
+        place: the latest such place before the steps towards the target: from here the run can be
+            taken up, to another target.
+        cursor: where the integration stands, which may be on the target.
+        num_steps: steps tried so far, rejected ones included.
+    """
+
+    def __init__(self, path: Path, until: Until, place: Place, record: Record):
+        self.path, self.until, self.record = path, until, record
+        self.place = self.now = place
+        self.cursor, self.num_steps = place.cursor, place.num_steps
+        self.capacity = row_capacity(path.field.layout.size)
+        tolerance = path.tolerances.tolerance
+        self.passage = Passage.recalled(path.field, place.passage)
+        self.sliding = Watch.recalled(path.field, tolerance, place.sliding)
+        self._landing = False
+        self._num_chattering: int | None = None
+
+    def go(
+        self, max_steps: int, deadline: Deadline, report: Callable[[dict[str, Any]], None]
+    ) -> RESULTS:
+        """Runs segments until one ends the run, and says how it ended.
+
+        Args:
+            max_steps: steps tried at most, those before this run began included.
+        """
+        degree = self.path.field.problem.degree
+        try:
+            while True:
+                before = self.num_steps
+                result = self._segment(max_steps)
+                report(self.record.status(self.num_steps, degree))
+                if result is not None:
+                    return result
+                if self._chatters(self.num_steps - before):
+                    return RESULTS.chattering  # pyright: ignore[reportReturnType]
+                self._arrive()
+                if deadline.passed():
+                    return RESULTS.seconds_spent
+        except KeyboardInterrupt:
+            if not self.num_steps:  # nothing was computed that could be returned
+                raise
+            return RESULTS.interrupted
+
+    def _segment(self, max_steps: int) -> RESULTS | None:
+        """One compiled segment; the outcome if it was the last one."""
+        place = self.now
+        budget = min(place.budget, max_steps - place.num_steps)
+        self.cursor, block = advance(
+            self.path.field,
+            self.stepper,
+            control_of(self.stepper, self.path.tolerances, budget, self.until),
+            place.cursor,
+            np.int64(self.record.stride),
+            capacity=self.capacity,
+        )
+        self._landing |= landing(self.cursor)
+        return self._absorb(jax.block_until_ready(block), max_steps)
+
+    def _arrive(self) -> None:
+        """Takes the end of a segment as the place where the next one begins."""
+        passage = self.passage.memory()
+        before = self.now._replace(passage=passage, sliding=self.sliding.memory())
+        short = self._may_fade() or passage.solver is not None
+        self.now = next_place(self.path, before, self.cursor, self.num_steps, fading=short)
+        self.place = self.place if self._landing else self.now
+
+    @property
+    def stepper(self) -> diffrax.AbstractSolver:
+        """The solver, or the one in its place near 0."""
+        return self.now.solver if self.passage.solver is None else self.passage.solver
+
+    def _absorb(self, block: Block, max_steps: int) -> RESULTS | None:
+        """Records a segment; the outcome if it was the last one."""
+        first = self.num_steps == 0
+        self.num_steps += int(block.num_steps)
+        last = self.record.extend(block.rows, int(block.num_rows))
+        at_start = outcome_at(self.until, self.path.field, self.record.first()) if first else None
+        if at_start is not None:
+            self.record.only_first()
+            self.num_steps = 0
+            return at_start
+        if not np.all(np.isfinite(last.state)):
+            self.record.drop_nonfinite()
+            return RESULTS.not_finite
+        arrived = outcome_at(self.until, self.path.field, last)
+        return self._stopped_short(block, last, max_steps) if arrived is None else arrived
+
+    def _stopped_short(self, block: Block, last: Row, max_steps: int) -> RESULTS | None:
+        field = self.path.field
+        results = diffrax.RESULTS.dt_min_reached, diffrax.RESULTS.event_occurred
+        # What only the solver took for an arrival is none.
+        stuck = any(bool(block.result == result) for result in results)
+        if self.passage.changes(last, stuck=stuck) and self.num_steps < max_steps:
+            return self._restart(self.passage.step)
+        if stuck:
+            ahead = not_finite_ahead(field, self.cursor.state)
+            return RESULTS.not_finite if ahead else RESULTS.step_underflow
+        spent = self.num_steps >= max_steps
+        # What chatters has not stalled by itself.
+        told = spent and self.num_chattering() == 0
+        if hopeless(self.until, field.problem, self.record, spent=told):
+            margins = last.measures.margin, last.measures.clean_margin
+            return unseparated_result(field.problem, *margins)
+        return RESULTS.step_budget_spent if spent else None
+
+    def _may_fade(self) -> bool:
+        """Whether the norm shrinks, perhaps to nothing, which must be seen before it underflows."""
+        first, last = self.record.first(), self.record.last()
+        return bool(last.measures.margin <= 0 and last.state[-2] < first.state[-2])
+
+    def behind(self, clock: float) -> bool:
+        """Whether the record has not come past this clock, nor to it."""
+        return not len(self.record) or bool(self.record.last().clock < clock)
+
+    def _restart(self, step: Any) -> None:
+        """Goes on from where the run stands with the present solver, whose first step this is."""
+        cursor, control = self.cursor, control_of(self.stepper, self.path.tolerances, 1, self.until)
+        place = cursor.clock, cursor.state, step, cursor.num_accepted
+        self.cursor = begin(self.path.field, self.stepper, control, *place)
+
+    def _chatters(self, num_steps: int) -> bool:
+        """Whether the run slides along kinks, and has done so for long."""
+        if self.passage.solver is not None:
+            return False
+        return self.sliding.chatters(self.cursor, num_steps, self._explicit(), self._next_states)
+
+    def _explicit(self) -> bool:
+        return not isinstance(self.now.solver, Rosenbrock)
+
+    def _next_states(self) -> np.ndarray:
+        """The next points, one by one, since saved ones may skip every second crossing."""
+        control = control_of(self.stepper, self.path.tolerances, POINTS, NEVER)
+        _, block = advance(
+            self.path.field,
+            self.stepper,
+            control,
+            self.cursor,
+            np.int64(1),
+            capacity=self.capacity,
+        )
+        return np.asarray(block.rows.state)[: int(block.num_rows)]
+
+    def num_chattering(self) -> int:
+        """How many examples' kinks the next steps would cross to and fro, or cling to."""
+        if self._num_chattering is None:
+            self._num_chattering = self._counted()
+        return self._num_chattering
+
+    def _counted(self) -> int:
+        field, named = self.path.field, has_kinks(self.path.field.problem)
+        finite = np.all(np.isfinite(self.record.last().state))
+        if not (named or self.sliding.sliding) or not finite:
+            return 0
+        states = self._next_states()
+        count = num_chattering(field.problem, field.layout, states[:, :-2]) if named else 0
+        if count or not self.sliding.sliding:
+            return count
+        return num_at_jumps(field, states, self.path.tolerances.tolerance, self._explicit())

@@ -1,0 +1,372 @@
+"""What somebody who is stuck is told: one row for each mistake, and the words that must help.
+
+All rows end before anything is integrated.
+"""
+
+import functools
+import inspect
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import gflow
+from gflow import datasets, losses, networks, perturbations
+from gflow._signatures import named, nearest
+
+pytestmark = pytest.mark.usefixtures("own_words")
+
+DATA = datasets.gaussian(6, 3, seed=1)
+NETWORK = networks.linear(3)
+LOSS = losses.logistic()
+START = (np.array([[0.5, -0.2, 0.1]]),)
+PROBLEM = gflow.Problem(NETWORK, DATA, loss=LOSS, perturbation=perturbations.fgm(0.1))
+UNTIL = gflow.Until(log_loss=-1.0)
+
+
+def custom(apply):
+    return gflow.Problem(networks.custom(apply, degree=1), DATA, loss=LOSS)
+
+
+def integrate(problem=PROBLEM, start=START, **options):
+    return gflow.integrate(problem, start, until=UNTIL, **options)
+
+
+SECOND_ORDER = optax.GradientTransformationExtraArgs(
+    lambda params: None, lambda updates, state, params, *, hessian, **_: (updates, state)
+)
+
+
+def hidden(array):
+    """A copy whose first entry is masked."""
+    mask = np.zeros(np.shape(array), bool)
+    mask.flat[0] = True
+    return np.ma.masked_array(array, mask)
+
+
+MISTAKES = {
+    # Names that other libraries have
+    "fgm(norm=2)": (lambda: perturbations.fgm(0.1, norm=2), TypeError, "perhaps `order`"),
+    "pgd(eps=)": (lambda: perturbations.pgd(eps=0.1), TypeError, "perhaps `radius`"),
+    "pgd(steps=)": (lambda: perturbations.pgd(0.1, steps=3), TypeError, "perhaps `num_steps`"),
+    "fgsm(order=)": (
+        lambda: perturbations.fgsm(0.1, order=2),
+        TypeError,
+        "`fgm(radius, order=...)`",
+    ),
+    "mlp(activation=)": (
+        lambda: networks.mlp((5, 6, 1), activation="relu"),
+        TypeError,
+        "perhaps `power` is meant. It is ReLU^k",
+    ),
+    "mlp(hidden=)": (lambda: networks.mlp(hidden=(5, 6, 1)), TypeError, "perhaps `widths`"),
+    "Until(loss=)": (lambda: gflow.Until(loss=1e-3), TypeError, "perhaps `log_loss` is meant"),
+    "Until(t=)": (lambda: gflow.Until(t=1.0), TypeError, "perhaps `time`"),
+    "find_limit(tol=)": (
+        lambda: gflow.find_limit(PROBLEM, START, tol=1e-8),
+        TypeError,
+        "`find_limit(tol=...)`: there is no `tol`; perhaps `tolerance` is meant",
+    ),
+    "descend(lr=)": (
+        lambda: gflow.descend(PROBLEM, START, lr=0.1, num_steps=3),
+        TypeError,
+        "perhaps `optimizer`",
+    ),
+    "init(seed=)": (lambda: NETWORK.init(seed=0), TypeError, "`network.init(seed=...)`"),
+    "Convolution(kernel_size=)": (
+        lambda: networks.Convolution(8, kernel_size=3),
+        TypeError,
+        "perhaps `size`",
+    ),
+    "gflow.find_limits": (lambda: gflow.find_limits, AttributeError, "perhaps `gflow.find_limit`"),
+    # Places
+    "mlp(5, 6, 1)": (lambda: networks.mlp(5, 6, 1), TypeError, "perhaps: `mlp((5, 6, 1))`"),
+    "Until(-10)": (lambda: gflow.Until(-10), TypeError, "`Until(-10)`: it takes no argument by"),
+    "Problem(network, data, loss)": (
+        lambda: gflow.Problem(NETWORK, DATA, LOSS),
+        TypeError,
+        "Name what is meant: `loss=`",
+    ),
+    "no until": (
+        lambda: gflow.integrate(PROBLEM, START),
+        TypeError,
+        "`until` is missing. It says when to stop: `until=gflow.Until(log_loss=-10.0)`",
+    ),
+    "no loss": (lambda: gflow.Problem(NETWORK, DATA), TypeError, "gflow.losses.logistic()"),
+    # Parts
+    "a lambda as loss": (
+        lambda: gflow.Problem(NETWORK, DATA, loss=lambda q: jnp.exp(-q)),
+        TypeError,
+        "subclass of `gflow.losses.AbstractLoss`",
+    ),
+    "loss by name": (
+        lambda: gflow.Problem(NETWORK, DATA, loss="logistics"),
+        TypeError,
+        "Perhaps `gflow.losses.logistic(...)`",
+    ),
+    "attack by name": (
+        lambda: gflow.Problem(NETWORK, DATA, loss=LOSS, perturbation="PGD"),
+        TypeError,
+        "Perhaps `gflow.perturbations.pgd(...)`",
+    ),
+    "a function as network": (
+        lambda: gflow.Problem(lambda p, x: p @ x, DATA, loss=LOSS),
+        TypeError,
+        "`gflow.networks.custom(apply, degree=L)`",
+    ),
+    "complex outputs": (
+        lambda: integrate(custom(lambda p, x: jnp.sum(p * x).astype(complex)), np.ones(3)),
+        ValueError,
+        "gives complex128 numbers",
+    ),
+    "rounded outputs": (
+        lambda: integrate(custom(lambda p, x: jnp.sum(p * x).astype(int)), np.ones(3)),
+        ValueError,
+        "gives int64 numbers",
+    ),
+    # Parameters
+    "wider": (
+        lambda: integrate(
+            gflow.Problem(networks.mlp((3, 8, 1)), DATA, loss=LOSS),
+            (np.ones((6, 3)), np.ones((1, 6))),
+        ),
+        ValueError,
+        "shapes [(6, 3), (1, 6)], but the network's are [(8, 3), (1, 8)]",
+    ),
+    "masked weights": (lambda: integrate(start=(hidden(START[0]),)), ValueError, "`params`: mask"),
+    # Masks
+    "masked x": (lambda: gflow.Dataset(hidden(DATA.x), DATA.y), ValueError, "`x`: masked entries"),
+    "masked y": (lambda: gflow.Dataset(DATA.x, hidden(DATA.y)), ValueError, "`y`: masked entries"),
+    "masked rows": (
+        lambda: gflow.Dataset([hidden(row) for row in DATA.x], DATA.y),
+        ValueError,
+        "masked entries (6)",
+    ),
+    "masked radius": (lambda: perturbations.fgm(np.ma.masked), ValueError, "`radius`: masked"),
+    "masked radius of max_margin": (
+        lambda: gflow.max_margin(DATA, radius=np.ma.masked),
+        ValueError,
+        "radius=...)`: masked",
+    ),
+    "masked target": (lambda: gflow.Until(time=np.ma.masked), TypeError, "one real number"),
+    # Solvers and optimizers
+    "KenCarp4": (
+        lambda: integrate(solver=diffrax.KenCarp4()),
+        TypeError,
+        "`solver=KenCarp4()` takes no plain ODE: it needs its terms apart",
+    ),
+    "needs more": (
+        lambda: gflow.descend(
+            PROBLEM,
+            START,
+            optax.GradientTransformationExtraArgs(
+                lambda params: None,
+                lambda updates, state, params, *, hessian, **_: (updates, state),
+            ),
+            num_steps=2,
+        ),
+        TypeError,
+        "'hessian'",
+    ),
+    # Under transformations
+    "jit integrate": (lambda: jax.jit(lambda p: integrate(start=p).margin)(START), TypeError, "`p"),
+    "jit a constant": (lambda: jax.jit(lambda: integrate().margin)(), TypeError, "this call: "),
+    "vmap find_limit": (
+        lambda: jax.vmap(lambda p: gflow.find_limit(PROBLEM, p).margin)((np.ones((2, 1, 3)),)),
+        TypeError,
+        "in a loop over several",
+    ),
+    "jit certify": (
+        lambda: jax.jit(lambda p: gflow.certify(PROBLEM, p).stationarity)(START),
+        TypeError,
+        "traced by `jax.jit`",
+    ),
+    "jit descend": (
+        lambda: jax.jit(lambda p: gflow.descend(PROBLEM, p, optax.sgd(0.1), num_steps=2).params)(
+            START
+        ),
+        TypeError,
+        "traced by `jax.jit`",
+    ),
+    "grad by the radius": (
+        lambda: jax.grad(
+            lambda radius: (
+                gflow.find_limit(
+                    gflow.Problem(NETWORK, DATA, loss=LOSS, perturbation=perturbations.fgm(radius)),
+                    START,
+                ).margin
+            )
+        )(0.1),
+        TypeError,
+        "`gflow.radius_sensitivity`",
+    ),
+    "grad by x": (
+        lambda: jax.grad(lambda x: gflow.Dataset(x, DATA.y).x.sum())(jnp.asarray(DATA.x)),
+        TypeError,
+        "`gflow.data_sensitivity`",
+    ),
+    "grad by a target": (
+        lambda: jax.grad(lambda time: gflow.Until(time=time).log1p_time)(1.0),
+        TypeError,
+        "traced",
+    ),
+    "grad of max_margin": (
+        lambda: jax.grad(lambda radius: gflow.max_margin(DATA, radius=radius).margin)(0.1),
+        TypeError,
+        "traced",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes(call, error, words):
+    with pytest.raises(error) as refusal:
+        call()
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@functools.cache
+def run():
+    return gflow.descend(PROBLEM, START, optax.sgd(0.1), num_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "words"),
+    [
+        ("", ValueError, "`trajectory.save('')` names no file; give one, such as 'run.npz'"),
+        (".", ValueError, "names no file"),
+        ("folder/", ValueError, "names no file"),
+        ("missing/run", FileNotFoundError, "the folder 'missing' does not exist"),
+        (3, TypeError, "expected a path"),
+    ],
+)
+def test_where_nothing_can_be_saved(path, error, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error) as refusal:
+        run().save(path)
+    assert words in str(refusal.value)
+    assert not list(tmp_path.iterdir())
+
+
+# Radii in other units
+
+PIXELS = gflow.Dataset(
+    np.random.default_rng(0).integers(0, 256, (20, 3)), np.where(np.arange(20) % 2, 1, -1)
+)
+FGSM, FGM = perturbations.fgsm, perturbations.fgm
+
+
+@pytest.mark.parametrize(
+    ("data", "attack", "words"),
+    [
+        (PIXELS, FGSM(16 / 255), "minute beside inputs from 0 to 25"),
+        (PIXELS, perturbations.pgd(8 / 255), "pixels scaled to [0, 1]"),
+        (PIXELS, FGM(0.5), "minute"),
+        (PIXELS, FGSM(500.0), "exceeds the diameter of the data in the attack's l_inf norm"),
+        (DATA, FGM(16.0), "exceeds the diameter"),
+        # At equal places in l_2 and l_inf: sqrt(2) and 1.
+        (gflow.Dataset(np.eye(3), [1, -1, 1]), FGM(1.42), "l_2 norm"),
+        (gflow.Dataset(np.eye(3), [1, -1, 1]), FGSM(1.01), "l_inf norm"),
+    ],
+)
+def test_radii_in_other_units_are_warned_of(data, attack, words):
+    with pytest.warns(UserWarning) as caught:
+        gflow.Problem(NETWORK, data, loss=LOSS, perturbation=attack)
+    assert len(caught) == 1 and words in str(caught[0].message)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("data", "attack"),
+    [
+        (PIXELS, FGSM(16.0)),
+        (PIXELS, perturbations.clean()),
+        (PIXELS, FGM(0.0)),
+        (gflow.Dataset(PIXELS.x / 255, PIXELS.y), FGSM(16 / 255)),
+        (gflow.Dataset(PIXELS.x - 128, PIXELS.y), FGSM(0.5)),
+        (gflow.Dataset(np.eye(3), [1, -1, 1]), FGM(1.41)),
+        (gflow.Dataset(np.eye(3), [1, -1, 1]), FGSM(0.99)),
+        (gflow.Dataset(1e-12 * DATA.x, DATA.y), FGM(1e-13)),
+        (gflow.Dataset(1e12 * DATA.x, DATA.y), FGM(1e11)),
+        (DATA, FGM(1e-9)),
+    ],
+)
+def test_ordinary_radii_are_not(data, attack):
+    gflow.Problem(NETWORK, data, loss=LOSS, perturbation=attack)  # warnings are errors
+
+
+def test_a_traced_radius_has_no_units_yet():
+    @jax.jit
+    def margins(radius):
+        return gflow.Problem(NETWORK, DATA, loss=LOSS, perturbation=FGM(radius)).margins(START)
+
+    assert np.isfinite(margins(100.0)).all()
+
+
+# Every public function
+
+PUBLIC = {
+    f"{name}.{key}" if name else key: getattr(home, key)
+    for name, home, keys in [
+        ("", gflow, gflow.__all__),
+        ("networks", networks, networks.__all__),
+        ("perturbations", perturbations, perturbations.__all__),
+        ("losses", losses, ["exponential", "logistic"]),
+        ("datasets", datasets, ["digits", "mnist", "gaussian", "random_labels", "soudry"]),
+    ]
+    for key in keys
+    if not key.startswith("Abstract") and callable(getattr(home, key))
+}
+# Made by gflow alone, by their functions.
+MADE = {"Certificate", "Limit", "LimitFailed", "MaxMargin", "RESULTS", "RunFailed", "Trajectory"}
+MADE |= {f"networks.{key}" for key in ("MLP", "Custom", "Convolutional", "DeepLinear", "Diagonal")}
+MADE |= {"networks.Decided", "perturbations.Clean", "perturbations.FastGradient"}
+MADE |= {"perturbations.ProjectedGradient", "perturbations.Margin", "perturbations.SwitchedMargin"}
+CALLED = sorted(PUBLIC.keys() - MADE)
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_every_wrong_name_is_answered_with_the_right_one(name):
+    function = PUBLIC[name]
+    known = [key for key in inspect.signature(function).parameters if key != "self"]
+    with pytest.raises(TypeError) as refusal:
+        function(qqqq=1)
+    assert "there is no `qqqq`." in str(refusal.value)
+    assert all(f"`{key}`" in str(refusal.value) for key in known)
+    for key in known:
+        if len(key) > 4:
+            wrong = key[:2] + key[3:]
+            with pytest.raises(TypeError, match=f"there is no `{wrong}`; perhaps `{key}`"):
+                function(**{wrong: 1})
+    assert inspect.getdoc(function)
+
+
+def test_names_are_found_by_meaning_and_by_spelling():
+    assert nearest("eps", ["radius", "order"]) == "radius"
+    assert nearest("Radius", ["radius", "order"]) == "radius"
+    assert nearest("oder", ["radius", "order"]) == "order"
+    assert nearest("colour", ["radius", "order"]) is None
+    assert nearest("eps", ["x", "y"]) is None
+
+
+def test_a_named_function_stays_what_it_was():
+    def function(a: int, /, b: int = 2, *, c: int = 3) -> int:
+        """The sum."""
+        return a + 10 * b + 100 * c
+
+    wrapped = named()(function)
+    assert inspect.signature(wrapped) == inspect.signature(function)
+    assert wrapped.__doc__ == "The sum." and wrapped.__name__ == "function"
+    assert wrapped(1) == 321 and wrapped(1, 5, c=0) == 51
+
+    def raising():
+        raise TypeError("of its own")
+
+    with pytest.raises(TypeError, match=r"^of its own$"):
+        named()(raising)()
+    with pytest.raises(TypeError, match=r"multiple values for argument 'b'"):
+        wrapped(1, 2, b=3)
