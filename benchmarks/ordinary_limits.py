@@ -120,7 +120,7 @@ def row(case: Case) -> dict[str, Any]:
 
 
 def end_of(limit: gflow.Limit) -> str:
-    """In a word: "rest", "unseparated", "drift", "circling", or "other" where none of these is confirmed."""
+    """In a word: "other" where what the result says is not confirmed."""
     if limit.successful:
         return "rest"
     if limit.result_name in ("not_separated", "radius_above_margin"):
