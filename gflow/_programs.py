@@ -55,6 +55,10 @@ class _Program:
     def __get__(self, instance: Any, owner: Any) -> Any:
         return self if instance is None else eqx.Partial(self, instance)
 
+    def lower(self, *args: Any, **options: Any) -> Any:
+        """The program for these arguments before it is compiled, as of `equinox.filter_jit`."""
+        return self._jitted.lower(*args, **options)
+
     def num_compiled(self) -> int:
         """How many shapes it is compiled for."""
         try:
