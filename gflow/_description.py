@@ -14,8 +14,8 @@ import equinox as eqx
 import jax
 import numpy as np
 
-# Where descriptions live: of no other module a file may name a class.
-_HOMES = ("datasets", "losses", "networks", "perturbations", "problem")
+# Where descriptions live, those of solvers in `flow`: of no other module a file may name a class.
+_HOMES = ("datasets", "flow", "losses", "networks", "perturbations", "problem")
 
 
 class NotRestorable(Exception):
