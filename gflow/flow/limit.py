@@ -144,17 +144,15 @@ class Limit(Outcome):
         )
 
     def __str__(self) -> str:
-        handover = (
-            f"handed over at stationarity {self.handover_stationarity:.1e}, Newton's method moved "
-            f"{self.newton_displacement:.1e}, saddles met {self.saddles_met}"
-        )
         lines = [
             f"Limit ({self.result_name}): {self.verdict}",
             f"  normalized margin    {self.margin:+.6e}",
             f"  with its kinks held  {self.held_margin:+.6e}" if self.kinks is not None else "",
             f"  stationarity         {self.certificate.stationarity:.3e}   of the total gradient "
             f"{self.certificate.total_stationarity:.3e}",
-            f"  basin                {self.basin}: {handover}",
+            f"  basin                {self.basin}",
+            f"  handover             stationarity {self.handover_stationarity:.1e}, Newton's method "
+            f"moved {self.newton_displacement:.1e}, saddles met {self.saddles_met}",
             f"  flow                 {self.num_flow_steps} steps, temperature capped at "
             f"{self.cap_logits:.3g} logits, log kappa {self.log_kappa_cap:.4g}",
         ]
