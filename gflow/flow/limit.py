@@ -151,8 +151,8 @@ class Limit(Outcome):
             f"  stationarity         {self.certificate.stationarity:.3e}   of the total gradient "
             f"{self.certificate.total_stationarity:.3e}",
             f"  basin                {self.basin}",
-            f"  handover             stationarity {self.handover_stationarity:.1e}, Newton's method "
-            f"moved {self.newton_displacement:.1e}, saddles met {self.saddles_met}",
+            f"  handover             stationarity {self.handover_stationarity:.1e}, Newton's "
+            f"method moved {self.newton_displacement:.1e}, saddles met {self.saddles_met}",
             f"  flow                 {self.num_flow_steps} steps, temperature capped at "
             f"{self.cap_logits:.3g} logits, log kappa {self.log_kappa_cap:.4g}",
         ]
