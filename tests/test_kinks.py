@@ -274,8 +274,8 @@ def test_saddles_at_kinks_are_left_or_stopped_at(all_unstable):
 
 
 def test_a_search_that_is_lost_after_a_saddle_returns_to_it(all_unstable, monkeypatch):
-    def lost(*arguments):
-        found, before = slide(*arguments)
+    def lost(*arguments, **options):
+        found, before = slide(*arguments, **options)
         return dataclasses.replace(found, converged=False, smoothing=1e-6), before
 
     monkeypatch.setattr("gflow.flow.kinked.slide", lost)

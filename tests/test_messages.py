@@ -237,11 +237,11 @@ def run():
 @pytest.mark.parametrize(
     ("path", "error", "words"),
     [
-        ("", ValueError, "`trajectory.save('')` names no file; give one, such as 'run.npz'"),
+        ("", ValueError, "`trajectory.save('')`: this names no file. Give one, such as 'run.npz'"),
         (".", ValueError, "names no file"),
         ("folder/", ValueError, "names no file"),
-        ("missing/run", FileNotFoundError, "the folder 'missing' does not exist"),
-        (3, TypeError, "expected a path"),
+        ("missing/run", FileNotFoundError, "there is no folder `missing`. Make it first"),
+        (3, TypeError, "give the path of a file, such as 'run.npz'"),
     ],
 )
 def test_where_nothing_can_be_saved(path, error, words, tmp_path, monkeypatch):
