@@ -111,13 +111,13 @@ def _prepare_folder(job: Job) -> None:
     safe = "Nothing was integrated."
     write(safe, (job.folder / "trajectories").mkdir, exist_ok=True)
     write(safe, write_text, job.folder / "config.toml", example_toml(job.configuration))
-    _write_results(job, safe)
+    _write_results(job, _results(job), safe)
 
 
-def _write_results(job: Job, safe: str) -> Path:
+def _write_results(job: Job, results: Any, safe: str) -> Path:
     from gflow.report.record import write_results
 
-    return write(safe, write_results, _results(job), job.folder)
+    return write(safe, write_results, results, job.folder)
 
 
 def _safe(job: Job) -> str:
@@ -232,7 +232,7 @@ def _keep(job: Job, run: Future) -> None:
         job.trajectories[place] = trajectory
         job.records[place] = found
         # After every run, so that a machine that goes down leaves what was computed.
-        _write_results(job, safe)
+        _write_results(job, _results(job), safe)
 
 
 def _results(job: Job) -> Any:
@@ -265,7 +265,7 @@ def _conclude(job: Job, report: bool) -> int:
     from gflow.commands.display import print_table
 
     results = _results(job)
-    paths = [_write_results(job, _safe(job))]
+    paths = [_write_results(job, results, _safe(job))]
     if report and job.records:
         from gflow.report.page import write_page
 
