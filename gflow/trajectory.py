@@ -170,9 +170,10 @@ class Trajectory(Outcome):
 
     def _at(self, name: str, target: float) -> Params:
         values, target_value = self._progress(name, target)
-        # The end lies on its own target to rounding only. An infinite end has no distance from it.
+        # The end lies on its own target to rounding only. An infinite one has no distance from it.
+        finite = np.isfinite(values[-1]) and np.isfinite(target_value)
         within = _ROUNDING * max(1.0, abs(target_value))
-        if np.isfinite(values[-1]) and abs(values[-1] - target_value) <= within:
+        if finite and abs(values[-1] - target_value) <= within:
             target_value = min(target_value, float(values[-1]))
         if values[0] == target_value:
             return self.params_at_index(0)
