@@ -14,8 +14,9 @@ from gflow.problem import Problem
 from gflow.record import Record, Row
 from gflow.results import RESULTS
 
-# As close as this to a target it is met: 1e-13 is the aim of a run's last step.
-_HELD = 1e-10
+# As close as this to a target it is met. A run's last step aims at 1e-13, but where linear systems
+# are solved inexactly its length no longer decides so many digits.
+_HELD = 1e-8
 # Rounding of a stationarity.
 _SINE = 1e-14
 # Relative to the strength at the start: a flow that is this slow has come to rest.
