@@ -95,7 +95,8 @@ def test_total_residual_is_that_of_finite_differences(limits):
         certificate = limit.certificate
         pull = np.ravel(certificate.multipliers) @ slopes(limit)
         expected = np.linalg.norm(unit - pull)
-        assert certificate.total_stationarity == pytest.approx(expected, abs=1e-7)
+        # The differences' own error, as of third derivatives, grows with the steepness of signs.
+        assert certificate.total_stationarity == pytest.approx(expected, abs=1e-7, rel=2e-6)
         assert (certificate.total_stationarity < 1e-10) == maximum
         shown = "of the total gradient" in str(certificate)
         assert shown == (certificate.total_stationarity != certificate.stationarity)
