@@ -17,7 +17,7 @@ from _linear import ATTACKS, linear_network, linear_problem, max_margin, predict
 import gflow
 from gflow import losses, networks
 from gflow._layout import Layout
-from gflow.polish import polish
+from gflow.limit.polish import polish
 
 CAPS = (1e2, 1e3, 1e4, 1e5, 1e6)
 # So far out that the direction stands still; kappa is beyond any float.

@@ -6,24 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gflow import datasets, losses, measures, networks, perturbations, report
-    from gflow.certificate import Certificate, certify
     from gflow.datasets import Dataset
     from gflow.descent import descend
-    from gflow.flow import (
-        Krylov,
-        Limit,
-        LimitFailed,
-        Rosenbrock,
-        RungeKuttaChebyshev,
-        Until,
-        data_sensitivity,
-        find_limit,
-        integrate,
-        radius_sensitivity,
-    )
+    from gflow.flow import Until, integrate
+    from gflow.kkt.certificate import Certificate, certify
+    from gflow.limit import Limit, LimitFailed, data_sensitivity, find_limit, radius_sensitivity
     from gflow.problem import Problem
     from gflow.reference import MaxMargin, max_margin
     from gflow.results import RESULTS
+    from gflow.stiff import Krylov, Rosenbrock, RungeKuttaChebyshev
     from gflow.trajectory import RunFailed, Trajectory, load
 
 __version__ = "0.1.0"
@@ -62,26 +53,26 @@ __all__ = [
 # its help, and refuse a wrong field, before JAX is imported.
 _HOMES = {
     "RESULTS": "results",
-    "Certificate": "certificate",
+    "Certificate": "kkt.certificate",
     "Dataset": "datasets",
-    "Krylov": "flow",
-    "Limit": "flow",
-    "LimitFailed": "flow",
+    "Krylov": "stiff",
+    "Limit": "limit",
+    "LimitFailed": "limit",
     "MaxMargin": "reference",
     "Problem": "problem",
-    "Rosenbrock": "flow",
+    "Rosenbrock": "stiff",
     "RunFailed": "trajectory",
-    "RungeKuttaChebyshev": "flow",
+    "RungeKuttaChebyshev": "stiff",
     "Trajectory": "trajectory",
     "Until": "flow",
-    "certify": "certificate",
-    "data_sensitivity": "flow",
+    "certify": "kkt.certificate",
+    "data_sensitivity": "limit",
     "descend": "descent",
-    "find_limit": "flow",
+    "find_limit": "limit",
     "integrate": "flow",
     "load": "trajectory",
     "max_margin": "reference",
-    "radius_sensitivity": "flow",
+    "radius_sensitivity": "limit",
 }
 
 

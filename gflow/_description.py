@@ -15,7 +15,14 @@ import jax
 import numpy as np
 
 # Where descriptions live, those of solvers in `flow`: of no other module a file may name a class.
-_HOMES = ("datasets", "flow", "losses", "networks", "perturbations", "problem")
+_HOMES = ("datasets", "flow", "losses", "networks", "perturbations", "problem", "stiff")
+
+# Where classes stood when files of earlier versions were written, and where they stand now.
+_MOVED = {
+    "gflow.flow.rosenbrock": "gflow.stiff.rosenbrock",
+    "gflow.flow.stabilized": "gflow.stiff.chebyshev",
+    "gflow.flow.systems": "gflow.stiff.systems",
+}
 
 
 class NotRestorable(Exception):
@@ -79,7 +86,8 @@ def _encode_array(array: np.ndarray, arrays: dict[str, np.ndarray]) -> dict[str,
 
 
 def _decode_module(value: dict[str, Any], arrays: Any) -> Any:
-    module_name, _, class_name = value["class"].partition(":")
+    stored_home, _, class_name = value["class"].partition(":")
+    module_name = _MOVED.get(stored_home) or stored_home
     try:
         if module_name.split(".")[0] != "gflow" or module_name.split(".")[1] not in _HOMES:
             raise NotRestorable(f"`{module_name}` is no module of gflow with descriptions")

@@ -8,8 +8,8 @@ import pytest
 import gflow
 from gflow import losses, networks, perturbations
 from gflow._layout import Layout
-from gflow.flow.basin import Handover, close, same_point
-from gflow.flow.itinerary import departure, growth_per_log_kappa
+from gflow.limit.basin import Handover, close, same_point
+from gflow.limit.itinerary import departure, growth_per_log_kappa
 
 # Two shapes of problem, each compiled once for all tests of this module.
 SHALLOW = networks.mlp((3, 8, 1), power=2)

@@ -15,10 +15,11 @@ from scipy.optimize import nnls
 from scipy.special import softmax
 
 import gflow
-from gflow import datasets, losses, multipliers, networks, perturbations, subgradients
-from gflow.attack import strong_margins
+from gflow import datasets, losses, networks, perturbations
+from gflow.kkt import multipliers, subgradients
+from gflow.kkt.strong_attack import strong_margins
+from gflow.limit.verdict import STRICT
 from gflow.perturbations import clean, fgm, fgsm
-from gflow.verdict import STRICT
 
 DATA = datasets.gaussian(8, 3, gap=0.5, seed=1)
 RADIUS = 0.1

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gflow.flow.circling import circling
+from gflow.limit.circling import circling
 
 POINTS = 400
 TIME = np.linspace(0.0, 1.0, POINTS)

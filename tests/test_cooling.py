@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 import gflow
-import gflow.cooling.equations
-from gflow import kkt, losses, networks, perturbations
+import gflow.limit.cooling_equations
+from gflow import losses, networks, perturbations
 from gflow._layout import Layout
-from gflow.cooling import cool
-from gflow.cooling.path import Path
-from gflow.polish import polish, polish_capped
+from gflow.kkt import system as kkt
+from gflow.limit.cooling import cool
+from gflow.limit.cooling_path import Path
+from gflow.limit.polish import polish, polish_capped
 
 LOG_CAP = np.log(3000.0)
 
@@ -82,7 +83,7 @@ def test_newton_with_the_right_margins_ends_there_too(arrived, cooled):
 
 def test_iterations_are_as_good_as_factors(arrived, cooled, monkeypatch):
     trained, flow = arrived
-    monkeypatch.setattr(gflow.cooling.equations, "_DENSE_AT_MOST", 0)
+    monkeypatch.setattr(gflow.limit.cooling_equations, "_DENSE_AT_MOST", 0)
     weights = np.asarray(trained.ascent(flow.direction, LOG_CAP).weights)
     iterated = cool(trained, flow.layout, flow.vectors[-1], weights, LOG_CAP)
     np.testing.assert_allclose(iterated.theta, cooled.theta, atol=1e-6)
@@ -92,7 +93,7 @@ def test_iterations_are_as_good_as_factors(arrived, cooled, monkeypatch):
 @pytest.mark.parametrize("dense_at_most", [0, 1000])
 def test_it_comes_to_rest_from_afar(arrived, monkeypatch, dense_at_most):
     trained, flow = arrived
-    monkeypatch.setattr(gflow.cooling.equations, "_DENSE_AT_MOST", dense_at_most)
+    monkeypatch.setattr(gflow.limit.cooling_equations, "_DENSE_AT_MOST", dense_at_most)
     # Where the flow was on its way, and Newton's method alone would leave it.
     early = np.flatnonzero((flow.stationarity < 0.2) & (flow.log_kappa > LOG_CAP))[0]
     vector = flow.vectors[early]
@@ -106,7 +107,7 @@ def test_it_comes_to_rest_from_afar(arrived, monkeypatch, dense_at_most):
 
 @pytest.mark.parametrize("dense_at_most", [0, 1000])
 def test_what_underflows_beside_a_dead_neuron_does_no_harm(monkeypatch, dense_at_most):
-    monkeypatch.setattr(gflow.cooling.equations, "_DENSE_AT_MOST", dense_at_most)
+    monkeypatch.setattr(gflow.limit.cooling_equations, "_DENSE_AT_MOST", dense_at_most)
     generator = np.random.default_rng(2)
     network = networks.mlp((4, 3, 1), smoothing=0.05)
     dataset = gflow.Dataset(generator.normal(size=(7, 4)), np.resize([-1, 1], 7))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import ortho_group
 
-from gflow import curvature as module
-from gflow.curvature import curvature
-from gflow.kkt import System
+from gflow.kkt import curvature as module
+from gflow.kkt.curvature import curvature
+from gflow.kkt.system import System
 
 SIZE, ACTIVE = 200, 12
 BULK = np.linspace(0.3, 1.5, SIZE)

@@ -10,9 +10,9 @@ import pytest
 import gflow
 from gflow import losses, networks, perturbations
 from gflow._layout import Layout
-from gflow.curvature import curvature
-from gflow.dead import turned, with_dead_at_rest
-from gflow.kkt import system
+from gflow.kkt.curvature import curvature
+from gflow.kkt.system import system
+from gflow.limit.dead import turned, with_dead_at_rest
 
 DIM = 4
 DEAD = 1e-20

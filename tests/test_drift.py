@@ -10,11 +10,11 @@ import pytest
 from scipy.integrate import solve_ivp
 
 import gflow
-from gflow import drift as module
 from gflow import losses, networks, perturbations
 from gflow._layout import Layout
-from gflow.drift import drift
-from gflow.polish import polish, polish_drifted
+from gflow.limit import drift as module
+from gflow.limit.drift import drift
+from gflow.limit.polish import polish, polish_drifted
 
 CAP = math.log(1e3)
 

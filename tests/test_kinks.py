@@ -16,14 +16,17 @@ import pytest
 import gflow
 from gflow import losses, networks, perturbations
 from gflow._layout import Layout
-from gflow.curvature import curvature, kinked_curvature
-from gflow.kinks import Kinks, Point, slide, start_at
-from gflow.kinks.path import Path
-from gflow.kinks.system import Anchor
-from gflow.kkt import system
+from gflow.kkt.curvature import curvature, kinked_curvature
+from gflow.kkt.kinked_equations import Point
+from gflow.kkt.kinked_path import Path
+from gflow.kkt.kinked_step import Anchor
+from gflow.kkt.kinks import Kinks
+from gflow.kkt.switches import smoothed
+from gflow.kkt.system import system
+from gflow.limit.following import start_at
+from gflow.limit.sliding import slide
 from gflow.networks import Convolution, Dense, MaxPool
 from gflow.reference import largest_feasible_radius
-from gflow.switches import smoothed
 
 ANGLE = 1.0
 
@@ -257,7 +260,7 @@ def all_unstable(monkeypatch):
         found = kinked_curvature(kinks)
         return dataclasses.replace(found, values=found.values - found.values.max() - 1)
 
-    monkeypatch.setattr("gflow.flow.kinked.open_curvature", unstable)
+    monkeypatch.setattr("gflow.limit.kinked.open_curvature", unstable)
 
 
 def test_saddles_at_kinks_are_left_or_stopped_at(all_unstable):
@@ -278,7 +281,7 @@ def test_a_search_that_is_lost_after_a_saddle_returns_to_it(all_unstable, monkey
         found, before = slide(*arguments, **options)
         return dataclasses.replace(found, converged=False, smoothing=1e-6), before
 
-    monkeypatch.setattr("gflow.flow.kinked.slide", lost)
+    monkeypatch.setattr("gflow.limit.kinked.slide", lost)
     limit = gflow.find_limit(relu_problem(wedge(), 2), wedge_start(), throw=False)
     assert limit.result_name == limit.verdict == "saddle" and limit.stages[-1].kind == "back"
     assert limit.kinks.converged and limit.smoothing == 0
@@ -287,7 +290,7 @@ def test_a_search_that_is_lost_after_a_saddle_returns_to_it(all_unstable, monkey
 
 def test_search_that_fails_at_kinks_says_so_and_names_them(monkeypatch):
     for name in ("_MOST_ITERATIONS", "_MOST_IN_STEP"):
-        monkeypatch.setattr(f"gflow.kinks.path.{name}", 0)
+        monkeypatch.setattr(f"gflow.kkt.kinked_path.{name}", 0)
     trained, start = relu_problem(wedge(), 2), wedge_start()
     limit = gflow.find_limit(trained, start, throw=False)
     assert limit.result_name == "not_at_kink" and limit.verdict == "unknown"
@@ -298,7 +301,7 @@ def test_search_that_fails_at_kinks_says_so_and_names_them(monkeypatch):
 
 
 def test_networks_too_large_for_dense_systems_end_with_their_smoothing(monkeypatch):
-    monkeypatch.setattr("gflow.flow.kinked._MOST_PARAMETERS", 1)
+    monkeypatch.setattr("gflow.limit.kinked._MOST_PARAMETERS", 1)
     limit = gflow.find_limit(relu_problem(wedge(), 2), wedge_start(), throw=False)
     assert limit.result_name == "not_at_kink" and limit.smoothing == 0.02
     assert limit.kinks is None

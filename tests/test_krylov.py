@@ -15,8 +15,8 @@ from gflow.flow.field import Field, initial_state, path_slope
 from gflow.flow.krylov import StiffPart, stiff_part, woodbury
 from gflow.flow.options import checked_solver
 from gflow.flow.stiffness import implicit_cost
-from gflow.flow.systems import DENSE_AT_MOST, Recycling, shifted_system
-from gflow.flow.tableaus import TABLEAUS
+from gflow.stiff.systems import DENSE_AT_MOST, Recycling, shifted_system
+from gflow.stiff.tableaus import TABLEAUS
 
 GENERATOR = np.random.default_rng(0)
 POINTS = GENERATOR.normal(size=(12, 5))

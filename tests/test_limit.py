@@ -9,9 +9,9 @@ from scipy.optimize import nnls
 
 import gflow
 from gflow import losses, networks, perturbations
-from gflow.curvature import curvature
-from gflow.flow.finding import check_options
-from gflow.kkt import System
+from gflow.kkt.curvature import curvature
+from gflow.kkt.system import System
+from gflow.limit.finding import check_options
 
 DATA = gflow.datasets.gaussian(40, 5, gap=0.5, seed=0)
 

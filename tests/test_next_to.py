@@ -8,8 +8,8 @@ import pytest
 
 import gflow
 from gflow import losses, networks, perturbations
-from gflow.next_to import margin_next_to
-from gflow.switches import passes
+from gflow.kkt.margin_next_to import margin_next_to
+from gflow.kkt.switches import passes
 
 # How far from the direction margins are read, and how much they may change on the way.
 STEP, CHANGE = 1e-7, 2e-6

@@ -12,9 +12,9 @@ from scipy.optimize import linprog
 
 import gflow
 from gflow import losses, networks, perturbations
-from gflow.curvature import Curvature
-from gflow.kinks.open import Effects, OpenSwitches, dependent
-from gflow.open_curvature import SecondOrder
+from gflow.kkt.curvature import Curvature
+from gflow.kkt.open_coefficients import Effects, OpenSwitches, dependent
+from gflow.kkt.open_curvature import SecondOrder
 from gflow.reference import largest_feasible_radius
 
 NUM_INPUTS = 5

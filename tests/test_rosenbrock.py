@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gflow
-from gflow.flow.tableaus import TABLEAUS
+from gflow.stiff.tableaus import TABLEAUS
 
 # Order of convergence; on the Prothero-Robinson problem with h |lambda| >> 1; of the dense output.
 METHODS = {

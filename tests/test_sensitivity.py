@@ -10,7 +10,7 @@ import pytest
 import gflow
 from gflow import losses, networks, perturbations
 from gflow._layout import Layout
-from gflow.polish import polish
+from gflow.limit.polish import polish
 
 DATA = gflow.datasets.gaussian(40, 5, gap=0.5, seed=0)
 NETWORK = networks.mlp((5, 8, 1), power=2)

@@ -7,8 +7,8 @@ import pytest
 
 import gflow
 from gflow import losses, networks, perturbations
-from gflow.flow.stabilized import chebyshev
-from gflow.flow.subspace import implicit_part, random_subspace, renewed
+from gflow.stiff.chebyshev import chebyshev
+from gflow.stiff.subspace import implicit_part, random_subspace, renewed
 
 SIZE, STIFF = 10, 3
 BASIS = np.linalg.qr(np.random.default_rng(0).normal(size=(SIZE, SIZE)))[0]

@@ -9,7 +9,7 @@ from scipy.optimize import linprog
 
 import gflow
 from gflow import losses, networks, perturbations
-from gflow.flow.earned import earned
+from gflow.limit.earned import earned
 from gflow.results import RESULTS, name_of
 
 LINEAR = networks.linear(2)

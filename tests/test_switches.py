@@ -16,9 +16,9 @@ import pytest
 
 import gflow
 from gflow import losses, networks
+from gflow.kkt.switches import has_kinks, passes, smoothed, switched_margins
 from gflow.networks import Convolution, Dense
 from gflow.perturbations import clean, fgm, fgsm, pgd
-from gflow.switches import has_kinks, passes, smoothed, switched_margins
 
 X = np.random.default_rng(5).uniform(0.1, 0.9, size=(4, 3))
 BINARY = gflow.Dataset(X, np.array([1.0, -1.0, -1.0, 1.0]))

@@ -11,7 +11,8 @@ from scipy.integrate import solve_ivp
 from scipy.optimize import nnls
 
 import gflow
-from gflow import losses, networks, perturbations, verdict
+from gflow import losses, networks, perturbations
+from gflow.limit import verdict
 
 SEEDS = range(3)
 # From seeds 1 and 2 the frozen flow under FGSM comes to no rest within 5000 steps.

@@ -25,8 +25,8 @@ from gflow._layout import Layout
 from gflow._programs import compiled
 from gflow.flow.field import Field, State, vector_field
 from gflow.flow.jumps import Jumps, examples_at, jumps, smooth_step
+from gflow.kkt.switches import settled_angles, switched_margins
 from gflow.problem import Problem
-from gflow.switches import settled_angles, switched_margins
 
 # What turns so many times over so many steps does not settle; what stays so close to its kink,
 # relative to its scale, clings to it.

@@ -5,8 +5,8 @@ part of the linearised system it would overflow the stages. So a step moves `(u,
 and `t` follows from `integral exp(E) d tau`, `E = log dt/dtau`, with E a polynomial through its
 values at the ends and the middle of the step and its slopes at the ends.
 
-The margins are unknowns of their own (`gflow.flow.coupled`), the weights p of a stage those of its
-margins: out there the set of equal margins is so thin that no stage of u could tell them.
+The margins are unknowns of their own (`gflow.stiff.constrained`), the weights p of a stage those of
+its margins: out there the set of equal margins is so thin that no stage of u could tell them.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,11 @@ from jax import lax
 from jax.scipy.special import logsumexp
 from jaxtyping import Array
 
-from gflow.flow.coupled import Moved
 from gflow.flow.field import Field, StepError, path_slope, unit_direction
 from gflow.flow.krylov import stiff_part, woodbury
-from gflow.flow.rosenbrock import Rosenbrock, interpolate
-from gflow.flow.systems import Krylov, LinearSolver, Operator, Preconditioner
+from gflow.stiff.constrained import Moved
+from gflow.stiff.rosenbrock import Rosenbrock, interpolate
+from gflow.stiff.systems import Krylov, LinearSolver, Operator, Preconditioner
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 # Where E rises by more than this, the part of the step before adds nothing to the integral.

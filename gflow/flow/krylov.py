@@ -21,9 +21,9 @@ from jaxtyping import Array, Float
 
 from gflow._numerics import scaled_margins
 from gflow.flow.field import Field, unit_direction
-from gflow.flow.systems import Operator, Vector
-from gflow.kkt import gradient_rows
+from gflow.kkt.system import gradient_rows
 from gflow.problem import GradientMode
+from gflow.stiff.systems import Operator, Vector
 
 
 class StiffPart(NamedTuple):

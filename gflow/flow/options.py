@@ -8,9 +8,9 @@ import numpy as np
 
 from gflow._numerics import is_integer, is_real
 from gflow.flow.clocked import ClockedRosenbrock
-from gflow.flow.rosenbrock import Rosenbrock
 from gflow.flow.until import Until
 from gflow.measures import MAX_LOG_KAPPA
+from gflow.stiff.rosenbrock import Rosenbrock
 
 
 def checked_solver(solver: Any, tolerance: float) -> diffrax.AbstractSolver | None:

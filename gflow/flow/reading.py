@@ -12,11 +12,11 @@ from gflow.flow.control import FlowController
 from gflow.flow.field import Field, unit_direction
 from gflow.flow.passage import Passage
 from gflow.flow.segment import Block, advance, begin
-from gflow.flow.stabilized import RungeKuttaChebyshev
 from gflow.flow.starting import Tolerances, control_of
-from gflow.flow.tableaus import TABLEAUS
 from gflow.flow.until import Until
 from gflow.record import Row, row_capacity
+from gflow.stiff.chebyshev import RungeKuttaChebyshev
+from gflow.stiff.tableaus import TABLEAUS
 from gflow.trajectory import Trajectory, scaled
 
 # Steps after which a flow through 0 is looked at.

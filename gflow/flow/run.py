@@ -12,13 +12,13 @@ from gflow.flow.chattering import POINTS, Watch, num_at_jumps, num_chattering
 from gflow.flow.outcome import hopeless, not_finite_ahead, outcome_at, unseparated_result
 from gflow.flow.passage import Passage
 from gflow.flow.place import Path, Place, landing, next_place
-from gflow.flow.rosenbrock import Rosenbrock
 from gflow.flow.segment import Block, advance, begin
 from gflow.flow.starting import control_of
 from gflow.flow.until import NEVER, Until
+from gflow.kkt.switches import has_kinks
 from gflow.record import Record, Row, row_capacity
 from gflow.results import RESULTS
-from gflow.switches import has_kinks
+from gflow.stiff.rosenbrock import Rosenbrock
 
 
 class Run:

@@ -10,10 +10,10 @@ from gflow._programs import compiled
 from gflow._typing import Params
 from gflow.flow.control import EXPLICIT, STABILIZED, STIFF, FlowController, make_controller
 from gflow.flow.field import Field, initial_state
-from gflow.flow.rosenbrock import Rosenbrock
 from gflow.flow.segment import Cursor, begin
-from gflow.flow.stabilized import RungeKuttaChebyshev
 from gflow.flow.until import Until
+from gflow.stiff.chebyshev import RungeKuttaChebyshev
+from gflow.stiff.rosenbrock import Rosenbrock
 
 
 class Tolerances(NamedTuple):

@@ -23,10 +23,10 @@ from jaxtyping import Array
 from gflow._programs import compiled
 from gflow.flow.clocked import ClockedRosenbrock
 from gflow.flow.field import Field, path_slope
-from gflow.flow.rosenbrock import Rosenbrock
 from gflow.flow.segment import Cursor
-from gflow.flow.stabilized import RungeKuttaChebyshev
-from gflow.flow.systems import DENSE_AT_MOST
+from gflow.stiff.chebyshev import RungeKuttaChebyshev
+from gflow.stiff.rosenbrock import Rosenbrock
+from gflow.stiff.systems import DENSE_AT_MOST
 
 _LIMIT = 0.2
 # Steps that Rodas5P needs for a factor e of kappa: 3 to 6 in benchmarks/far_flow.py.

@@ -1,0 +1,1 @@
+"""The KKT system of the adversarial max-margin problem: points, multipliers, second order."""

@@ -1,0 +1,289 @@
+"""Is this point a KKT point of the adversarial max-margin problem?
+
+The problem is `min 1/2 |theta|^2 subject to y_i f(x_i + delta_i(theta); theta) >= 1`, whose KKT
+points are the limits of the flow's direction (Lyu & Zhu 2022). At unit norm its conditions read
+`u = sum_i lambda_i grad q_i(u)`, `lambda_i >= 0`, `lambda_i (q_i(u) - gamma) = 0`.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from gflow._description import plain
+from gflow._layout import Layout
+from gflow._numerics import check_unmasked, unit
+from gflow._programs import compiled
+from gflow._signatures import named
+from gflow._typing import Params
+from gflow.kkt.multipliers import Solution, best_multipliers
+from gflow.kkt.strong_attack import strong_margins
+from gflow.kkt.subgradients import Subgradients
+from gflow.kkt.switches import has_kinks, passes
+from gflow.measures import (
+    MAX_LOG_KAPPA,
+    PointMeasures,
+    euler_error,
+    measure_ascent,
+    scale_invariance_error,
+)
+from gflow.problem import Problem
+from gflow.validation import check_start
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """What can be said of a point with certainty.
+
+    All of it belongs to the point's direction but `smoothed_margin` and what is computed with the
+    flow's own multipliers: `flow_stationarity`, `kkt_epsilon`, `kkt_delta` and `cosine`.
+    Where the examples are not separated (`separated` is False) there is no KKT system, and the
+    quantities that belong to it are NaN.
+
+    Attributes:
+        separated: whether every adversarial margin is positive.
+        normalized_margin: gamma = min_i q_i(u). Where the perturbation jumps at a kink of the
+            network, rounding decides on which side it is taken; `Limit.margin` is the largest on
+            any side.
+        held_margin: the same with every switch held at `coefficients`, the margin of the KKT
+            system; `normalized_margin` itself off the kinks.
+        smoothed_margin: `l^{-1}(Loss) / kappa` at the point's own norm.
+        clean_margin: min_i y_i f(x_i; u), without perturbation.
+        strong_margin: the smallest margin that stronger attacks with the same radius find
+            (projected gradient descent, 40 steps, from 0 and three random points; nothing but the
+            training attack for orders other than 1, 2 and inf). Never above the two margins before;
+            far below `normalized_margin`, the training attack is weak or masked.
+        stationarity: `|u - sum_i lambda_i grad q_i(u)|` with the multipliers below; the norm of u
+            is 1, so this is relative.
+        total_stationarity: `|u - sum_i lambda_i dq_i/dtheta|` with the same multipliers and the
+            margins' own derivatives, through the perturbations: `stationarity` itself where the
+            problem's gradients are these. With frozen perturbations it is what separates a rest
+            point of adversarial training from a KKT point of the adversarial margin, which this is
+            only where both residuals are 0.
+        complementarity: `L sum_i lambda_i (q_i(u) - gamma)`; 0 if only the smallest margins push.
+            Both with the coefficients below, on which, where the attack has a kink, the margins
+            depend too (gamma is then `held_margin`). An upper bound, which these coefficients
+            attain: the smallest possible where the gradients are affine in them, as with one hidden
+            layer.
+        dual_infeasibility: the most negative multiplier, as a positive number.
+        multipliers: lambda, in the shape of the margins, by non-negative least squares on
+            stationarity and complementarity together.
+        coefficients: `sin phi` of every switch (`gflow.kkt.switches`), with which the gradients
+        above
+            are taken: its sign off the kink, and at it the number in [-1, 1] that suits best. A
+            ReLU has the slope `(1 + sin phi)/2`, a sign is `sin phi`. Shape (n, s); None where the
+            problem has no kinks with names, or there is no KKT system.
+        flow_stationarity: the same residual with the flow's own multipliers, `min_c |u - c h|`,
+            `h = sum_i p_i grad q_i(u)`, p the weights of the loss at the point's norm.
+        kkt_epsilon, kkt_delta: the (epsilon, delta)-KKT condition that the point satisfies, with
+            `lambda_i = gamma^(1-2/L) p_i / |h|` at `theta = params / q_min^(1/L)`; for the
+            exponential loss these are Lyu & Li 2020, Lemma C.8.
+        cosine: `beta = cos(u, h)`.
+        num_support: margins with a positive multiplier (above 1e-8 of the largest).
+        kinks: examples, of those examined, whose margin has a kink at the point: a switch of a
+            living neuron within 1e-9 of it, relative; or one without a name, which is found by
+            gradients that differ between random sides. For the latter the columns of the least
+            squares hold gradients from several sides, some of the members of the Clarke
+            subdifferential there.
+        euler_error: deviation from Euler's identity `<grad q_i, u> = L q_i`, relative.
+        scale_invariance_error: change of the perturbations under `params -> c params`, relative.
+            At kinks it may be large and mean nothing: rounding decides on which side each is taken.
+        examined: how many of the smallest margins the multipliers were sought among; with fewer
+            than all, the residual is an upper bound.
+    """
+
+    separated: bool
+    normalized_margin: float
+    held_margin: float
+    smoothed_margin: float
+    clean_margin: float
+    strong_margin: float
+    stationarity: float
+    total_stationarity: float
+    complementarity: float
+    dual_infeasibility: float
+    multipliers: np.ndarray
+    coefficients: np.ndarray | None
+    flow_stationarity: float
+    kkt_epsilon: float
+    kkt_delta: float
+    cosine: float
+    num_support: int
+    kinks: np.ndarray
+    euler_error: float
+    scale_invariance_error: float
+    examined: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values; None for numbers that are not finite."""
+        return plain(asdict(self))
+
+    def __str__(self) -> str:
+        state = "separated" if self.separated else "NOT separated: no KKT system"
+        held = f"  with its kinks held  {self.held_margin:+.6e}\n" if len(self.kinks) else ""
+        differs = self.total_stationarity != self.stationarity and self.separated
+        total = f"  of the total gradient {self.total_stationarity:.3e}\n" if differs else ""
+        return (
+            f"Certificate ({state})\n"
+            f"  normalized margin    {self.normalized_margin:+.6e}   smoothed "
+            f"{self.smoothed_margin:+.6e}\n"
+            f"{held}"
+            f"  clean / strong       {self.clean_margin:+.6e} / {self.strong_margin:+.6e}\n"
+            f"  stationarity         {self.stationarity:.3e}   with the flow's multipliers "
+            f"{self.flow_stationarity:.3e}\n"
+            f"{total}"
+            f"  complementarity      {self.complementarity:.3e}   support {self.num_support}, "
+            f"at a kink {len(self.kinks)}\n"
+            f"  (epsilon, delta)-KKT ({self.kkt_epsilon:.3e}, {self.kkt_delta:.3e})\n"
+            f"  Euler / scale error  {self.euler_error:.1e} / {self.scale_invariance_error:.1e}"
+        )
+
+
+@named()
+def certify(
+    problem: Problem, params: Params, *, coefficients: np.ndarray | None = None
+) -> Certificate:
+    """Certifies a point: margins, KKT residuals, multipliers, kinks, homogeneity.
+
+    Gradients of the margins are those of the problem's gradient mode; with "frozen" perturbations
+    the KKT system is that of the flow, in which delta is held fixed while differentiating.
+
+    Args:
+        params: the point.
+        coefficients: `sin phi` of the switches to begin with, such as `limit.kinks.coefficients`;
+            only those at a kink matter. Needed where the attack's own signs or slopes are at kinks,
+            which decide where the kinks after the attack are. Shape (n, s).
+
+    Raises:
+        TypeError, ValueError: see `gflow.validation.check_start`; coefficients of another shape,
+            NaN among them, or any for a problem whose kinks have no names.
+
+    Source: Lyu & Li 2020, Definition of (epsilon, delta)-KKT points and Lemma C.8; Lyu & Zhu 2022.
+    """
+    params = check_start(problem, params)
+    hint = None if coefficients is None else _checked_coefficients(problem, coefficients)
+    point = _examine(problem, params)
+    margins = np.asarray(point.margins)
+    gamma = float(np.min(margins))
+    common = {
+        "normalized_margin": gamma,
+        "smoothed_margin": float(point.measures.smoothed_margin),
+        "clean_margin": float(point.measures.clean_margin),
+        "strong_margin": float(np.min(strong_margins(problem, point.direction))),
+        "euler_error": float(point.euler_error),
+        "scale_invariance_error": float(point.scale_invariance_error),
+    }
+    if not gamma > 0:
+        return Certificate(separated=False, **common, **_no_kkt(margins.shape))
+    return Certificate(separated=True, **common, **_kkt(problem, point, margins, hint))
+
+
+def _checked_coefficients(problem: Problem, coefficients: Any) -> np.ndarray:
+    check_unmasked(coefficients, "`certify(coefficients=...)`")
+    given = np.asarray(coefficients, float)
+    shape = len(problem.dataset.x), passes(problem).size
+    if not has_kinks(problem):
+        raise ValueError("`certify(coefficients=...)`: the problem has no kinks that have names.")
+    if given.shape != shape:
+        raise ValueError(
+            f"`certify(coefficients=...)` has the shape {given.shape}, but there are "
+            f"{shape[1]} switches of each of {shape[0]} examples: {shape}."
+        )
+    if np.isnan(given).any():
+        raise ValueError("`certify(coefficients=...)` holds NaN.")
+    return given
+
+
+class _Point(eqx.Module):
+    """A point in the terms of its direction."""
+
+    direction: Params
+    measures: PointMeasures
+    margins: Float[Array, "n ..."]
+    weights: Float[Array, "n ..."]
+    ascent: Params
+    euler_error: Array
+    scale_invariance_error: Array
+
+
+@compiled
+def _examine(problem: Problem, params: Params) -> _Point:
+    direction, length = unit(params)
+    # Weights and smoothed margin no longer change up there.
+    log_kappa = jnp.minimum(problem.degree * jnp.log(length), MAX_LOG_KAPPA)
+    ascent = problem.ascent(direction, log_kappa)
+    return _Point(
+        direction,
+        measure_ascent(problem, direction, log_kappa, ascent),
+        ascent.margins,
+        ascent.weights,
+        ascent.vector,
+        euler_error(problem, direction),
+        scale_invariance_error(problem, direction),
+    )
+
+
+def _no_kkt(shape: tuple[int, ...]) -> dict[str, Any]:
+    names = ("held_margin", "stationarity", "total_stationarity", "complementarity")
+    names += ("dual_infeasibility", "flow_stationarity", "kkt_epsilon", "kkt_delta", "cosine")
+    nothing = {"multipliers": np.full(shape, np.nan), "coefficients": None}
+    nothing |= {"kinks": np.zeros(0, int)}
+    return dict.fromkeys(names, math.nan) | nothing | {"num_support": 0, "examined": 0}
+
+
+def _kkt(
+    problem: Problem, point: _Point, margins: np.ndarray, hint: np.ndarray | None
+) -> dict[str, Any]:
+    layout = Layout.of(point.direction)
+    direction = np.asarray(layout.flatten(point.direction))
+    subgradients = Subgradients(problem, point.direction, margins)
+    found = best_multipliers(subgradients, problem.degree, hint)
+    multipliers = np.bincount(subgradients.owner, found.weights, margins.size)
+    return {
+        "held_margin": float(found.pattern.margins.min()),
+        "stationarity": found.stationarity,
+        "total_stationarity": _total_stationarity(subgradients, found, multipliers),
+        "complementarity": float(found.slack @ found.weights),
+        "dual_infeasibility": float(max(0.0, -found.weights.min())),
+        "multipliers": multipliers.reshape(margins.shape),
+        "coefficients": found.pattern.coefficients if subgradients.named else None,
+        "num_support": int(np.sum(multipliers > 1e-8 * multipliers.max())),
+        "kinks": subgradients.kinks(found.pattern),
+        "examined": subgradients.examined,
+        **_flow_kkt(problem.degree, point, direction, layout, margins),
+    }
+
+
+def _total_stationarity(
+    subgradients: Subgradients, found: Solution, multipliers: np.ndarray
+) -> float:
+    """The residual with the margins' own gradients and the same multipliers."""
+    if subgradients.problem.gradients_are_slopes:
+        return found.stationarity
+    pull = subgradients.total_pull(found.pattern, multipliers)
+    return float(np.linalg.norm(subgradients.direction - pull))
+
+
+def _flow_kkt(
+    degree: float, point: _Point, direction: np.ndarray, layout: Layout, margins: np.ndarray
+) -> dict[str, float]:
+    """The residuals with the flow's own multipliers."""
+    ascent = np.asarray(layout.flatten(point.ascent))
+    length = np.linalg.norm(ascent)
+    gamma = margins.min()
+    weights = np.asarray(point.weights)
+    with np.errstate(over="ignore", invalid="ignore"):  # next to a margin of 0 they are infinite
+        slack = gamma ** (1 - 2 / degree) * weights / length * (margins / gamma - 1)
+        epsilon = gamma ** (-1 / degree) * np.linalg.norm(direction - ascent / length)
+    slack = np.where((weights > 0) & (margins > gamma), slack, 0.0)  # not infinity times 0
+    return {
+        "flow_stationarity": float(point.measures.stationarity),
+        # |u - h/|h|| = sqrt(2 (1 - beta)) without its cancellation
+        "kkt_epsilon": float(epsilon),
+        "kkt_delta": float(np.max(slack)),
+        "cosine": float(direction @ ascent / length),
+    }

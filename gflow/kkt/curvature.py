@@ -1,0 +1,243 @@
+"""Second order: is a KKT point a maximum of the margin, and if not, which way does the flow leave?
+
+On the tangent space of the active margins, `{v : dq_i . v = 0}`, the flow near a KKT point moves
+like `dv/dt = -H v` plus the forces that keep the active margins equal, H the Lagrangian's Hessian.
+With Z a basis of that space and W one of the space orthogonal to the active gradients, its rates
+are the eigenvalues of the pencil `(W^T H Z, W^T Z)`. Where gradients are those of the margins
+(clean data, total gradient) W = Z and H is symmetric, and this is the classical second-order
+condition; with frozen perturbations it is the stability of the flow, judged by real parts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+from scipy.linalg import eig, eigh, lu_factor, lu_solve, null_space
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
+
+from gflow.kkt.kinks import Kinks
+from gflow.kkt.system import System
+
+_RANK = 1e-10
+_SYMMETRIC = 1e-9
+# Beyond this many parameters some eigenvalues only: so many nearest to a point on the left of 0, so
+# that with however many zeros there those between -0.02 and 0 are among them; and so few leftmost
+# ones, to within some error.
+_LARGE, _COUNT, _ASIDE, _FEW, _ERROR = 1500, 16, 1e-2, 3, 3e-3
+_AWAY, _RESTARTS = 10.0, 50
+# At kinks: the stiffness that stands for an infinite one, in a symmetric matrix and in a pencil;
+# and what counts as a zero beside it.
+_STIFF, _STIFFER, _STIFF_TOLERANCE = 1e7, 1e8, 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    """The eigenvalues of the flow's linearisation on the tangent space of the active margins.
+
+    Attributes:
+        values: real parts, smallest first, for `H = I - sum lambda_i hess q_i`. Negative: the flow
+            leaves along that direction.
+        vectors: (P, r) directions of `values`, of norm 1.
+        symmetric: whether they are eigenvalues of a symmetric matrix; otherwise the real parts of
+            those of a pencil that is not.
+        tolerance: below this in magnitude an eigenvalue counts as zero.
+        frequencies: imaginary parts of the eigenvalues, in magnitude, or one 0 for all of them.
+        undecided: (example, switch) of the kinks on whose coefficients, which stationarity leaves
+            open, it depends whether the point is a maximum; see `gflow.kkt.open_curvature`.
+    """
+
+    values: np.ndarray
+    vectors: np.ndarray
+    symmetric: bool
+    tolerance: float
+    frequencies: np.ndarray = field(default_factory=lambda: np.zeros(()))
+    undecided: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def spirals(self) -> bool:
+        """Whether the flow leaves in spirals: along complex eigenvalues, and no other ones."""
+        frequencies = np.broadcast_to(self.frequencies, self.values.shape)
+        turning = frequencies[self.unstable] > self.tolerance
+        return bool(self.unstable.any() and turning.all())
+
+    @property
+    def unstable(self) -> np.ndarray:
+        """Which eigenvalues are negative."""
+        return self.values < -self.tolerance
+
+    @property
+    def neutral(self) -> np.ndarray:
+        """Which eigenvalues are zero."""
+        return np.abs(self.values) <= self.tolerance
+
+
+def curvature(at: System, active: np.ndarray, *, tolerance: float = 1e-7) -> Curvature:
+    """The eigenvalues at a KKT point; see above. Costs O(P^3).
+
+    Beyond 1500 parameters only the 16 nearest to -0.01 are sought, and a few to the left of them,
+    by Arnoldi's method.
+
+    Args:
+        at: the KKT system at the point.
+        active: its active margins. Shape (m,).
+        tolerance: of a zero, relative to the largest entry of H, or to 1 if that is more.
+    """
+    few = _smallest(at, active, tolerance) if len(at.residual) > _LARGE else None
+    if few is not None:
+        return few
+    tangent = null_space(at.slopes[active], rcond=_RANK)
+    scale = max(1.0, float(np.abs(at.hessian).max()))
+    across = np.abs(at.slopes[active] - at.gradients[active]).max(initial=0.0)
+    size = np.abs(at.gradients[active]).max(initial=1.0)
+    asymmetry = np.abs(at.hessian - at.hessian.T).max() / scale
+    symmetric = bool(across <= _SYMMETRIC * size and asymmetry <= _SYMMETRIC)
+    if symmetric:
+        values, small = _spectrum(tangent.T @ at.hessian @ tangent, None, symmetric)
+    else:
+        normal = null_space(at.gradients[active], rcond=_RANK)
+        values, small = _spectrum(normal.T @ at.hessian @ tangent, normal.T @ tangent, symmetric)
+    return _curvature(values, tangent @ small, symmetric, tolerance * scale)
+
+
+def _smallest(at: System, active: np.ndarray, tolerance: float) -> Curvature | None:
+    """Eigenvalues near 0, and those to the left of all of them; None where none is found.
+
+    On the tangent space they are those of `P H`, `P = I - G^T (S G^T)^-1 S`, which takes away what
+    the active margins hold.
+    """
+    nearest, vectors = _nearest(at, active)
+    if not len(nearest):
+        return None
+    leftmost, others = _leftmost(at, active)
+    beyond = np.real(leftmost) < -_ASIDE - np.abs(nearest + _ASIDE).max()
+    values = np.concatenate([leftmost[beyond], nearest])
+    vectors = np.concatenate([others[:, beyond], vectors], axis=1)
+    order = np.argsort(np.real(values))
+    scale = max(1.0, float(np.abs(at.hessian).max()))
+    return _curvature(values[order], vectors[:, order], False, tolerance * scale)
+
+
+def _nearest(at: System, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """By Arnoldi's method for the inverse of `P (H + aside)`: of r it is the x with
+    `(H + aside) x - G^T mu = r, S x = 0`.
+    """
+    size, count = len(at.residual), np.count_nonzero(active)
+    matrix = np.zeros((size + count, size + count))
+    matrix[:size, :size] = at.hessian
+    matrix[:size, size:] = -at.gradients[active].T
+    matrix[size:, :size] = at.slopes[active]
+    # Slopes may depend on one another, as of an example that occurs twice.
+    matrix[np.diag_indices_from(matrix)] += np.append(np.full(size, _ASIDE), np.full(count, _RANK))
+    factors = lu_factor(matrix, overwrite_a=True, check_finite=False)
+
+    def inverse(vector: np.ndarray) -> np.ndarray:
+        right = np.concatenate([np.ravel(vector), np.zeros(count)])
+        return lu_solve(factors, right, check_finite=False)[:size]
+
+    values, vectors = _outermost(inverse, size, _COUNT, "LM", 1e-10)
+    return 1 / values - _ASIDE, vectors
+
+
+def _leftmost(at: System, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A few of the smallest eigenvalues."""
+    slopes, gradients = at.slopes[active], at.gradients[active]
+    inverse = np.linalg.pinv(slopes @ gradients.T, rcond=_RANK)
+
+    def project(vector: np.ndarray) -> np.ndarray:
+        return vector - gradients.T @ (inverse @ (slopes @ vector))
+
+    def product(vector: np.ndarray) -> np.ndarray:
+        along = project(np.ravel(vector))
+        # The normal space has eigenvalue 0 here, all others less; errors are relative to `_AWAY`.
+        return project(at.hessian @ along) - _AWAY * along
+
+    values, vectors = _outermost(product, len(at.residual), _FEW, "SR", _ERROR / _AWAY)
+    return values + _AWAY, vectors
+
+
+def _outermost(
+    product: Callable[[np.ndarray], np.ndarray], size: int, count: int, which: str, error: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues by Arnoldi's method, and real parts of their vectors; those that are found."""
+    operator = cast(Any, LinearOperator)((size, size), matvec=product, dtype=float)
+    start = np.random.default_rng(0).normal(size=size)
+    bases = min(size, 48)
+    options: Any = {"k": count, "which": which, "v0": start, "ncv": bases, "tol": error}
+    try:
+        values, vectors = cast(Any, eigs)(operator, maxiter=_RESTARTS, **options)
+    except ArpackNoConvergence as failure:
+        values, vectors = failure.eigenvalues, failure.eigenvectors
+    return values, vectors.real
+
+
+def kinked_curvature(kinks: Kinks) -> Curvature:
+    """The eigenvalues at a KKT point at kinks. Costs O((P + k)^3), k active margins and kinks.
+
+    There the flow keeps to the kinks as it keeps the active margins equal. With z = (lambda, phi)
+    and c(theta, z) = (q - 1, v), the smoothed flow at a finite kappa makes z follow theta by
+    `(dc/dz + E) dz = -dc/dtheta dtheta`, `E = diag(1/(kappa lambda), -mu w / cos^2 phi)`, so that
+    its linearisation is
+
+        H - dF/dz (dc/dz + E)^-1 dc/dtheta,    F = theta - sum_i lambda_i grad q_i.
+
+    For kappa and 1/mu as large as rounding allows, the eigenvalues that do not grow with them are
+    those of the motion along active margins and kinks. No rank has to be decided, and constraints
+    may repeat, as of one weight that is 0 for all examples. Where this is no symmetric matrix, its
+    large eigenvalues would drown the small ones in rounding: then they are sought as those of the
+    pencil `[[H, dF/dz], [dc/dtheta, dc/dz + E]] x = value diag(I, 0) x`, by the QZ method.
+    """
+    size, active = len(kinks.theta), np.count_nonzero(kinks.active)
+    matrix, slack = _constrained(kinks)
+    hessian = matrix[:size, :size]
+    scale = max(1.0, float(np.abs(hessian).max()))
+    # With the margins' own gradients, and attacks that the angles do not reach, it is symmetric.
+    slopes, pulls = matrix[size : size + active, :size], matrix[:size, size : size + active]
+    asymmetries = hessian - hessian.T, slopes + pulls.T, matrix[size:, size:]
+    largest = [np.abs(part).max(initial=0.0) for part in asymmetries]
+    symmetric = bool(max(largest) <= _SYMMETRIC * scale)
+    inner = np.arange(size, len(matrix))
+    matrix[inner, inner] += slack / (_STIFF if symmetric else _STIFFER)
+    if symmetric:
+        forced = np.linalg.solve(matrix[size:, size:], matrix[size:, :size])
+        values, vectors = _spectrum(hessian - matrix[:size, size:] @ forced, None, symmetric)
+    else:
+        mass = np.diag(np.where(np.arange(len(matrix)) < size, 1.0, 0.0))
+        values, vectors = _spectrum(matrix, mass, symmetric)
+    slow = np.abs(np.real(values)) < np.sqrt(_STIFF) * scale
+    return _curvature(values[slow], vectors[:size, slow], symmetric, _STIFF_TOLERANCE * scale)
+
+
+def _constrained(kinks: Kinks) -> tuple[np.ndarray, np.ndarray]:
+    """The Jacobian of (F, c) by (theta, z), and the diagonal of E times kappa, or 1/mu."""
+    scales = np.asarray(kinks.equations.scales)[kinks.at_kink]
+    cosines = np.sqrt(np.maximum(1 - kinks.coefficients[kinks.at_kink] ** 2, 1e-12))
+    slack = np.concatenate([1 / kinks.multipliers[kinks.active], -scales / cosines**2])
+    return kinks.jacobian, slack
+
+
+def _spectrum(
+    matrix: np.ndarray, mass: np.ndarray | None, symmetric: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and real parts of eigenvectors, smallest real parts first."""
+    if symmetric:
+        return eigh(0.5 * (matrix + matrix.T), check_finite=False)
+    pencil: Any = eig(matrix, mass)
+    values, vectors = pencil
+    finite = np.isfinite(values)
+    values, vectors = values[finite], vectors[:, finite]
+    order = np.argsort(values.real)
+    return values[order], vectors.real[:, order]
+
+
+def _curvature(
+    values: np.ndarray, vectors: np.ndarray, symmetric: bool, tolerance: float
+) -> Curvature:
+    """With eigenvalues in two parts, and vectors of norm 1."""
+    parts, unit = (np.real(values), np.abs(np.imag(values))), _unit_columns(vectors)
+    return Curvature(parts[0], unit, symmetric, tolerance, parts[1])
+
+
+def _unit_columns(vectors: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(vectors, axis=0)
+    return vectors / np.where(lengths > 0, lengths, 1.0)

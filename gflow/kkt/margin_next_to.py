@@ -1,0 +1,220 @@
+"""The margin that an attack leaves at a direction on kinks, or next to it.
+
+Where a sign that the attack follows, or a ReLU on whose slope its gradient depends, stands on its
+kink, the perturbation jumps, and with it the margin. It then has no value at the direction u but
+one on each side of the kinks, s in {-1, 1} for each switch, `min_i q_i(u, s)`. The margin meant is
+the largest that can be approached,
+
+    limsup_{u' -> u} min_i q_i(u') = max over sides s next to u of min_i q_i(u, s).
+
+A side is next to u where some h leads into it, `s_k (dv_k/dtheta . h) > 0` for all its switches,
+v_k the number whose sign s_k is. The margin of a KKT point at kinks, with coefficients between -1
+and 1, is no value on any side: it mixes the perturbations of several, which weaken each other.
+"""
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+from scipy.optimize import linprog
+
+from gflow._layout import Layout
+from gflow._programs import compiled
+from gflow._typing import Params
+from gflow.kkt.subgradients import Pattern, decided
+from gflow.kkt.switches import alone_with, has_kinks, passes, switched_margins
+from gflow.problem import Problem
+
+# An example's switches have all their sides tried up to so many, beyond that as many random ones.
+_MOST_SWITCHES = 10
+# Of gradients that vanish, relative to the largest: these switches turn to second order only.
+_FLAT = 1e-9
+_CHUNK = 64
+# Combinations of sides that are tried for one level of the margin.
+_MOST_NODES = 300
+
+Side = tuple[np.ndarray, float]
+"""The signs of an example's switches at kinks, and its margin there."""
+
+Options = dict[int, list[Side]]
+
+
+def margin_next_to(problem: Problem, direction: Params, coefficients: np.ndarray) -> float:
+    """`limsup min_i q_i(u')` for u' -> u; see above. `min_i q_i(u)` where the attack does not jump.
+
+    All sides of an example are tried where it has up to 10 switches under attack on their kinks,
+    1024 of them beyond that. Every example is put on its best side; where no h leads to all of
+    these at once, combinations are searched, at most 300 for each value tried. What is returned is
+    always approached; where the search is cut short it need not be the largest such value.
+
+    Args:
+        direction: u, a pytree of norm 1.
+        coefficients: `sin phi` of the switches, which tell the side of those that stand on no kink
+            of the attack but may turn with it. Shape (n, s).
+    """
+    at = float(np.min(problem.margins(direction)))
+    if not has_kinks(problem):
+        return at
+    sides = _Sides(problem, direction, coefficients)
+    return max(at, sides.largest()) if sides.places else at
+
+
+class _Sides:
+    """The sides of the kinks of the attack at a direction."""
+
+    def __init__(self, problem: Problem, direction: Params, coefficients: np.ndarray):
+        self.problem, self.layout = problem, Layout.of(direction)
+        self.direction = np.asarray(self.layout.flatten(direction))
+        self.held = np.clip(coefficients, -1.0, 1.0)
+        after = passes(problem).num_relus
+        self.num_under = self.held.shape[1] - after
+        pattern = decided(problem, self.layout, self.direction, self.held)
+        jumps = (pattern.free & pattern.alive)[:, : self.num_under]
+        self.places = {
+            int(example): np.flatnonzero(jumps[example])
+            for example in np.flatnonzero(jumps.any(axis=1))
+        }
+
+    def largest(self) -> float:
+        """The largest `min_i q_i` on a side that is next to the direction."""
+        options = self.options()
+        first = {example: ranked[0] for example, ranked in options.items()}
+        pattern = self.pattern(first)
+        smallest = float(pattern.margins.min())
+        # Where even the worst side leaves more, an example may stand on any.
+        matters = {e: ranked for e, ranked in options.items() if ranked[-1][1] < smallest}
+        if self.reachable(pattern, list(matters)):
+            return smallest
+        return self.largest_together(options, smallest)
+
+    def options(self) -> Options:
+        """Each example's sides and its margins there, largest first."""
+        options: Options = {example: [] for example in self.places}
+        tried = {example: _signs(len(places)) for example, places in self.places.items()}
+        for number in range(max(map(len, tried.values()))):
+            chosen = {e: (signs[number % len(signs)], 0.0) for e, signs in tried.items()}
+            margins = self.pattern(chosen).margins.reshape(len(self.held), -1).min(axis=1)
+            for example, signs in tried.items():
+                if number < len(signs):
+                    options[example].append((signs[number], float(margins[example])))
+        return {
+            example: sorted(ranked, key=lambda side: -side[1])
+            for example, ranked in options.items()
+        }
+
+    def pattern(self, chosen: dict[int, Side]) -> Pattern:
+        """How the switches stand on a side; where the gradient is 0 there is no perturbation."""
+        given = np.where(self.held < 0, -1.0, 1.0)
+        given[:, self.num_under :] = self.held[:, self.num_under :]
+        for example, (signs, _) in chosen.items():
+            given[example, self.places[example]] = signs
+        pattern = decided(self.problem, self.layout, self.direction, given)
+        nothing = pattern.free & ~pattern.alive
+        nothing[:, self.num_under :] = False
+        if not nothing.any():
+            return pattern
+        return decided(self.problem, self.layout, self.direction, np.where(nothing, 0.0, given))
+
+    def reachable(self, pattern: Pattern, examples: list[int]) -> bool:
+        """Whether some h leads into this side for all these examples."""
+        places = np.array([(e, switch) for e in examples for switch in self.places[e]], int)
+        if not len(places):
+            return True
+        rows = self.rows(pattern, places)
+        lengths = np.linalg.norm(rows, axis=1)
+        # Those that have left their kink with the others' turning are decided by their own value.
+        turns = (lengths > _FLAT * lengths.max()) & pattern.free[tuple(places.T)]
+        signs = pattern.coefficients[tuple(places.T)][turns]
+        return _has_interior(signs[:, None] * rows[turns] / lengths[turns, None])
+
+    def largest_together(self, options: Options, smallest: float) -> float:
+        """The largest smallest margin of sides that one step leads to, by halving among those that
+        single examples have.
+        """
+        levels = np.unique([side[1] for ranked in options.values() for side in ranked])
+        levels, best = levels[levels < smallest], -np.inf
+        low, high = 0, len(levels) - 1
+        while low <= high:
+            middle = (low + high) // 2
+            found = self.at_least(options, levels[middle])
+            if found is None:
+                high = middle - 1
+            else:
+                best, low = max(best, float(self.pattern(found).margins.min())), middle + 1
+        return best
+
+    def at_least(self, options: Options, level: float) -> dict[int, Side] | None:
+        """Sides of all examples with margins of at least so much, to which one step leads."""
+        matters = {e: ranked for e, ranked in options.items() if ranked[-1][1] < level}
+        admitted = [(e, [side for side in matters[e] if side[1] >= level]) for e in matters]
+        admitted.sort(key=lambda each: len(each[1]))
+        nodes = itertools.count()
+
+        def search(chosen: dict[int, Side]) -> dict[int, Side] | None:
+            if len(chosen) == len(admitted):
+                return chosen
+            example, sides = admitted[len(chosen)]
+            for side in sides:
+                there = {**chosen, example: side}
+                if next(nodes) >= _MOST_NODES:
+                    return None
+                if self.reachable(self.pattern(there), list(there)):
+                    found = search(there)
+                    if found is not None:
+                        return found
+            return None
+
+        return search({})
+
+    def rows(self, pattern: Pattern, places: np.ndarray) -> np.ndarray:
+        """`dv_k/dtheta` of these switches. Shapes: places (k, 2) -> (k, P)."""
+        parts = []
+        for start in range(0, len(places), _CHUNK):
+            chunk = places[start : start + _CHUNK]
+            padded = np.pad(chunk, ((0, _CHUNK - len(chunk)), (0, 0)))
+            found = _rows(self.problem, self.layout, self.direction, pattern.coefficients, padded)
+            parts.append(np.asarray(found)[: len(chunk)])
+        return np.concatenate(parts)
+
+
+def _signs(count: int) -> list[np.ndarray]:
+    """All sides of so many switches, or of too many some."""
+    if count <= _MOST_SWITCHES:
+        return [np.array(signs) for signs in itertools.product((-1.0, 1.0), repeat=count)]
+    random = np.random.default_rng(0).choice([-1.0, 1.0], size=(2**_MOST_SWITCHES, count))
+    return list(random)
+
+
+def _has_interior(rows: np.ndarray) -> bool:
+    """Whether `rows h >= 1` has a solution. Shape (k, P), rows of norm 1."""
+    ones = np.ones(len(rows))
+    solution = np.linalg.lstsq(rows, ones, rcond=None)[0]
+    if np.min(rows @ solution, initial=np.inf) > 0:
+        return True
+    found: Any = linprog(np.zeros(rows.shape[1]), A_ub=-rows, b_ub=-ones, bounds=(None, None))
+    return found.status == 0
+
+
+@compiled
+def _rows(
+    problem: Problem, layout: Layout, theta: Any, coefficients: Any, places: Any
+) -> Float[Array, "k P"]:
+    theta, angles = jnp.asarray(theta), jnp.arcsin(jnp.asarray(coefficients))
+
+    def one(place: Array) -> Array:
+        index, switch = place
+        alone = alone_with(problem, index)
+
+        def value(theta: Array) -> Array:
+            params = layout.unflatten(theta)
+            return switched_margins(alone, params, params, angles[index][None], 0.0)[1].values[
+                0, switch
+            ]
+
+        return jax.grad(value)(theta)
+
+    return lax.map(one, jnp.asarray(places), batch_size=_CHUNK)

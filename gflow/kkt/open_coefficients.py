@@ -1,0 +1,158 @@
+"""Coefficients at kinks that stationarity leaves open, and what they do to the curvature.
+
+Where everything behind a sign or a ReLU vanishes, as both weights `u_j = v_j = 0` of a coordinate
+of a diagonal network of depth 2 under an l_inf attack, the coefficient `s_k` of that switch drops
+out of `F = theta - sum_i lambda_i grad q_i`, and any number in [-1, 1] solves the KKT system: its
+column `dF/ds_k` is 0. Where columns depend on each other, coefficients may change together. They
+do not drop out of the derivative `H = dF/dtheta`, in which they are affine:
+
+    H(s + ds) = H(s) + sum_k ds_k D_k,    D_k = d^2 F / (dtheta ds_k).
+
+Next to the point, at `theta + h`, a switch has the sign of its `v_k(theta + h)`: of `dv_k . h`, or
+of `h^T V_k h`, V_k the Hessian of v_k, where the gradient vanishes too.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from gflow._layout import Layout
+from gflow._programs import compiled
+from gflow.kkt.kinks import Kinks
+from gflow.kkt.switches import alone_with, switched_margins
+from gflow.problem import Problem
+
+# A coefficient is open where a step of this part of |theta| undoes what it does to F, to first
+# order; worth a closer look where it changes F by less than that part of |theta| times |H|.
+_NEXT_TO, _CLOSE = 1e-5, 1e-4
+# H is `I - ...` at unit margin: a change of its entries by less is rounding. Of columns of length
+# 1, what part of them depends on no others.
+_NOTHING, _RANK = 1e-9, 1e-6
+_BATCH, _CHUNK = 64, 256
+
+
+class Effects(NamedTuple):
+    """What the coefficients of k switches do, at a point and along a vector of each.
+
+    Attributes:
+        columns: `dF/ds_k`. Shape (k, P).
+        turned: `D_k r_k`. Shape (k, P).
+        rows: `dv_k/dtheta`. Shape (k, P).
+        bent: `V_k r_k`. Shape (k, P).
+    """
+
+    columns: np.ndarray
+    turned: np.ndarray
+    rows: np.ndarray
+    bent: np.ndarray
+
+
+class OpenSwitches:
+    """The switches at a KKT point at kinks whose coefficients are open, alone or together.
+
+    Attributes:
+        places: (example, switch) of each. Shape (k, 2).
+        coefficients: s of each at the point. Shape (k,).
+        vanishing: whether its own column is 0, so that it holds the flow to no kink. Shape (k,).
+        point: the KKT point.
+    """
+
+    def __init__(self, problem: Problem, layout: Layout, kinks: Kinks):
+        self._problem, self._layout = problem, layout
+        self.point, self.places = kinks.point, _candidates(kinks)
+        # Along a normal random vector the image by D has about the length of D's own entries.
+        probe = np.random.default_rng(0).normal(size=kinks.theta.size)
+        effects = self.effects(probe)
+        columns = np.linalg.norm(effects.columns, axis=1)
+        turned = np.linalg.norm(effects.turned, axis=1)
+        self.vanishing = columns <= _NEXT_TO * turned * np.linalg.norm(kinks.theta)
+        # H is `I - ...`: where none of them changes it, nothing is open.
+        if not (turned > _NOTHING).any():
+            self.places, self.vanishing = self.places[:0], self.vanishing[:0]
+        self.coefficients = kinks.coefficients[tuple(self.places.T)]
+
+    def effects(self, vectors: np.ndarray, which: np.ndarray | None = None) -> Effects:
+        """What they do, each along its own vector or all along one.
+
+        Args:
+            vectors: r. Shape (P,) or (k, P).
+            which: indices of switches, which may repeat; all by default. Shape (k,).
+        """
+        places = self.places if which is None else self.places[which]
+        vectors = np.broadcast_to(vectors, (len(places), vectors.shape[-1]))
+        parts = []
+        for start in range(0, len(places), _CHUNK):
+            chunk = slice(start, min(start + _CHUNK, len(places)))
+            short = _CHUNK - (chunk.stop - start)
+            given = np.pad(places[chunk], ((0, short), (0, 0)))
+            along = np.pad(vectors[chunk], ((0, short), (0, 0)))
+            found = _effects(self._problem, self._layout, self.point, given, along)
+            parts.append([np.asarray(part)[: chunk.stop - start] for part in found])
+        if not parts:
+            return Effects(*[np.zeros((0, vectors.shape[-1]))] * 4)
+        return Effects(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _candidates(kinks: Kinks) -> np.ndarray:
+    """Switches at kinks whose columns hardly count, or depend on each other. Shape (k, 2)."""
+    places, size = np.argwhere(kinks.at_kink), kinks.theta.size
+    if not len(places):
+        return places
+    jacobian = kinks.jacobian
+    sines = kinks.coefficients[kinks.at_kink]
+    cosines = np.sqrt(np.maximum(1 - sines**2, _NOTHING))
+    columns = jacobian[:size, len(jacobian) - len(places) :] / cosines
+    most = _CLOSE * max(1.0, np.abs(jacobian[:size, :size]).max()) * np.linalg.norm(kinks.theta)
+    small = np.linalg.norm(columns, axis=0) <= most
+    return places[small | dependent(np.where(small, 0.0, columns)).any(axis=1)]
+
+
+def dependent(columns: np.ndarray) -> np.ndarray:
+    """The projector onto the combinations of columns that vanish, 0 where it is nothing but
+    rounding. Shapes: (P, k) -> (k, k).
+    """
+    lengths = np.linalg.norm(columns, axis=0)
+    normed = columns / np.where(lengths > 0, lengths, 1.0)
+    _, values, right = np.linalg.svd(normed, full_matrices=False)
+    # A combination c of the columns themselves is one `lengths * c` of those of length 1.
+    spanned = right[values > _RANK] * lengths
+    basis = np.linalg.qr(spanned.T)[0] if len(spanned) else np.zeros((len(lengths), 0))
+    found = np.eye(len(lengths)) - basis @ basis.T
+    return np.where(np.abs(found) > _NOTHING, found, 0.0)
+
+
+@compiled
+def _effects(
+    problem: Problem, layout: Layout, point: Any, places: Any, vectors: Any
+) -> tuple[Float[Array, "k P"], ...]:
+    theta, multipliers, angles = map(jnp.asarray, point)
+    multipliers = multipliers.reshape(len(angles), -1)
+
+    def one(given: tuple[Array, Array]) -> tuple[Array, ...]:
+        (index, switch), vector = given
+        alone = alone_with(problem, index)
+
+        def margins(theta: Array, free: Array, angle: Array) -> tuple[Array, Array]:
+            moved = layout.unflatten(free)
+            attacker = layout.unflatten(theta) if problem.gradient_mode == "frozen" else moved
+            own = angles[index].at[switch].set(angle)[None]
+            found, decided = switched_margins(alone, attacker, moved, own, 0.0)
+            return multipliers[index] @ found.reshape(-1), decided.values[0, switch]
+
+        def pull(theta: Array, angle: Array) -> Array:
+            return -jax.grad(lambda free: margins(theta, free, angle)[0])(theta)
+
+        # At the angle 0 the derivative by it is that by its sine.
+        def column(theta: Array) -> Array:
+            return jax.jvp(lambda angle: pull(theta, angle), (jnp.zeros(()),), (jnp.ones(()),))[1]
+
+        def row(theta: Array) -> Array:
+            return jax.grad(lambda moved: margins(moved, moved, angles[index, switch])[1])(theta)
+
+        return *jax.jvp(column, (theta,), (vector,)), *jax.jvp(row, (theta,), (vector,))
+
+    return lax.map(one, (jnp.asarray(places), jnp.asarray(vectors)), batch_size=_BATCH)

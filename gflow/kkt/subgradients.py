@@ -1,0 +1,282 @@
+"""Gradients of the margins at a direction, and what they can be where it lies on kinks.
+
+At a kink that has a name (`gflow.kkt.switches`) the gradient depends on a coefficient `sin phi` in
+[-1, 1] of each switch that stands there; the others have the sign of what decides them. Every such
+pattern gives an admissible gradient: for independent kinks they are the members of Clarke's
+subdifferential, and the field that a flow with frozen perturbations slides in. Kinks without a
+name are looked for on random lines, and their gradients taken from both sides.
+
+Source: Clarke 1983.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from gflow._layout import Layout
+from gflow._programs import compiled
+from gflow._typing import Params
+from gflow.kkt.switches import alone_with, has_kinks, passes, switched_margins
+from gflow.problem import Problem
+
+# Memory for the gradients of single margins, and the most margins they are taken of.
+_GRADIENT_BYTES = 2**28
+_MOST_MARGINS = 512
+_MOST_KINKS = 4096
+# How far to either side a kink is looked for, and the jump of the gradient that betrays one.
+_PROBE = 1e-7
+_NUM_PROBES = 2
+_JUMP = 1e-3
+# A switch stands on its kink where |v| is below this part of w; where w is below that part of the
+# largest, its neuron is dead and no kink is spoken of.
+_AT_KINK, _DEAD = 1e-9, 1e-6
+# Derivatives by sin phi are taken this far within its range, as that of phi is infinite at the end.
+_INSIDE = 1e-6
+_BATCH = 256
+
+
+class Pattern(NamedTuple):
+    """How the switches stand at the direction.
+
+    Attributes:
+        coefficients: `sin phi`. Shape (n, s).
+        free: where it may be any number in [-1, 1]. Shape (n, s).
+        alive: switches whose scale is not next to nothing. Shape (n, s).
+        margins: q. Shape (n,) or (n, k - 1).
+    """
+
+    coefficients: np.ndarray
+    free: np.ndarray
+    alive: np.ndarray
+    margins: np.ndarray
+
+
+class Subgradients:
+    """What the gradients of the smallest margins can be at a direction u.
+
+    There is a column for every margin, but several for one with a kink that has no name.
+
+    Attributes:
+        owner: (columns,) the flat index of the margin that each column belongs to.
+        examples: the examples examined.
+        unnamed: those with a kink that has no name.
+        examined: number of margins.
+        named: whether the problem has kinks that have names.
+        per_example: margins of each example; num_margins: of all.
+    """
+
+    def __init__(self, problem: Problem, direction: Params, margins: np.ndarray):
+        self.problem, self.layout = problem, Layout.of(direction)
+        self.direction = np.asarray(self.layout.flatten(direction))
+        self.named = has_kinks(problem)
+        self.per_example = margins.size // len(margins)
+        self.num_margins, self._margins = margins.size, margins
+        most = min(_MOST_MARGINS, _GRADIENT_BYTES // (8 * self.layout.size)) // self.per_example
+        smallest = margins.reshape(len(margins), -1).min(axis=1)
+        self.examples = np.sort(np.argsort(smallest, kind="stable")[: max(most, 1)])
+        owners = self.examples[:, None] * self.per_example + np.arange(self.per_example)
+        self._all_owners = owners.ravel()
+        self.examined = owners.size
+        self._look_for_unnamed()
+
+    def pattern(self, coefficients: np.ndarray | None = None) -> Pattern:
+        """The pattern with these coefficients at the kinks (0 if None), all else decided.
+
+        Where an attack's switches stand on a kink, they move what comes after: so from the first
+        pass to the last, each decided by those before.
+        """
+        shape = len(self._margins), passes(self.problem).size if self.named else 0
+        given = np.zeros(shape) if coefficients is None else np.clip(coefficients, -1.0, 1.0)
+        return self._decided(self.direction, given)
+
+    def at(self, pattern: Pattern) -> np.ndarray:
+        """The columns under a pattern. Shape (columns, P)."""
+        if not self._sided.any():
+            return self._gradients(self.direction, pattern)
+        centre = self._gradients(self.direction, pattern)
+        return np.concatenate([centre[~self._sided], *self._sides])
+
+    def total_pull(self, pattern: Pattern, multipliers: np.ndarray) -> np.ndarray:
+        """`sum_i lambda_i dq_i/dtheta` through the perturbations, whatever the gradient mode, with
+        the switches held under a pattern. Shapes: multipliers (m,), result (P,).
+        """
+        given = self.problem, self.layout, self.direction
+        return np.asarray(_total_pull(*given, pattern.coefficients, multipliers))
+
+    def turns(self, pattern: Pattern, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Derivatives of an example's gradient by its coefficients, at the free switches.
+
+        Args:
+            shares: of each margin in its example's multipliers, adding up to 1. Shape (m,).
+
+        Returns:
+            `sum_j p_ij d(grad q_ij)/d(sin phi_ik)`, without those that vanish, and (i, k). Those of
+            the smallest margins where there are too many. Shapes: (t, P), (t, 2).
+        """
+        size = self.layout.size
+        smallest = pattern.margins.reshape(len(pattern.margins), -1).min(axis=1)
+        examples = self.examples[np.argsort(smallest[self.examples], kind="stable")]
+        row, switch = np.nonzero(pattern.free[examples])
+        places = np.stack([examples[row], switch], axis=1)
+        places = places[: min(_MOST_KINKS, max(_GRADIENT_BYTES // (8 * size), 1))]
+        if not len(places):
+            return np.zeros((0, size)), places
+        padded = np.zeros((max(32, 1 << (len(places) - 1).bit_length()), 2), int)
+        padded[: len(places)] = places
+        found = _switched_turns(
+            self.problem,
+            self.layout,
+            self.direction,
+            pattern.coefficients,
+            shares.reshape(len(smallest), -1),
+            padded,
+        )
+        columns = np.asarray(found)[: len(places)]
+        lengths = np.linalg.norm(columns, axis=1)
+        counts = lengths > 1e-14 * lengths.max(initial=0.0)
+        return columns[counts], places[counts]
+
+    def kinks(self, pattern: Pattern) -> np.ndarray:
+        """Examples, of those examined, at a kink, with a name or without."""
+        named = self.examples[(pattern.free & pattern.alive)[self.examples].any(axis=1)]
+        return np.union1d(named, self.unnamed)
+
+    def _decided(self, vector: np.ndarray, given: np.ndarray) -> Pattern:
+        if not self.named:
+            nothing = np.zeros(given.shape, bool)
+            return Pattern(given, nothing, nothing, self._margins)
+        return decided(self.problem, self.layout, vector, given)
+
+    def _gradients(self, vector: np.ndarray, pattern: Pattern) -> np.ndarray:
+        """Shapes: (margins, P)."""
+        if self.named:
+            found = _switched_gradients(
+                self.problem, self.layout, vector, pattern.coefficients, self.examples
+            )
+            return np.asarray(found)
+        params = self.layout.unflatten(jnp.asarray(vector))
+        gradients = self.problem.margin_gradients(params, jnp.asarray(self.examples))
+        leaves = [
+            np.asarray(leaf).reshape(self.examined, -1) for leaf in jax.tree.leaves(gradients)
+        ]
+        return np.concatenate(leaves, axis=1)
+
+    def _look_for_unnamed(self) -> None:
+        """Margins whose gradients to either side differ by far more than smoothness allows, where
+        no switch accounts for it.
+        """
+        centre = self.pattern()
+        gradients = self._gradients(self.direction, centre)
+        size = np.linalg.norm(gradients, axis=1) + 1e-300
+        named = centre.free.any(axis=1)
+        sides, jumps = [], np.zeros(self.examined, bool)
+        for probe in _probes(self.direction):
+            there = self._decided(probe, centre.coefficients)
+            side = self._gradients(probe, there)
+            named = named | np.any(there.coefficients != centre.coefficients, axis=1)
+            jumps |= np.linalg.norm(side - gradients, axis=1) > _JUMP * size
+            sides.append(side)
+        self._sided = jumps & ~np.asarray(named)[self._all_owners // self.per_example]
+        self._sides = [side[self._sided] for side in sides]
+        self.unnamed = np.unique(self._all_owners[self._sided] // self.per_example)
+        owners = self._all_owners
+        repeated = [owners[self._sided] for _ in sides]
+        self.owner = np.concatenate([owners[~self._sided], *repeated])
+
+
+def decided(problem: Problem, layout: Layout, vector: np.ndarray, given: np.ndarray) -> Pattern:
+    """The pattern at a direction with given coefficients at the kinks, all else decided.
+
+    Shapes: vector (P,), given (n, s).
+    """
+    coefficients = given
+    while True:  # no longer than there are layers of switches: none decides one before it
+        found = _switched_values(problem, layout, vector, coefficients)
+        values, scales, margins = map(np.asarray, found)
+        free = np.abs(values) <= _AT_KINK * scales
+        turned = np.where(free, given, np.sign(values))
+        if np.array_equal(turned, coefficients):
+            break
+        coefficients = turned
+    alive = scales > _DEAD * scales.max(initial=0.0)
+    return Pattern(coefficients, free, alive, margins)
+
+
+def _probes(direction: np.ndarray) -> list[np.ndarray]:
+    """Points a little to either side of the direction, along fixed random lines."""
+    generator = np.random.default_rng(0)
+    offsets = [generator.normal(size=direction.size) for _ in range(_NUM_PROBES)]
+    steps = [_PROBE * offset / np.linalg.norm(offset) for offset in offsets]
+    return [direction + sign * step for step in steps for sign in (1, -1)]
+
+
+@compiled
+def _switched_values(problem: Problem, layout: Layout, theta: Any, coefficients: Any) -> Any:
+    params = layout.unflatten(jnp.asarray(theta))
+    angles = jnp.arcsin(jnp.asarray(coefficients))
+    margins, decided = switched_margins(problem, params, params, angles, 0.0)
+    return decided.values, decided.scales, margins
+
+
+@compiled
+def _switched_gradients(
+    problem: Problem, layout: Layout, theta: Any, coefficients: Any, examples: Any
+) -> Float[Array, "m P"]:
+    theta, angles = jnp.asarray(theta), jnp.arcsin(jnp.asarray(coefficients))
+
+    def one(index: Array) -> Array:
+        margins = _margins_of(problem, layout, theta, index)
+        return jax.jacrev(margins)(theta, angles[index])
+
+    return jax.vmap(one)(jnp.asarray(examples)).reshape(-1, theta.size)
+
+
+@compiled
+def _total_pull(
+    problem: Problem, layout: Layout, theta: Any, coefficients: Any, multipliers: Any
+) -> Float[Array, " P"]:
+    def margins(free: Array) -> Array:
+        moved = layout.unflatten(free)
+        if not has_kinks(problem):
+            return problem.margins(moved).ravel()
+        angles = jnp.arcsin(jnp.asarray(coefficients))
+        return switched_margins(problem, moved, moved, angles, 0.0)[0].ravel()
+
+    return jax.vjp(margins, jnp.asarray(theta))[1](jnp.asarray(multipliers))[0]
+
+
+@compiled
+def _switched_turns(
+    problem: Problem, layout: Layout, theta: Any, coefficients: Any, shares: Any, places: Any
+) -> Float[Array, "t P"]:
+    theta, coefficients, shares = map(jnp.asarray, (theta, coefficients, shares))
+
+    def one(place: Array) -> Array:
+        index, switch = place
+        margins = _margins_of(problem, layout, theta, index)
+        inside = jnp.clip(coefficients[index, switch], _INSIDE - 1, 1 - _INSIDE)
+        angles = jnp.arcsin(coefficients[index]).at[switch].set(jnp.arcsin(inside))
+        along = jnp.zeros_like(angles).at[switch].set(1 / jnp.sqrt(1 - inside**2))
+
+        def pull(angles: Array) -> Array:
+            return jax.grad(lambda free: shares[index] @ margins(free, angles))(theta)
+
+        return jax.jvp(pull, (angles,), (along,))[1]
+
+    return lax.map(one, jnp.asarray(places), batch_size=min(_BATCH, len(places)))
+
+
+def _margins_of(problem: Problem, layout: Layout, theta: Array, index: Array) -> Any:
+    """The margins of one example, against every rival, as a function of (theta, its angles)."""
+    alone = alone_with(problem, index)
+
+    def margins(free: Array, angles: Array) -> Array:
+        moved = layout.unflatten(free)
+        attacker = layout.unflatten(theta) if problem.gradient_mode == "frozen" else moved
+        return switched_margins(alone, attacker, moved, angles[None], 0.0)[0].reshape(-1)
+
+    return margins

@@ -1,0 +1,7 @@
+"""The limit of the flow's direction: found, judged, and how it moves with the data."""
+
+from gflow.limit.finding import find_limit
+from gflow.limit.result import Limit, LimitFailed
+from gflow.limit.sensitivity import data_sensitivity, radius_sensitivity
+
+__all__ = ["Limit", "LimitFailed", "data_sensitivity", "find_limit", "radius_sensitivity"]

@@ -1,0 +1,121 @@
+"""Neurons that have died out: where they come to point, and whether they stay dead.
+
+The weights y of a neuron that is all but dead move for themselves, while the others stand still:
+`dy/dt = -F(y)`, the part of `theta - sum_i lambda_i grad q_i` that is theirs, homogeneous of degree
+1 in y for a network of degree 2. Newton's method on the KKT system makes them vanish, pointing
+anywhere, and the curvature there may be negative for no other reason than that they would turn.
+Here they turn, as the flow makes them, to where `u = y / |y|` rests. From there on they grow like
+`exp(growth t)`, `growth = -u . F(u)`: only if that is positive is the point a saddle for them.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy.integrate import solve_ivp
+
+from gflow._layout import Layout
+from gflow.kkt.curvature import Curvature
+from gflow.kkt.system import residual_at
+from gflow.problem import Problem
+
+# Weights below this part of the largest are dead; their directions are tried at this size.
+_DEAD, _INFINITESIMAL = 1e-7, 1e-9
+# Coordinates of an eigenvector that belong to it; the share of another one that is theirs as well.
+_BELONGS, _MOSTLY = 1e-6, 0.99
+_LONGEST, _AT_REST, _RELATIVE, _ABSOLUTE = 1e4, 1e-6, 1e-6, 1e-9
+# A push off a direction that is itself at rest.
+_PUSH = 1e-2
+
+Field = Callable[[np.ndarray], np.ndarray]
+
+
+def with_dead_at_rest(
+    problem: Problem,
+    layout: Layout,
+    theta: np.ndarray,
+    multipliers: np.ndarray,
+    curvature: Curvature,
+) -> Curvature:
+    """The curvature at a KKT point, with dead neurons that would turn pointing to where they rest.
+
+    Args:
+        theta, multipliers: the KKT point. Shapes (P,), (m,).
+        curvature: the curvature there. An unstable direction in which no weight is alive, and those
+            of the same neurons, give way to the direction in which these rest, with `-growth`.
+    """
+    growing = np.zeros((theta.size, 0))
+    size = _INFINITESIMAL * np.abs(theta).max()
+    for _ in range(curvature.values.size):
+        vector = _turning(theta, curvature, growing)
+        if vector is None:
+            break
+        where = np.flatnonzero(np.abs(vector) > _BELONGS)
+
+        def field(y: np.ndarray, where: np.ndarray = where) -> np.ndarray:
+            """F."""
+            near = theta.copy()
+            near[where] = size * y
+            force, _ = residual_at(problem, layout, near, multipliers)
+            return np.asarray(force)[where] / size
+
+        unit = turned(field, _beside(theta[where], vector[where]))
+        value = float(unit @ field(unit))
+        curvature, direction = _replaced(curvature, where, value, unit)
+        if value < -curvature.tolerance:
+            growing = np.append(growing, direction[:, None], axis=1)
+    return curvature
+
+
+def turned(field: Field, start: np.ndarray) -> np.ndarray:
+    """Where `du/dt = (u . F(u)) u - F(u)` comes to rest, or nearly. Shapes (n,)."""
+
+    def turning(_: float, y: np.ndarray) -> np.ndarray:
+        unit = y / np.linalg.norm(y)
+        force = field(unit)
+        return (unit @ force) * unit - force
+
+    def moving(time: float, y: np.ndarray) -> float:
+        return float(np.linalg.norm(turning(time, y))) - _AT_REST
+
+    event: Any = moving
+    event.terminal = True
+    tolerances: Any = {"rtol": _RELATIVE, "atol": _ABSOLUTE}
+    run = solve_ivp(turning, (0, _LONGEST), start, "BDF", events=event, **tolerances)
+    return run.y[:, -1] / np.linalg.norm(run.y[:, -1])
+
+
+def _turning(theta: np.ndarray, curvature: Curvature, growing: np.ndarray) -> np.ndarray | None:
+    """An unstable direction in which no weight is alive and that is not known to grow."""
+    sizes = (theta / np.abs(theta).max()) ** 2
+    for vector in curvature.vectors[:, curvature.unstable].T:
+        known = np.abs(vector @ growing).max(initial=0.0) > _MOSTLY
+        if not known and np.sqrt(vector**2 @ sizes) < _DEAD:
+            return vector
+    return None
+
+
+def _beside(y: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """The direction of y, a little towards an unstable one."""
+    length = np.linalg.norm(y)
+    start = y / length + _PUSH * vector if length > 0 else vector
+    return start / np.linalg.norm(start)
+
+
+def _replaced(
+    curvature: Curvature, where: np.ndarray, value: float, unit: np.ndarray
+) -> tuple[Curvature, np.ndarray]:
+    """The curvature with one direction in place of all those of some coordinates; and that one."""
+    direction = np.zeros(len(curvature.vectors))
+    direction[where] = unit
+    others = np.sum(curvature.vectors[where] ** 2, axis=0) < _MOSTLY
+    values = np.append(curvature.values[others], value)
+    vectors = np.append(curvature.vectors[:, others], direction[:, None], axis=1)
+    order = np.argsort(values)
+    frequencies = np.broadcast_to(curvature.frequencies, curvature.values.shape)
+    frequencies = np.append(frequencies[others], 0.0)[order]
+    found = dataclasses.replace(
+        curvature, values=values[order], vectors=vectors[:, order], frequencies=frequencies
+    )
+    return found, direction

@@ -1,0 +1,40 @@
+"""What makes a limit successful."""
+
+import numpy as np
+
+from gflow.kkt.certificate import Certificate
+from gflow.limit.verdict import STRICT, WITHIN_FAMILY
+from gflow.results import RESULTS, name_of
+
+_GOOD = ("successful", "decided_by_rounding")
+
+
+def earned(
+    result: RESULTS, certificate: Certificate, residual: float, tolerance: float, verdict: str
+) -> RESULTS:
+    """The outcome of a search, successful only for a certified rest point.
+
+    That is: all margins are positive, the residual of the KKT system is within the tolerance, the
+    verdict names a point that nothing leaves, and every number of the certificate is finite. Where
+    a search ends well without all of these, it is `not_certified`; another outcome stays as it is.
+
+    Args:
+        residual: of the KKT point at unit margin, relative.
+    """
+    if name_of(result) not in _GOOD:
+        return result
+    numbers = (
+        certificate.stationarity,
+        certificate.complementarity,
+        certificate.dual_infeasibility,
+        certificate.held_margin,
+        *np.ravel(certificate.multipliers),
+    )
+    holds = (
+        certificate.normalized_margin > 0
+        and residual <= tolerance
+        and certificate.stationarity <= tolerance
+        and verdict in (*STRICT, *WITHIN_FAMILY)
+        and np.all(np.isfinite(numbers))
+    )
+    return result if holds else RESULTS.not_certified  # pyright: ignore[reportReturnType]

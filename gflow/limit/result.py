@@ -1,0 +1,228 @@
+"""The limit of the flow's direction, and how it was found."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from gflow._description import plain
+from gflow._numerics import is_real
+from gflow._typing import Params
+from gflow.kkt.certificate import Certificate
+from gflow.kkt.curvature import Curvature
+from gflow.kkt.kinks import Kinks
+from gflow.limit.itinerary import Visit, told
+from gflow.limit.polish import Polished
+from gflow.problem import Problem
+from gflow.results import RESULTS, Outcome
+from gflow.trajectory import Trajectory
+
+# Two margins are the same to within this part.
+_SAME = 1e-9
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the search.
+
+    Attributes:
+        kind: "flow", "newton", "escape"; at kinks also "kinks" (smoothing led to 0) and "sliding"
+            (the flow along kinks, by implicit Euler steps), and "back" (to the last KKT point);
+            "drift", where no KKT point was near (the flow at infinite kappa, by such steps too);
+            "circling", where the flow before it circles.
+        num_steps: steps of the flow, or systems solved; of circling, turns.
+        moved: distance of the direction from where the stage before left it; of circling, the mean
+            distance from the centre.
+        stationarity: at its end: of the flow `|u - c sum_i p_i grad q_i|`, of Newton's method the
+            residual of the KKT system, of a drift and of circling the speed, how far the direction
+            moves while |params| grows by a factor e.
+        margin: normalized margin at its end; of circling the smallest on the way.
+        seconds: wall time.
+        log_kappa: of the flow at its end.
+        log_growth: of a drift and of circling, by how much log |params| grew; log kappa by L times
+            that.
+    """
+
+    kind: str
+    num_steps: int
+    moved: float
+    stationarity: float
+    margin: float
+    seconds: float
+    log_kappa: float = math.nan
+    log_growth: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Limit(Outcome):
+    """The limit of the flow's direction, and the evidence.
+
+    At kinks, `certify(limit.problem, limit.direction, coefficients=limit.kinks.coefficients)`
+    repeats the certificate; without these coefficients it would have to guess how the attack's own
+    switches stand.
+
+    Attributes:
+        problem: what was minimised.
+        direction: u, a pytree like the parameters, of norm 1.
+        margin: normalized adversarial margin that the attack leaves there. At kinks, where the
+            attack jumps, the largest that it leaves at the direction or next to it, the upper limit
+            of `min_i q_i(u')` for `u' -> u`; see `gflow.kkt.margin_next_to.margin_next_to`.
+        held_margin: that of the KKT point, with its switches held at their coefficients, to which
+            the multipliers belong; `margin` itself where the attack does not jump. It may be above
+            `margin`: the flow slides along the kinks, and no single point there has it.
+        certificate: `certify` at the limit.
+        trajectory: the first run of the capped flow, from the start.
+        result: a member of `RESULTS`.
+        verdict: "strict maximum" of the adversarial margin, at kinks of that with every switch
+            held; "maximum within a family", a continuum of points of equal margin, as merged or
+            aligned neurons leave; with frozen perturbations, where the flow does not climb the
+            margin, "stable rest point" and "stable within a family" instead: there the margin can
+            be raised nearby (`certificate.total_stationarity` is not 0), but the flow returns;
+            "degenerate"; "depends on coefficients at kinks", which the KKT conditions leave open
+            and `curvature.undecided` names; "saddle", a rest point that the flow leaves; or
+            "unknown", where no KKT point was reached. A neuron that has died out lies on a kink of
+            the network: there it is judged along the direction in which it arrived.
+        curvature: the eigenvalues behind the verdict, or None.
+        stages: what was done.
+        heading: whether the margin rises all the way from where the last flow stopped to the
+            polished point, so that this is the point the flow was heading to.
+        polished: the KKT point at unit margin, with its multipliers; None at kinks.
+        kinks: where the problem has kinks, the KKT point there, with the coefficients of its ReLUs
+            and signs and the examples that sit at a kink. Not `kinks.converged` where none was
+            reached: then it names the kinks of the point at which the search stopped.
+        smoothing: the relative width to which kinks are still rounded; 0 where they are exact, and
+            where there are none.
+        basin: whose limit it is: "confirmed", the flow came so close that it can end nowhere else;
+            "undecided", it met a saddle, or was handed to Newton's method from afar; "reproduced",
+            with `reproduce=True`, searches with a tighter tolerance and with a colder cap ended in
+            the same point. `successful` judges the point, `basin` whose limit it is.
+        cap_logits: the smallest margin `kappa_c min_i q_i(u)` at which the temperature was capped;
+            NaN where the flow never came so far.
+        log_kappa_cap: log kappa_c.
+        handover_stationarity: stationarity of the capped flow where it gave way to Newton's method.
+        newton_displacement: how far that moved the direction.
+        itinerary: the KKT points that the flow visits, in order, the last one `direction` itself:
+            with log kappa at arrival and departure. One that is held from log kappa 50 to 6000 is
+            what any training run sees.
+        differing: with `reproduce=True`, the limits of the other searches that differ.
+    """
+
+    problem: Problem = field(repr=False)
+    direction: Params
+    margin: float
+    certificate: Certificate
+    trajectory: Trajectory
+    result: RESULTS
+    verdict: str
+    curvature: Curvature | None
+    stages: tuple[Stage, ...]
+    heading: bool
+    polished: Polished | None = field(repr=False, default=None)
+    kinks: Kinks | None = field(repr=False, default=None)
+    smoothing: float = 0.0
+    held_margin: float = math.nan
+    basin: str = "undecided"
+    cap_logits: float = math.nan
+    log_kappa_cap: float = math.nan
+    handover_stationarity: float = math.nan
+    newton_displacement: float = math.nan
+    itinerary: tuple[Visit, ...] = field(repr=False, default=())
+    differing: tuple["Limit", ...] = field(repr=False, default=())
+
+    def __repr__(self) -> str:
+        same = not abs(self.held_margin - self.margin) > _SAME * abs(self.margin)
+        held = "" if same else f"held_margin={self.held_margin:.6g}, "
+        saddles = told(self.itinerary)
+        saddles = f"held by saddles {'; '.join(saddles)}, " if saddles else ""
+        return (
+            f"Limit({self.verdict}, margin={self.margin:.6g}, {held}"
+            f"stationarity={self.certificate.stationarity:.2g}, "
+            f"basin {self.basin}, {self.num_flow_steps} steps of the flow, "
+            f"{self.cap_logits:.3g} logits at the cap, {saddles}result={self.result_name})"
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            f"Limit ({self.result_name}): {self.verdict}",
+            f"  normalized margin    {self.margin:+.6e}",
+            f"  with its kinks held  {self.held_margin:+.6e}" if self.kinks is not None else "",
+            f"  stationarity         {self.certificate.stationarity:.3e}   of the total gradient "
+            f"{self.certificate.total_stationarity:.3e}",
+            f"  basin                {self.basin}",
+            f"  handover             stationarity {self.handover_stationarity:.1e}, Newton's "
+            f"method moved {self.newton_displacement:.1e}, saddles met {self.saddles_met}",
+            f"  flow                 {self.num_flow_steps} steps, temperature capped at "
+            f"{self.cap_logits:.3g} logits, log kappa {self.log_kappa_cap:.4g}",
+        ]
+        lines += [f"  held by a saddle     {saddle}" for saddle in told(self.itinerary)]
+        return "\n".join(line for line in lines if line)
+
+    def params(self, *, log_kappa: float) -> Params:
+        """Parameters along the limit's direction: `kappa^(1/L) u`.
+
+        Args:
+            log_kappa: `L log |params|`.
+
+        Raises:
+            ValueError: their norm leaves the range of floating-point numbers.
+        """
+        with np.errstate(over="ignore", under="ignore"):  # refused below
+            length = np.exp(log_kappa / self.problem.degree) if is_real(log_kappa) else np.nan
+        if not 0 < length < np.inf:
+            raise ValueError(
+                f"`limit.params(log_kappa={log_kappa!r})`: give a number for which the norm "
+                "exp(log_kappa / degree) is a positive floating-point number."
+            )
+        return jax.tree.map(lambda leaf: length * np.asarray(leaf), self.direction)
+
+    @property
+    def saddles_met(self) -> int:
+        """How many saddles the flow met and left."""
+        return sum(math.isfinite(visit.departure) for visit in self.itinerary)
+
+    @property
+    def successful(self) -> bool:
+        """Whether a maximum or a stable rest point was reached, within a family or not, whatever
+        decided which.
+        """
+        return self.result_name in ("successful", "decided_by_rounding")
+
+    @property
+    def num_flow_steps(self) -> int:
+        """Steps of the flow, all stages together."""
+        return sum(stage.num_steps for stage in self.stages if stage.kind == "flow")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: everything but the direction and the trajectory."""
+        values = None if self.curvature is None else self.curvature.values
+        return plain(
+            {
+                "margin": self.margin,
+                "held_margin": self.held_margin,
+                "result": self.result_name,
+                "message": self.message,
+                "verdict": self.verdict,
+                "eigenvalues": values,
+                "symmetric": None if self.curvature is None else self.curvature.symmetric,
+                "heading": self.heading,
+                "basin": self.basin,
+                "cap_logits": self.cap_logits,
+                "handover_stationarity": self.handover_stationarity,
+                "newton_displacement": self.newton_displacement,
+                "itinerary": [visit.to_dict() for visit in self.itinerary],
+                "smoothing": self.smoothing,
+                "at_kink": None if self.kinks is None else self.kinks.examples,
+                "stages": [vars(stage) for stage in self.stages],
+                "certificate": self.certificate.to_dict(),
+            }
+        )
+
+
+class LimitFailed(RuntimeError):
+    """No limit was found; `limit` holds all that was."""
+
+    def __init__(self, limit: Limit):
+        super().__init__(f"{limit.message} (The error's `limit` holds what was found.)")
+        self.limit = limit

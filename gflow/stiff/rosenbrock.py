@@ -1,0 +1,129 @@
+"""Linearly implicit (Rosenbrock) solvers for diffrax, which has none of its own.
+
+A step costs one Jacobian, one factorisation, and one evaluation of the field and one solution of a
+linear system for every stage; there is no nonlinear iteration to converge or to fail.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import diffrax
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from gflow._signatures import named
+from gflow.stiff.constrained import CoupledField, GapSize, Moved, linearized, step
+from gflow.stiff.systems import LinearSolver, Preconditioner, shifted_system
+from gflow.stiff.tableaus import TABLEAUS, Tableau
+
+
+class RosenbrockInterpolation(diffrax.AbstractLocalInterpolation):
+    """The dense output of a step: that of the method, or cubic Hermite interpolation.
+
+    Attributes:
+        k: (r, P) the combinations `k_l` of `Tableau.dense`.
+    """
+
+    t0: Any
+    t1: Any
+    y0: Float[Array, " P"]
+    y1: Float[Array, " P"]
+    k: Float[Array, "r P"]
+
+    def evaluate(self, t0: Any, t1: Any = None, left: bool = True) -> Array:
+        del left
+        if t1 is not None:
+            return self.evaluate(t1) - self.evaluate(t0)
+        return interpolate((t0 - self.t0) / (self.t1 - self.t0), self.y0, self.y1, self.k)
+
+
+def interpolate(theta: Any, y0: Array, y1: Array, k: Array) -> Array:
+    """`(1 - theta) y0 + theta (y1 + (1 - theta) (k_1 + theta (k_2 + ...)))`."""
+    inner = jnp.zeros_like(y0)
+    for row in k[::-1]:
+        inner = row + theta * inner
+    return (1 - theta) * y0 + theta * (y1 + (1 - theta) * inner)
+
+
+class Rosenbrock(diffrax.AbstractAdaptiveSolver):
+    """A Rosenbrock method for a state that is one flat vector.
+
+    `(1/(h gamma) - J) U_i = f(t0 + c_i h, y0 + sum_j a_ij U_j) + sum_j (C_ij/h) U_j + h d_i f_t`,
+    `y1 = y0 + sum_i m_i U_i`, with the exact Jacobian J by forward differentiation of the field.
+
+    Args:
+        method: "Rodas3" (order 3), "ROS34PW2" (3), "Rodas4P" (4) or "Rodas5P" (5); all are
+            L-stable and have an embedded error estimate. Sources: `gflow.stiff.tableaus`.
+        linear_solver: None for LU factorisation up to `DENSE_AT_MOST` parameters and `Krylov()`
+            beyond; or a `Krylov`, or a solver of lineax: `lineax.GMRES` and `lineax.BiCGStab` are
+            used matrix-free, with the preconditioner of `Krylov`; any other on the Jacobian.
+            Memory for P parameters: dense 16 P^2 bytes, the Jacobian and its factors; matrix-free
+            see `Krylov`.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+
+    method: str = eqx.field(static=True)
+    linear_solver: LinearSolver
+    tolerance: Any
+
+    term_structure: ClassVar = diffrax.ODETerm
+    interpolation_cls: ClassVar[Callable] = RosenbrockInterpolation
+
+    @named()
+    def __init__(self, method: str = "Rodas5P", *, linear_solver: LinearSolver = None):
+        if method not in TABLEAUS:
+            raise ValueError(f"`Rosenbrock({method!r})`: choose one of {', '.join(TABLEAUS)}.")
+        self.method = method
+        self.linear_solver = linear_solver
+        # Of iterations that name none: small against any tolerance of a step that is in use.
+        self.tolerance = np.asarray(1e-8)
+
+    @property
+    def tableau(self) -> Tableau:
+        """The coefficients of the method."""
+        return TABLEAUS[self.method]()
+
+    def order(self, terms: Any) -> int:
+        return self.tableau.order
+
+    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> None:
+        return None
+
+    def func(self, terms: Any, t0: Any, y0: Any, args: Any) -> Any:
+        return terms.vf(t0, y0, args)
+
+    def step(
+        self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
+    ) -> tuple[Array, Array, dict[str, Array], Any, diffrax.RESULTS]:
+        del solver_state, made_jump
+
+        def field(t: Any, y: Array, _: Any) -> tuple[Array, Array]:
+            return terms.vf(t, y, args), y[:0]
+
+        moved = self.advance(field, jnp.asarray(t0), t1 - t0, y0)
+        dense = {"y0": y0, "y1": moved.end, "k": moved.dense}
+        return moved.end, moved.error, dense, None, diffrax.RESULTS.successful
+
+    def advance(
+        self,
+        field: CoupledField,
+        t0: Array,
+        h: Any,
+        y0: Array,
+        precondition: Preconditioner | None = None,
+        gap_size: GapSize | None = None,
+    ) -> Moved:
+        """One step of `y' = f(t, y, q(y))`, see `gflow.stiff.constrained`.
+
+        `precondition` maps a shift to nearly `r -> (shift - J)^-1 r`, for iterative solvers.
+        """
+        tableau, coupled = self.tableau, linearized(field, t0, y0)
+        shift = 1 / (h * tableau.gamma)
+        system = shifted_system(
+            self.linear_solver, coupled.tangent, y0, shift, precondition, self.tolerance
+        )
+        return step(tableau, coupled, system, h, gap_size)
