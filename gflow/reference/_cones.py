@@ -48,7 +48,7 @@ def _norm_program(
 ) -> tuple[Array, Array]:
     """Variables (w, t, ...) with `|w|_q <= t`; the objective is `1/2 |w|_2^2` or `t`."""
     num_rows, dim = signed.shape
-    norm_rows, num_linear, cones = _norm_epigraph(dim, order)
+    norm_rows, num_linear, cones = norm_epigraph(dim, order)
     num_variables = norm_rows.shape[1]
     margin_rows = np.zeros((num_rows, num_variables))
     margin_rows[:, :dim] = -signed
@@ -65,7 +65,7 @@ def _norm_program(
     return solution[:dim], duals[:num_rows]
 
 
-def _norm_epigraph(dim: int, order: float) -> tuple[Any, int, list[float]]:
+def norm_epigraph(dim: int, order: float) -> tuple[Any, int, list[float]]:
     """`|w|_q <= t` as rows `A (w, t, r)` with `-A (w, t, r)` in a product of cones.
 
     Returns A, the number of its rows that are plain inequalities (they come first) and the

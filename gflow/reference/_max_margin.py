@@ -8,6 +8,7 @@ import numpy as np
 
 from gflow._numerics import check_unmasked, check_untraced, dual_order
 from gflow._signatures import named
+from gflow.reference._classes import largest_radius_of_classes, max_margin_of_classes
 from gflow.reference._cones import max_margin_by_cones
 from gflow.reference._least_norm import inseparable, least_norm, shortest_multipliers
 from gflow.reference._norms import Array, lp_norm, nearest_subgradient, subgradient
@@ -53,17 +54,25 @@ def max_margin(dataset: Any, *, radius: SupportsFloat = 0.0, order: SupportsFloa
     Order 2 and inf: SciPy's nonnegative least squares, as least-distance programming. Order 1 and
     any other: Clarabel. Then the active set, or Newton's method on it, gives the last digits.
 
-    Args: `dataset` has `x` (n, d) and `y` (n,) in {-1, +1}, as `gflow.Dataset`.
+    For classes 0 .. k-1 the weights are a matrix W with a row for each class, the norm is that of
+    Frobenius, and the attack is made against every rival separately:
+
+        min_i min_{j != y_i}  <W_{y_i} - W_j, x_i> - radius |W_{y_i} - W_j|_q.
+
+    Args: `dataset` has `x` (n, d) and `y` (n,) in {-1, +1} or 0 .. k-1, as `gflow.Dataset`.
 
     Raises:
         TypeError: `dataset` has no `x` and `y`; `radius` or `order` is not a number.
         ValueError: `radius` is negative, NaN or infinite; `order` is below 1 or NaN; labels other
-            than -1 and +1; NaN, infinity or masked entries in `x`.
+            than -1 and +1 or the classes 0 .. k-1; NaN, infinity or masked entries in `x`.
 
     Source: Lyu & Zhu 2022, "Implicit bias of adversarial training for deep neural networks".
     """
-    signed = _signed_examples(dataset)
-    return _solved(signed, _checked_radius(radius), _checked_order(order))
+    x, y, num_classes = _examples(dataset)
+    radius, order = _checked_radius(radius), _checked_order(order)
+    if num_classes > 1:
+        return max_margin_of_classes(x, y, num_classes, radius, order)
+    return _solved(y[:, None] * x, radius, order)
 
 
 @named()
@@ -78,7 +87,10 @@ def largest_feasible_radius(dataset: Any, *, order: SupportsFloat = 2) -> float:
 
     Raises: as `max_margin`.
     """
-    signed, order = _signed_examples(dataset), _checked_order(order)
+    (x, y, num_classes), order = _examples(dataset), _checked_order(order)
+    if num_classes > 1:
+        return largest_radius_of_classes(x, y, num_classes, order)
+    signed = y[:, None] * x
     clean = least_norm(signed)
     if clean is None:
         return 0.0 if inseparable(signed) else math.nan
@@ -241,8 +253,8 @@ def _margin(signed: Array, radius: float, order: float, weights: Array) -> float
     return float((signed @ weights).min() - radius * lp_norm(weights, dual_order(order)))
 
 
-def _signed_examples(dataset: Any) -> Array:
-    """The rows `y_i x_i`, checked."""
+def _examples(dataset: Any) -> tuple[Array, Array, int]:
+    """Inputs, labels and the number of classes (1 for the labels -1 and +1), checked."""
     if not (hasattr(dataset, "x") and hasattr(dataset, "y")):
         raise TypeError(
             f"expected a data set with `x` and `y`, got {type(dataset).__name__}. "
@@ -256,11 +268,7 @@ def _signed_examples(dataset: Any) -> Array:
         raise ValueError(
             f"`x` has shape {x.shape} and `y` {y.shape}; expected (n, d) and (n,), n, d >= 1."
         )
-    if not np.isin(y, (-1.0, 1.0)).all():
-        raise ValueError(
-            "`y` must hold the labels -1 and +1: the maximal margin of one hyperplane is defined "
-            "for two classes. Choose two of them and relabel."
-        )
+    num_classes = _num_classes(y)
     if not np.isfinite(x).all():
         raise ValueError("`x` holds NaN or infinity. Remove or impute those examples.")
     largest = np.abs(x).max()
@@ -269,7 +277,19 @@ def _signed_examples(dataset: Any) -> Array:
             f"the largest entry of `x` is {largest:.1e} in size: squares of such numbers leave the "
             "range of float64. Rescale `x` (and `radius`); the direction does not change."
         )
-    return y[:, None] * x
+    return x, y.astype(int), num_classes
+
+
+def _num_classes(y: Array) -> int:
+    """1 for labels -1 and +1, k for labels 0 .. k-1."""
+    if np.isin(y, (-1.0, 1.0)).all():
+        return 1
+    classes = np.unique(y)
+    if len(classes) < 2 or not np.array_equal(classes, np.arange(len(classes))):
+        raise ValueError(
+            "`y` must hold the labels -1 and +1, or the classes 0 .. k-1 with an example of each."
+        )
+    return len(classes)
 
 
 def _checked_radius(radius: Any) -> float:

@@ -1,7 +1,7 @@
 """The answer of `max_margin`: what it holds, and how well it is proved."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -40,13 +40,19 @@ class MaxMargin:
     At an infeasible radius every number but `radius`, `order` and `largest_feasible_radius` is NaN
     and `message` says why.
 
-    Shapes:
-        direction: (d,), of Euclidean norm 1.
-        margin: scalar, `min_i <direction, z_i> - radius |direction|_q`, the margin under attack.
-        multipliers: (n,).
-        subgradient: (d,).
-        support: (number of nonzero multipliers,), their indices.
+    For classes 0 .. k-1 the weights W have a row for each class, and the constraints are
 
+        <W_y - W_j, x_i> - radius |W_y - W_j|_q >= 1 for every i and every class j other than y_i.
+
+    Shapes, for classes in brackets:
+        direction: (d,), of Euclidean norm 1. (k, d), of Frobenius norm 1.
+        margin: scalar, `min_i <direction, z_i> - radius |direction|_q`, the margin under attack.
+        multipliers: (n,). (n, k-1), against the classes y+1, .., y+k-1 (mod k).
+        subgradient: (d,). (k (k-1)/2, d), at `W_a - W_b` of every pair of classes a < b.
+        support: (number of nonzero multipliers,), their indices. (that number, 2).
+
+    largest_feasible_radius: see the function of that name. For classes it takes several cone
+    programs, and is found where `radius` is infeasible only; elsewhere it is NaN.
     duality_gap: `(upper - margin) / upper`, where `upper = |sum_i a_i z_i - radius s|_2`, `a_i =
     lambda_i / sum lambda`, is a bound that no direction's margin exceeds, whatever a and s are. It
     proves `|direction - true direction| <= sqrt(2 duality_gap)`; the true error is far smaller.
@@ -84,23 +90,53 @@ def certified(
         return unsolved(signed, radius, order, largest)
     exact = signed.astype(np.longdouble)
     direction = _unit(point.weights)
-    shares = np.maximum(point.multipliers, 0.0).astype(np.longdouble)
-    shares = shares / shares.sum()
     slope = point.slope / max(1.0, float(lp_norm(point.slope, order)))
     margin = (exact @ direction).min() - radius * lp_norm(direction, dual_order(order))
-    # The point of the attacked data's convex hull that should be nearest to 0: margin * direction.
-    nearest = shares @ exact - radius * slope.astype(np.longdouble)
-    upper = _length(nearest)
-    if not 0 < margin < np.inf:
+    rows = exact - radius * slope.astype(np.longdouble)
+    answer = certified_margin(
+        rows, point.weights, float(margin), point.multipliers, (radius, order, largest)
+    )
+    if answer is None:
         return unsolved(signed, radius, order, largest)
+    return replace(answer, subgradient=slope)
+
+
+def certified_margin(
+    rows: Array,
+    weights: Array,
+    margin: float,
+    multipliers: Array,
+    attack: tuple[float, float, float],
+) -> MaxMargin | None:
+    """A direction of known margin, judged by the bound that its multipliers prove.
+
+    The answer's `subgradient` is left to the caller. None where there is no positive margin.
+
+    Args:
+        rows: the gradients of the margins at the weights, in extended precision. Shape (m, d).
+        weights: in any scale. Shape (d,).
+        margin: the smallest margin of the direction, `weights / |weights|`.
+        multipliers: in any scale. Shape (m,).
+        attack: radius, order, and largest feasible radius.
+    """
+    radius, order, largest = attack
+    direction = _unit(weights)
+    shares = np.maximum(multipliers, 0.0).astype(np.longdouble)
+    if not (0 < margin < np.inf and shares.any()):
+        return None
+    shares = shares / shares.sum()
+    # The point of the attacked data's convex hull that should be nearest to 0: margin * direction.
+    nearest = shares @ rows
+    upper = _length(nearest)
     gap = max(0.0, float((upper - margin) / upper))
     message = _SOLVED if gap <= _ACCEPTABLE_GAP else _INACCURATE
     short = (largest - radius) / largest
+    distance = "" if np.isnan(largest) else _DISTANCE.format(largest=largest, short=short)
     return MaxMargin(
         direction=direction.astype(np.float64),
-        margin=float(margin),
+        margin=margin,
         multipliers=(shares / margin**2).astype(np.float64),
-        subgradient=slope,
+        subgradient=np.zeros_like(weights),
         duality_gap=gap,
         stationarity=float(_length(direction - nearest / margin)),
         support=np.flatnonzero(shares > 0),
@@ -108,9 +144,7 @@ def certified(
         order=order,
         largest_feasible_radius=largest,
         feasible=True,
-        message=message.format(
-            margin=float(margin), gap=gap, error=np.sqrt(2 * gap), largest=largest, short=short
-        ),
+        message=message.format(margin=margin, gap=gap, error=np.sqrt(2 * gap), distance=distance),
     )
 
 
@@ -141,11 +175,19 @@ def unsolved(
     )
 
 
-def infeasible(signed: Array, radius: float, order: float, largest: float) -> MaxMargin:
+def infeasible(
+    signed: Array,
+    radius: float,
+    order: float,
+    largest: float,
+    separator: str = "hyperplane through the origin",
+) -> MaxMargin:
     """The outcome at a radius that no linear classifier withstands; `largest` is NaN if unknown."""
     template = _UNDECIDED if np.isnan(largest) else _TOO_LARGE if largest else _NOT_SEPARABLE
     beyond = (radius - largest) / largest if largest > 0 else math.nan
-    message = template.format(radius=radius, order=order, largest=largest, beyond=beyond)
+    message = template.format(
+        radius=radius, order=order, largest=largest, beyond=beyond, separator=separator
+    )
     return unsolved(signed, radius, order, largest, feasible=False, message=message)
 
 
@@ -171,14 +213,15 @@ _ACCEPTABLE_GAP = 1e-6
 _SOLVED = "Solved: margin {margin:.6g} under attack, relative duality gap {gap:.1e}."
 _INACCURATE = (
     "Not solved to full accuracy: the margin {margin:.6g} under attack is attained, but the "
-    "relative duality gap is {gap:.1e} and the direction may be off by {error:.1e}. The radius is "
-    "below the largest feasible one, {largest!r}, by {short:.1e} of it. Next to it rounding "
-    "decides on the direction: lower the radius. Further away, inputs that differ by many orders "
-    "of magnitude are the usual reason: rescale them."
+    "relative duality gap is {gap:.1e} and the direction may be off by {error:.1e}. {distance}"
+    "Next to the largest feasible radius rounding decides on the direction: lower the radius. "
+    "Further away, inputs that differ by many orders of magnitude are the usual reason: rescale "
+    "them."
 )
+_DISTANCE = "The radius is below the largest feasible one, {largest!r}, by {short:.1e} of it. "
 _TOO_LARGE = (
     "Infeasible: at radius {radius:.6g} the l_{order:g} attack can push an example across every "
-    "hyperplane through the origin, so no direction has a positive margin. The largest feasible "
+    "{separator}, so no direction has a positive margin. The largest feasible "
     "radius of this attack on these data is {largest:.6g}, lower by {beyond:.1e} of it; choose "
     "`radius` below it."
 )
@@ -189,7 +232,7 @@ _AT_EDGE = (
     "was found; choose `radius` below it."
 )
 _NOT_SEPARABLE = (
-    "Infeasible: the data are not linearly separable by a hyperplane through the origin, so no "
+    "Infeasible: the data are not linearly separable by a {separator}, so no "
     "direction has a positive margin even without attack; the largest feasible radius is 0. Append "
     "a constant input if a bias is missing, remove contradicting examples, or use a nonlinear "
     "network."

@@ -1,0 +1,153 @@
+"""The largest margin of a linear classifier of several classes under an l_p attack.
+
+Every class has weights of its own, and the attack is made against each rival class separately:
+
+    argmax over |W|_F = 1 of   min_ij  <W_y - W_j, x_i> - radius |W_y - W_j|_q,   y = y_i, j != y_i.
+
+In the scale in which that margin is 1 this is `min 1/2 |W|_F^2` subject to margins >= 1. Clarabel
+finds about nine digits of it (`_class_cones`), the others come from `_class_digits`.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from gflow.reference._class_cones import by_cones
+from gflow.reference._class_digits import newton, on_faces
+from gflow.reference._least_norm import inseparable, least_norm
+from gflow.reference._norms import Array
+from gflow.reference._rivals import (
+    Candidate,
+    Rivals,
+    rivals_of,
+    slopes_at,
+    smallest_margin,
+    withstood,
+)
+from gflow.reference._solution import MaxMargin, certified_margin, infeasible, unsolved
+
+_SEPARATOR = "linear classifier without bias"
+
+# Where less than this part of the clean margin is left, the solution is sought in other units too.
+_SMALL_MARGIN = 1e-2
+
+# The largest feasible radius is bracketed to this, relative, by at most so many programs.
+_RADIUS_ACCURACY = 1e-9
+_RADIUS_PROGRAMS = 40
+
+
+def max_margin_of_classes(
+    x: Array, y: Array, num_classes: int, radius: float, order: float
+) -> MaxMargin:
+    """`max_margin` for classes 0 .. k-1; arguments are checked. Shapes: x (n, d), y (n,)."""
+    rivals = rivals_of(x, y, num_classes)
+    clean = least_norm(rivals.rows(rivals.x))
+    if clean is None:
+        largest = 0.0 if inseparable(rivals.rows(rivals.x)) else math.nan
+        return _shaped(infeasible(x, radius, order, largest, _SEPARATOR), rivals)
+    # In these units the clean margin, and every solver's variables, are of moderate size.
+    unit = 1 / float(np.linalg.norm(clean[0]))
+    scaled = rivals._replace(x=rivals.x / unit)
+    weights = clean[0].reshape(rivals.shape) * unit
+    slopes = slopes_at(rivals.differences(weights), order)
+    best = Candidate(weights, slopes, clean[1])
+    if radius > 0:
+        best = _solved(scaled, radius / unit, order)
+    if best is None:
+        largest = unit * _largest_radius(scaled, order, weights)
+        outcome = unsolved if radius < largest else infeasible
+        return _shaped(outcome(x, radius, order, largest), rivals)
+    return _certified(rivals, radius, order, best)
+
+
+def largest_radius_of_classes(x: Array, y: Array, num_classes: int, order: float) -> float:
+    """`largest_feasible_radius` for classes; arguments are checked."""
+    rivals = rivals_of(x, y, num_classes)
+    clean = least_norm(rivals.rows(rivals.x))
+    if clean is None:
+        return 0.0 if inseparable(rivals.rows(rivals.x)) else math.nan
+    unit = 1 / float(np.linalg.norm(clean[0]))
+    weights = clean[0].reshape(rivals.shape) * unit
+    return unit * _largest_radius(rivals._replace(x=rivals.x / unit), order, weights)
+
+
+def _shaped(outcome: MaxMargin, rivals: Rivals) -> MaxMargin:
+    """An outcome without a solution, in the shapes of classes."""
+    num_classes, dim = rivals.shape
+    return replace(
+        outcome,
+        direction=np.full((num_classes, dim), np.nan),
+        multipliers=np.full((len(rivals.x) // (num_classes - 1), num_classes - 1), np.nan),
+        subgradient=np.full((len(rivals.pairs), dim), np.nan),
+        support=np.zeros((0, 2), dtype=np.intp),
+    )
+
+
+def _certified(rivals: Rivals, radius: float, order: float, found: Candidate) -> MaxMargin:
+    """`found` in the normalisation of `MaxMargin`: `certified` sees W as one vector."""
+    attacked = rivals.attacked(radius, found.slopes)
+    exact = rivals._replace(x=rivals.x.astype(np.longdouble))
+    margin = smallest_margin(exact, radius, order, found.weights)
+    answer = certified_margin(
+        rivals.rows(attacked).astype(np.longdouble),
+        found.weights.ravel(),
+        margin,
+        found.multipliers,
+        (radius, order, math.nan),
+    )
+    if answer is None:
+        return _shaped(unsolved(rivals.x, radius, order, math.nan), rivals)
+    multipliers = answer.multipliers.reshape(-1, rivals.shape[0] - 1)
+    return replace(
+        answer,
+        direction=answer.direction.reshape(rivals.shape),
+        multipliers=multipliers,
+        subgradient=found.slopes,
+        support=np.argwhere(multipliers > 0),
+    )
+
+
+def _largest_radius(rivals: Rivals, order: float, separator: Array) -> float:
+    """The largest radius that some weights withstand, by Dinkelbach's iteration.
+
+    The weights of largest margin at a radius withstand a larger one, which is the next radius.
+    Ends where a step gains nothing, or where the margin left is rounding.
+    """
+    largest = withstood(rivals, order, separator)
+    for _ in range(_RADIUS_PROGRAMS):
+        found = by_cones(rivals, largest * (1 - _RADIUS_ACCURACY / 10), order, bounded=True)
+        withstands = 0.0 if found is None else withstood(rivals, order, found.weights)
+        if withstands <= largest * (1 + _RADIUS_ACCURACY / 10):
+            return max(largest, withstands)
+        largest = withstands
+    return largest
+
+
+def _solved(rivals: Rivals, radius: float, order: float) -> Candidate | None:
+    """The solution at a positive radius, in units in which the clean margin is 1."""
+    found = _refined(rivals, radius, order)
+    # Close to the largest radius the weights are long. In units of the margin they are not.
+    if _margin_left(rivals, radius, order, found) < _SMALL_MARGIN:
+        longest = by_cones(rivals, radius, order, bounded=True)
+        found += [] if longest is None else [longest]
+        unit = _margin_left(rivals, radius, order, found)
+        if unit > 0:
+            found += _refined(rivals._replace(x=rivals.x / unit), radius / unit, order)
+    if not _margin_left(rivals, radius, order, found) > 0:
+        return None
+    return max(found, key=lambda one: smallest_margin(rivals, radius, order, one.weights))
+
+
+def _margin_left(rivals: Rivals, radius: float, order: float, found: list[Candidate]) -> float:
+    return max((smallest_margin(rivals, radius, order, one.weights) for one in found), default=0.0)
+
+
+def _refined(rivals: Rivals, radius: float, order: float) -> list[Candidate]:
+    """Clarabel's solution, and what the last digits make of it."""
+    start = by_cones(rivals, radius, order)
+    if start is None:
+        return []
+    refine = on_faces if order == 1 or math.isinf(order) else newton
+    better = refine(rivals, radius, order, start)
+    return [start] if better is None else [start, better]

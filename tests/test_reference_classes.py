@@ -1,0 +1,121 @@
+"""The largest margin of several classes: proofs of its own, and laws that tie it to two classes."""
+
+import math
+
+import numpy as np
+import pytest
+
+from gflow.datasets import Dataset
+from gflow.reference import largest_feasible_radius, max_margin
+
+ORDERS = [1, 1.5, 2, 3, math.inf]
+DUAL = {1: math.inf, 1.5: 3, 2: 2, 3: 1.5, math.inf: 1}
+
+
+def clusters(num_classes, dim, seed, per_class=5):
+    """Separable classes around centres of their own."""
+    rng = np.random.default_rng(seed)
+    centres = 2.5 * rng.normal(size=(num_classes, dim))
+    x = np.repeat(centres, per_class, axis=0)
+    x += 0.5 * rng.normal(size=x.shape)
+    return Dataset(x, np.repeat(np.arange(num_classes), per_class))
+
+
+def rivals(dataset, index):
+    label, count = int(dataset.y[index]), dataset.num_classes
+    return label, [(label + step) % count for step in range(1, count)]
+
+
+def margins(dataset, weights, radius, order):
+    """`<W_y - W_j, x> - radius |W_y - W_j|_q`, shape (n, k-1), one by one."""
+    rows = []
+    for index, x in enumerate(np.asarray(dataset.x)):
+        label, others = rivals(dataset, index)
+        gaps = [weights[label] - weights[other] for other in others]
+        rows.append([gap @ x - radius * np.linalg.norm(gap, DUAL[order]) for gap in gaps])
+    return np.array(rows)
+
+
+def bound(dataset, answer, order):
+    """`|sum lambda_ij (e_y - e_j) (x - radius s)|_F / sum lambda`, which no margin exceeds."""
+    count = dataset.num_classes
+    slopes = dict(
+        zip(zip(*np.triu_indices(count, 1), strict=True), answer.subgradient, strict=True)
+    )
+    total = np.zeros_like(answer.direction)
+    for index, x in enumerate(np.asarray(dataset.x)):
+        label, others = rivals(dataset, index)
+        for other, multiplier in zip(others, answer.multipliers[index], strict=True):
+            first = label < other
+            slope = slopes[(label, other)] if first else -slopes[(other, label)]
+            assert np.linalg.norm(slope, order) <= 1 + 1e-9
+            pull = multiplier * (x - answer.radius * slope)
+            total[label] += pull
+            total[other] -= pull
+    return np.linalg.norm(total) / answer.multipliers.sum()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("num_classes", "dim"), [(3, 6), (4, 8), (5, 9)])
+def test_the_margin_is_attained_and_no_other_is_larger(num_classes, dim, order):
+    dataset = clusters(num_classes, dim, seed=num_classes)
+    largest = largest_feasible_radius(dataset, order=order)
+    assert largest > 0
+    for share in (0.0, 0.1, 0.5, 0.9):
+        answer = max_margin(dataset, radius=share * largest, order=order)
+        assert answer.feasible and answer.margin > 0
+        assert np.linalg.norm(answer.direction) == pytest.approx(1, abs=1e-14)
+        attained = margins(dataset, answer.direction, answer.radius, order).min()
+        assert attained == pytest.approx(answer.margin, rel=1e-12)
+        # Rounding of the margin is relative to the clean one, of which 1 - share is left.
+        assert bound(dataset, answer, order) <= answer.margin * (1 + 1e-13 / (1 - share))
+        assert answer.duality_gap < 1e-12 and answer.stationarity < 1e-12
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_two_classes_are_the_binary_problem(order):
+    """W_1 = -W_0 = w / sqrt 2: differences are sqrt 2 w, and so are margins."""
+    dataset = clusters(2, 4, seed=1)
+    binary = Dataset(dataset.x, 2.0 * np.asarray(dataset.y) - 1)
+    largest = largest_feasible_radius(binary, order=order)
+    assert largest_feasible_radius(dataset, order=order) == pytest.approx(largest, rel=1e-8)
+    for share in (0.0, 0.4, 0.8):
+        expected = max_margin(binary, radius=share * largest, order=order)
+        answer = max_margin(dataset, radius=share * largest, order=order)
+        assert answer.margin == pytest.approx(math.sqrt(2) * expected.margin, rel=1e-11)
+        pair = np.stack([-expected.direction, expected.direction]) / math.sqrt(2)
+        np.testing.assert_allclose(answer.direction, pair, atol=1e-10)
+
+
+@pytest.mark.parametrize("order", [1, 2, math.inf])
+def test_names_of_classes_do_not_matter_and_units_scale(order):
+    dataset = clusters(4, 7, seed=2)
+    answer = max_margin(dataset, radius=0.3, order=order)
+    turned = Dataset(dataset.x, (np.asarray(dataset.y) + 1) % 4)
+    np.testing.assert_allclose(
+        np.roll(answer.direction, 1, axis=0),
+        max_margin(turned, radius=0.3, order=order).direction,
+        atol=1e-11,
+    )
+    for unit in (1e-9, 1e9):
+        scaled = max_margin(Dataset(unit * dataset.x, dataset.y), radius=unit * 0.3, order=order)
+        assert scaled.margin == pytest.approx(unit * answer.margin, rel=1e-11)
+        np.testing.assert_allclose(scaled.direction, answer.direction, atol=1e-10)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_largest_radius_is_the_edge(order):
+    dataset = clusters(3, 6, seed=3)
+    largest = largest_feasible_radius(dataset, order=order)
+    assert max_margin(dataset, radius=largest * (1 - 1e-6), order=order).margin > 0
+    beyond = max_margin(dataset, radius=largest * (1 + 1e-6), order=order)
+    assert not beyond.feasible and "largest feasible radius" in beyond.message
+    assert beyond.largest_feasible_radius == pytest.approx(largest, rel=1e-7)
+    assert beyond.direction.shape == (3, 6) and np.isnan(beyond.direction).all()
+
+
+def test_an_example_of_two_classes_cannot_be_separated():
+    x = np.array([[1.0, 2.0], [1.0, 2.0], [-1.0, 0.5]])
+    answer = max_margin(Dataset(x, np.array([0, 1, 2])))
+    assert not answer.feasible and "linear classifier" in answer.message
+    assert largest_feasible_radius(Dataset(x, np.array([0, 1, 2]))) == 0
