@@ -23,6 +23,11 @@ from gflow.record import COLUMNS
 from gflow.results import RESULTS, Outcome
 from gflow.stored import check_fits, parts, restored
 
+HELD = 1e-8
+"""So close to a target a run has met it, relative to the target (to 1, if that is larger), where no
+step comes closer: the length of a step whose linear systems are solved inexactly does not decide
+more digits. Other runs land on their targets to rounding."""
+
 _ROUNDING = 1e-12
 
 _READERS = {"flow": "gflow.flow.reading", "descent": "gflow.descent"}
@@ -170,9 +175,10 @@ class Trajectory(Outcome):
 
     def _at(self, name: str, target: float) -> Params:
         values, target_value = self._progress(name, target)
-        # The end lies on its own target to rounding only. An infinite one has no distance from it.
+        # The end lies on its own target only so closely. An infinite one has no distance from it.
         finite = np.isfinite(values[-1]) and np.isfinite(target_value)
-        within = _ROUNDING * max(1.0, abs(target_value))
+        closely = HELD if self._ended_at(name, target_value) else _ROUNDING
+        within = closely * max(1.0, abs(target_value))
         if finite and abs(values[-1] - target_value) <= within:
             target_value = min(target_value, float(values[-1]))
         if values[0] == target_value:
@@ -190,6 +196,14 @@ class Trajectory(Outcome):
         if values[index] == target_value:
             return self.params_at_index(index)
         return import_module(_READERS[self.kind]).read_between(self, index - 1, name, target)
+
+    def _ended_at(self, name: str, value: float) -> bool:
+        """Whether the target that ended the run is this one, a value as of `_progress`."""
+        if not self.successful or self.stats.get("stopped_by") != name:
+            return False
+        sign = -1.0 if name == "log_loss" else 1.0
+        asked = self.settings["until"].get("log1p_time" if name == "time" else name)
+        return asked is not None and sign * asked == value
 
     def _progress(self, name: str, target: float) -> tuple[np.ndarray, float]:
         """The column that belongs to `name`, and the target, so that both grow along the run."""

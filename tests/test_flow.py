@@ -1,5 +1,6 @@
 """`integrate`: what it stops at, what it keeps, what it says when it fails."""
 
+import dataclasses
 import inspect
 import json
 import subprocess
@@ -110,6 +111,25 @@ def test_reading_at_time_loss_and_norm(flow):
             np.testing.assert_allclose(c, a, atol=1e-8)
     batch = flow.at(log_loss=[-1.0, -3.0])
     assert batch[0].shape == (2, 4, 3)
+
+
+@pytest.mark.parametrize(("name", "target"), [("log_loss", 0.9), ("log_kappa", 2.5), ("time", 0.9)])
+def test_reading_the_end_that_came_only_near_its_target(start, name, target):
+    flow = gflow.integrate(PROBLEM, start, until=Until(**{name: target}))
+    column = "log1p_time" if name == "time" else name
+
+    def short_by(way):
+        short = flow.columns[column].copy()
+        short[-1] += way if name == "log_loss" else -way
+        return dataclasses.replace(flow, columns={**flow.columns, column: short})
+
+    for left, right in zip(short_by(5e-9).at(**{name: target}), flow.params, strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-7)
+    # As far as that from another value, or further from its own, it does not reach it.
+    beyond = target + (-1e-9 if name == "log_loss" else 1e-9)
+    for trajectory, value in ((flow, beyond), (short_by(5e-8), target)):
+        with pytest.raises(ValueError, match="does not pass"):
+            trajectory.at(**{name: value})
 
 
 def test_reading_off_the_record_or_wrongly_is_refused(flow):

@@ -238,11 +238,10 @@ def test_max_pooling_whose_kinks_have_no_name_ends_honestly():
     network = networks.conv((1, 4, 1), layers)
     trained = gflow.Problem(network, data, loss=losses.exponential())
     limit = gflow.find_limit(trained, network.init(0), throw=False, max_steps=300, max_rounds=2)
-    if limit.successful:
-        assert limit.kinks.residual < 1e-9
-    else:
-        assert limit.verdict in ("unknown", "saddle")
-        json.dumps(limit.to_dict(), allow_nan=False)
+    # Its steps are spent before the examples are separated, and nothing is claimed.
+    assert limit.result_name == "step_budget_spent" and limit.verdict == "unknown"
+    assert limit.kinks is None and limit.margin < 0 and not limit.certificate.separated
+    json.dumps(limit.to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 5e-4, 2.0, -0.02, math.nan])

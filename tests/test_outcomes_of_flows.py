@@ -102,6 +102,21 @@ def test_what_is_not_a_number_meets_no_target():
     assert outcome_at(Until(log_loss=-1.0), capped, far) is None
 
 
+def test_a_target_is_met_to_rounding_or_loosely_where_steps_lead_no_closer():
+    problem = gflow.Problem(LINE, dataset(0, 1.0), loss=losses.logistic())
+    field = Field(problem, Layout.of(LINE.init(0)))
+    until = Until(log_loss=-1.0, log_kappa=2.0)
+    near = row(log_norm=2.0 - 1e-9, log_loss=-1.0 + 1e-9)
+    assert targets_met(until, field, near) == []
+    assert targets_met(until, field, near, landed=True) == ["log_kappa", "log_loss"]
+    # What is met to rounding goes before what only comes near.
+    on_one = row(log_norm=2.0 - 1e-9, log_loss=-1.0)
+    assert targets_met(until, field, on_one, landed=True) == ["log_loss"]
+    assert targets_met(until, field, row(log_norm=2.0 - 1e-7), landed=True) == []
+    past = row(log_norm=2.5, log_loss=-3.0)
+    assert targets_met(until, field, past) == ["log_kappa", "log_loss"]
+
+
 def test_a_log_loss_beyond_floating_point_numbers_is_below_or_above_any():
     nan = np.nan
     assert known_log_loss(measures(log_loss=-3.0, log_minus_log_loss=1.1)) == -3.0

@@ -251,5 +251,6 @@ def test_a_target_is_met_as_closely_as_asked_for(linear_solver):
     assert close.stats["num_steps"] < landed.stats["num_steps"]
     assert abs(np.log(close.stationarity[-1] / 1e-2)) <= 0.1
     assert np.all(np.abs(np.log(close.stationarity[:-1] / 1e-2)) > 0.1)
-    if linear_solver is None:
-        assert landed.stationarity[-1] == pytest.approx(1e-2, rel=1e-9)
+    # A step whose systems are solved to 1e-2 only comes to about 1e-9.
+    closely = 1e-11 if linear_solver is None else gflow.trajectory.HELD
+    assert landed.stationarity[-1] == pytest.approx(1e-2, rel=closely)

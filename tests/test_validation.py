@@ -57,9 +57,12 @@ def test_plain_numbers_are_parameters():
         (networks.mlp((3, 2, 1), power=3), -1.0),
     ],
 )
-def test_networks_of_every_size_are_homogeneous(network, size):
+def test_networks_of_every_size_are_homogeneous_of_their_degree_alone(network, size):
     params = tuple(size * w for w in network.init(0))
-    check_start(problem(network), params)
+    jax.tree.map(np.testing.assert_array_equal, check_start(problem(network), params), params)
+    claimed = custom(lambda p, x: network.apply(p, x), network.degree + 1)
+    with pytest.raises(ValueError, match="not homogeneous of degree"):
+        check_start(claimed, params)
 
 
 def dead(params, x):
@@ -69,7 +72,11 @@ def dead(params, x):
 
 def test_dead_networks_are_let_in():
     """What is zero is homogeneous; the run will say that it never separates the examples."""
-    check_start(custom(dead), np.ones(3))
+    np.testing.assert_array_equal(check_start(custom(dead), np.ones(3)), np.ones(3))
+    # A wrong degree shows at the examples at which the network is not zero.
+    first = BINARY.x[0] / np.sum(BINARY.x[0] ** 2)
+    with pytest.raises(ValueError, match="not homogeneous of degree 2"):
+        check_start(custom(lambda p, x: jnp.sum(p) * jax.nn.relu(x @ first - 0.99), 2), np.ones(3))
 
 
 def second_bias(params, x):

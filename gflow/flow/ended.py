@@ -33,7 +33,7 @@ def trajectory_of(
     chattering = None if in_haste else run.num_chattering()
     if chattering and bool(result == RESULTS.step_budget_spent):
         result = RESULTS.chattering  # pyright: ignore[reportAssignmentType]
-    met = targets_met(run.until, field, run.record.last())
+    met = targets_met(run.until, field, run.record.last(), landed=True)
     stats = {
         "num_steps": run.num_steps,
         "num_accepted_steps": num_accepted,

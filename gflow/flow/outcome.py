@@ -13,10 +13,10 @@ from gflow.measures import PointMeasures
 from gflow.problem import Problem
 from gflow.record import Record, Row
 from gflow.results import RESULTS
+from gflow.trajectory import HELD
 
-# As close as this to a target it is met. A run's last step aims at 1e-13, but where linear systems
-# are solved inexactly its length no longer decides so many digits.
-_HELD = 1e-8
+# As close as this to a target it is met: a run's last step aims at 1e-13, the rest is rounding.
+_ROUNDING = 1e-12
 # Rounding of a stationarity.
 _SINE = 1e-14
 # Relative to the strength at the start: a flow that is this slow has come to rest.
@@ -29,30 +29,38 @@ _LOG_NOTHING = 300.0
 _STEPS_TO_TELL = 1000
 
 
-def targets_met(until: Until, field: Field, row: Row) -> list[str]:
-    """The targets that a point meets, to rounding or less, in the order of `TARGETS`.
+def targets_met(until: Until, field: Field, row: Row, *, landed: bool = False) -> list[str]:
+    """The targets that a point meets, to rounding or `until.accuracy`, in the order of `TARGETS`.
 
     What is NaN meets none. A small stationarity, a difference of vectors of norm 1, is known to few
     digits.
+
+    Args:
+        landed: whether the steps towards a target ended at this point by themselves. Where it then
+            meets none to rounding, those count that are met to `HELD`.
     """
     measures = row.measures
     log_loss = known_log_loss(measures)
     place = field.problem.degree * row.state[-2], row.state[-1]
     known = log_loss, measures.stationarity, measures.margin
     distance = until.remaining(*place, *known, field.ceiling)
-    accuracy = np.full(len(TARGETS), max(float(until.accuracy), _HELD))
-    accuracy[TARGETS.index("stationarity")] += _SINE / max(float(until.stationarity), _SINE)
-    accuracy[TARGETS.index("kappa_overflow")] = _HELD
-    return [TARGETS[index] for index in np.flatnonzero(np.asarray(distance) <= accuracy)]
+    for closely in (_ROUNDING, HELD) if landed else (_ROUNDING,):
+        accuracy = np.full(len(TARGETS), max(float(until.accuracy), closely))
+        accuracy[TARGETS.index("stationarity")] += _SINE / max(float(until.stationarity), _SINE)
+        accuracy[TARGETS.index("kappa_overflow")] = closely
+        met = np.flatnonzero(np.asarray(distance) <= accuracy)
+        if len(met):
+            return [TARGETS[index] for index in met]
+    return []
 
 
-def outcome_at(until: Until, field: Field, row: Row) -> RESULTS | None:
+def outcome_at(until: Until, field: Field, row: Row, *, landed: bool = False) -> RESULTS | None:
     """`successful` where the last point of a run meets a target that was asked for, else
     `kappa_overflow` where it lies that far out, else None.
 
-    Nothing else makes a run of the flow successful.
+    Nothing else makes a run of the flow successful. `landed`: see `targets_met`.
     """
-    met = targets_met(until, field, row)
+    met = targets_met(until, field, row, landed=landed)
     if met and met != ["kappa_overflow"]:
         return RESULTS.successful  # pyright: ignore[reportReturnType]
     return RESULTS.kappa_overflow if met else None

@@ -20,6 +20,9 @@ from gflow.record import Record, Row, row_capacity
 from gflow.results import RESULTS
 from gflow.stiff.rosenbrock import Rosenbrock
 
+# How a segment ends whose steps lead nowhere any more: too short to change anything, or arrived.
+_BY_ITSELF = diffrax.RESULTS.dt_min_reached, diffrax.RESULTS.event_occurred
+
 
 class Run:
     """The state of one run on the host.
@@ -113,14 +116,15 @@ class Run:
         if not np.all(np.isfinite(last.state)):
             self.record.drop_nonfinite()
             return RESULTS.not_finite
-        arrived = outcome_at(self.until, self.path.field, last)
+        # A segment whose steps are spent may end on the way to a target, however close to it.
+        landed = any(bool(block.result == result) for result in _BY_ITSELF)
+        arrived = outcome_at(self.until, self.path.field, last, landed=landed)
         return self._stopped_short(block, last, max_steps) if arrived is None else arrived
 
     def _stopped_short(self, block: Block, last: Row, max_steps: int) -> RESULTS | None:
         field = self.path.field
-        results = diffrax.RESULTS.dt_min_reached, diffrax.RESULTS.event_occurred
         # What only the solver took for an arrival is none.
-        stuck = any(bool(block.result == result) for result in results)
+        stuck = any(bool(block.result == result) for result in _BY_ITSELF)
         if self.passage.changes(last, stuck=stuck) and self.num_steps < max_steps:
             return self._restart(self.passage.step)
         if stuck:
