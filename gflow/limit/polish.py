@@ -1,7 +1,7 @@
 """Newton's method on the KKT system, from where the flow has come close.
 
-Among few margins the flow's weights tell the active ones; among many, or where that fails, the
-temperature is first led to 0 (`gflow.limit.cooling`), which tells them. The active set is mended
+The temperature is first led to 0 (`gflow.limit.cooling`), which tells the active margins; where
+that fails at the first temperature, the flow's weights do. The active set is mended
 along the way: a multiplier below zero leaves it, a violated margin joins it, and where its margins
 cannot all be equal, as of more margins than there are dimensions, the largest of them leaves. Steps
 are of minimum norm, since merged or aligned neurons leave a continuum of KKT points, and the
@@ -24,8 +24,6 @@ from gflow.problem import Problem
 _SUPPORT = 1e-3
 # Rank-revealing factors take minutes from here on.
 _LARGE, _SHIFT = 1500, 1e-8
-# Among more margins than this the weights do not tell the active ones.
-FEW_MARGINS = 64
 # After cooling, active margins have all but all of the weight.
 _COOLED = 1e-6
 # Of large systems, seconds each, a few: what is close after cooling needs no more.
@@ -151,29 +149,17 @@ def polish_capped(
     # Measured elsewhere the margin may be positive by its rounding: there is no KKT system at 0.
     if not np.min(problem.margins(layout.unflatten(direction))) > 0:
         return _without_system(problem, layout, direction, weights)
-    large, named = layout.size > _LARGE, None
+    large = layout.size > _LARGE
     most = _FEW_ITERATIONS if large else _MOST_ITERATIONS
-    if len(weights) <= FEW_MARGINS and not large:
-        named = polish(problem, layout, direction, weights, tolerance=tolerance)
-        if named.converged:
-            return named
     cooled = cool(problem, layout, direction, weights, log_kappa)
     if not cooled.sharpness > 0:
-        if named is not None:
-            return named
-        options = {"tolerance": tolerance, "most_iterations": most}
-        return polish(problem, layout, direction, weights, **options)
-    if large and not cooled.sharpness > _SHARP:
-        most = 0
-    found = polish(
-        problem,
-        layout,
-        cooled.direction,
-        cooled.multipliers,
-        support=_COOLED,
-        tolerance=tolerance,
-        most_iterations=most,
-    )
+        start, support = (direction, weights), _SUPPORT
+    else:
+        start, support = (cooled.direction, cooled.multipliers), _COOLED
+        if large and not cooled.sharpness > _SHARP:
+            most = 0
+    options = {"support": support, "tolerance": tolerance, "most_iterations": most}
+    found = polish(problem, layout, *start, **options)
     return dataclasses.replace(found, num_iterations=found.num_iterations + cooled.num_iterations)
 
 

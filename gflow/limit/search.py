@@ -37,7 +37,7 @@ from gflow.limit.dead import with_dead_at_rest
 from gflow.limit.drift import Drift, drift
 from gflow.limit.earned import earned
 from gflow.limit.itinerary import Visit, departure, growth_per_log_kappa
-from gflow.limit.polish import FEW_MARGINS, Polished, polish_again, polish_capped, polish_drifted
+from gflow.limit.polish import Polished, polish_again, polish_capped, polish_drifted
 from gflow.limit.result import Limit, Stage
 from gflow.limit.verdict import is_maximum, verdict
 from gflow.measures import MAX_LOG_KAPPA
@@ -56,6 +56,8 @@ _COLDER = 1
 _CIRCLING_LOGITS, _CIRCLING_PUSH, _MOST_CIRCLING = 1e3, 1e-3, 1500
 # Steps off a saddle, where cooling leads on from anywhere close by.
 _MOST_FROM_SADDLE = 200
+# Fewer margins than this get all steps of a run off a saddle too.
+_FEW_MARGINS = 64
 # In units of log kappa beyond the cap: no flow is followed farther.
 _FARTHEST = 1e5
 # How closely the cap's logits are met; and the most that a start may have, beyond which products of
@@ -269,7 +271,7 @@ class Search:
         """The options of a run: off a saddle, with fewer steps where cooling leads on."""
         data = self.problem.dataset
         options = {**self.options, "max_seconds": self.deadline.left()}
-        if not self.saddles or len(data.x) * max(data.num_outputs - 1, 1) <= FEW_MARGINS:
+        if not self.saddles or len(data.x) * max(data.num_outputs - 1, 1) <= _FEW_MARGINS:
             return options
         return {**options, "max_steps": min(self.options["max_steps"], _MOST_FROM_SADDLE)}
 
