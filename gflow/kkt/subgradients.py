@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from gflow._layout import Layout
 from gflow._programs import compiled
 from gflow._typing import Params
-from gflow.kkt.switches import alone_with, has_kinks, passes, switched_margins
+from gflow.kkt.switches import alive, alone_with, has_kinks, passes, switched_margins
 from gflow.problem import Problem
 
 # Memory for the gradients of single margins, and the most margins they are taken of.
@@ -31,9 +31,8 @@ _MOST_KINKS = 4096
 _PROBE = 1e-7
 _NUM_PROBES = 2
 _JUMP = 1e-3
-# A switch stands on its kink where |v| is below this part of w; where w is below that part of the
-# largest, its neuron is dead and no kink is spoken of.
-_AT_KINK, _DEAD = 1e-9, 1e-6
+# A switch stands on its kink where |v| is below this part of w.
+_AT_KINK = 1e-9
 # Derivatives by sin phi are taken this far within its range, as that of phi is infinite at the end.
 _INSIDE = 1e-6
 _BATCH = 256
@@ -202,8 +201,7 @@ def decided(problem: Problem, layout: Layout, vector: np.ndarray, given: np.ndar
         if np.array_equal(turned, coefficients):
             break
         coefficients = turned
-    alive = scales > _DEAD * scales.max(initial=0.0)
-    return Pattern(coefficients, free, alive, margins)
+    return Pattern(coefficients, free, alive(scales), margins)
 
 
 def _probes(direction: np.ndarray) -> list[np.ndarray]:

@@ -30,14 +30,15 @@ from gflow.flow.outcome import unseparated_result
 from gflow.flow.until import Until
 from gflow.kkt.certificate import Certificate, certify
 from gflow.kkt.curvature import Curvature, curvature
-from gflow.kkt.system import system
+from gflow.kkt.point import KKTPoint
+from gflow.kkt.system import kkt_system
 from gflow.limit.basin import Handover, close
 from gflow.limit.circling import circling
 from gflow.limit.dead import with_dead_at_rest
 from gflow.limit.drift import Drift, drift
 from gflow.limit.earned import earned
 from gflow.limit.itinerary import Visit, departure, growth_per_log_kappa
-from gflow.limit.polish import Polished, polish_again, polish_capped, polish_drifted
+from gflow.limit.polish import polish_again, polish_capped, polish_drifted
 from gflow.limit.result import Limit, Stage
 from gflow.limit.verdict import is_maximum, verdict
 from gflow.measures import MAX_LOG_KAPPA
@@ -142,7 +143,7 @@ class Search:
         self.smooth = True
         self.stages: list[Stage] = list(start.stages)
         self.first, self.goes_on = start.first, start.goes_on
-        self.polished: Polished | None = None
+        self.polished: KKTPoint | None = None
         self.curvature: Curvature | None = None
         self.verdict = "unknown"
         # Which way a saddle was left: decided by rounding; or by errors of the flow.
@@ -275,7 +276,7 @@ class Search:
             return options
         return {**options, "max_steps": min(self.options["max_steps"], _MOST_FROM_SADDLE)}
 
-    def newton(self) -> Polished:
+    def newton(self) -> KKTPoint:
         """Newton's method from where the flow stopped."""
         seconds = time.perf_counter()
         polished = polish_capped(
@@ -285,7 +286,7 @@ class Search:
         self.keep(polished, seconds)
         return polished
 
-    def keep(self, polished: Polished, seconds: float) -> None:
+    def keep(self, polished: KKTPoint, seconds: float) -> None:
         """Records where Newton's method ended."""
         good = polished.converged and polished.residual <= self.tolerance
         self.polished = polished if good else None
@@ -391,14 +392,14 @@ class Search:
         unit = self.layout.unflatten(self.arrived)
         return np.asarray(self.problem.ascent(unit, self.log_cap).weights).ravel()
 
-    def curve(self, polished: Polished) -> Curvature:
+    def curve(self, polished: KKTPoint) -> Curvature:
         """The curvature at the KKT point, dead neurons in the direction in which they arrived or,
         where that would turn, to which they turn.
         """
-        theta, at = polished.theta, polished.system
+        theta, at = polished.theta, polished.linearized
         nearby = theta if theta.size > _MANY else self.near_dead(theta)
         if nearby is not theta:
-            hessian = system(self.problem, self.layout, nearby, polished.multipliers).hessian
+            hessian = kkt_system(self.problem, self.layout, nearby, polished.multipliers).hessian
             at = at._replace(hessian=hessian)
         found = curvature(at, polished.active)
         return with_dead_at_rest(self.problem, self.layout, nearby, polished.multipliers, found)
