@@ -27,11 +27,13 @@ from gflow.kkt.switches import alone_with, switched_margins
 from gflow.problem import Problem
 
 # A coefficient is open where a step of this part of |theta| undoes what it does to F, to first
-# order; worth a closer look where it changes F by less than that part of |theta| times |H|.
+# order. Looked at are those that change F by less than that part of |theta| times |H|.
 _NEXT_TO, _CLOSE = 1e-5, 1e-4
-# H is `I - ...` at unit margin: a change of its entries by less is rounding. Of columns of length
-# 1, what part of them depends on no others.
-_NOTHING, _RANK = 1e-9, 1e-6
+# H is `I - ...` at unit margin: a change of its entries by less is rounding.
+_NOTHING = 1e-9
+# Columns of length 1 depend on each other where a singular value is below this.
+_RANK = 1e-6
+# Switches that are differentiated by side by side, and that one program takes.
 _BATCH, _CHUNK = 64, 256
 
 

@@ -17,7 +17,8 @@ from gflow.kkt.curvature import Curvature
 from gflow.kkt.open_coefficients import OpenSwitches, dependent
 from gflow.kkt.semidefinite import Form, escapes
 
-# Two vectors are multiples of each other, and entries are not zero, to within this part.
+# Two vectors of entries up to 1 are multiples of each other to within this; entries below that part
+# of the largest are rounding.
 _MULTIPLE, _ENTRY = 1e-6, 1e-9
 # A switch turns to second order only where its gradient is below this part of its Hessian.
 _LEVEL = 1e-4

@@ -23,7 +23,8 @@ from gflow._typing import Params
 from gflow.kkt.switches import alive, alone_with, has_kinks, passes, switched_margins
 from gflow.problem import Problem
 
-# Memory for the gradients of single margins, and the most margins they are taken of.
+# Memory for the gradients of single margins; the most margins that they are taken of, the smallest
+# ones; and the most switches by whose coefficients they are differentiated.
 _GRADIENT_BYTES = 2**28
 _MOST_MARGINS = 512
 _MOST_KINKS = 4096
@@ -35,6 +36,7 @@ _JUMP = 1e-3
 _AT_KINK = 1e-9
 # Derivatives by sin phi are taken this far within its range, as that of phi is infinite at the end.
 _INSIDE = 1e-6
+# Switches that are differentiated by side by side.
 _BATCH = 256
 
 
