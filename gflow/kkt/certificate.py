@@ -252,7 +252,7 @@ def _kkt(
         "multipliers": multipliers.reshape(margins.shape),
         "coefficients": found.pattern.coefficients if subgradients.named else None,
         "num_support": int(np.sum(multipliers > 1e-8 * multipliers.max())),
-        "kinks": subgradients.kinks(found.pattern),
+        "kinks": subgradients.examples_at_kink(found.pattern),
         "examined": subgradients.examined,
         **_flow_kkt(problem.degree, point, direction, layout, margins),
     }

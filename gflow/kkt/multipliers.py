@@ -8,8 +8,8 @@ With `mu_ik = lambda_i (sin phi_ik - s_ik)` the gradients' part is linear wherev
 affine in each coefficient, as for the ReLUs of one hidden layer, and then this is a convex problem
 with `-(1 + s_ik) lambda_i <= mu_ik <= (1 - s_ik) lambda_i`. Elsewhere it is linearised about the
 best pattern so far. What is found is evaluated without the linearisation, so that the value
-returned is always one that an admissible pattern has. Interior points give some 6 digits; plain
-least squares on what is not at a bound gives the rest.
+returned is always one that an admissible pattern has. Interior points stop a little
+off the solution; plain least squares on what is not at a bound gives the last digits.
 """
 
 import math

@@ -76,8 +76,15 @@ def multiples(rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 class SecondOrder:
-    """The second-order condition in the coordinates of the eigenvectors at the coefficients of the
-    point.
+    """The second-order condition, in the coordinates of the eigenvectors that belong to the
+    coefficients of the point.
+
+    Attributes:
+        best: ranges of coefficients of which the best counts.
+        rest: ranges of which all ends are needed.
+        free: the projector onto combinations of the best that stationarity leaves open. Shape
+            (b, b), b the number of `best`.
+        blocks: coordinates that the ranges couple; each block is judged by itself.
     """
 
     def __init__(self, switches: OpenSwitches, at_point: Curvature):
@@ -89,18 +96,20 @@ class SecondOrder:
         columns = np.zeros((len(self.basis), 0))
         if self.best:
             columns = np.column_stack([each.column for each in self.best])
-        # Combinations of the best that stationarity leaves open.
         self.free = dependent(columns)
         self.blocks = self.found_blocks()
 
     def found_ranges(self) -> list[Range]:
         """The open switches, those that are multiples of each other together."""
+        # Matrices are compared by their images of two random vectors.
         probes = np.random.default_rng(1).normal(size=(2, len(self.basis)))
         first, second = (self.switches.effects(probe) for probe in probes)
         columns = np.where(self.switches.vanishing[:, None], 0.0, first.columns)
         rows = np.where(self.switches.vanishing[:, None], 0.0, first.rows)
         turned = np.concatenate([first.turned, second.turned, columns], axis=1)
         bent = np.concatenate([first.bent, second.bent, rows], axis=1)
+        # The best counts where D_k and the column are one positive multiple of V_k and its row, and
+        # the switch turns to second order only.
         level = np.linalg.norm(first.rows, axis=1) <= _LEVEL * np.linalg.norm(first.bent, axis=1)
         factor = np.sum(turned * bent, axis=1) / np.maximum(np.sum(bent**2, axis=1), 1e-300)
         apart = np.linalg.norm(turned - factor[:, None] * bent, axis=1)

@@ -141,7 +141,7 @@ class Subgradients:
         counts = lengths > 1e-14 * lengths.max(initial=0.0)
         return columns[counts], places[counts]
 
-    def kinks(self, pattern: Pattern) -> np.ndarray:
+    def examples_at_kink(self, pattern: Pattern) -> np.ndarray:
         """Examples, of those examined, at a kink, with a name or without."""
         named = self.examples[(pattern.free & pattern.alive)[self.examples].any(axis=1)]
         return np.union1d(named, self.unnamed)

@@ -81,26 +81,26 @@ def concluded(newton: KinkedNewton, now: Variables, smoothing: float) -> KKTPoin
     Args:
         now: the solution at `smoothing`.
     """
-    settings, kinks = newton.settings, newton.kinks(now)
+    settings, at_kink = newton.settings, newton.at_kink(now)
     if smoothing > settings.steps.last:
-        return judged(newton, now, smoothing, kinks)
-    exact = newton.exact(now, kinks)
+        return judged(newton, now, smoothing, at_kink)
+    exact = newton.exact(now, at_kink)
     if exact is None:
-        exact = _exact_with_zeros(newton, now, kinks, settings.vanishing)
+        exact = _exact_with_zeros(newton, now, at_kink, settings.vanishing)
     else:
-        exact = _exact_with_zeros(newton, exact, kinks, settings.vanished) or exact
+        exact = _exact_with_zeros(newton, exact, at_kink, settings.vanished) or exact
     if exact is None:
-        return judged(newton, now, smoothing, kinks)
-    return judged(newton, exact, 0.0, kinks)
+        return judged(newton, now, smoothing, at_kink)
+    return judged(newton, exact, 0.0, at_kink)
 
 
 def unfinished(newton: KinkedNewton, now: Variables, smoothing: float) -> KKTPoint:
     """What a path ended with, where that is no KKT point at kinks."""
-    return judged(newton, now, smoothing, newton.kinks(now))
+    return judged(newton, now, smoothing, newton.at_kink(now))
 
 
 def _exact_with_zeros(
-    newton: KinkedNewton, now: Variables, kinks: np.ndarray, below: float
+    newton: KinkedNewton, now: Variables, at_kink: np.ndarray, below: float
 ) -> Variables | None:
     """The solution at smoothing 0 without the small weights that some kinks depend on alone; None
     where there are none.
@@ -113,7 +113,7 @@ def _exact_with_zeros(
         below: weights below this part of the largest are small.
     """
     no_part = newton.settings.no_part
-    at = newton.linearized(now, newton.settings.steps.last, np.flatnonzero(kinks))
+    at = newton.linearized(now, newton.settings.steps.last, np.flatnonzero(at_kink))
     assert at.switches is not None
     rows = np.abs(at.switches.rows)
     small = np.abs(now.theta) <= below * np.abs(now.theta).max()
@@ -122,30 +122,30 @@ def _exact_with_zeros(
     vanishing = small & np.any(rows[on_small] > 0, axis=0)
     if not vanishing.any():
         return None
-    return newton.exact(now._replace(theta=np.where(vanishing, 0.0, now.theta)), kinks)
+    return newton.exact(now._replace(theta=np.where(vanishing, 0.0, now.theta)), at_kink)
 
 
-def judged(newton: KinkedNewton, now: Variables, smoothing: float, kinks: np.ndarray) -> KKTPoint:
+def judged(newton: KinkedNewton, now: Variables, smoothing: float, at_kink: np.ndarray) -> KKTPoint:
     """A point with these kinks, and whether it is a KKT point.
 
     Args:
         smoothing: at which it was found; NaN where it was not.
-        kinks: the switches taken to stand on their kinks. Shape (n, s).
+        at_kink: the switches taken to stand on their kinks. Shape (n, s).
     """
     slack, zero = newton.settings.slack, newton.settings.zero
     theta = np.where(np.abs(now.theta) < zero * np.abs(now.theta).max(), 0.0, now.theta)
     active = now.multipliers > slack * now.multipliers.max()
     last = Variables(theta, np.where(active, now.multipliers, 0.0), now.angles)
-    at = newton.linearized(last, smoothing, np.flatnonzero(kinks))
+    at = newton.linearized(last, smoothing, np.flatnonzero(at_kink))
     residual = active_residual(at.stationarity, at.margins, theta, active)
     assert at.switches is not None
     values, scales = at.switches.values, at.switches.scales
     if smoothing == 0:  # at the others it is cos phi that is 0: they have turned
-        kinks = kinks & (np.abs(values) < slack * scales)
-        at = newton.linearized(last, smoothing, np.flatnonzero(kinks))
+        at_kink = at_kink & (np.abs(values) < slack * scales)
+        at = newton.linearized(last, smoothing, np.flatnonzero(at_kink))
     pushing = newton.pushing(last.multipliers, smoothing)[:, None]
-    wrong = (np.sin(now.angles) * values < -slack * scales) & pushing & ~kinks & alive(scales)
-    beyond = np.abs(now.angles[kinks]) > np.pi / 2 - 1e-9
+    wrong = (np.sin(now.angles) * values < -slack * scales) & pushing & ~at_kink & alive(scales)
+    beyond = np.abs(now.angles[at_kink]) > np.pi / 2 - 1e-9
     right = not wrong.any() and not beyond.any() and at.margins.min() > 1 - slack
     return KKTPoint(
         theta=theta,
@@ -157,5 +157,5 @@ def judged(newton: KinkedNewton, now: Variables, smoothing: float, kinks: np.nda
         system=at,
         smoothing=smoothing,
         coefficients=np.sin(now.angles),
-        at_kink=kinks,
+        at_kink=at_kink,
     )

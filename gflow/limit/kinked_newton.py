@@ -57,7 +57,7 @@ class KinkedNewton:
         pushes = multipliers > share * multipliers.max()
         return pushes.reshape(-1, self.per_example).any(axis=1)
 
-    def kinks(self, variables: Variables) -> np.ndarray:
+    def at_kink(self, variables: Variables) -> np.ndarray:
         """Switches of examples that push which stand between their two sides. Shape (n, s)."""
         last = self.settings.steps.last
         turned = np.abs(np.sin(variables.angles)) < 1 - 1e-7
@@ -83,33 +83,33 @@ class KinkedNewton:
 
         return continued(solve, variables, smoothing, self.settings.steps.starting_by(factor))
 
-    def exact(self, variables: Variables, kinks: np.ndarray) -> Variables | None:
+    def exact(self, variables: Variables, at_kink: np.ndarray) -> Variables | None:
         """The solution at smoothing 0 with these kinks, or None."""
-        return self.solve(variables, 0.0, kinks)
+        return self.solve(variables, 0.0, at_kink)
 
     def solve(
         self,
         variables: Variables,
         smoothing: float,
-        kinks: np.ndarray | None = None,
+        at_kink: np.ndarray | None = None,
         anchor: Anchor = FREE,
     ) -> Variables | None:
         """Newton's method at one smoothing: its solution, or None.
 
         Args:
-            kinks: at smoothing 0, the switches that stand on their kinks. Shape (n, s).
+            at_kink: at smoothing 0, the switches that stand on their kinks. Shape (n, s).
             anchor: of a step of the flow.
         """
-        goal, most = self._goal(smoothing, kinks, anchor)
+        goal, most = self._goal(smoothing, at_kink, anchor)
         last = math.inf
         for iteration in range(most + 1):
-            variables, index, residuals = self._placed(variables, smoothing, kinks)
+            variables, index, residuals = self._placed(variables, smoothing, at_kink)
             equations = ComplementaritySystem(
                 residuals, variables, smoothing, index, self.strength, anchor, self.settings
             )
             error = equations.error
             # Next to the largest feasible radius theta is long, and rounding is all that is left.
-            stalled = kinks is not None and 0.5 * last <= error <= self.settings.rounded
+            stalled = at_kink is not None and 0.5 * last <= error <= self.settings.rounded
             if error <= goal or stalled:
                 return variables
             if iteration == most or not np.isfinite(error):
@@ -122,25 +122,25 @@ class KinkedNewton:
         return None
 
     def _goal(
-        self, smoothing: float, kinks: np.ndarray | None, anchor: Anchor
+        self, smoothing: float, at_kink: np.ndarray | None, anchor: Anchor
     ) -> tuple[float, int]:
         """The error to be reached, and the iterations at most."""
         settings = self.settings
-        if kinks is not None:
+        if at_kink is not None:
             return min(settings.goal_exact, self.tolerance), settings.most_exact
         free = math.isinf(anchor.length)
         most = settings.most_iterations if free else settings.most_in_step
         return settings.goal * smoothing + 1e-10, most
 
     def _placed(
-        self, variables: Variables, smoothing: float, kinks: np.ndarray | None
+        self, variables: Variables, smoothing: float, at_kink: np.ndarray | None
     ) -> tuple[Variables, np.ndarray, Residuals]:
         """The point with its switches in place, the unknown ones of them, and the equations."""
         at = self.residuals(variables, smoothing)
-        unknown = self._unknown(variables, at, smoothing) if kinks is None else kinks
+        unknown = self._unknown(variables, at, smoothing) if at_kink is None else at_kink
         settled = np.arctan2(at.values, smoothing * at.scales)
         angles = np.where(at.alive & ~unknown, settled, variables.angles)
-        if kinks is None:
+        if at_kink is None:
             width = self.settings.astray_widths * smoothing * at.scales
             astray = unknown & (np.sin(variables.angles) * at.values < -width)
             angles = np.where(astray, 0.0, angles)

@@ -47,7 +47,8 @@ def polish_capped(
         what was found, not converged where it is no KKT point. `num_iterations` counts the systems
         of cooling too.
     """
-    # Measured elsewhere the margin may be positive by its rounding: there is no KKT system at 0.
+    # A margin of 0 may be positive by the rounding of the program that measured it before. There is
+    # no KKT system where this one says otherwise.
     if not np.min(problem.margins(layout.unflatten(direction))) > 0:
         return _without_system(problem, layout, direction, weights)
     newton, large = settings.newton, layout.size > settings.sizes.factored
@@ -136,24 +137,34 @@ def polish(
     most = newton.most_iterations if most_iterations is None else most_iterations
     active = weights > (newton.flow_support if support is None else support) * weights.max()
     start = at_unit_margin(problem, layout, direction, np.where(active, weights, 0.0))
-    now, share, errors = _Iterate(start.theta, start.multipliers, active), 1.0, []
+    now = _Iterate(start.theta, start.multipliers, active)
+    found = _iterated(problem, layout, now, tolerance, most, settings)
+    return _refined(problem, layout, found, settings)
+
+
+def _iterated(
+    problem: Problem,
+    layout: Layout,
+    now: _Iterate,
+    tolerance: float,
+    most: int,
+    settings: RefineSettings,
+) -> KKTPoint:
+    """Newton steps and mended active sets in turn, until nothing is to be mended."""
+    newton, share, before = settings.newton, 1.0, np.inf
     for iteration in itertools.count():
         at = kkt_system(problem, layout, now.theta, now.multipliers, sizes=settings.sizes)
         error = now.error(at)
-        errors = [*errors[-1:], error]
         # Where second derivatives jump, as those of ReLU^2, whole steps may go to and fro.
-        stalls = len(errors) > 1 and error > 0.5 * errors[0]
+        stalls = error > 0.5 * before
         share = max(0.5 * share, newton.shortest_share) if stalls else 1.0
         close = error <= min(newton.aim, tolerance)
         close |= stalls and error <= min(newton.rounded, tolerance)
         mended = _mended(at.margins, now, newton) if close else now.active
         if mended is None or iteration == most or not np.isfinite(error):
-            found = KKTPoint(*now, error, mended is None, iteration, at)
-            return _refined(problem, layout, found, settings)
-        if mended is now.active:
-            now = _stepped(at, now, share, settings)
-        else:
-            now = now.with_active(mended)
+            return KKTPoint(*now, error, mended is None, iteration, at)
+        stepping, before = mended is now.active, error
+        now = _stepped(at, now, share, settings) if stepping else now.with_active(mended)
     raise AssertionError  # the loop has no end of its own
 
 
