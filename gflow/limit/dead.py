@@ -25,7 +25,7 @@ from gflow.problem import Problem
 # belongs to the same neurons where they hold this share of its square.
 _BELONGS, _MOSTLY = 1e-6, 0.99
 # Turning ends at this speed, in radians per unit of time, or after so long; it is integrated to
-# these tolerances, which only its end has to meet.
+# these tolerances, relative and absolute, as only where it ends matters.
 _AT_REST, _LONGEST, _RELATIVE, _ABSOLUTE = 1e-6, 1e4, 1e-6, 1e-9
 # How far a direction that is itself at rest, but not stably, is pushed off to begin with.
 _PUSH = 1e-2
