@@ -94,7 +94,9 @@ def drift(
 
 
 class _SmoothNewton(KinkedNewton):
-    """Newton's method for the equations of a step of a smooth problem, which has no switches."""
+    """Newton's method for the equations of a step of a smooth problem, which has no switches, with
+    the programs that Newton's method on the KKT system has compiled already.
+    """
 
     def residuals(self, variables: Variables, smoothing: float) -> Residuals:
         """The KKT system at a point, without derivatives."""
