@@ -87,7 +87,7 @@ def evidence(limit) -> dict[str, Any]:
     """What the bars ask of a limit."""
     kinks, polished = limit.kinks, limit.polished
     point = polished if kinks is None else kinks
-    margins = polished.system.margins if kinks is None else kinks.equations.margins
+    margins = (polished if kinks is None else kinks).system.margins
     multipliers = point.multipliers[point.active]
     return {
         "margin": limit.margin,

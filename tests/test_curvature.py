@@ -6,7 +6,11 @@ from scipy.stats import ortho_group
 
 from gflow.kkt import curvature as module
 from gflow.kkt.curvature import curvature
-from gflow.kkt.system import System
+from gflow.kkt.settings import Sizes
+from gflow.kkt.system import KKTSystem
+
+# Every system is a large one.
+LARGE = Sizes(factored=0)
 
 SIZE, ACTIVE = 200, 12
 BULK = np.linspace(0.3, 1.5, SIZE)
@@ -20,7 +24,7 @@ SPECTRA = {
 }
 
 
-def made(spectrum, symmetric: bool, repeated: bool) -> tuple[System, np.ndarray]:
+def made(spectrum, symmetric: bool, repeated: bool) -> tuple[KKTSystem, np.ndarray]:
     """A KKT system whose flow on the tangent space has these eigenvalues, among others."""
     generator = np.random.default_rng(5)
     basis = ortho_group.rvs(SIZE, random_state=7)
@@ -40,19 +44,18 @@ def made(spectrum, symmetric: bool, repeated: bool) -> tuple[System, np.ndarray]
     if repeated:
         slopes, gradients = np.vstack([slopes, slopes[:1]]), np.vstack([gradients, gradients[:1]])
     margins = np.ones(len(slopes))
-    return System(np.zeros(SIZE), margins, hessian, slopes, gradients), margins > 0
+    return KKTSystem(np.zeros(SIZE), margins, hessian, slopes, gradients), margins > 0
 
 
 @pytest.mark.parametrize("repeated", [False, True])
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("name", SPECTRA)
-def test_none_is_overlooked(monkeypatch, name, symmetric, repeated):
+def test_none_is_overlooked(name, symmetric, repeated):
     spectrum = np.sort(SPECTRA[name])
     at, active = made(spectrum, symmetric, repeated)
     whole = curvature(at, active)
     np.testing.assert_allclose(whole.values[: len(spectrum)], spectrum, atol=1e-9)
-    monkeypatch.setattr(module, "_LARGE", 0)
-    few = curvature(at, active)
+    few = curvature(at, active, sizes=LARGE)
     assert len(few.values) < len(whole.values)
     negative = whole.values < -whole.tolerance
     assert few.unstable.sum() == negative.sum()
@@ -70,8 +73,7 @@ def test_none_is_overlooked(monkeypatch, name, symmetric, repeated):
 
 def test_where_none_is_found_all_are_computed(monkeypatch):
     at, active = made([-0.5, 0.01], True, False)
-    monkeypatch.setattr(module, "_LARGE", 0)
     monkeypatch.setattr(module, "_smallest", lambda *_: None)
-    found = curvature(at, active)
+    found = curvature(at, active, sizes=LARGE)
     assert len(found.values) == SIZE - ACTIVE
     assert found.values[0] == pytest.approx(-0.5)

@@ -11,7 +11,7 @@ import gflow
 from gflow import losses, networks, perturbations
 from gflow._layout import Layout
 from gflow.kkt.curvature import curvature
-from gflow.kkt.system import system
+from gflow.kkt.system import kkt_system
 from gflow.limit.dead import turned, with_dead_at_rest
 
 DIM = 4
@@ -86,7 +86,7 @@ def test_it_turns_to_where_it_grows_fastest_nearby(limits, width):
         params = beside(limit, weight / np.linalg.norm(weight), generator.choice([-1, 1]))
         layout = Layout.of(params)
         theta, multipliers = np.asarray(layout.flatten(params)), limit.polished.multipliers
-        at = system(wide, layout, theta, multipliers)
+        at = kkt_system(wide, layout, theta, multipliers)
         before = curvature(at, limit.polished.active)
         own = np.flatnonzero(np.abs(theta) < 1e-10)
         in_own = np.sum(before.vectors[own] ** 2, axis=0) > 0.99
@@ -120,9 +120,9 @@ def test_derivatives_that_underflow_at_a_dead_neuron_are_0():
     def at(size):
         params = np.stack([alive, size * dead]), np.array([[0.7, size]])
         layout = Layout.of(params)
-        return system(trained, layout, np.asarray(layout.flatten(params)), np.ones(4))
+        return kkt_system(trained, layout, np.asarray(layout.flatten(params)), np.ones(4))
 
-    for lost, near in zip(at(1e-200), at(0.0), strict=True):
+    for lost, near in zip(at(1e-200)[:5], at(0.0)[:5], strict=True):
         np.testing.assert_array_equal(lost, near)
     small = at(1e-50)
     np.testing.assert_allclose(at(1e-200).slopes, small.slopes, atol=1e-12)

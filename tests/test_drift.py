@@ -1,5 +1,7 @@
 """The slow flow at infinite kappa: to the rest point that Newton's method or SciPy reaches."""
 
+import dataclasses
+import functools
 import math
 
 import jax
@@ -15,6 +17,7 @@ from gflow._layout import Layout
 from gflow.limit import drift as module
 from gflow.limit.drift import drift
 from gflow.limit.polish import polish, polish_drifted
+from gflow.limit.settings import REFINE
 
 CAP = math.log(1e3)
 
@@ -121,11 +124,10 @@ def test_a_spent_budget_and_a_failing_step_are_told_apart(monkeypatch):
     start = network.init(0)
     unit, weights = handover(problem, start, 1e-1)
     layout = Layout.of(start)
-    monkeypatch.setattr(module, "_MOST_STEPS", 2)
-    short = drift(problem, layout, unit, weights)
+    few = dataclasses.replace(REFINE.drift, most_steps=2)
+    short = drift(problem, layout, unit, weights, settings=few)
     assert not short.rests and not short.stuck and short.num_steps <= 2
-    monkeypatch.setattr(module, "_MOST_STEPS", 100)
-    monkeypatch.setattr(module._SmoothPath, "correct", lambda *_, **__: None)
+    monkeypatch.setattr(module._SmoothNewton, "solve", lambda *_, **__: None)
     stuck = drift(problem, layout, unit, weights)
     assert stuck.stuck and not stuck.rests and stuck.num_steps == 0
 
@@ -168,7 +170,8 @@ def test_scipy_reproduces_the_drift(drifting):
 def test_a_drift_that_does_not_end_is_an_outcome(drifting, monkeypatch):
     """The budget of its steps spent on the way: no success, and the speed is that of the flow."""
     problem, start = drifting
-    monkeypatch.setattr(module, "_MOST_STEPS", 20)
+    few = dataclasses.replace(REFINE.drift, most_steps=20)
+    monkeypatch.setattr("gflow.limit.search.drift", functools.partial(drift, settings=few))
     limit = gflow.find_limit(problem, start, throw=False)
     assert limit.result_name == "drifting" and not limit.successful
     assert limit.verdict == "unknown" and "drift" in limit.message

@@ -21,7 +21,7 @@ FLOORS = [
         "_description",
         "_interior",
         "_layout",
-        "_least_norm",
+        "_minimum_norm",
         "_numerics",
         "_signatures",
         "progress",

@@ -17,13 +17,14 @@ import gflow
 from gflow import losses, networks, perturbations
 from gflow._layout import Layout
 from gflow.kkt.curvature import curvature, kinked_curvature
-from gflow.kkt.kinked_equations import Point
-from gflow.kkt.kinked_path import Path
-from gflow.kkt.kinked_step import Anchor
-from gflow.kkt.kinks import Kinks
+from gflow.kkt.point import KKTPoint
 from gflow.kkt.switches import smoothed
-from gflow.kkt.system import system
-from gflow.limit.following import start_at
+from gflow.kkt.system import kkt_system
+from gflow.kkt.variables import Variables
+from gflow.limit.complementarity import Anchor
+from gflow.limit.following import follow, start_at
+from gflow.limit.kinked_newton import KinkedNewton
+from gflow.limit.settings import REFINE
 from gflow.limit.sliding import slide
 from gflow.networks import Convolution, Dense, MaxPool
 from gflow.reference import largest_feasible_radius
@@ -146,11 +147,8 @@ def test_margin_does_not_rise_around_a_maximum_at_kinks(name):
 @functools.cache
 def limit_slopes(limit):
     """Gradients of the active margins and of the values at kinks: rows of the Jacobian."""
-    kinks = limit.kinks
-    size, count = kinks.theta.size, kinks.multipliers.size
-    at_kinks = np.arange(size + count, size + count + np.count_nonzero(kinks.at_kink))
-    used = np.concatenate([size + np.flatnonzero(kinks.active), at_kinks])
-    return np.asarray(kinks.equations.jacobian)[used, :size]
+    at = limit.kinks.system
+    return np.concatenate([at.slopes[limit.kinks.active], at.switches.rows])
 
 
 @pytest.mark.parametrize("name", ["wedge", "clean"])
@@ -159,12 +157,12 @@ def test_curvature_at_kinks_is_the_limit_of_the_smoothed_ones(name):
     kinks, smoothing = limit.kinks, 1e-5
     problem, layout = relu_problem(data, len(limit.direction[0])), Layout.of(limit.direction)
     angles = np.arcsin(kinks.coefficients)
-    exact = Point(kinks.theta, kinks.multipliers, angles)
-    near = Path(problem, layout, kinks.multipliers.max()).correct(exact, smoothing)
+    exact = Variables(kinks.theta, kinks.multipliers, angles)
+    near = KinkedNewton(problem, layout, kinks.multipliers.max()).solve(exact, smoothing)
     assert near is not None
-    at = system(smoothed(problem, smoothing), layout, near.theta, near.multipliers)
+    at = kkt_system(smoothed(problem, smoothing), layout, near.theta, near.multipliers)
     # The path goes on until 1e-2 mu is left.
-    assert np.linalg.norm(at.residual) < smoothing
+    assert np.linalg.norm(at.stationarity) < smoothing
     assert 0 < np.linalg.norm(near.theta - kinks.theta) < 100 * smoothing
     expected = curvature(at, kinks.active).values
     values = kinked_curvature(kinks).values
@@ -288,8 +286,10 @@ def test_a_search_that_is_lost_after_a_saddle_returns_to_it(all_unstable, monkey
 
 
 def test_search_that_fails_at_kinks_says_so_and_names_them(monkeypatch):
-    for name in ("_MOST_ITERATIONS", "_MOST_IN_STEP"):
-        monkeypatch.setattr(f"gflow.kkt.kinked_path.{name}", 0)
+    none = dataclasses.replace(REFINE.smoothing, most_iterations=0, most_in_step=0)
+    settings = dataclasses.replace(REFINE, smoothing=none)
+    monkeypatch.setattr("gflow.limit.kinked.follow", functools.partial(follow, settings=none))
+    monkeypatch.setattr("gflow.limit.kinked.slide", functools.partial(slide, settings=settings))
     trained, start = relu_problem(wedge(), 2), wedge_start()
     limit = gflow.find_limit(trained, start, throw=False)
     assert limit.result_name == "not_at_kink" and limit.verdict == "unknown"
@@ -330,11 +330,11 @@ def test_sliding_ends_where_the_flow_does():
 def test_a_sliding_step_is_one_of_implicit_euler(length):
     data = wedge()
     trained, layout, start = sliding_start(data)
-    path = Path(trained, layout, start.multipliers.max())
+    newton = KinkedNewton(trained, layout, start.multipliers.max())
     anchor = Anchor(start.theta, length)
-    top = path.correct(start, 0.02, anchor=anchor)
+    top = newton.solve(start, 0.02, anchor=anchor)
     assert top is not None
-    end, smoothing = path.lower(top, 0.02, 0.3, anchor)
+    end, smoothing = newton.lowered(top, 0.02, 0.3, anchor)
     assert smoothing <= 1e-6
     coefficients = np.sin(end.angles)
     params = tuple(np.asarray(leaf) for leaf in layout.unflatten(end.theta))
@@ -402,7 +402,7 @@ def test_attacked_networks_end_at_kinks(attack):
 def test_many_kinks_are_shown_in_few_lines(own_words):
     generator = np.random.default_rng(0)
     shape = (200, 64)
-    kinks = Kinks(
+    kinks = KKTPoint(
         theta=generator.normal(size=5000),
         multipliers=np.ones(200),
         active=np.ones(200, bool),
@@ -412,7 +412,7 @@ def test_many_kinks_are_shown_in_few_lines(own_words):
         residual=3e-16,
         converged=True,
         num_iterations=7,
-        equations=None,  # not shown
+        system=None,  # not shown
     )
     lines = repr(kinks).splitlines()
     assert str(kinks) == repr(kinks) and len(lines) <= 10 and max(map(len, lines)) < 120

@@ -10,7 +10,7 @@ from scipy.optimize import nnls
 import gflow
 from gflow import losses, networks, perturbations
 from gflow.kkt.curvature import curvature
-from gflow.kkt.system import System
+from gflow.kkt.system import KKTSystem
 from gflow.limit.finding import check_options
 
 DATA = gflow.datasets.gaussian(40, 5, gap=0.5, seed=0)
@@ -193,7 +193,7 @@ def test_curvature_is_that_of_the_constrained_problem(oblique):
     project = np.eye(size) - gradient.T @ slope / float((slope @ gradient.T).item())
     expected = np.linalg.eigvals(project @ hessian @ null_space(slope) @ null_space(slope).T)
     expected = np.sort(expected.real[np.abs(expected) > 1e-9])
-    at = System(np.zeros(size), np.ones(1), hessian, slope, gradient)
+    at = KKTSystem(np.zeros(size), np.ones(1), hessian, slope, gradient)
     found = curvature(at, np.array([True]))
     assert found.symmetric is not oblique
     np.testing.assert_allclose(found.values, expected, rtol=1e-9)

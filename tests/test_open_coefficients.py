@@ -271,3 +271,58 @@ def test_combinations_of_columns_that_vanish_are_found_whatever_their_lengths():
     np.testing.assert_allclose(columns @ free, 0, atol=1e-9)
     np.testing.assert_allclose(free @ free, free, atol=1e-12)
     assert free[4, 4] == pytest.approx(1) and not free[2].any()
+
+
+def gated(params, x):
+    """`sum_j w_j x_j + w_4 x_0 x_1`, w = u^2 - v^2: not linear in x, so that frozen signs pull
+    otherwise than the margin changes."""
+    w = params[0] ** 2 - params[1] ** 2
+    return w[:4] @ x + w[4] * x[0] * x[1]
+
+
+GATED, RADIUS = networks.custom(gated, degree=2, num_inputs=4, num_outputs=1), 0.1
+
+
+def gated_limit(signal, weight, escape=False):
+    """Two examples speak through x_0 and two through x_3; where x_1 = -1, `w_0 - w_4` is attacked
+    and comes to rest on its kink. x_2 is `signal` times the label, and u_2 begins at `weight`.
+    """
+    y = np.array([1.0, -1.0, 1.0, -1.0])
+    x = np.array([[1, 1, 0, 0], [-1, 1, 0, 0], [0, -1, 0, 1], [0, -1, 0, -1.0]])
+    x[:, 2] = signal * y
+    attack = perturbations.fgsm(RADIUS)
+    problem = gflow.Problem(
+        GATED, gflow.Dataset(x, y), loss=losses.exponential(), perturbation=attack
+    )
+    start = np.array([0.5, 0.3, weight, 0.5, 0.4]), np.array([0.1, 0.28, 0.0, 0.1, 0.05])
+    return gflow.find_limit(problem, start, escape=escape, throw=False)
+
+
+@pytest.mark.parametrize(
+    ("signal", "verdict"),
+    [(0.3, "strict maximum"), (0.4, "depends on coefficients at kinks"), (0.7, "saddle")],
+)
+def test_where_the_system_is_not_symmetric_all_ends_must_be_stable(signal, verdict):
+    # u_2 = v_2 = 0: the signs of w_2, one for all examples, have no say in stationarity. With the
+    # sign s there u_2 decays at the rate 1 - 2 S (signal - s radius), S the sum of the multipliers:
+    # stable at both ends, at one, or at none.
+    limit = gated_limit(signal, 0.0)
+    kinks, curvature = limit.kinks, limit.curvature
+    assert kinks.converged and not curvature.symmetric and limit.verdict == verdict
+    pull = kinks.multipliers.sum()
+    rates = [1 - 2 * pull * (signal - end * RADIUS) for end in (-1, 1)]
+    assert sum(rate > 0 for rate in rates) == {"strict maximum": 2, "saddle": 0}.get(verdict, 1)
+    assert curvature.values[0] == pytest.approx(min(rates), abs=1e-6)
+    # On the kink of w_0 - w_4 the coefficient is not open.
+    inside = np.abs(kinks.coefficients) < 0.99
+    assert kinks.at_kink[2:, 0].all() and inside[2:, 0].all()
+    undecided = [(example, 2) for example in range(4)] if verdict.startswith("depends") else []
+    assert [place for place in curvature.undecided if place[1] == 2] == undecided
+
+
+def test_a_weight_beside_zero_ends_as_the_ends_say():
+    ends = {signal: gated_limit(signal, 0.05, escape=True) for signal in (0.3, 0.7)}
+    assert all(limit.successful for limit in ends.values())
+    stays, leaves = (predictor(limit) for limit in ends.values())
+    assert stays[2] == 0 and abs(leaves[2]) > 0.1
+    assert ends[0.7].margin > 1.1 * ends[0.3].margin

@@ -37,10 +37,11 @@ from gflow.validation import check_start
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """What can be said of a point with certainty.
+    """Margins and KKT residuals of a point, computed from the point alone.
 
-    All of it belongs to the point's direction but `smoothed_margin` and what is computed with the
-    flow's own multipliers: `flow_stationarity`, `kkt_epsilon`, `kkt_delta` and `cosine`.
+    They belong to the point's direction u; only `smoothed_margin` and what is computed with the
+    flow's own multipliers (`flow_stationarity`, `kkt_epsilon`, `kkt_delta` and `cosine`) depend on
+    its norm too.
     Where the examples are not separated (`separated` is False) there is no KKT system, and the
     quantities that belong to it are NaN.
 
@@ -73,10 +74,9 @@ class Certificate:
         multipliers: lambda, in the shape of the margins, by non-negative least squares on
             stationarity and complementarity together.
         coefficients: `sin phi` of every switch (`gflow.kkt.switches`), with which the gradients
-        above
-            are taken: its sign off the kink, and at it the number in [-1, 1] that suits best. A
-            ReLU has the slope `(1 + sin phi)/2`, a sign is `sin phi`. Shape (n, s); None where the
-            problem has no kinks with names, or there is no KKT system.
+            above are taken: its sign off the kink, and at it the number in [-1, 1] that makes the
+            two residuals smallest. A ReLU has the slope `(1 + sin phi)/2`, a sign is `sin phi`.
+            Shape (n, s); None where the problem has no kinks with names, or there is no KKT system.
         flow_stationarity: the same residual with the flow's own multipliers, `min_c |u - c h|`,
             `h = sum_i p_i grad q_i(u)`, p the weights of the loss at the point's norm.
         kkt_epsilon, kkt_delta: the (epsilon, delta)-KKT condition that the point satisfies, with
@@ -198,8 +198,8 @@ def _checked_coefficients(problem: Problem, coefficients: Any) -> np.ndarray:
     return given
 
 
-class _Point(eqx.Module):
-    """A point in the terms of its direction."""
+class _Examined(eqx.Module):
+    """What one program computes of a point: at its direction, with the weights at its own norm."""
 
     direction: Params
     measures: PointMeasures
@@ -211,12 +211,12 @@ class _Point(eqx.Module):
 
 
 @compiled
-def _examine(problem: Problem, params: Params) -> _Point:
+def _examine(problem: Problem, params: Params) -> _Examined:
     direction, length = unit(params)
-    # Weights and smoothed margin no longer change up there.
+    # Beyond that kappa weights and smoothed margin no longer change.
     log_kappa = jnp.minimum(problem.degree * jnp.log(length), MAX_LOG_KAPPA)
     ascent = problem.ascent(direction, log_kappa)
-    return _Point(
+    return _Examined(
         direction,
         measure_ascent(problem, direction, log_kappa, ascent),
         ascent.margins,
@@ -236,7 +236,7 @@ def _no_kkt(shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _kkt(
-    problem: Problem, point: _Point, margins: np.ndarray, hint: np.ndarray | None
+    problem: Problem, point: _Examined, margins: np.ndarray, hint: np.ndarray | None
 ) -> dict[str, Any]:
     layout = Layout.of(point.direction)
     direction = np.asarray(layout.flatten(point.direction))
@@ -252,7 +252,7 @@ def _kkt(
         "multipliers": multipliers.reshape(margins.shape),
         "coefficients": found.pattern.coefficients if subgradients.named else None,
         "num_support": int(np.sum(multipliers > 1e-8 * multipliers.max())),
-        "kinks": subgradients.kinks(found.pattern),
+        "kinks": subgradients.examples_at_kink(found.pattern),
         "examined": subgradients.examined,
         **_flow_kkt(problem.degree, point, direction, layout, margins),
     }
@@ -269,7 +269,7 @@ def _total_stationarity(
 
 
 def _flow_kkt(
-    degree: float, point: _Point, direction: np.ndarray, layout: Layout, margins: np.ndarray
+    degree: float, point: _Examined, direction: np.ndarray, layout: Layout, margins: np.ndarray
 ) -> dict[str, float]:
     """The residuals with the flow's own multipliers."""
     ascent = np.asarray(layout.flatten(point.ascent))

@@ -16,19 +16,9 @@ import numpy as np
 from scipy.linalg import eig, eigh, lu_factor, lu_solve, null_space
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
 
-from gflow.kkt.kinks import Kinks
-from gflow.kkt.system import System
-
-_RANK = 1e-10
-_SYMMETRIC = 1e-9
-# Beyond this many parameters some eigenvalues only: so many nearest to a point on the left of 0, so
-# that with however many zeros there those between -0.02 and 0 are among them; and so few leftmost
-# ones, to within some error.
-_LARGE, _COUNT, _ASIDE, _FEW, _ERROR = 1500, 16, 1e-2, 3, 3e-3
-_AWAY, _RESTARTS = 10.0, 50
-# At kinks: the stiffness that stands for an infinite one, in a symmetric matrix and in a pencil;
-# and what counts as a zero beside it.
-_STIFF, _STIFFER, _STIFF_TOLERANCE = 1e7, 1e8, 1e-5
+from gflow.kkt.point import KKTPoint
+from gflow.kkt.settings import CURVATURE, SIZES, CurvatureSettings, Sizes
+from gflow.kkt.system import KKTSystem
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,45 +62,62 @@ class Curvature:
         return np.abs(self.values) <= self.tolerance
 
 
-def curvature(at: System, active: np.ndarray, *, tolerance: float = 1e-7) -> Curvature:
-    """The eigenvalues at a KKT point; see above. Costs O(P^3).
+def curvature(
+    at: KKTSystem,
+    active: np.ndarray,
+    *,
+    tolerance: float = 1e-7,
+    sizes: Sizes = SIZES,
+    settings: CurvatureSettings = CURVATURE,
+) -> Curvature:
+    """The eigenvalues at a KKT point off kinks; see above. Costs O(P^3).
 
-    Beyond 1500 parameters only the 16 nearest to -0.01 are sought, and a few to the left of them,
-    by Arnoldi's method.
+    Beyond `sizes.factored` parameters only the 16 nearest to -0.01 are sought, and a few to the
+    left of them, by Arnoldi's method; where it finds none, all.
 
     Args:
         at: the KKT system at the point.
         active: its active margins. Shape (m,).
         tolerance: of a zero, relative to the largest entry of H, or to 1 if that is more.
     """
-    few = _smallest(at, active, tolerance) if len(at.residual) > _LARGE else None
-    if few is not None:
-        return few
-    tangent = null_space(at.slopes[active], rcond=_RANK)
+    large = len(at.stationarity) > sizes.factored
+    few = _smallest(at, active, tolerance, settings) if large else None
+    return _all(at, active, tolerance, settings) if few is None else few
+
+
+def _all(
+    at: KKTSystem, active: np.ndarray, tolerance: float, settings: CurvatureSettings
+) -> Curvature:
+    """All eigenvalues, in bases of the tangent space and of what the gradients do not reach."""
+    tangent = null_space(at.slopes[active], rcond=settings.rank)
     scale = max(1.0, float(np.abs(at.hessian).max()))
     across = np.abs(at.slopes[active] - at.gradients[active]).max(initial=0.0)
     size = np.abs(at.gradients[active]).max(initial=1.0)
     asymmetry = np.abs(at.hessian - at.hessian.T).max() / scale
-    symmetric = bool(across <= _SYMMETRIC * size and asymmetry <= _SYMMETRIC)
+    symmetric = bool(across <= settings.symmetric * size and asymmetry <= settings.symmetric)
     if symmetric:
         values, small = _spectrum(tangent.T @ at.hessian @ tangent, None, symmetric)
     else:
-        normal = null_space(at.gradients[active], rcond=_RANK)
+        normal = null_space(at.gradients[active], rcond=settings.rank)
         values, small = _spectrum(normal.T @ at.hessian @ tangent, normal.T @ tangent, symmetric)
     return _curvature(values, tangent @ small, symmetric, tolerance * scale)
 
 
-def _smallest(at: System, active: np.ndarray, tolerance: float) -> Curvature | None:
-    """Eigenvalues near 0, and those to the left of all of them; None where none is found.
+def _smallest(
+    at: KKTSystem, active: np.ndarray, tolerance: float, settings: CurvatureSettings
+) -> Curvature | None:
+    """Eigenvalues near 0, and some to the left of all of them; None where none is found.
 
     On the tangent space they are those of `P H`, `P = I - G^T (S G^T)^-1 S`, which takes away what
     the active margins hold.
     """
-    nearest, vectors = _nearest(at, active)
+    nearest, vectors = _nearest(at, active, settings)
     if not len(nearest):
         return None
-    leftmost, others = _leftmost(at, active)
-    beyond = np.real(leftmost) < -_ASIDE - np.abs(nearest + _ASIDE).max()
+    leftmost, others = _leftmost(at, active, settings)
+    aside = settings.aside
+    # Within the circle about -aside that holds the nearest ones there are no others.
+    beyond = np.real(leftmost) < -aside - np.abs(nearest + aside).max()
     values = np.concatenate([leftmost[beyond], nearest])
     vectors = np.concatenate([others[:, beyond], vectors], axis=1)
     order = np.argsort(np.real(values))
@@ -118,60 +125,67 @@ def _smallest(at: System, active: np.ndarray, tolerance: float) -> Curvature | N
     return _curvature(values[order], vectors[:, order], False, tolerance * scale)
 
 
-def _nearest(at: System, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """By Arnoldi's method for the inverse of `P (H + aside)`: of r it is the x with
-    `(H + aside) x - G^T mu = r, S x = 0`.
+def _nearest(
+    at: KKTSystem, active: np.ndarray, settings: CurvatureSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues nearest to -aside, by Arnoldi's method for the inverse of `P (H + aside)`: of r
+    it is the x with `(H + aside) x - G^T mu = r, S x = 0`.
     """
-    size, count = len(at.residual), np.count_nonzero(active)
-    matrix = np.zeros((size + count, size + count))
-    matrix[:size, :size] = at.hessian
-    matrix[:size, size:] = -at.gradients[active].T
-    matrix[size:, :size] = at.slopes[active]
-    # Slopes may depend on one another, as of an example that occurs twice.
-    matrix[np.diag_indices_from(matrix)] += np.append(np.full(size, _ASIDE), np.full(count, _RANK))
+    size, count = len(at.stationarity), np.count_nonzero(active)
+    # Slopes may depend on one another, as of an example that occurs twice: hence the corner.
+    matrix = at.bordered(active, shift=settings.aside, corner=settings.rank)
     factors = lu_factor(matrix, overwrite_a=True, check_finite=False)
 
     def inverse(vector: np.ndarray) -> np.ndarray:
         right = np.concatenate([np.ravel(vector), np.zeros(count)])
         return lu_solve(factors, right, check_finite=False)[:size]
 
-    values, vectors = _outermost(inverse, size, _COUNT, "LM", 1e-10)
-    return 1 / values - _ASIDE, vectors
+    sought = settings.num_nearest, "LM", 1e-10
+    values, vectors = _outermost(inverse, size, *sought, settings)
+    return 1 / values - settings.aside, vectors
 
 
-def _leftmost(at: System, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _leftmost(
+    at: KKTSystem, active: np.ndarray, settings: CurvatureSettings
+) -> tuple[np.ndarray, np.ndarray]:
     """A few of the smallest eigenvalues."""
-    slopes, gradients = at.slopes[active], at.gradients[active]
-    inverse = np.linalg.pinv(slopes @ gradients.T, rcond=_RANK)
+    slopes, gradients, away = at.slopes[active], at.gradients[active], settings.away
+    inverse = np.linalg.pinv(slopes @ gradients.T, rcond=settings.rank)
 
     def project(vector: np.ndarray) -> np.ndarray:
         return vector - gradients.T @ (inverse @ (slopes @ vector))
 
     def product(vector: np.ndarray) -> np.ndarray:
         along = project(np.ravel(vector))
-        # The normal space has eigenvalue 0 here, all others less; errors are relative to `_AWAY`.
-        return project(at.hessian @ along) - _AWAY * along
+        # The normal space has eigenvalue 0 here, all others less; errors are relative to `away`.
+        return project(at.hessian @ along) - away * along
 
-    values, vectors = _outermost(product, len(at.residual), _FEW, "SR", _ERROR / _AWAY)
-    return values + _AWAY, vectors
+    sought = settings.num_leftmost, "SR", settings.leftmost_error / away
+    values, vectors = _outermost(product, len(at.stationarity), *sought, settings)
+    return values + away, vectors
 
 
 def _outermost(
-    product: Callable[[np.ndarray], np.ndarray], size: int, count: int, which: str, error: float
+    product: Callable[[np.ndarray], np.ndarray],
+    size: int,
+    count: int,
+    which: str,
+    error: float,
+    settings: CurvatureSettings,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues by Arnoldi's method, and real parts of their vectors; those that are found."""
     operator = cast(Any, LinearOperator)((size, size), matvec=product, dtype=float)
     start = np.random.default_rng(0).normal(size=size)
-    bases = min(size, 48)
+    bases = min(size, settings.num_vectors)
     options: Any = {"k": count, "which": which, "v0": start, "ncv": bases, "tol": error}
     try:
-        values, vectors = cast(Any, eigs)(operator, maxiter=_RESTARTS, **options)
+        values, vectors = cast(Any, eigs)(operator, maxiter=settings.most_restarts, **options)
     except ArpackNoConvergence as failure:
         values, vectors = failure.eigenvalues, failure.eigenvectors
     return values, vectors.real
 
 
-def kinked_curvature(kinks: Kinks) -> Curvature:
+def kinked_curvature(point: KKTPoint, *, settings: CurvatureSettings = CURVATURE) -> Curvature:
     """The eigenvalues at a KKT point at kinks. Costs O((P + k)^3), k active margins and kinks.
 
     There the flow keeps to the kinks as it keeps the active margins equal. With z = (lambda, phi)
@@ -187,33 +201,37 @@ def kinked_curvature(kinks: Kinks) -> Curvature:
     large eigenvalues would drown the small ones in rounding: then they are sought as those of the
     pencil `[[H, dF/dz], [dc/dtheta, dc/dz + E]] x = value diag(I, 0) x`, by the QZ method.
     """
-    size, active = len(kinks.theta), np.count_nonzero(kinks.active)
-    matrix, slack = _constrained(kinks)
+    size, active = len(point.theta), np.count_nonzero(point.active)
+    matrix, slack = point.jacobian, _slack(point)
     hessian = matrix[:size, :size]
     scale = max(1.0, float(np.abs(hessian).max()))
     # With the margins' own gradients, and attacks that the angles do not reach, it is symmetric.
     slopes, pulls = matrix[size : size + active, :size], matrix[:size, size : size + active]
     asymmetries = hessian - hessian.T, slopes + pulls.T, matrix[size:, size:]
     largest = [np.abs(part).max(initial=0.0) for part in asymmetries]
-    symmetric = bool(max(largest) <= _SYMMETRIC * scale)
+    symmetric = bool(max(largest) <= settings.symmetric * scale)
     inner = np.arange(size, len(matrix))
-    matrix[inner, inner] += slack / (_STIFF if symmetric else _STIFFER)
+    matrix[inner, inner] += slack / (
+        settings.stiffness if symmetric else settings.stiffness_of_pencils
+    )
     if symmetric:
         forced = np.linalg.solve(matrix[size:, size:], matrix[size:, :size])
         values, vectors = _spectrum(hessian - matrix[:size, size:] @ forced, None, symmetric)
     else:
         mass = np.diag(np.where(np.arange(len(matrix)) < size, 1.0, 0.0))
         values, vectors = _spectrum(matrix, mass, symmetric)
-    slow = np.abs(np.real(values)) < np.sqrt(_STIFF) * scale
-    return _curvature(values[slow], vectors[:size, slow], symmetric, _STIFF_TOLERANCE * scale)
+    slow = np.abs(np.real(values)) < np.sqrt(settings.stiffness) * scale
+    tolerance = settings.tolerance_at_kinks * scale
+    return _curvature(values[slow], vectors[:size, slow], symmetric, tolerance)
 
 
-def _constrained(kinks: Kinks) -> tuple[np.ndarray, np.ndarray]:
-    """The Jacobian of (F, c) by (theta, z), and the diagonal of E times kappa, or 1/mu."""
-    scales = np.asarray(kinks.equations.scales)[kinks.at_kink]
-    cosines = np.sqrt(np.maximum(1 - kinks.coefficients[kinks.at_kink] ** 2, 1e-12))
-    slack = np.concatenate([1 / kinks.multipliers[kinks.active], -scales / cosines**2])
-    return kinks.jacobian, slack
+def _slack(point: KKTPoint) -> np.ndarray:
+    """The diagonal of E, times kappa for the margins and 1/mu for the switches. Shape (k,)."""
+    switches = point.linearized.switches
+    assert switches is not None
+    cosines = np.sqrt(np.maximum(1 - point.coefficients[point.at_kink] ** 2, 1e-12))
+    scales = switches.scales[point.at_kink]
+    return np.concatenate([1 / point.multipliers[point.active], -scales / cosines**2])
 
 
 def _spectrum(

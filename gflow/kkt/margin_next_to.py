@@ -31,8 +31,10 @@ from gflow.problem import Problem
 
 # An example's switches have all their sides tried up to so many, beyond that as many random ones.
 _MOST_SWITCHES = 10
-# Of gradients that vanish, relative to the largest: these switches turn to second order only.
+# Switches whose gradient is below this part of the largest turn to second order only: no h decides
+# their side to first order.
 _FLAT = 1e-9
+# Gradients that are computed by one program.
 _CHUNK = 64
 # Combinations of sides that are tried for one level of the margin.
 _MOST_NODES = 300

@@ -7,8 +7,9 @@ Minimised over `lambda >= 0` and patterns `sin phi` in [-1, 1] is
 With `mu_ik = lambda_i (sin phi_ik - s_ik)` the gradients' part is linear wherever a gradient is
 affine in each coefficient, as for the ReLUs of one hidden layer, and then this is a convex problem
 with `-(1 + s_ik) lambda_i <= mu_ik <= (1 - s_ik) lambda_i`. Elsewhere it is linearised about the
-best pattern so far. Whatever is found is evaluated as it is, so that its value is never below that
-of an admissible pattern. Plain least squares on what is not at a bound gives the last digits.
+best pattern so far. What is found is evaluated without the linearisation, so that the value
+returned is always one that an admissible pattern has. Interior points stop a little
+off the solution; plain least squares on what is not at a bound gives the last digits.
 """
 
 import math
@@ -23,15 +24,20 @@ from scipy.optimize import lsq_linear, nnls
 from gflow._interior import clarabel_with
 from gflow.kkt.subgradients import Pattern, Subgradients
 
+# Convex problems solved at most, and corrections of each; |u| = 1, so that values are relative.
 _MOST_ROUNDS, _MOST_CORRECTIONS = 8, 4
+# Parts of the way to a convex problem's solution that are tried, until one is better.
 _SHARES = (1.0, 0.5, 0.2, 0.05)
-# Coefficients this close to a bound may be at it: which is tried.
+# Interior points stay off the bounds. Coefficients and weights this close to one are put there, by
+# each of these distances in turn, and what is best is kept.
 _BOUNDS = (1e-5, 1e-7, 1e-10)
-_NOTHING = 1e-13
+# The square root of the objective that is rounding; and the relative gain for which rounds go on.
+_NOTHING, _GAIN = 1e-13, 1e-9
 # Margins that are above the smallest by less than this part of it are close.
 _CLOSE = 1e-6
-_GAIN = 1e-9
+# Singular values below this part of the largest count as 0.
 _RANK = 1e-12
+# Of the interior points: gaps and feasibility.
 _TOLERANCE, _MAX_ITERATIONS = 1e-12, 200
 
 
@@ -73,12 +79,12 @@ def best_multipliers(
         degree: L.
         hint: coefficients to begin with, beside 0 for all. Shape (n, s).
     """
-    problem = _LeastSquares(subgradients, degree)
+    least_squares = _LeastSquares(subgradients, degree)
     best: Solution | None = None
     for start in [None] if hint is None else [hint, None]:
-        found = problem.evaluated(subgradients.pattern(start))
+        found = least_squares.evaluated(subgradients.pattern(start))
         if found.pattern.free.any():
-            found = problem.improved(found)
+            found = least_squares.improved(found)
         if best is None or found.objective < best.objective:
             best = found
         if best.objective < _NOTHING:
@@ -88,7 +94,7 @@ def best_multipliers(
 
 
 class _LeastSquares:
-    """The problem at a direction."""
+    """The least-squares problem at a direction."""
 
     def __init__(self, subgradients: Subgradients, degree: float):
         self.sub, self.degree = subgradients, degree
@@ -104,8 +110,8 @@ class _LeastSquares:
         close = slack < _CLOSE * self.degree * margins.min()
         for among in (close, np.ones_like(close)):
             weights = np.zeros(len(columns))
-            system = _system(columns[among], slack[among], self.sub.direction)
-            weights[among] = _nonnegative_least_squares(*system)
+            equations = _equations(columns[among], slack[among], self.sub.direction)
+            weights[among] = _nonnegative_least_squares(*equations)
             found = self.solution(pattern, columns, slack, weights)
             if found.objective < _NOTHING:
                 break
@@ -206,7 +212,7 @@ class _LeastSquares:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The convex problem about a pattern: weights and mu."""
         count = len(now.weights)
-        system, right = _system(now.columns, now.slack, self.sub.direction, turns)
+        matrix, right = _equations(now.columns, now.slack, self.sub.direction, turns)
         owned = sparse.csc_matrix(self.example[None] == places[:, :1], dtype=float)
         present = now.pattern.coefficients[tuple(places.T)]
         move = sparse.identity(len(places))
@@ -214,7 +220,7 @@ class _LeastSquares:
         below = sparse.hstack([-sparse.diags(1 + present) @ owned, -move])
         above = sparse.hstack([-sparse.diags(1 - present) @ owned, move])
         sign = sparse.hstack([-sparse.identity(count), nothing])
-        solution = _cone_program(system, right, sparse.vstack([sign, below, above]))
+        solution = _cone_program(matrix, right, sparse.vstack([sign, below, above]))
         return np.maximum(solution[:count], 0.0), solution[count:]
 
 
@@ -223,10 +229,10 @@ def _snapped(coefficients: np.ndarray, bound: float) -> np.ndarray:
     return np.where(1 - np.abs(coefficients) < bound, np.sign(coefficients), coefficients)
 
 
-def _system(
+def _equations(
     columns: np.ndarray, slack: np.ndarray, direction: np.ndarray, turns: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Stationarity and complementarity as one system of least squares."""
+    """Stationarity and complementarity as one matrix and right-hand side of least squares."""
     turns = np.zeros((0, len(direction))) if turns is None else turns
     # The part of the system across the columns' span cannot be changed: solve within the span.
     basis, triangle = np.linalg.qr(np.concatenate([columns, turns]).T)
@@ -235,20 +241,20 @@ def _system(
     return np.concatenate([triangle, rows]), right
 
 
-def _nonnegative_least_squares(system: np.ndarray, right: np.ndarray) -> np.ndarray:
+def _nonnegative_least_squares(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
     try:
-        return nnls(system, right, maxiter=30 * system.shape[1])[0]
+        return nnls(matrix, right, maxiter=30 * matrix.shape[1])[0]
     except (RuntimeError, ValueError, np.linalg.LinAlgError):
         # It may cycle where columns nearly repeat; interior points do not, at some loss of digits.
-        return np.maximum(lsq_linear(system, right, bounds=(0, np.inf)).x, 0.0)
+        return np.maximum(lsq_linear(matrix, right, bounds=(0, np.inf)).x, 0.0)
 
 
-def _cone_program(system: np.ndarray, right: np.ndarray, rows: Any) -> np.ndarray:
-    """`argmin |right - system x|^2` subject to `rows x <= 0`, by interior points."""
+def _cone_program(matrix: np.ndarray, right: np.ndarray, rows: Any) -> np.ndarray:
+    """`argmin |right - matrix x|^2` subject to `rows x <= 0`, by interior points."""
     clarabel, settings = clarabel_with(_TOLERANCE, _MAX_ITERATIONS)
-    height, width = system.shape
-    # The residual is an unknown of its own: the square of the system would lose half the digits.
-    equations = sparse.hstack([sparse.csc_matrix(system), sparse.identity(height)])
+    height, width = matrix.shape
+    # The residual is an unknown of its own: the square of the matrix would lose half the digits.
+    equations = sparse.hstack([sparse.csc_matrix(matrix), sparse.identity(height)])
     nothing = sparse.csc_matrix((rows.shape[0], height))
     solver = clarabel.DefaultSolver(
         sparse.diags(np.concatenate([np.zeros(width), np.ones(height)]), format="csc"),

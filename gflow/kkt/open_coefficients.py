@@ -22,16 +22,18 @@ from jaxtyping import Array, Float
 
 from gflow._layout import Layout
 from gflow._programs import compiled
-from gflow.kkt.kinks import Kinks
+from gflow.kkt.point import KKTPoint
 from gflow.kkt.switches import alone_with, switched_margins
 from gflow.problem import Problem
 
 # A coefficient is open where a step of this part of |theta| undoes what it does to F, to first
-# order; worth a closer look where it changes F by less than that part of |theta| times |H|.
+# order. Looked at are those that change F by less than that part of |theta| times |H|.
 _NEXT_TO, _CLOSE = 1e-5, 1e-4
-# H is `I - ...` at unit margin: a change of its entries by less is rounding. Of columns of length
-# 1, what part of them depends on no others.
-_NOTHING, _RANK = 1e-9, 1e-6
+# H is `I - ...` at unit margin: a change of its entries by less is rounding.
+_NOTHING = 1e-9
+# Columns of length 1 depend on each other where a singular value is below this.
+_RANK = 1e-6
+# Switches that are differentiated by side by side, and that one program takes.
 _BATCH, _CHUNK = 64, 256
 
 
@@ -58,22 +60,22 @@ class OpenSwitches:
         places: (example, switch) of each. Shape (k, 2).
         coefficients: s of each at the point. Shape (k,).
         vanishing: whether its own column is 0, so that it holds the flow to no kink. Shape (k,).
-        point: the KKT point.
+        variables: of the KKT point.
     """
 
-    def __init__(self, problem: Problem, layout: Layout, kinks: Kinks):
+    def __init__(self, problem: Problem, layout: Layout, point: KKTPoint):
         self._problem, self._layout = problem, layout
-        self.point, self.places = kinks.point, _candidates(kinks)
+        self.variables, self.places = point.variables, _candidates(point)
         # Along a normal random vector the image by D has about the length of D's own entries.
-        probe = np.random.default_rng(0).normal(size=kinks.theta.size)
+        probe = np.random.default_rng(0).normal(size=point.theta.size)
         effects = self.effects(probe)
         columns = np.linalg.norm(effects.columns, axis=1)
         turned = np.linalg.norm(effects.turned, axis=1)
-        self.vanishing = columns <= _NEXT_TO * turned * np.linalg.norm(kinks.theta)
+        self.vanishing = columns <= _NEXT_TO * turned * np.linalg.norm(point.theta)
         # H is `I - ...`: where none of them changes it, nothing is open.
         if not (turned > _NOTHING).any():
             self.places, self.vanishing = self.places[:0], self.vanishing[:0]
-        self.coefficients = kinks.coefficients[tuple(self.places.T)]
+        self.coefficients = point.coefficients[tuple(self.places.T)]
 
     def effects(self, vectors: np.ndarray, which: np.ndarray | None = None) -> Effects:
         """What they do, each along its own vector or all along one.
@@ -90,23 +92,24 @@ class OpenSwitches:
             short = _CHUNK - (chunk.stop - start)
             given = np.pad(places[chunk], ((0, short), (0, 0)))
             along = np.pad(vectors[chunk], ((0, short), (0, 0)))
-            found = _effects(self._problem, self._layout, self.point, given, along)
+            found = _effects(self._problem, self._layout, self.variables, given, along)
             parts.append([np.asarray(part)[: chunk.stop - start] for part in found])
         if not parts:
             return Effects(*[np.zeros((0, vectors.shape[-1]))] * 4)
         return Effects(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _candidates(kinks: Kinks) -> np.ndarray:
+def _candidates(point: KKTPoint) -> np.ndarray:
     """Switches at kinks whose columns hardly count, or depend on each other. Shape (k, 2)."""
-    places, size = np.argwhere(kinks.at_kink), kinks.theta.size
+    places, size = np.argwhere(point.at_kink), point.theta.size
     if not len(places):
         return places
-    jacobian = kinks.jacobian
-    sines = kinks.coefficients[kinks.at_kink]
-    cosines = np.sqrt(np.maximum(1 - sines**2, _NOTHING))
-    columns = jacobian[:size, len(jacobian) - len(places) :] / cosines
-    most = _CLOSE * max(1.0, np.abs(jacobian[:size, :size]).max()) * np.linalg.norm(kinks.theta)
+    at = point.linearized
+    assert at.switches is not None
+    # By the coefficient `sin phi` instead of the angle.
+    cosines = np.sqrt(np.maximum(1 - point.coefficients[point.at_kink] ** 2, _NOTHING))
+    columns = at.switches.columns[:size] / cosines
+    most = _CLOSE * max(1.0, np.abs(at.hessian).max()) * np.linalg.norm(point.theta)
     small = np.linalg.norm(columns, axis=0) <= most
     return places[small | dependent(np.where(small, 0.0, columns)).any(axis=1)]
 
@@ -127,9 +130,9 @@ def dependent(columns: np.ndarray) -> np.ndarray:
 
 @compiled
 def _effects(
-    problem: Problem, layout: Layout, point: Any, places: Any, vectors: Any
+    problem: Problem, layout: Layout, variables: Any, places: Any, vectors: Any
 ) -> tuple[Float[Array, "k P"], ...]:
-    theta, multipliers, angles = map(jnp.asarray, point)
+    theta, multipliers, angles = map(jnp.asarray, variables)
     multipliers = multipliers.reshape(len(angles), -1)
 
     def one(given: tuple[Array, Array]) -> tuple[Array, ...]:

@@ -25,54 +25,24 @@ second-order conditions with a set of multipliers; Clarke 1983.
 """
 
 import dataclasses
-import itertools
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from scipy import sparse
-from scipy.linalg import block_diag, eigh
-from scipy.sparse.csgraph import connected_components
 
 from gflow._layout import Layout
 from gflow.kkt.curvature import Curvature, kinked_curvature
-from gflow.kkt.kinks import Kinks, at_other_coefficients
-from gflow.kkt.open_coefficients import OpenSwitches, dependent
-from gflow.kkt.semidefinite import Form, escapes
+from gflow.kkt.kinked_system import kinked_system
+from gflow.kkt.open_coefficients import OpenSwitches
+from gflow.kkt.point import KKTPoint
+from gflow.kkt.second_order import SecondOrder, multiples, some_ends, undecided_at
+from gflow.kkt.variables import Variables
 from gflow.problem import Problem
 
-# Two vectors are multiples of each other, and entries are not zero, to within this part.
-_MULTIPLE, _ENTRY = 1e-6, 1e-9
-# A switch turns to second order only where its gradient is below this part of its Hessian.
-_LEVEL = 1e-4
-# So many ranges have all their ends tried, fewer where each needs the QZ method; of a semidefinite
-# program, the most coordinates.
-_MOST_RANGES, _MOST_PENCILS, _MOST_COORDINATES = 10, 5, 120
+# Up to so many ranges have all their 2^n ends tried where H is not symmetric: each takes the QZ
+# method.
+_MOST_PENCILS = 5
 
 
-@dataclass(frozen=True, eq=False)
-class Range:
-    """Open switches whose D_k are multiples `ratios` of one matrix.
-
-    Attributes:
-        members: their indices. Shape (m,).
-        ratios: `D_k = ratio_k D`. Shape (m,).
-        best: whether the margin is the minimum over their coefficients, so that the best counts.
-        matrix: D times the sum of |ratios|, on the critical cone: the coefficient then lies in
-            [-1, 1]. Shape (r, r).
-        column: likewise `dF/ds`; 0 where it vanishes. Shape (P,).
-        present: the coefficient at the point.
-    """
-
-    members: np.ndarray
-    ratios: np.ndarray
-    best: bool
-    matrix: np.ndarray
-    column: np.ndarray
-    present: float
-
-
-def open_curvature(problem: Problem, layout: Layout, kinks: Kinks) -> Curvature:
+def open_curvature(problem: Problem, layout: Layout, point: KKTPoint) -> Curvature:
     """The eigenvalues at a KKT point at kinks, with coefficients that stationarity leaves open.
 
     Returns:
@@ -80,12 +50,12 @@ def open_curvature(problem: Problem, layout: Layout, kinks: Kinks) -> Curvature:
         coefficients that prove it; at a saddle a direction of escape before those that remain; and
         where it depends on coefficients, `.undecided` names their switches.
     """
-    switches = OpenSwitches(problem, layout, kinks)
+    switches = OpenSwitches(problem, layout, point)
     if not len(switches.places):
-        return kinked_curvature(kinks)
-    held = kinks.at_kink.copy()
+        return kinked_curvature(point)
+    held = point.at_kink.copy()
     held[tuple(switches.places[switches.vanishing].T)] = False
-    base = at_other_coefficients(problem, layout, kinks, kinks.point, held)
+    base = with_coefficients(problem, layout, point, point.variables, held)
     found = kinked_curvature(base)
     if not found.symmetric:
         return _stable_at_ends(problem, layout, base, switches)
@@ -93,220 +63,42 @@ def open_curvature(problem: Problem, layout: Layout, kinks: Kinks) -> Curvature:
 
 
 def _stable_at_ends(
-    problem: Problem, layout: Layout, base: Kinks, switches: OpenSwitches
+    problem: Problem, layout: Layout, base: KKTPoint, switches: OpenSwitches
 ) -> Curvature:
     """The least stable eigenvalues, where all ends of the coefficients agree."""
     probe = np.random.default_rng(0).normal(size=base.theta.size)
     index = np.flatnonzero(switches.vanishing)
     turned = switches.effects(probe, index).turned
     index = index[np.any(turned, axis=1)]
-    groups = _multiples(turned[np.any(turned, axis=1)])
+    groups = multiples(turned[np.any(turned, axis=1)])
     found = []
-    for ends in _ends(len(groups), _MOST_PENCILS):
-        angles = base.point.angles.copy()
+    for ends in some_ends(len(groups), _MOST_PENCILS):
+        angles = base.variables.angles.copy()
         for end, (members, ratios) in zip(ends, groups, strict=True):
             angles[tuple(switches.places[index[members]].T)] = np.pi / 2 * end * np.sign(ratios)
-        there = base.point._replace(angles=angles)
-        found.append(
-            kinked_curvature(at_other_coefficients(problem, layout, base, there, base.at_kink))
-        )
+        there = base.variables._replace(angles=angles)
+        turned_to = with_coefficients(problem, layout, base, there, base.at_kink)
+        found.append(kinked_curvature(turned_to))
     least = min(found, key=lambda curvature: curvature.values.min(initial=np.inf))
     unstable = [bool(curvature.unstable.any()) for curvature in found]
     if len(groups) <= _MOST_PENCILS and len(set(unstable)) == 1:
         return least
-    return _undecided(least, switches.places[index])
+    return undecided_at(least, switches.places[index])
 
 
-def _ends(count: int, most: int = _MOST_RANGES) -> list[tuple[float, ...]]:
-    """The ends of so many ranges: all, or of too many both ends of all and random ones."""
-    if count <= most:
-        return list(itertools.product((-1.0, 1.0), repeat=count))
-    random = np.random.default_rng(0).choice([-1.0, 1.0], size=(2**most - 2, count))
-    return [tuple(ends) for ends in np.vstack([np.ones(count), -np.ones(count), random])]
+def with_coefficients(
+    problem: Problem, layout: Layout, point: KKTPoint, variables: Variables, at_kink: np.ndarray
+) -> KKTPoint:
+    """The KKT point with other angles at kinks where they do not matter to it, and with these kinks
+    alone to hold it.
 
-
-def _undecided(curvature: Curvature, places: np.ndarray) -> Curvature:
-    return dataclasses.replace(curvature, undecided=tuple(map(tuple, places.tolist())))
-
-
-def _multiples(rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows that are multiples of each other: their indices, and ratios to the first of them."""
-    lead = np.argmax(np.abs(rows), axis=1)
-    factors = rows[np.arange(len(rows)), lead]
-    alike: dict[bytes, list[int]] = {}
-    for number, row in enumerate(rows / factors[:, None]):
-        key = (np.round(row / _MULTIPLE).astype(np.int64)).tobytes()
-        alike.setdefault(key, []).append(number)
-    return [
-        (np.array(members), factors[members] / factors[members[0]]) for members in alike.values()
-    ]
-
-
-class SecondOrder:
-    """The second-order condition in the coordinates of the eigenvectors at the coefficients of the
-    point.
+    Args:
+        variables: those of the point, but for the angles.
+        at_kink: the kinks that hold it. Shape (n, s).
     """
-
-    def __init__(self, switches: OpenSwitches, at_point: Curvature):
-        self.switches, self.at_point = switches, at_point
-        self.values, self.basis = at_point.values, at_point.vectors
-        found = self.found_ranges()
-        self.best = [each for each in found if each.best]
-        self.rest = [each for each in found if not each.best]
-        columns = np.zeros((len(self.basis), 0))
-        if self.best:
-            columns = np.column_stack([each.column for each in self.best])
-        # Combinations of the best that stationarity leaves open.
-        self.free = dependent(columns)
-        self.blocks = self.found_blocks()
-
-    def found_ranges(self) -> list[Range]:
-        """The open switches, those that are multiples of each other together."""
-        probes = np.random.default_rng(1).normal(size=(2, len(self.basis)))
-        first, second = (self.switches.effects(probe) for probe in probes)
-        columns = np.where(self.switches.vanishing[:, None], 0.0, first.columns)
-        rows = np.where(self.switches.vanishing[:, None], 0.0, first.rows)
-        turned = np.concatenate([first.turned, second.turned, columns], axis=1)
-        bent = np.concatenate([first.bent, second.bent, rows], axis=1)
-        level = np.linalg.norm(first.rows, axis=1) <= _LEVEL * np.linalg.norm(first.bent, axis=1)
-        factor = np.sum(turned * bent, axis=1) / np.maximum(np.sum(bent**2, axis=1), 1e-300)
-        apart = np.linalg.norm(turned - factor[:, None] * bent, axis=1)
-        attacks = (factor > 0) & (apart <= _MULTIPLE * np.linalg.norm(turned, axis=1))
-        attacks &= level | ~self.switches.vanishing
-        ranges = []
-        for best, which in ((True, attacks), (False, ~attacks & self.switches.vanishing)):
-            index = np.flatnonzero(which & np.any(turned, axis=1))
-            for members, ratios in _multiples(turned[index]) if len(index) else []:
-                ranges.append(self.range(best, index[members], ratios, turned))
-        return ranges
-
-    def range(
-        self, best: bool, members: np.ndarray, ratios: np.ndarray, turned: np.ndarray
-    ) -> Range:
-        """The switches that are multiples of the first of them as one."""
-        size, total = len(self.basis), np.abs(ratios).sum()
-        lead = turned[members[0]]
-        largest = np.abs(lead[: 2 * size]).reshape(2, size).max(axis=0)
-        support = np.flatnonzero(largest > _ENTRY * max(largest.max(), _ENTRY))
-        columns = self.switches.effects(
-            np.eye(size)[support], np.full(len(support), members[0])
-        ).turned
-        matrix = total * self.basis[support].T @ columns @ self.basis
-        matrix = np.where(np.abs(matrix) > _ENTRY * total * largest.max(), matrix, 0.0)
-        present = float(ratios @ self.switches.coefficients[members]) / total
-        column = total * lead[2 * size :]
-        return Range(members, ratios, best, 0.5 * (matrix + matrix.T), column, present)
-
-    def found_blocks(self) -> list[np.ndarray]:
-        """Coordinates that the ranges couple, by their matrices or by what stationarity asks."""
-        size, count = len(self.values), len(self.best) + len(self.rest)
-        graph = np.zeros((size + count, size + count), bool)
-        for number, each in enumerate([*self.best, *self.rest]):
-            graph[size + number, :size] = np.any(each.matrix, axis=1)
-        end = size + len(self.best)
-        graph[size:end, size:end] = self.free != 0
-        number, label = connected_components(sparse.csr_matrix(graph), directed=False)
-        blocks = [np.flatnonzero(label[:size] == each) for each in range(number)]
-        self.labels = label[size:]
-        self.block_labels = [label[block[0]] for block in blocks if len(block)]
-        return [block for block in blocks if len(block)]
-
-    def form(self, number: int) -> tuple[Form, list[Range]]:
-        """The form of a block, and its ranges whose ends are all needed; those stand where they do
-        at the point.
-        """
-        block = self.blocks[number]
-        inner = np.ix_(block, block)
-        inside = self.labels == self.block_labels[number]
-        index = np.flatnonzero(inside[: len(self.best)])
-        best = [self.best[each] for each in index]
-        rest = [
-            each for each, here in zip(self.rest, inside[len(self.best) :], strict=True) if here
-        ]
-        present = np.array([each.present for each in best])
-        parts = np.array([each.matrix[inner] for each in best]).reshape(
-            -1, *inner[0].shape[:1], len(block)
-        )
-        held = np.eye(len(best)) - self.free[np.ix_(index, index)]
-        _, values, right = np.linalg.svd(held) if len(best) else (0, np.zeros(0), np.zeros((0, 0)))
-        rows = right[values > 0.5]
-        start = np.diag(self.values[block]) - np.tensordot(present, parts, 1)
-        return Form(start, parts, rows, rows @ present), rest
-
-    def judged(self) -> Curvature:
-        """A saddle proven, a maximum proven, or neither."""
-        worst = [self.worst_in(number) for number in range(len(self.blocks))]
-        open_blocks = [number for number, (_, proven) in enumerate(worst) if not proven]
-        for number in open_blocks:
-            saddle = self.saddle(number, worst[number][0])
-            if saddle is not None:
-                return saddle
-        order = np.concatenate(self.blocks)
-        values, vectors = eigh(block_diag(*[matrix for matrix, _ in worst]))
-        found = self.curvature(values, self.basis[:, order] @ vectors)
-        if not open_blocks or (self.values[self.plain] < -found.tolerance).any():
-            return found
-        inside = np.isin(self.labels, [self.block_labels[number] for number in open_blocks])
-        ranges = [*self.best, *self.rest]
-        members = [each.members for each, here in zip(ranges, inside, strict=True) if here]
-        places = self.switches.places[np.concatenate(members)]
-        return _undecided(found, places[np.lexsort(places.T[::-1])])
-
-    @property
-    def plain(self) -> np.ndarray:
-        """Coordinates that no open coefficient touches. Shape (r,)."""
-        touched = [np.any(each.matrix, axis=1) for each in [*self.best, *self.rest]]
-        return ~np.any(touched, axis=0) if touched else np.ones(len(self.values), bool)
-
-    def curvature(self, values: np.ndarray, vectors: np.ndarray) -> Curvature:
-        return Curvature(values, vectors, True, self.at_point.tolerance)
-
-    def worst_in(self, number: int) -> tuple[np.ndarray, bool]:
-        """The matrix of a block at the best coefficients, the lowest over all ends of those whose
-        ends are all needed; and whether that settles it.
-        """
-        (form, rest), inner = self.form(number), np.ix_(self.blocks[number], self.blocks[number])
-        small = len(form.start) <= _MOST_COORDINATES or not len(form.parts)
-        found = []
-        for ends in _ends(len(rest)):
-            moved = zip(ends, rest, strict=True)
-            there = form.plus(sum((end - each.present) * each.matrix[inner] for end, each in moved))
-            found.append(there.highest() if small else there.start)
-        lowest = [float(np.linalg.eigvalsh(matrix)[0]) for matrix in found]
-        least = int(np.argmin(lowest))
-        decided = small and len(rest) <= _MOST_RANGES and lowest[least] >= -self.at_point.tolerance
-        return found[least], decided or not (len(form.parts) or rest)
-
-    def saddle(self, number: int, worst: np.ndarray) -> Curvature | None:
-        """A direction that raises the margin with the coefficients that fall to it, or None."""
-        (form, rest), block = self.form(number), self.blocks[number]
-        inner = np.ix_(block, block)
-        lowering = [each.matrix[inner] for each in rest]
-        middle = form.plus(-sum(each.present * each.matrix[inner] for each in rest))
-        found = escapes(middle, worst, lowering)
-        # On either side a switch that turns to first order has the other sign.
-        for h in [*found, *(-h for h in found)]:
-            vector = self.basis[:, block] @ h
-            effects = self.switches.effects(vector)
-            moved, bends = fallen(effects, vector), effects.turned @ vector
-            value = float(h @ form.at(form.along(h)) @ h)
-            for each in rest:
-                shift = moved[each.members] - self.switches.coefficients[each.members]
-                value += float(shift @ bends[each.members])
-            if value < -self.at_point.tolerance:
-                return self.with_escape(value, vector)
-        return None
-
-    def with_escape(self, value: float, vector: np.ndarray) -> Curvature:
-        """The direction of escape among the eigenvalues that no open coefficient touches."""
-        values = np.append(value, self.values[self.plain])
-        vectors = np.column_stack([vector, self.basis[:, self.plain]])
-        order = np.argsort(values)
-        return self.curvature(values[order], vectors[:, order])
-
-
-def fallen(effects: Any, vector: np.ndarray) -> np.ndarray:
-    """The signs of the switches next to the point, along a direction of norm 1. Shape (k,)."""
-    first, second = effects.rows @ vector, effects.bent @ vector
-    flat = np.abs(first) <= _LEVEL * np.linalg.norm(effects.bent, axis=1)
-    return np.sign(np.where(flat, second, first))
+    return dataclasses.replace(
+        point,
+        coefficients=np.sin(variables.angles),
+        at_kink=at_kink,
+        system=kinked_system(problem, layout, variables, 0.0, np.flatnonzero(at_kink)),
+    )

@@ -15,7 +15,10 @@ from scipy.optimize import linprog
 
 from gflow._interior import clarabel_with
 
+# Of the interior points.
 _TOLERANCE, _MAX_ITERATIONS = 1e-9, 100
+# Of the search for a direction in which the form is negative: mixtures tried, those led downwards,
+# and steps of each. It can miss one; what it finds is checked by itself.
 _NUM_TRIED, _NUM_KEPT, _NUM_DESCENTS = 64, 4, 20
 
 

@@ -14,6 +14,7 @@ from gflow._typing import Params
 from gflow.perturbations import pgd
 from gflow.problem import Problem
 
+# Steps of projected gradient descent, and random points that it starts from.
 _NUM_STEPS = 40
 _NUM_RANDOM = 3
 

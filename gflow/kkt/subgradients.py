@@ -20,10 +20,11 @@ from jaxtyping import Array, Float
 from gflow._layout import Layout
 from gflow._programs import compiled
 from gflow._typing import Params
-from gflow.kkt.switches import alone_with, has_kinks, passes, switched_margins
+from gflow.kkt.switches import alive, alone_with, has_kinks, passes, switched_margins
 from gflow.problem import Problem
 
-# Memory for the gradients of single margins, and the most margins they are taken of.
+# Memory for the gradients of single margins; the most margins that they are taken of, the smallest
+# ones; and the most switches by whose coefficients they are differentiated.
 _GRADIENT_BYTES = 2**28
 _MOST_MARGINS = 512
 _MOST_KINKS = 4096
@@ -31,11 +32,11 @@ _MOST_KINKS = 4096
 _PROBE = 1e-7
 _NUM_PROBES = 2
 _JUMP = 1e-3
-# A switch stands on its kink where |v| is below this part of w; where w is below that part of the
-# largest, its neuron is dead and no kink is spoken of.
-_AT_KINK, _DEAD = 1e-9, 1e-6
+# A switch stands on its kink where |v| is below this part of w.
+_AT_KINK = 1e-9
 # Derivatives by sin phi are taken this far within its range, as that of phi is infinite at the end.
 _INSIDE = 1e-6
+# Switches that are differentiated by side by side.
 _BATCH = 256
 
 
@@ -140,7 +141,7 @@ class Subgradients:
         counts = lengths > 1e-14 * lengths.max(initial=0.0)
         return columns[counts], places[counts]
 
-    def kinks(self, pattern: Pattern) -> np.ndarray:
+    def examples_at_kink(self, pattern: Pattern) -> np.ndarray:
         """Examples, of those examined, at a kink, with a name or without."""
         named = self.examples[(pattern.free & pattern.alive)[self.examples].any(axis=1)]
         return np.union1d(named, self.unnamed)
@@ -202,8 +203,7 @@ def decided(problem: Problem, layout: Layout, vector: np.ndarray, given: np.ndar
         if np.array_equal(turned, coefficients):
             break
         coefficients = turned
-    alive = scales > _DEAD * scales.max(initial=0.0)
-    return Pattern(coefficients, free, alive, margins)
+    return Pattern(coefficients, free, alive(scales), margins)
 
 
 def _probes(direction: np.ndarray) -> list[np.ndarray]:

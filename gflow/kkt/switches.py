@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 
 from gflow._programs import compiled
 from gflow._typing import Params
+from gflow.kkt.settings import DEAD
 from gflow.networks import Decided
 from gflow.problem import Problem
 
@@ -142,6 +143,11 @@ def _one(
     values = jnp.concatenate([jnp.ravel(leaf) for leaf in (before[0], before[2], last.values)])
     scales = jnp.concatenate([jnp.ravel(leaf) for leaf in (before[1], before[3], last.scales)])
     return problem.margin_of(output, y), Decided(values, scales)
+
+
+def alive(scales: np.ndarray) -> np.ndarray:
+    """Switches whose scale w is not next to nothing, as that of a dead neuron is. Shapes (n, s)."""
+    return scales > DEAD.scale * scales.max(initial=0.0)
 
 
 def alone_with(problem: Problem, index: Any) -> Problem:

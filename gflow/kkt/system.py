@@ -5,7 +5,8 @@ At the norm where the smallest margin is 1, a KKT point theta with multipliers l
     theta = sum_i lambda_i grad q_i(theta),    q_i(theta) = 1 where lambda_i > 0,
 
 with `grad q_i` that of the gradient mode. With frozen perturbations these are not the derivatives
-of the margins themselves, and the system's Jacobian is not symmetric: it is kept in three parts.
+of the margins themselves, and the system's Jacobian is not symmetric: slopes and gradients are kept
+apart. At kinks the angles of switches are further unknowns (`gflow.kkt.kinked_system`).
 """
 
 import math
@@ -21,40 +22,92 @@ from jaxtyping import Array, Float
 from gflow._layout import Layout
 from gflow._programs import compiled
 from gflow._typing import Params
+from gflow.kkt.settings import DEAD, SIZES, Sizes
 from gflow.problem import GradientMode, Problem
 
-# Directions along which the system is differentiated side by side are such that they take so many
-# bytes: with 64 times as much, at 4160 parameters, it takes 1.5 to 1.8 times as long.
+# So many bytes of directions are differentiated along side by side: with 64 times as much, at 4160
+# parameters, the Hessian takes 1.5 to 1.8 times as long.
 _TANGENTS = 2**18
-# Weights below this part of the largest belong to dead neurons.
-_DEAD = 1e-60
-# Beyond so many parameters, examples that do not push are left out of the second derivatives.
-_SMALL = 1000
 
 
-class System(NamedTuple):
-    """The KKT system at a point, P parameters and m margins, on the host.
+class SwitchBlocks(NamedTuple):
+    """What k switches with an angle of their own add to the KKT system.
 
     Attributes:
-        residual: `theta - sum_i lambda_i grad q_i`.
+        values, scales: v and w of every switch, also of those that are no unknowns. Shape (n, s).
+        rows: dv/dtheta of the k switches.
+        columns: derivatives of (stationarity, margins, v of the k switches) by the k angles.
+    """
+
+    values: Float[np.ndarray, "n s"]
+    scales: Float[np.ndarray, "n s"]
+    rows: Float[np.ndarray, "k P"]
+    columns: Float[np.ndarray, "r k"]
+
+
+class KKTSystem(NamedTuple):
+    """The KKT system at a point and its derivatives, P parameters and m margins, on the host.
+
+    Attributes:
+        stationarity: `theta - sum_i lambda_i grad q_i`.
         margins: q, flattened.
         hessian: `I - sum_i lambda_i d(grad q_i)/d theta`, the Lagrangian's Hessian; not symmetric
             where frozen perturbations depend on theta.
         slopes: dq_i/dtheta, through the perturbations.
         gradients: grad q_i, in the gradient mode.
+        switches: at kinks, what belongs to the switches there.
     """
 
-    residual: Float[np.ndarray, " P"]
+    stationarity: Float[np.ndarray, " P"]
     margins: Float[np.ndarray, " m"]
     hessian: Float[np.ndarray, "P P"]
     slopes: Float[np.ndarray, "m P"]
     gradients: Float[np.ndarray, "m P"]
+    switches: SwitchBlocks | None = None
+
+    def bordered(
+        self, active: np.ndarray, *, shift: float = 0.0, rows: Any = 1.0, corner: Any = 0.0
+    ) -> np.ndarray:
+        """The bordered KKT matrix, in Fortran's order; by (theta, active multipliers, k angles):
+
+            [[H + shift I,      -G^T,          dF/dphi],
+             [diag(rows) S,     diag(corner),  rows dq/dphi],
+             [dv/dtheta,        0,             dv/dphi]]
+
+        with F the stationarity, S and G the active slopes and gradients. The last row and column
+        are there at kinks only.
+
+        Args:
+            active: the margins that have a row. Shape (m,), c of them true.
+            shift: of the Hessian.
+            rows: factors of the margins' rows, one for all or one for each. Shape () or (c,).
+            corner: what stands on the diagonal of the multipliers. Shape () or (c,).
+        """
+        size, count = len(self.stationarity), int(np.count_nonzero(active))
+        across, total, factors = size + count, size + count, np.broadcast_to(rows, count)[:, None]
+        if self.switches is not None:
+            total += len(self.switches.rows)
+        matrix = np.zeros((total, total), order="F")
+        matrix[:size, :size] = self.hessian
+        matrix[:size, size:across] = -self.gradients[active].T
+        matrix[size:across, :size] = factors * self.slopes[active]
+        if self.switches is not None:
+            by_stationarity, by_margins, by_values = np.split(
+                self.switches.columns, [size, size + len(self.margins)]
+            )
+            matrix[across:, :size] = self.switches.rows
+            columns = by_stationarity, factors * by_margins[active], by_values
+            matrix[:, across:] = np.concatenate(columns)
+        matrix[np.arange(size), np.arange(size)] += shift
+        matrix[np.arange(size, across), np.arange(size, across)] += corner
+        return matrix
 
 
 Vector = Float[Array, " _"] | Float[np.ndarray, " _"]
 
 
-def residual(
+@compiled
+def stationarity_and_margins(
     problem: Problem, layout: Layout, theta: Vector, multipliers: Vector
 ) -> tuple[Float[Array, " P"], Float[Array, " m"]]:
     """`theta - sum_i lambda_i grad q_i(theta)` and the margins, flattened.
@@ -67,38 +120,45 @@ def residual(
     return theta - layout.flatten(pull), margins.ravel()
 
 
-residual_at = compiled(residual)
-"""`residual`, compiled."""
-
-
 def without_dead(theta: np.ndarray) -> np.ndarray:
     """The point with 0 for weights next to nothing, as of a neuron that has died out: the squares
     by which its second derivatives are divided would underflow. Shapes (P,).
     """
-    return np.where(np.abs(theta) < _DEAD * np.abs(theta).max(), 0.0, theta)
+    return np.where(np.abs(theta) < DEAD.underflowing * np.abs(theta).max(), 0.0, theta)
 
 
-def system(problem: Problem, layout: Layout, theta: np.ndarray, multipliers: np.ndarray) -> System:
-    """The system and its derivatives, without dead neurons. Memory: 8 (P^2 + 2 m P) bytes, and some
-    tangents.
+def kkt_system(
+    problem: Problem,
+    layout: Layout,
+    theta: np.ndarray,
+    multipliers: np.ndarray,
+    *,
+    sizes: Sizes = SIZES,
+) -> KKTSystem:
+    """The system and its derivatives at a point, with 0 for weights of dead neurons.
 
-    Shapes: theta (P,), multipliers (m,).
+    Memory: 8 (P^2 + 2 m P) bytes, and some tangents.
+
+    Args:
+        theta, multipliers: the point. Shapes (P,), (m,).
+        sizes: beyond `sizes.formed` parameters, examples whose multipliers are 0 are left out of
+            the second derivatives.
     """
     theta = without_dead(theta)
-    if theta.size <= _SMALL:
+    if theta.size <= sizes.formed:
         found = _system(problem, layout, theta, multipliers)
     else:
         fewer, kept = only_pushing(problem, multipliers != 0)
         found = _lagrangian(fewer, multipliers[kept], layout, theta)
         found = *found, *_margins(problem, layout, theta)
-    value, hessian, margins, slopes, gradients = map(np.asarray, found)
-    return System(value, margins, hessian, slopes, gradients)
+    stationarity, hessian, margins, slopes, gradients = map(np.asarray, found)
+    return KKTSystem(stationarity, margins, hessian, slopes, gradients)
 
 
 def only_pushing(problem: Problem, pushing: np.ndarray) -> tuple[Problem, np.ndarray]:
     """The problem without the examples none of whose margins push; and which margins are left.
 
-    It is filled up to a power of 2 examples, so that few programs are compiled.
+    Others fill their number up to a power of 2, so that few programs are compiled.
 
     Args:
         pushing: which margins push. Shape (m,), m the number of examples times k - 1.
@@ -129,7 +189,7 @@ def _lagrangian(
     """`theta - sum_i lambda_i grad q_i` and its derivative."""
 
     def stationarity(point: Array) -> Array:
-        return residual(problem, layout, point, multipliers)[0]
+        return stationarity_and_margins(problem, layout, point, multipliers)[0]
 
     value, product = jax.linearize(stationarity, theta)
     batch = int(np.clip(_TANGENTS // (8 * theta.size), 1, theta.size))

@@ -1,11 +1,11 @@
 """Neurons that have died out: where they come to point, and whether they stay dead.
 
-The weights y of a neuron that is all but dead move for themselves, while the others stand still:
-`dy/dt = -F(y)`, the part of `theta - sum_i lambda_i grad q_i` that is theirs, homogeneous of degree
-1 in y for a network of degree 2. Newton's method on the KKT system makes them vanish, pointing
-anywhere, and the curvature there may be negative for no other reason than that they would turn.
-Here they turn, as the flow makes them, to where `u = y / |y|` rests. From there on they grow like
-`exp(growth t)`, `growth = -u . F(u)`: only if that is positive is the point a saddle for them.
+The weights y of a dead neuron are so small that the others do not feel them, and move by
+themselves: `dy/dt = -F(y)`, F their part of `theta - sum_i lambda_i grad q_i`, homogeneous of
+degree 1 in y for a network of degree 2. Newton's method on the KKT system leaves them pointing
+anywhere, and the curvature there may be negative only because they would turn. So they are turned
+as the flow turns them, to where `u = y / |y|` rests. From there on they grow like `exp(growth t)`,
+`growth = -u . F(u)`: only if that is positive is the point a saddle for them.
 """
 
 import dataclasses
@@ -17,15 +17,17 @@ from scipy.integrate import solve_ivp
 
 from gflow._layout import Layout
 from gflow.kkt.curvature import Curvature
-from gflow.kkt.system import residual_at
+from gflow.kkt.settings import DEAD, DeadSettings
+from gflow.kkt.system import stationarity_and_margins
 from gflow.problem import Problem
 
-# Weights below this part of the largest are dead; their directions are tried at this size.
-_DEAD, _INFINITESIMAL = 1e-7, 1e-9
-# Coordinates of an eigenvector that belong to it; the share of another one that is theirs as well.
+# Entries of an eigenvector of norm 1 above this are coordinates of its neurons; another eigenvector
+# belongs to the same neurons where they hold this share of its square.
 _BELONGS, _MOSTLY = 1e-6, 0.99
-_LONGEST, _AT_REST, _RELATIVE, _ABSOLUTE = 1e4, 1e-6, 1e-6, 1e-9
-# A push off a direction that is itself at rest.
+# Turning ends at this speed, in radians per unit of time, or after so long; it is integrated to
+# these tolerances, relative and absolute, as only where it ends matters.
+_AT_REST, _LONGEST, _RELATIVE, _ABSOLUTE = 1e-6, 1e4, 1e-6, 1e-9
+# How far a direction that is itself at rest, but not stably, is pushed off to begin with.
 _PUSH = 1e-2
 
 Field = Callable[[np.ndarray], np.ndarray]
@@ -37,6 +39,8 @@ def with_dead_at_rest(
     theta: np.ndarray,
     multipliers: np.ndarray,
     curvature: Curvature,
+    *,
+    dead: DeadSettings = DEAD,
 ) -> Curvature:
     """The curvature at a KKT point, with dead neurons that would turn pointing to where they rest.
 
@@ -46,18 +50,18 @@ def with_dead_at_rest(
             of the same neurons, give way to the direction in which these rest, with `-growth`.
     """
     growing = np.zeros((theta.size, 0))
-    size = _INFINITESIMAL * np.abs(theta).max()
+    size = dead.tried * np.abs(theta).max()
     for _ in range(curvature.values.size):
-        vector = _turning(theta, curvature, growing)
+        vector = _turning(theta, curvature, growing, dead.weight)
         if vector is None:
             break
         where = np.flatnonzero(np.abs(vector) > _BELONGS)
 
         def field(y: np.ndarray, where: np.ndarray = where) -> np.ndarray:
-            """F."""
+            """F at the size where the neuron is tried."""
             near = theta.copy()
             near[where] = size * y
-            force, _ = residual_at(problem, layout, near, multipliers)
+            force, _ = stationarity_and_margins(problem, layout, near, multipliers)
             return np.asarray(force)[where] / size
 
         unit = turned(field, _beside(theta[where], vector[where]))
@@ -86,12 +90,19 @@ def turned(field: Field, start: np.ndarray) -> np.ndarray:
     return run.y[:, -1] / np.linalg.norm(run.y[:, -1])
 
 
-def _turning(theta: np.ndarray, curvature: Curvature, growing: np.ndarray) -> np.ndarray | None:
-    """An unstable direction in which no weight is alive and that is not known to grow."""
+def _turning(
+    theta: np.ndarray, curvature: Curvature, growing: np.ndarray, dead: float
+) -> np.ndarray | None:
+    """An unstable direction in which no weight is alive and that is not known to grow.
+
+    Args:
+        growing: unstable directions in which a neuron rests and grows, as columns. Shape (P, k).
+        dead: weights below this part of the largest are dead.
+    """
     sizes = (theta / np.abs(theta).max()) ** 2
     for vector in curvature.vectors[:, curvature.unstable].T:
         known = np.abs(vector @ growing).max(initial=0.0) > _MOSTLY
-        if not known and np.sqrt(vector**2 @ sizes) < _DEAD:
+        if not known and np.sqrt(vector**2 @ sizes) < dead:
             return vector
     return None
 

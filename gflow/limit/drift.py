@@ -2,8 +2,8 @@
 
 Under frozen perturbations the flow is no gradient flow, and it may drift: along a direction that is
 nearly neutral it moves for hundreds of thousands of units of log kappa at a speed of 1e-7, past a
-place where a rest point all but exists, before it comes to rest elsewhere. A drift has no KKT point
-nearby, so that Newton's method fails; and its steps must not cost what those of the stiff flow do.
+place where a rest point all but exists, before it comes to rest elsewhere. On a drift there is no
+KKT point nearby, so that Newton's method fails, and steps of the stiff flow would cost too much.
 At kappa = infinity and at unit margin the direction moves, with s = log |params|, as
 
     d theta/ds = -theta + sum_i lambda_i grad q_i(theta),   q_i >= 1,  lambda_i >= 0,
@@ -21,32 +21,18 @@ Differential Equations 26; Hairer & Wanner 1996, "Solving Ordinary Differential 
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gflow._layout import Layout
-from gflow.kkt.kinked_equations import Equations, Point
-from gflow.kkt.kinked_path import Path
-from gflow.kkt.kinked_step import Anchor
-from gflow.kkt.system import residual_at, system
+from gflow.kkt.kinked_system import Residuals
+from gflow.kkt.system import KKTSystem, kkt_system, stationarity_and_margins
+from gflow.kkt.variables import Variables, at_unit_margin
+from gflow.limit.complementarity import Anchor
+from gflow.limit.kinked_newton import KinkedNewton
+from gflow.limit.settings import REFINE, DriftSettings
+from gflow.limit.sliding import last_far_from
 from gflow.problem import Problem
-
-# Of a step: the first length, and the shortest and the longest.
-_FIRST, _SHORTEST, _LONGEST = 1.0, 1e-6, 1e12
-# Its local error and its displacement at most, relative to the norm of theta; by how much it grows
-# and shrinks.
-_ERROR, _MOVED = 2e-3, 5e-2
-_GROW, _SHRINK, _SAFETY = 5.0, 0.2, 0.8
-# At rest the speed, relative, is below this; and steps of the flow move no further than this.
-_REST, _STILL = 1e-9, 1e-6
-_MOST_STEPS, _MOST_ITERATIONS = 500, 4000
-# The square root of what rounds off complementarity, relative to the multipliers: 1e-9.
-_ROUNDED = 1e-6
-# How far from its end a drift is still on the way.
-_NEAR = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +44,7 @@ class Drift:
         multipliers: lambda there. Shape (m,).
         before: the direction on the way that was last farther than 1e-3 from the end. Shape (P,).
         rests: whether it came to rest there.
-        stuck: whether it ended since the shortest step could not be solved.
+        stuck: whether it ended because the shortest step could not be solved.
         speed: `|d theta/d log |params|| / |theta|` at the end: how far the direction moves while
             the norm of the parameters grows by a factor e. It is the relative stationarity.
         log_growth: by how much log |params| grew; log kappa by L times that.
@@ -82,76 +68,87 @@ class Drift:
         return self.theta / np.linalg.norm(self.theta)
 
 
-def drift(problem: Problem, layout: Layout, direction: np.ndarray, weights: np.ndarray) -> Drift:
+def drift(
+    problem: Problem,
+    layout: Layout,
+    direction: np.ndarray,
+    weights: np.ndarray,
+    *,
+    settings: DriftSettings = REFINE.drift,
+) -> Drift:
     """Follows the flow at infinite kappa from a direction to its rest, or as far as it leads.
 
     Args:
         problem: smooth.
         direction: u, a unit vector whose margins are positive. Shape (P,).
-        weights: the flow's weights p there, flattened; the first multipliers are
-            `p_i |theta|^2 / L` (Euler's identity). Shape (m,).
+        weights: the flow's weights p there, flattened: the first multipliers are proportional to
+            them. Shape (m,).
 
     Memory: 8 (P + m)^2 bytes, and some.
     """
-    margins = np.asarray(problem.margins(layout.unflatten(direction))).ravel()
-    theta = direction / margins.min() ** (1 / problem.degree)
-    multipliers = weights * (theta @ theta) / (problem.degree * weights.sum())
-    drifting = _Drifting(_SmoothPath(problem, layout, float(multipliers.max())), theta, multipliers)
+    start = at_unit_margin(problem, layout, direction, weights)
+    newton = _SmoothNewton(problem, layout, float(start.multipliers.max()))
+    drifting = _Drifting(newton, start, settings)
     rests = drifting.run()
     return drifting.ended(rests)
 
 
-class _SmoothPath(Path):
-    """Newton's method for the equations of a step, without switches."""
+class _SmoothNewton(KinkedNewton):
+    """Newton's method for the equations of a step of a smooth problem, which has no switches, with
+    the programs that Newton's method on the KKT system has compiled already.
+    """
 
-    def at(self, point: Point, smoothing: float, index: np.ndarray | None = None) -> Equations:
-        if index is None:
-            found = residual_at(self.problem, self.layout, point.theta, point.multipliers)
-            return self.without_switches(*found, None)
-        at = system(self.problem, self.layout, point.theta, point.multipliers)
-        corner = np.zeros((len(at.margins), len(at.margins)))
-        jacobian = np.block([[at.hessian, -at.gradients.T], [at.slopes, corner]])
-        return self.without_switches(at.residual, at.margins, jacobian)
+    def residuals(self, variables: Variables, smoothing: float) -> Residuals:
+        """The KKT system at a point, without derivatives."""
+        given = self.problem, self.layout, variables.theta, variables.multipliers
+        none = np.zeros_like(variables.angles)
+        stationarity, margins = map(np.asarray, stationarity_and_margins(*given))
+        return Residuals(stationarity, margins, none, none)
 
-    def without_switches(self, residual: Any, margins: Any, jacobian: Any) -> Equations:
-        """The equations of a problem that has no kinks, on the host."""
-        nothing = np.zeros((len(self.problem.dataset.x), 0))
-        parts = residual, margins, nothing, nothing, jacobian
-        traced = Equations(*jax.tree.map(jnp.asarray, parts))
-        return jax.tree.map(np.asarray, traced)
+    def linearized(self, variables: Variables, smoothing: float, index: np.ndarray) -> KKTSystem:
+        """The KKT system at a point."""
+        return kkt_system(self.problem, self.layout, variables.theta, variables.multipliers)
 
 
 class _Drifting:
-    """The state of one drift."""
+    """The state of one drift.
 
-    def __init__(self, path: _SmoothPath, theta: np.ndarray, multipliers: np.ndarray):
-        none = np.zeros((len(path.problem.dataset.x), 0))
-        self.path, self.now = path, Point(theta, multipliers, none)
+    Attributes:
+        now: where it is.
+        velocity: of the last step, per unit of log |params|; None before the first.
+        points: theta at the end of every step, the start first.
+    """
+
+    def __init__(self, newton: _SmoothNewton, start: Variables, settings: DriftSettings):
+        self.newton, self.now, self.settings = newton, start, settings
         self.velocity: np.ndarray | None = None
-        self.log_growth, self.points, self.stuck = 0.0, [theta], False
+        self.log_growth, self.points, self.stuck = 0.0, [start.theta], False
 
     def run(self) -> bool:
         """Steps until the point rests; whether it does."""
-        length = _FIRST
-        for _ in range(_MOST_STEPS):
-            if self.path.num_iterations > _MOST_ITERATIONS:
+        settings = self.settings
+        length = settings.first
+        for _ in range(settings.most_steps):
+            if self.newton.num_iterations > settings.most_iterations:
                 break
             anchor = Anchor(self.now.theta, length)
-            found = self.path.correct(self.now, _ROUNDED, anchor=anchor)
+            found = self.newton.solve(self.now, settings.rounding_off, anchor=anchor)
             size = math.inf if found is None else self.size_of(found, length)
+            # Steps of order 1: the error goes like the square of the length.
+            allowed = settings.safety / math.sqrt(max(size, 1e-12))
             if found is None or size > 1.0:
-                length *= _SHRINK if found is None else max(_SAFETY / math.sqrt(size), _SHRINK)
-                if length < _SHORTEST:
+                length *= settings.shrink if found is None else max(allowed, settings.shrink)
+                if length < settings.shortest:
                     self.stuck = True
                     break
                 continue
             self.accept(found, length)
             if self.at_rest(length):
                 return True
-            length = min(length * min(_SAFETY / math.sqrt(max(size, 1e-12)), _GROW), _LONGEST)
+            length = min(length * min(allowed, settings.grow), settings.longest)
         return False
 
-    def size_of(self, found: Point, length: float) -> float:
+    def size_of(self, found: Variables, length: float) -> float:
         """The local error or the displacement of a step, in parts of what is allowed."""
         norm = float(np.linalg.norm(found.theta))
         step = found.theta - self.now.theta
@@ -159,9 +156,9 @@ class _Drifting:
         # The first velocity is not known: that of the capped flow has a part of the order of kappa.
         change = 0.0 if self.velocity is None else step - length * self.velocity
         error = 0.5 * float(np.linalg.norm(change)) / norm
-        return max(error / _ERROR, (moved / _MOVED) ** 2)
+        return max(error / self.settings.error, (moved / self.settings.moved) ** 2)
 
-    def accept(self, found: Point, length: float) -> None:
+    def accept(self, found: Variables, length: float) -> None:
         """Takes a step."""
         self.velocity = (found.theta - self.now.theta) / length
         self.now, self.log_growth = found, self.log_growth + length
@@ -169,8 +166,9 @@ class _Drifting:
 
     def at_rest(self, length: float) -> bool:
         """Whether the last step, a long one, hardly moved the point."""
-        moved = length * self.speed()
-        return self.speed() < _REST and moved < _STILL and length > _FIRST
+        moved, speed = length * self.speed(), self.speed()
+        slow = speed < self.settings.rest and moved < self.settings.still
+        return slow and length > self.settings.first
 
     def speed(self) -> float:
         """Of the last step, relative."""
@@ -180,16 +178,15 @@ class _Drifting:
 
     def ended(self, rests: bool) -> Drift:
         """What was found."""
-        directions = [theta / np.linalg.norm(theta) for theta in self.points]
-        far = [u for u in directions if np.linalg.norm(u - directions[-1]) > _NEAR]
+        end = self.now.theta / np.linalg.norm(self.now.theta)
         return Drift(
             theta=self.now.theta,
             multipliers=np.maximum(self.now.multipliers, 0.0),
-            before=far[-1] if far else directions[0],
+            before=last_far_from(end, self.points, self.settings.near),
             rests=rests,
             stuck=self.stuck,
             speed=self.speed(),
             log_growth=self.log_growth,
             num_steps=len(self.points) - 1,
-            num_iterations=self.path.num_iterations,
+            num_iterations=self.newton.num_iterations,
         )

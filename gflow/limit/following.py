@@ -1,9 +1,9 @@
-"""Smoothing led to 0 from a KKT point of the smoothed problem, by Newton's method.
+"""The smoothing led to 0 from a KKT point of the smoothed problem, by Newton's method.
 
-At the mu of a smoothed problem its KKT points are solutions of `gflow.kkt.kinked_step`, and their
-multipliers and slopes the start. Unlike Newton's method on theta alone, which has to cross a slope
-as steep as 1/mu, that on all three unknowns stays well conditioned for mu -> 0, as primal-dual
-interior points do. Switches that have come to rest at +-pi/2 are no kinks and leave; with mu = 0
+At the mu of a smoothed problem its KKT points solve `gflow.limit.complementarity`, and their
+multipliers and slopes are the start. Newton's method on theta alone has to cross slopes as steep as
+1/mu; that on all three unknowns stays well conditioned for mu -> 0, as primal-dual interior points
+do. Switches that have come to rest at +-pi/2 are no kinks and leave; with mu = 0
 the last iterations are exact.
 
 Source: Clarke 1983 for the subdifferential; Lyu & Zhu 2022 for the KKT system.
@@ -14,27 +14,23 @@ import math
 import numpy as np
 
 from gflow._layout import Layout
-from gflow.kkt.kinked_equations import Point
-from gflow.kkt.kinked_path import LAST_SMOOTHING, ROUNDED, Path
-from gflow.kkt.kinks import Kinks, found
-from gflow.kkt.switches import settled_angles
+from gflow.kkt.point import KKTPoint, active_residual
+from gflow.kkt.switches import alive, settled_angles
+from gflow.kkt.variables import Variables
+from gflow.limit.kinked_newton import KinkedNewton
+from gflow.limit.settings import REFINE, SmoothingSettings
 from gflow.problem import Problem
-
-_FIRST_FACTOR = 0.6
-# Weights below this part of the largest may vanish with the smoothing, as sqrt(mu) does; or have,
-# but for what Newton's method left; and below what part of its gradient a switch does not depend on
-# a weight.
-_VANISHING, _VANISHED, _NO_PART = 0.05, 1e-5, 1e-6
 
 
 def follow(
     problem: Problem,
     layout: Layout,
-    start: Point,
+    start: Variables,
     smoothing: float,
     *,
-    tolerance: float = ROUNDED,
-) -> Kinks:
+    tolerance: float | None = None,
+    settings: SmoothingSettings = REFINE.smoothing,
+) -> KKTPoint:
     """The KKT point at kinks to which a KKT point of the smoothed problem leads.
 
     Where smoothing cannot fall any further, the branch of KKT points ends or turns, and the last
@@ -46,73 +42,120 @@ def follow(
             and angles; the weights of dead neurons next to nothing, in the direction that decides
             their slopes.
         smoothing: mu > 0.
-        tolerance: of the residual of the exact point.
+        tolerance: of the residual of the exact point; that of `settings` by default.
     """
-    path = Path(problem, layout, float(start.multipliers.max()), tolerance)
-    now, smoothing = path.lower(start, smoothing, _FIRST_FACTOR)
-    return concluded(path, now, smoothing)
+    newton = KinkedNewton(problem, layout, float(start.multipliers.max()), tolerance, settings)
+    now, smoothing = newton.lowered(start, smoothing, settings.steps.first_factor)
+    return concluded(newton, now, smoothing)
 
 
 def start_at(
     problem: Problem, layout: Layout, theta: np.ndarray, multipliers: np.ndarray, smoothing: float
-) -> Point:
+) -> Variables:
     """A point with the angles of the smoothed problem."""
     angles = np.asarray(settled_angles(problem, layout.unflatten(theta), smoothing))
-    return Point(theta, np.where(multipliers > 0, multipliers, 0.0), angles)
+    return Variables(theta, np.where(multipliers > 0, multipliers, 0.0), angles)
 
 
-def concluded(path: Path, point: Point, smoothing: float) -> Kinks:
-    """What a path ended with: the exact point, if it came to the last smoothing."""
-    kinks = path.kinks(point)
-    if smoothing > LAST_SMOOTHING:
-        return found(path, point, smoothing, kinks)
-    exact = path.exact(point, kinks)
+def follow_back(
+    problem: Problem,
+    layout: Layout,
+    point: KKTPoint,
+    theta: np.ndarray,
+    *,
+    tolerance: float | None = None,
+    settings: SmoothingSettings = REFINE.smoothing,
+) -> KKTPoint:
+    """The KKT point with the same kinks near `theta`, which lies beside `point.theta`."""
+    newton = KinkedNewton(problem, layout, float(point.multipliers.max()), tolerance, settings)
+    beside = point.variables._replace(theta=theta)
+    exact = newton.exact(beside, point.at_kink)
     if exact is None:
-        exact = _exact_with_zeros(path, point, kinks, _VANISHING)
+        return judged(newton, beside, math.nan, point.at_kink)
+    return judged(newton, exact, 0.0, point.at_kink)
+
+
+def concluded(newton: KinkedNewton, now: Variables, smoothing: float) -> KKTPoint:
+    """What a path ended with: the exact point, if it came to the last smoothing and there is one.
+
+    Args:
+        now: the solution at `smoothing`.
+    """
+    settings, at_kink = newton.settings, newton.at_kink(now)
+    if smoothing > settings.steps.last:
+        return judged(newton, now, smoothing, at_kink)
+    exact = newton.exact(now, at_kink)
+    if exact is None:
+        exact = _exact_with_zeros(newton, now, at_kink, settings.vanishing)
     else:
-        exact = _exact_with_zeros(path, exact, kinks, _VANISHED) or exact
+        exact = _exact_with_zeros(newton, exact, at_kink, settings.vanished) or exact
     if exact is None:
-        return found(path, point, smoothing, kinks)
-    return found(path, exact, 0.0, kinks)
+        return judged(newton, now, smoothing, at_kink)
+    return judged(newton, exact, 0.0, at_kink)
 
 
-def _exact_with_zeros(path: Path, point: Point, kinks: np.ndarray, below: float) -> Point | None:
+def unfinished(newton: KinkedNewton, now: Variables, smoothing: float) -> KKTPoint:
+    """What a path ended with, where that is no KKT point at kinks."""
+    return judged(newton, now, smoothing, newton.at_kink(now))
+
+
+def _exact_with_zeros(
+    newton: KinkedNewton, now: Variables, at_kink: np.ndarray, below: float
+) -> Variables | None:
     """The solution at smoothing 0 without the small weights that some kinks depend on alone; None
     where there are none.
 
     A switch that follows a product of weights, such as `u_j^2 - v_j^2`, rounds them off to
     `sqrt(mu)`: to Newton's method their 0 is a double root, to which it comes slowly or not at all.
     At the 0 itself the switch has no say, and Newton's method for all else converges.
+
+    Args:
+        below: weights below this part of the largest are small.
     """
-    at = path.at(point, LAST_SMOOTHING, np.flatnonzero(kinks))
-    size, count = point.theta.size, point.multipliers.size
-    rows = np.abs(np.asarray(at.jacobian)[size + count :, :size][: np.count_nonzero(kinks)])
-    small = np.abs(point.theta) <= below * np.abs(point.theta).max()
+    no_part = newton.settings.no_part
+    at = newton.linearized(now, newton.settings.steps.last, np.flatnonzero(at_kink))
+    assert at.switches is not None
+    rows = np.abs(at.switches.rows)
+    small = np.abs(now.theta) <= below * np.abs(now.theta).max()
     others = rows[:, ~small].max(axis=1, initial=0.0)
-    on_small = others <= _NO_PART * rows.max(axis=1, initial=0.0)
+    on_small = others <= no_part * rows.max(axis=1, initial=0.0)
     vanishing = small & np.any(rows[on_small] > 0, axis=0)
     if not vanishing.any():
         return None
-    return path.exact(point._replace(theta=np.where(vanishing, 0.0, point.theta)), kinks)
+    return newton.exact(now._replace(theta=np.where(vanishing, 0.0, now.theta)), at_kink)
 
 
-def unfinished(path: Path, point: Point, smoothing: float) -> Kinks:
-    """What a path ended with, where that is no KKT point at kinks."""
-    return found(path, point, smoothing, path.kinks(point))
+def judged(newton: KinkedNewton, now: Variables, smoothing: float, at_kink: np.ndarray) -> KKTPoint:
+    """A point with these kinks, and whether it is a KKT point.
 
-
-def follow_back(
-    problem: Problem,
-    layout: Layout,
-    kinks: Kinks,
-    theta: np.ndarray,
-    *,
-    tolerance: float = ROUNDED,
-) -> Kinks:
-    """The KKT point with the same kinks near `theta`, a point beside `kinks.theta`."""
-    path = Path(problem, layout, float(kinks.multipliers.max()), tolerance)
-    beside = kinks.point._replace(theta=theta)
-    exact = path.exact(beside, kinks.at_kink)
-    if exact is None:
-        return found(path, beside, math.nan, kinks.at_kink)
-    return found(path, exact, 0.0, kinks.at_kink)
+    Args:
+        smoothing: at which it was found; NaN where it was not.
+        at_kink: the switches taken to stand on their kinks. Shape (n, s).
+    """
+    slack, zero = newton.settings.slack, newton.settings.zero
+    theta = np.where(np.abs(now.theta) < zero * np.abs(now.theta).max(), 0.0, now.theta)
+    active = now.multipliers > slack * now.multipliers.max()
+    last = Variables(theta, np.where(active, now.multipliers, 0.0), now.angles)
+    at = newton.linearized(last, smoothing, np.flatnonzero(at_kink))
+    residual = active_residual(at.stationarity, at.margins, theta, active)
+    assert at.switches is not None
+    values, scales = at.switches.values, at.switches.scales
+    if smoothing == 0:  # at the others it is cos phi that is 0: they have turned
+        at_kink = at_kink & (np.abs(values) < slack * scales)
+        at = newton.linearized(last, smoothing, np.flatnonzero(at_kink))
+    pushing = newton.pushing(last.multipliers, smoothing)[:, None]
+    wrong = (np.sin(now.angles) * values < -slack * scales) & pushing & ~at_kink & alive(scales)
+    beyond = np.abs(now.angles[at_kink]) > np.pi / 2 - 1e-9
+    right = not wrong.any() and not beyond.any() and at.margins.min() > 1 - slack
+    return KKTPoint(
+        theta=theta,
+        multipliers=last.multipliers,
+        active=active,
+        residual=residual,
+        converged=bool(smoothing == 0 and right and residual <= newton.tolerance),
+        num_iterations=newton.num_iterations,
+        system=at,
+        smoothing=smoothing,
+        coefficients=np.sin(now.angles),
+        at_kink=at_kink,
+    )

@@ -33,11 +33,11 @@ from gflow._layout import Layout
 from gflow.flow.outcome import unseparated_result
 from gflow.kkt.certificate import Certificate, certify
 from gflow.kkt.curvature import Curvature
-from gflow.kkt.kinked_equations import Point
-from gflow.kkt.kinks import Kinks
 from gflow.kkt.margin_next_to import margin_next_to
 from gflow.kkt.open_curvature import open_curvature
+from gflow.kkt.point import KKTPoint
 from gflow.kkt.switches import smoothed
+from gflow.kkt.variables import Variables
 from gflow.limit.following import follow, follow_back, start_at
 from gflow.limit.result import Limit, Stage
 from gflow.limit.search import Search, Start
@@ -45,7 +45,7 @@ from gflow.limit.sliding import slide
 from gflow.problem import Problem
 from gflow.results import RESULTS
 
-# More parameters than this make the dense systems of `gflow.kkt.kinked_step` too large.
+# More parameters than this make the dense systems of `gflow.limit.complementarity` too large.
 _MOST_PARAMETERS = 2000
 # Where sliding fails, the flow is followed with less smoothing; below the least no more.
 _LEAST, _FACTOR = 6e-3, 0.25
@@ -65,9 +65,9 @@ class KinkedSearch(Search):
     ):
         super().__init__(smoothed(problem, smoothing), layout, start, **settings)
         self.kinked_problem, self.smoothing = problem, smoothing
-        self.kinks: Kinks | None = None
-        self.last_kinks: Kinks | None = None
-        self.last_saddle: tuple[Kinks, Curvature] | None = None
+        self.kinks: KKTPoint | None = None
+        self.last_kinks: KKTPoint | None = None
+        self.last_saddle: tuple[KKTPoint, Curvature] | None = None
         # Where kinks stop the rounded flow, more of it or a colder one is no help.
         most = min(self.options["max_steps"], _MOST_FLOW_STEPS)
         self.options, self.most_raises = {**self.options, "max_steps": most}, _MOST_RAISES
@@ -150,18 +150,18 @@ class KinkedSearch(Search):
         if self.kinks is None:
             self.slide(start, self.smoothing)
 
-    def at_end(self) -> Point:
+    def at_end(self) -> Variables:
         """Where the flow stopped, at unit margin, with its weights for multipliers."""
         margins = np.asarray(self.problem.margins(self.layout.unflatten(self.arrived))).ravel()
         theta = self.arrived / margins.min() ** (1 / self.problem.degree)
         multipliers = self.weights() * (theta @ theta) / self.problem.degree
         return start_at(self.kinked_problem, self.layout, theta, multipliers, self.smoothing)
 
-    def pushed(self, kinks: Kinks) -> Point:
+    def pushed(self, kinks: KKTPoint) -> Variables:
         """Where a push off a saddle led, with the saddle's multipliers and coefficients."""
-        return kinks.point._replace(theta=self.now * np.linalg.norm(kinks.theta))
+        return kinks.variables._replace(theta=self.now * np.linalg.norm(kinks.theta))
 
-    def slide(self, start: Point, smoothing: float, rate: float = 0.0) -> None:
+    def slide(self, start: Variables, smoothing: float, rate: float = 0.0) -> None:
         """The flow along kinks to its rest, and what kind of point that is."""
         begin = time.perf_counter()
         kinks, self.arrived = slide(
@@ -169,7 +169,7 @@ class KinkedSearch(Search):
         )
         self.arrive("sliding", kinks, time.perf_counter() - begin)
 
-    def arrive(self, kind: str, kinks: Kinks, seconds: float) -> None:
+    def arrive(self, kind: str, kinks: KKTPoint, seconds: float) -> None:
         """Records what led to kinks, and judges it where it is a KKT point."""
         moved, values = self.move_to(kinks.direction), self.values(kinks)
         count = kinks.num_iterations
@@ -197,7 +197,7 @@ class KinkedSearch(Search):
     def settled(self) -> RESULTS:
         return RESULTS.degenerate if self.verdict == DEPENDS else super().settled()
 
-    def values(self, kinks: Kinks) -> tuple[float, float]:
+    def values(self, kinks: KKTPoint) -> tuple[float, float]:
         """Stationarity, and the margin of a KKT point."""
         margin = float(np.linalg.norm(kinks.theta)) ** -self.problem.degree
         return kinks.residual, margin if kinks.converged else math.nan

@@ -12,9 +12,8 @@ from gflow._numerics import is_real
 from gflow._typing import Params
 from gflow.kkt.certificate import Certificate
 from gflow.kkt.curvature import Curvature
-from gflow.kkt.kinks import Kinks
+from gflow.kkt.point import KKTPoint
 from gflow.limit.itinerary import Visit, told
-from gflow.limit.polish import Polished
 from gflow.problem import Problem
 from gflow.results import RESULTS, Outcome
 from gflow.trajectory import Trajectory
@@ -119,8 +118,8 @@ class Limit(Outcome):
     curvature: Curvature | None
     stages: tuple[Stage, ...]
     heading: bool
-    polished: Polished | None = field(repr=False, default=None)
-    kinks: Kinks | None = field(repr=False, default=None)
+    polished: KKTPoint | None = field(repr=False, default=None)
+    kinks: KKTPoint | None = field(repr=False, default=None)
     smoothing: float = 0.0
     held_margin: float = math.nan
     basin: str = "undecided"

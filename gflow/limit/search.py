@@ -30,14 +30,15 @@ from gflow.flow.outcome import unseparated_result
 from gflow.flow.until import Until
 from gflow.kkt.certificate import Certificate, certify
 from gflow.kkt.curvature import Curvature, curvature
-from gflow.kkt.system import system
+from gflow.kkt.point import KKTPoint
+from gflow.kkt.system import kkt_system
 from gflow.limit.basin import Handover, close
 from gflow.limit.circling import circling
 from gflow.limit.dead import with_dead_at_rest
 from gflow.limit.drift import Drift, drift
 from gflow.limit.earned import earned
 from gflow.limit.itinerary import Visit, departure, growth_per_log_kappa
-from gflow.limit.polish import FEW_MARGINS, Polished, polish_again, polish_capped, polish_drifted
+from gflow.limit.polish import polish_again, polish_capped, polish_drifted
 from gflow.limit.result import Limit, Stage
 from gflow.limit.verdict import is_maximum, verdict
 from gflow.measures import MAX_LOG_KAPPA
@@ -56,6 +57,8 @@ _COLDER = 1
 _CIRCLING_LOGITS, _CIRCLING_PUSH, _MOST_CIRCLING = 1e3, 1e-3, 1500
 # Steps off a saddle, where cooling leads on from anywhere close by.
 _MOST_FROM_SADDLE = 200
+# Fewer margins than this get all steps of a run off a saddle too.
+_FEW_MARGINS = 64
 # In units of log kappa beyond the cap: no flow is followed farther.
 _FARTHEST = 1e5
 # How closely the cap's logits are met; and the most that a start may have, beyond which products of
@@ -140,7 +143,7 @@ class Search:
         self.smooth = True
         self.stages: list[Stage] = list(start.stages)
         self.first, self.goes_on = start.first, start.goes_on
-        self.polished: Polished | None = None
+        self.polished: KKTPoint | None = None
         self.curvature: Curvature | None = None
         self.verdict = "unknown"
         # Which way a saddle was left: decided by rounding; or by errors of the flow.
@@ -269,11 +272,11 @@ class Search:
         """The options of a run: off a saddle, with fewer steps where cooling leads on."""
         data = self.problem.dataset
         options = {**self.options, "max_seconds": self.deadline.left()}
-        if not self.saddles or len(data.x) * max(data.num_outputs - 1, 1) <= FEW_MARGINS:
+        if not self.saddles or len(data.x) * max(data.num_outputs - 1, 1) <= _FEW_MARGINS:
             return options
         return {**options, "max_steps": min(self.options["max_steps"], _MOST_FROM_SADDLE)}
 
-    def newton(self) -> Polished:
+    def newton(self) -> KKTPoint:
         """Newton's method from where the flow stopped."""
         seconds = time.perf_counter()
         polished = polish_capped(
@@ -283,7 +286,7 @@ class Search:
         self.keep(polished, seconds)
         return polished
 
-    def keep(self, polished: Polished, seconds: float) -> None:
+    def keep(self, polished: KKTPoint, seconds: float) -> None:
         """Records where Newton's method ended."""
         good = polished.converged and polished.residual <= self.tolerance
         self.polished = polished if good else None
@@ -389,14 +392,14 @@ class Search:
         unit = self.layout.unflatten(self.arrived)
         return np.asarray(self.problem.ascent(unit, self.log_cap).weights).ravel()
 
-    def curve(self, polished: Polished) -> Curvature:
+    def curve(self, polished: KKTPoint) -> Curvature:
         """The curvature at the KKT point, dead neurons in the direction in which they arrived or,
         where that would turn, to which they turn.
         """
-        theta, at = polished.theta, polished.system
+        theta, at = polished.theta, polished.linearized
         nearby = theta if theta.size > _MANY else self.near_dead(theta)
         if nearby is not theta:
-            hessian = system(self.problem, self.layout, nearby, polished.multipliers).hessian
+            hessian = kkt_system(self.problem, self.layout, nearby, polished.multipliers).hessian
             at = at._replace(hessian=hessian)
         found = curvature(at, polished.active)
         return with_dead_at_rest(self.problem, self.layout, nearby, polished.multipliers, found)

@@ -8,7 +8,6 @@ switches that stand there for further unknowns, and their values, which stay 0, 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,14 +16,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gflow._layout import Layout
-from gflow._least_norm import least_norm
+from gflow._minimum_norm import minimum_norm
 from gflow._numerics import check_unmasked
 from gflow._signatures import named
 from gflow._typing import Params
-from gflow.kkt.kinked_equations import traced_equations
-from gflow.kkt.kinks import Kinks
-from gflow.kkt.system import residual
-from gflow.limit.polish import Polished
+from gflow.kkt.kinked_system import traced_residuals
+from gflow.kkt.point import KKTPoint
+from gflow.kkt.system import stationarity_and_margins
 from gflow.limit.result import Limit
 from gflow.limit.verdict import STRICT
 from gflow.problem import Problem
@@ -97,61 +95,33 @@ def _check_strict(limit: Limit, name: str) -> None:
         )
 
 
-class _Linear(NamedTuple):
-    """The KKT system, linearised at a limit.
-
-    Attributes:
-        jacobian: K, by theta first.
-        equations: F of a problem, at the limit.
-        theta: the limit at unit margin.
-    """
-
-    jacobian: np.ndarray
-    equations: Callable[[Problem], Array]
-    theta: np.ndarray
-
-
 def _moved(
     limit: Limit, problem_at: Callable[[Array], Problem], point: Array, tangent: Array
 ) -> Params:
     """The direction's derivative where `problem_at(point)` moves along `tangent`."""
     layout = Layout.of(limit.direction)
-    if limit.kinks is not None:
-        linear = _at_kinks(layout, limit.kinks)
-    else:
-        assert limit.polished is not None
-        linear = _smooth(layout, limit.polished)
-
-    def equations(value: Array) -> Array:
-        return linear.equations(problem_at(value))
-
-    force = np.asarray(jax.jvp(equations, (point,), (tangent,))[1])
+    found = limit.polished if limit.kinks is None else limit.kinks
+    assert found is not None
+    equations = _equations_at(layout, found)
+    force = np.asarray(jax.jvp(lambda s: equations(problem_at(s)), (point,), (tangent,))[1])
     # One weight that is 0 for all examples stands on as many kinks: they are one equation.
-    theta = -least_norm(linear.jacobian, force)[: layout.size]
-    unit = linear.theta / np.linalg.norm(linear.theta)
-    across = (theta - unit * (unit @ theta)) / np.linalg.norm(linear.theta)
+    theta = -minimum_norm(found.jacobian, force)[: layout.size]
+    across = (theta - found.direction * (found.direction @ theta)) / np.linalg.norm(found.theta)
     return layout.unflatten(across)
 
 
-def _smooth(layout: Layout, polished: Polished) -> _Linear:
-    """Unknown are theta and the multipliers of the active margins."""
-    at, active = polished.system, np.flatnonzero(polished.active)
-    corner = np.zeros((len(active), len(active)))
-    jacobian = np.block([[at.hessian, -at.gradients[active].T], [at.slopes[active], corner]])
+def _equations_at(layout: Layout, found: KKTPoint) -> Callable[[Problem], Array]:
+    """F of a problem at the limit's own unknowns: stationarity, the active margins and, at kinks,
+    the values of the switches there. Shape (r,), the rows of `found.jacobian`.
+    """
+    active, at_kink = np.flatnonzero(found.active), np.flatnonzero(found.at_kink)
 
     def equations(problem: Problem) -> Array:
-        stationarity, margins = residual(problem, layout, polished.theta, polished.multipliers)
-        return jnp.concatenate([stationarity, margins[active]])
-
-    return _Linear(jacobian, equations, polished.theta)
-
-
-def _at_kinks(layout: Layout, kinks: Kinks) -> _Linear:
-    """Unknown are also the angles of the switches at kinks."""
-    active, at_kink = np.flatnonzero(kinks.active), np.flatnonzero(kinks.at_kink)
-
-    def equations(problem: Problem) -> Array:
-        stationarity, margins, decided = traced_equations(problem, layout, kinks.point, 0.0)
+        if not found.has_switches:
+            unknown = found.theta, found.multipliers
+            stationarity, margins = stationarity_and_margins(problem, layout, *unknown)
+            return jnp.concatenate([stationarity, margins[active]])
+        stationarity, margins, decided = traced_residuals(problem, layout, found.variables, 0.0)
         return jnp.concatenate([stationarity, margins[active], decided.values.ravel()[at_kink]])
 
-    return _Linear(kinks.jacobian, equations, kinks.theta)
+    return equations

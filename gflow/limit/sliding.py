@@ -8,7 +8,8 @@ with the multipliers and the angles of kinks such that it stays on the active ma
 kinks that hold it: it slides. A step of the implicit Euler method solves for the point, the
 multipliers and the angles at its end together (Moreau's catching-up algorithm). It needs to know
 neither which margins are active nor which kinks hold, and does not chatter. Steps grow as the flow
-slows down, and the last ones are Newton's method for the KKT point.
+slows down, and the last ones are Newton's method for the KKT point. It fails where not even a short
+step can be solved for: then what is returned has not converged.
 
 Source: Moreau 1977, "Evolution problem associated with a moving convex set in a Hilbert space", J.
 Differential Equations 26; Acary & Brogliato 2008, "Numerical Methods for Nonsmooth Dynamical
@@ -20,38 +21,25 @@ import math
 import numpy as np
 
 from gflow._layout import Layout
-from gflow.kkt.kinked_equations import Point
-from gflow.kkt.kinked_path import LAST_SMOOTHING, ROUNDED, Path
-from gflow.kkt.kinked_step import Anchor
-from gflow.kkt.kinks import Kinks
+from gflow.kkt.point import KKTPoint
+from gflow.kkt.variables import Variables
+from gflow.limit.complementarity import Anchor
 from gflow.limit.following import concluded, unfinished
+from gflow.limit.kinked_newton import KinkedNewton
+from gflow.limit.settings import REFINE, RefineSettings
 from gflow.problem import Problem
-
-# Lengths of steps; by how much they grow, where a step moves the point by less than so much,
-# relative; and shrink, where one fails.
-_FIRST, _LONGEST, _SHORTEST = 1.0, 1e6, 1e-4
-_GROWTH = ((0.02, 3.0), (0.05, 1.5))
-_SHRINK = 0.25
-_REST = 1e-9
-_MOST_STEPS, _MOST_ITERATIONS = 300, 1500
-# A step is solved at one of these smoothings first and then at the last one; less each time.
-_TOPS = (1e-6, 1e-5, 1e-4, 1e-3)
-_FACTOR = 0.3
-# For so many times 1/rate steps beside a saddle are bounded by this part of it.
-_LEFT, _LEAVING = 10.0, 0.3
-# How far from its end a slide is still on the way.
-_NEAR = 1e-3
 
 
 def slide(
     problem: Problem,
     layout: Layout,
-    start: Point,
+    start: Variables,
     smoothing: float,
     rate: float = 0.0,
     *,
-    tolerance: float = ROUNDED,
-) -> tuple[Kinks, np.ndarray]:
+    tolerance: float | None = None,
+    settings: RefineSettings = REFINE,
+) -> tuple[KKTPoint, np.ndarray]:
     """The KKT point at kinks in which the flow from `start` ends, and a point shortly before it.
 
     Args:
@@ -66,62 +54,84 @@ def slide(
         what was found, not converged where the flow did not come to rest; and the direction
         when it was last farther than 1e-3 from there. Shape (P,).
     """
-    path = Path(problem, layout, float(start.multipliers.max()), tolerance)
-    sliding = _Slide(path, start, smoothing)
+    strength = float(start.multipliers.max())
+    newton = KinkedNewton(problem, layout, strength, tolerance, settings.smoothing)
+    sliding = _Slide(newton, start, smoothing, settings)
     conclude = concluded if sliding.run(rate) else unfinished
-    kinks = conclude(sliding.path, sliding.now, LAST_SMOOTHING)
-    return kinks, sliding.before(kinks.direction)
+    point = conclude(newton, sliding.now, settings.smoothing.steps.last)
+    return point, last_far_from(point.direction, sliding.points, settings.sliding.near)
+
+
+def last_far_from(end: np.ndarray, points: list[np.ndarray], near: float) -> np.ndarray:
+    """The last direction on a way that is farther than `near` from its end; the first if none is.
+
+    Shapes: (P,) each.
+    """
+    directions = [theta / np.linalg.norm(theta) for theta in points]
+    far = [unit for unit in directions if np.linalg.norm(unit - end) > near]
+    return far[-1] if far else directions[0]
 
 
 class _Slide:
-    """The state of one slide."""
+    """The state of one slide.
 
-    def __init__(self, path: Path, start: Point, smoothing: float):
-        self.path, self.now = path, start
-        self.first_top, self.last_top = max(smoothing, _TOPS[-1]), _TOPS[-1]
+    Attributes:
+        now: where it is.
+        points: theta at the end of every step, the start first.
+    """
+
+    def __init__(
+        self, newton: KinkedNewton, start: Variables, smoothing: float, settings: RefineSettings
+    ):
+        self.newton, self.now = newton, start
+        self.settings, self.last_smoothing = settings.sliding, settings.smoothing.steps.last
+        self.highest = max(self.settings.tops)
+        self.first_top, self.last_top = max(smoothing, self.highest), self.highest
         self.time, self.points = 0.0, [start.theta]
 
     def run(self, rate: float) -> bool:
         """Steps until the point rests; whether it does."""
-        length = self.bounded(_FIRST, rate)
-        for _ in range(_MOST_STEPS):
+        settings = self.settings
+        length = self.bounded(settings.first, rate)
+        for _ in range(settings.most_steps):
             found = self.step(Anchor(self.now.theta, length))
             if found is None:
-                length *= _SHRINK
-                if length < _SHORTEST or self.path.num_iterations > _MOST_ITERATIONS:
+                length *= settings.shrink
+                spent = self.newton.num_iterations > settings.most_iterations
+                if length < settings.shortest or spent:
                     return False
                 continue
             moved = _distance(self.now.theta, found.theta)
             self.now, self.time = found, self.time + length
             self.points.append(found.theta)
-            if moved < _REST * length:
+            if moved < settings.rest * length:
                 return True
-            growth = next((factor for most, factor in _GROWTH if moved < most), 1.0)
+            growth = next((factor for most, factor in settings.growth if moved < most), 1.0)
             length = self.bounded(growth * length, rate)
         return False
 
     def bounded(self, length: float, rate: float) -> float:
-        """The length of a step, short against the time in which the start is left."""
-        return min(length, _LONGEST if self.time * rate > _LEFT else _LEAVING / max(rate, 1e-300))
+        """The length of a step, short against the time in which a saddle is left."""
+        if self.time * rate > self.settings.left:
+            return min(length, self.settings.longest)
+        return min(length, self.settings.leaving / max(rate, 1e-300))
 
-    def step(self, anchor: Anchor) -> Point | None:
-        """One step: the first from the smoothing of the start, others from what served last."""
-        tops = sorted(_TOPS, key=lambda top: abs(math.log(top / self.last_top)))
+    def step(self, anchor: Anchor) -> Variables | None:
+        """The end of a step, or None. It is solved for at one smoothing of several first, from
+        which the smoothing is led to its last value: in the first step at that of the start, later
+        at what served last, or else at the nearest to it.
+        """
+        tops = sorted(self.settings.tops, key=lambda top: abs(math.log(top / self.last_top)))
         for top in tops if len(self.points) > 1 else [self.first_top]:
-            found = self.path.correct(self.now, top, anchor=anchor)
+            found = self.newton.solve(self.now, top, anchor=anchor)
             if found is None:
                 continue
-            found, smoothing = self.path.lower(found, top, _FACTOR, anchor)
-            if smoothing <= LAST_SMOOTHING:
-                self.last_top = float(np.clip(0.1 * top, _TOPS[0], _TOPS[-1]))
+            found, smoothing = self.newton.lowered(found, top, self.settings.first_factor, anchor)
+            if smoothing <= self.last_smoothing:
+                # Less the next time, since the point moves ever less.
+                self.last_top = float(np.clip(0.1 * top, min(self.settings.tops), self.highest))
                 return found
         return None
-
-    def before(self, end: np.ndarray) -> np.ndarray:
-        """The last direction on the way that is not yet close to `end`."""
-        directions = [theta / np.linalg.norm(theta) for theta in self.points]
-        far = [u for u in directions if np.linalg.norm(u - end) > _NEAR]
-        return far[-1] if far else directions[0]
 
 
 def _distance(first: np.ndarray, second: np.ndarray) -> float:

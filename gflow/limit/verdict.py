@@ -11,19 +11,16 @@ two differ there, and the margin can be raised beside the rest point: it is stab
 Which of both a point is gets decided by what is measured there, not by the kind of network.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
 from gflow._layout import Layout
 from gflow.kkt.curvature import Curvature, curvature
-from gflow.kkt.kinked_equations import equations
-from gflow.kkt.kinks import Kinks
-from gflow.kkt.open_curvature import open_curvature
-from gflow.kkt.system import system
+from gflow.kkt.open_curvature import open_curvature, with_coefficients
+from gflow.kkt.point import KKTPoint
+from gflow.kkt.system import kkt_system
 from gflow.limit.dead import with_dead_at_rest
-from gflow.limit.polish import Polished
 from gflow.problem import Problem
 
 STRICT = ("strict maximum", "stable rest point")
@@ -65,7 +62,7 @@ def verdict(
     return words[0] if maximum() else words[1]
 
 
-def is_maximum(problem: Problem, layout: Layout, point: Polished | Kinks) -> bool:
+def is_maximum(problem: Problem, layout: Layout, point: KKTPoint) -> bool:
     """Whether a rest point that nothing leaves is a maximum of the adversarial margin, with every
     switch at a kink held at its coefficient.
 
@@ -87,26 +84,20 @@ def is_maximum(problem: Problem, layout: Layout, point: Polished | Kinks) -> boo
     return not (found.unstable.any() or found.undecided)
 
 
-def _pulls_agree(point: Polished | Kinks) -> bool:
+def _pulls_agree(point: KKTPoint) -> bool:
     """Whether `sum_i lambda_i dq_i/dtheta` and `sum_i lambda_i grad q_i` do."""
-    active, size = point.active, len(point.theta)
-    if isinstance(point, Kinks):
-        count, jacobian = np.count_nonzero(active), point.jacobian
-        rows = slice(size, size + count)
-        slopes, gradients = jacobian[rows, :size], -jacobian[:size, rows].T
-    else:
-        slopes, gradients = point.system.slopes[active], point.system.gradients[active]
+    at, active = point.linearized, point.active
+    slopes, gradients = at.slopes[active], at.gradients[active]
     multipliers = point.multipliers[active]
     gap = np.linalg.norm(multipliers @ (slopes - gradients))
     return bool(gap <= _ROUNDING * (multipliers @ np.linalg.norm(gradients, axis=1)))
 
 
-def _total_curvature(total: Problem, layout: Layout, point: Polished | Kinks) -> Curvature:
+def _total_curvature(total: Problem, layout: Layout, point: KKTPoint) -> Curvature:
     """The curvature of the margins themselves. One more program is compiled."""
     theta, multipliers = point.theta, point.multipliers
-    if isinstance(point, Kinks):
-        index = np.flatnonzero(point.at_kink)
-        found = equations(total, layout, point.point, 0.0, index)
-        return open_curvature(total, layout, dataclasses.replace(point, equations=found))
-    found = curvature(system(total, layout, theta, multipliers), point.active)
+    if point.has_switches:
+        held = with_coefficients(total, layout, point, point.variables, point.at_kink)
+        return open_curvature(total, layout, held)
+    found = curvature(kkt_system(total, layout, theta, multipliers), point.active)
     return with_dead_at_rest(total, layout, theta, multipliers, found)

@@ -1,4 +1,13 @@
-"""The equations of a rest point at one temperature, linearised, and the steps that solve them."""
+"""The KKT system at one temperature, linearised, and the steps that solve it.
+
+With the sharpness s = 1/temperature and t_i = s lambda_i / (1 + s lambda_i) the equations are
+
+    theta - sum_i lambda_i grad q_i = 0,
+    t_i (q_i - 1) + (1 - t_i) lambda_i log(lambda_i / lambda_max) = 0:
+
+the second line is `q_i - 1 + log(lambda_i / lambda_max) / s = 0` times t_i. Where a margin hardly
+pushes it is a row for its multiplier, and for a large s it hardly depends on s.
+"""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -6,39 +15,39 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 from scipy.linalg import lu_factor, lu_solve
 from scipy.sparse.linalg import LinearOperator, gmres
 
 from gflow._layout import Layout
-from gflow._least_norm import nearly_solved
+from gflow._minimum_norm import by_factors
 from gflow._programs import compiled
-from gflow.kkt.system import only_pushing, residual, residual_at, slopes_and_gradients, system
+from gflow.kkt.settings import Sizes
+from gflow.kkt.system import (
+    kkt_system,
+    only_pushing,
+    slopes_and_gradients,
+    stationarity_and_margins,
+)
+from gflow.limit.settings import RefineSettings
 from gflow.problem import Problem
 
+# Multipliers that have sunk below any number: their logarithm is still one.
 TINY = 1e-300
-# The most parameters for which the matrix is formed; and beyond, the products at most with it, the
-# relative tolerance, and what may be left over of a system all the same.
-_DENSE_AT_MOST, _PRODUCTS, _LINEAR, _UNSOLVED = 1000, 200, 1e-3, 0.1
-# Rows of margins with less than these weights are left out: of the matrix, of products with it,
-# and of their preconditioner.
-_NOTHING, _NEGLIGIBLE, _PUSHING = 1e-14, 1e-4, 0.1
 
 
-class Equations:
-    """The linearised equations at an iterate.
-
-    The row of margin i is multiplied by `t_i = s lambda_i / (1 + s lambda_i)`: where it hardly
-    pushes it is a row for its multiplier, and for a large s it hardly depends on s.
+class CoolingSystem:
+    """The equations at an iterate.
 
     Args:
         theta, multipliers: the iterate. Shapes (P,), (m,).
-        sharpness: s.
-        largest: the multiplier that counts as the largest.
+        temperature: 1/s.
+        largest: lambda_max, the multiplier that counts as the largest all along.
 
     Attributes:
-        error: of the equations: the larger of the residual relative to the norm of theta and the
-            largest entry of the rows of margins.
+        margins: q, flattened.
+        right: minus the equations. Shape (P + m,).
+        error: the larger of the stationarity relative to the norm of theta and the largest of the
+            margins' equations.
     """
 
     def __init__(
@@ -48,45 +57,47 @@ class Equations:
         theta: np.ndarray,
         multipliers: np.ndarray,
         *,
-        sharpness: float,
+        temperature: float,
         largest: float,
+        settings: RefineSettings,
     ):
-        self.problem, self.layout = problem, layout
-        self.theta, self.multipliers, self.sharpness = theta, multipliers, sharpness
-        weight = sharpness * multipliers
+        self.problem, self.layout, self.settings = problem, layout, settings
+        self.theta, self.multipliers, self.temperature = theta, multipliers, temperature
+        weight = multipliers / temperature
         self.rows, self.own = weight / (1 + weight), 1 / (1 + weight)
-        found = residual_at(self.problem, self.layout, theta, multipliers)
-        stationarity, margins = map(np.asarray, found)
-        self.margins = margins
+        found = stationarity_and_margins(self.problem, self.layout, theta, multipliers)
+        self.stationarity, self.margins = map(np.asarray, found)
         logarithm = np.log(np.maximum(multipliers, TINY) / largest)
         barrier = self.own * multipliers * logarithm
-        self.right = -np.concatenate([stationarity, self.rows * (margins - 1) + barrier])
-        self.error = max(
-            np.linalg.norm(stationarity) / np.linalg.norm(theta),
-            np.abs(self.right[len(theta) :]).max(),
-        )
+        margins = self.rows * (self.margins - 1) + barrier
+        self.right = -np.concatenate([self.stationarity, margins])
+        relative = np.linalg.norm(self.stationarity) / np.linalg.norm(theta)
+        self.error = max(relative, np.abs(margins).max())
+
+    @property
+    def sizes(self) -> Sizes:
+        """From which size on which algorithm serves."""
+        return self.settings.sizes
 
     def solve(self, time: float) -> np.ndarray | None:
-        """The step of (theta, multipliers) over some time; None where it was not found."""
-        return self.direct(time) if len(self.theta) <= _DENSE_AT_MOST else self.iterated(time)
+        """The linearly implicit Euler step of (theta, multipliers) over some time, Newton's for an
+        infinite one; None where it was not found. Shape (P + m,).
+        """
+        return self.direct(time) if len(self.theta) <= self.sizes.formed else self.iterated(time)
 
     def direct(self, time: float) -> np.ndarray:
         """The step with the matrix itself. Memory: 8 (P + m)^2 bytes."""
-        at = system(self.problem, self.layout, self.theta, self.multipliers)
-        size, pushing = len(self.theta), self.rows > _NOTHING
-        # The others' multipliers are known beforehand.
+        given = self.problem, self.layout, self.theta, self.multipliers
+        at = kkt_system(*given, sizes=self.sizes)
+        size, pushing = len(self.theta), self.rows > self.settings.cooling.no_row
+        # The others' multipliers are known beforehand: their rows have nothing else in them.
         alone = np.where(pushing, 0.0, self.right[size:] / self.own)
-        count = np.count_nonzero(pushing)
-        matrix = np.zeros((size + count, size + count), order="F")
-        matrix[:size, :size] = at.hessian
-        matrix[np.arange(size), np.arange(size)] += 1 / time
-        matrix[:size, size:] = -at.gradients[pushing].T
-        matrix[size:, :size] = self.rows[pushing, None] * at.slopes[pushing]
-        inner = np.arange(size, size + count)
-        matrix[inner, inner] = self.own[pushing]
+        matrix = at.bordered(
+            pushing, shift=1 / time, rows=self.rows[pushing], corner=self.own[pushing]
+        )
         across, margins = np.split(self.right, [size])
         right = np.concatenate([across + alone @ at.gradients, margins[pushing]])
-        step = nearly_solved(matrix, right)
+        step = by_factors(matrix, right)
         alone[pushing] = step[size:]
         return np.concatenate([step[:size], alone])
 
@@ -95,9 +106,10 @@ class Equations:
 
         Memory: 16 P bytes for each of 200 products and for each margin that pushes.
         """
-        fewer, kept = only_pushing(self.problem, self.rows > _NEGLIGIBLE)
+        settings, size = self.settings.cooling, len(self.theta)
+        fewer, kept = only_pushing(self.problem, self.rows > settings.no_product)
         linear = _linearized(fewer, self.layout, self.theta, self.multipliers[kept])
-        nearly, size = self.preconditioner(fewer, kept, time), len(self.theta)
+        nearly = self.preconditioner(fewer, kept, time)
 
         def matrix(vector: np.ndarray) -> np.ndarray:
             first, second = np.split(np.ravel(vector), [size])
@@ -111,12 +123,12 @@ class Equations:
             operator(shape, matvec=matrix, dtype=float),
             self.right,
             M=operator(shape, matvec=nearly, dtype=float),
-            rtol=_LINEAR,
-            restart=_PRODUCTS,
+            rtol=settings.linear_tolerance,
+            restart=settings.most_products,
             maxiter=1,
         )
         left = np.linalg.norm(nearly(matrix(step) - self.right))
-        return step if left <= _UNSOLVED * np.linalg.norm(nearly(self.right)) else None
+        return step if left <= settings.unsolved * np.linalg.norm(nearly(self.right)) else None
 
     def preconditioner(
         self, fewer: Problem, kept: np.ndarray, time: float
@@ -129,9 +141,10 @@ class Equations:
             fewer, kept: the problem of the margins kept, and which these are.
         """
         slopes, gradients = map(np.asarray, slopes_and_gradients(fewer, self.layout, self.theta))
-        among = self.rows[kept] > _PUSHING
+        among = self.rows[kept] > self.settings.cooling.no_preconditioner
         pushing, size, shifted = kept[among], len(self.theta), 1 + 1 / time
         slopes, gradients = self.rows[pushing, None] * slopes[among], gradients[among]
+        # The Schur complement in the multipliers.
         inner = np.diag(self.own[pushing]) + slopes @ gradients.T / shifted
         inner = lu_factor(inner, check_finite=False)
 
@@ -149,8 +162,8 @@ class Equations:
 def _linearized(problem: Problem, layout: Layout, theta: Any, multipliers: Any) -> Any:
     """The derivative of the equations along a vector, a function that may leave the program."""
 
-    def values(theta: Array, multipliers: Array) -> tuple[Array, Array]:
-        return residual(problem, layout, theta, multipliers)
+    def values(theta: Any, multipliers: Any) -> Any:
+        return stationarity_and_margins(problem, layout, theta, multipliers)
 
     return jax.linearize(values, jnp.asarray(theta), jnp.asarray(multipliers))[1]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gflow._least_norm import least_norm, nearly_solved
+from gflow._minimum_norm import by_factors, minimum_norm
 
 
 @pytest.mark.parametrize("size", [30, 240])
@@ -18,7 +18,7 @@ def test_the_solution_of_minimum_norm(size, rank_missing):
     expected = np.linalg.lstsq(matrix, wanted, rcond=1e-8)[0]
     # A condition of 1e4 times rounding.
     np.testing.assert_allclose(
-        least_norm(matrix, wanted), expected, atol=1e-10 * np.linalg.norm(expected)
+        minimum_norm(matrix, wanted), expected, atol=1e-10 * np.linalg.norm(expected)
     )
 
 
@@ -27,11 +27,11 @@ def test_more_equations_than_unknowns():
     for rows, columns in ((3, 1), (300, 250)):
         matrix, wanted = generator.normal(size=(rows, columns)), generator.normal(size=rows)
         expected = np.linalg.lstsq(matrix, wanted)[0]
-        np.testing.assert_allclose(least_norm(matrix, wanted), expected, atol=1e-13)
+        np.testing.assert_allclose(minimum_norm(matrix, wanted), expected, atol=1e-13)
 
 
 def test_a_nearly_singular_system_is_solved_without_a_warning():
     matrix = np.array([[1.0, 1.0], [1.0, 1.0 + 4e-16]])
-    solution = nearly_solved(matrix.copy(), np.array([2.0, 2.0]))
+    solution = by_factors(matrix.copy(), np.array([2.0, 2.0]))
     np.testing.assert_allclose(matrix @ solution, 2.0, rtol=1e-14)
-    assert np.isnan(nearly_solved(np.ones((2, 2)), np.array([1.0, 0.0]))).all()
+    assert np.isnan(by_factors(np.ones((2, 2)), np.array([1.0, 0.0]))).all()

@@ -1,0 +1,84 @@
+"""Sizes and thresholds of the KKT system and of its second order, with their reasons."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """From how many parameters P on a dense algorithm gives way to another.
+
+    A matrix of P parameters takes 8 P^2 bytes: 8 MB at 1000, 32 MB at 2000.
+
+    Attributes:
+        formed: up to here cooling forms its matrix, from all examples. Beyond, GMRES solves its
+            systems, and second derivatives leave out the examples that do not push.
+        factored: up to here systems that lack rank are solved by rank-revealing factors, all
+            eigenvalues are computed, and the flow at infinite kappa is followed. At 1500 a
+            rank-revealing QR takes 0.3 s and all eigenvalues 1.2 s of one core, and they grow like
+            P^3; LU factors take 0.07 s.
+        at_kinks: up to here the smoothing is led to 0. Beyond there is no way yet, as the systems
+            at kinks are dense.
+    """
+
+    formed: int = 1000
+    factored: int = 1500
+    at_kinks: int = 2000
+
+
+@dataclass(frozen=True)
+class DeadSettings:
+    """What counts as dead: a neuron all of whose weights tend to 0 along the flow. All relative.
+
+    Attributes:
+        underflowing: weights below this part of the largest are set to 0 in the KKT system, since
+            the squares by which second derivatives are divided would underflow (1e-308).
+        weight: weights below this part of the largest belong to a neuron that has died out.
+        tried: the size, relative to the largest weight, at which directions of a dead neuron are
+            tried: below `weight`, and far above rounding.
+        scale: a switch whose scale w is below this part of the largest scale belongs to a dead
+            neuron: no slope matters there, and none is defined.
+    """
+
+    underflowing: float = 1e-60
+    weight: float = 1e-7
+    tried: float = 1e-9
+    scale: float = 1e-6
+
+
+@dataclass(frozen=True)
+class CurvatureSettings:
+    """Of the eigenvalues at a KKT point.
+
+    Attributes:
+        rank: singular values of gradients below this part of the largest count as 0.
+        symmetric: asymmetries below this part of the largest entry are rounding.
+        num_nearest: of large systems, how many eigenvalues next to `-aside` are sought.
+        aside: a little to the left of 0, so that with many zeros those between -0.02 and 0 are
+            among the nearest. H is `I - ...`, so that eigenvalues have the unit 1.
+        num_leftmost: how many of the smallest eigenvalues are sought beside these.
+        leftmost_error: to within which these are found; only their signs matter.
+        away: by how much the spectrum is shifted for the smallest ones, so that the normal space
+            has the largest eigenvalue, 0, and all others are negative.
+        num_vectors: vectors kept by Arnoldi's method.
+        most_restarts: of Arnoldi's method.
+        stiffness: at kinks, what stands for an infinite kappa and 1/mu in a symmetric matrix: the
+            errors are its inverse, and rounding times it.
+        stiffness_of_pencils: likewise in a pencil, which the QZ method solves without that loss.
+        tolerance_at_kinks: of a zero eigenvalue there, as the two errors above leave it.
+    """
+
+    rank: float = 1e-10
+    symmetric: float = 1e-9
+    num_nearest: int = 16
+    aside: float = 1e-2
+    num_leftmost: int = 3
+    leftmost_error: float = 3e-3
+    away: float = 10.0
+    num_vectors: int = 48
+    most_restarts: int = 50
+    stiffness: float = 1e7
+    stiffness_of_pencils: float = 1e8
+    tolerance_at_kinks: float = 1e-5
+
+
+SIZES, DEAD, CURVATURE = Sizes(), DeadSettings(), CurvatureSettings()

@@ -1,0 +1,114 @@
+"""The equations at one smoothing with complementarity as an equation, and Newton's step for them.
+
+At a smoothing mu, with `g_i = s (q_i - 1)`, s the size of the multipliers,
+
+    theta + (theta - theta_0)/h = sum_i lambda_i grad q_i(theta, phi),
+    lambda_i + g_i = sqrt(lambda_i^2 + g_i^2 + 2 nu),        (Fischer-Burmeister)
+    v_k cos phi_k = mu w_k sin phi_k.
+
+The second line says `lambda_i g_i = nu` with both positive: for nu -> 0 the multiplier or the slack
+is 0, and nobody has to name the active margins. Without an anchor theta_0 (h infinite) a solution
+is a KKT point; with one it is a step of length h of the implicit Euler method for the flow
+`d theta/ds = -theta + sum_i lambda_i grad q_i`.
+
+Source: Fischer 1992, "A special Newton-type optimization method", Optimization 24.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from gflow._minimum_norm import minimum_norm
+from gflow.kkt.kinked_system import Residuals
+from gflow.kkt.system import KKTSystem
+from gflow.kkt.variables import Variables
+from gflow.limit.settings import SmoothingSettings
+
+
+class Anchor(NamedTuple):
+    """Where a step of the flow began, and how long it is; `FREE` for no step at all."""
+
+    theta: np.ndarray
+    length: float
+
+
+FREE = Anchor(np.zeros(()), math.inf)
+
+
+class ComplementaritySystem:
+    """The equations at an iterate: how far they are from solved, and Newton's step.
+
+    Args:
+        residuals: the KKT system at the iterate, without derivatives.
+        index: the flat indices of the switches whose angles are unknown. Shape (k,).
+        strength: s, the size of the multipliers.
+
+    Attributes:
+        error: the norm of the three parts, in units of |theta|, s and the switches' scales.
+    """
+
+    def __init__(
+        self,
+        residuals: Residuals,
+        variables: Variables,
+        smoothing: float,
+        index: np.ndarray,
+        strength: float,
+        anchor: Anchor,
+        settings: SmoothingSettings,
+    ):
+        self.variables, self.index, self.anchor, self.settings = variables, index, anchor, settings
+        values = residuals.values.ravel()[index]
+        self.scales = residuals.scales.ravel()[index]
+        widths, phi = smoothing * self.scales, variables.angles.ravel()[index]
+        sine, cosine = np.sin(phi), np.cos(phi)
+        turning = (values * cosine - widths * sine) / self.scales
+        self.by_value, self.by_angle = cosine, -(values * sine + widths * cosine) / self.scales
+
+        slack, lam = strength * (residuals.margins - 1), variables.multipliers
+        nu = settings.rounding_off * smoothing * strength**2
+        root = np.sqrt(lam**2 + slack**2 + 2 * nu) + 1e-300  # no division by 0 at lam = slack = 0
+        self.by_multiplier, self.by_margin = 1 - lam / root, strength * (1 - slack / root)
+
+        force = residuals.stationarity + (variables.theta - anchor.theta) / anchor.length
+        parts = force, lam + slack - root, turning
+        self.right = -np.concatenate(parts)
+        units = np.linalg.norm(variables.theta), strength, 1.0
+        lengths = [np.linalg.norm(part) / unit for part, unit in zip(parts, units, strict=True)]
+        self.error = float(np.linalg.norm(lengths))
+
+    def matrix(self, at: KKTSystem) -> np.ndarray:
+        """The Jacobian by (theta, lambda, phi), from that of the KKT system."""
+        size, count = len(at.stationarity), len(at.margins)
+        matrix = at.bordered(
+            np.ones(count, bool),
+            shift=1 / self.anchor.length,
+            rows=self.by_margin,
+            corner=self.by_multiplier,
+        )
+        matrix[size + count :] *= (self.by_value / self.scales)[:, None]
+        turns = np.arange(size + count, len(matrix))
+        matrix[turns, turns] += self.by_angle
+        return matrix
+
+    def step(self, at: KKTSystem) -> Variables | None:
+        """The next iterate: by the step of minimum norm, angles kept within their range; None where
+        it is too long.
+
+        Args:
+            at: the KKT system at the iterate, with the switches of `index`.
+        """
+        solution = minimum_norm(self.matrix(at), self.right)
+        size, count = len(at.stationarity), len(at.margins)
+        theta, multipliers, turns = np.split(solution, [size, size + count])
+        now = self.variables
+        if not np.linalg.norm(theta) <= self.settings.longest_step * np.linalg.norm(now.theta):
+            return None
+        angles = now.angles.ravel().copy()
+        phi, turn = angles[self.index], self.settings.turn
+        lowest, highest = phi - turn * (np.pi / 2 + phi), phi + turn * (np.pi / 2 - phi)
+        angles[self.index] = np.clip(phi + turns, lowest, highest)
+        return Variables(
+            now.theta + theta, now.multipliers + multipliers, angles.reshape(now.angles.shape)
+        )

@@ -1,0 +1,115 @@
+"""Newton's method at one temperature, made to hold out from afar.
+
+Steps are those of the linearly implicit Euler method for the flow, longer as it comes to rest:
+Newton's method in the end, and from the start where that serves. Where the rest point has hardly
+any curvature, Newton's method alone would leave it and not come back.
+
+Source: Kelley & Keyes 1998, "Convergence analysis of pseudo-transient continuation", SIAM J. Numer.
+Anal. 35.
+"""
+
+import numpy as np
+
+from gflow._layout import Layout
+from gflow.kkt.system import without_dead
+from gflow.limit.cooling_system import TINY, CoolingSystem
+from gflow.limit.settings import RefineSettings
+from gflow.problem import Problem
+
+
+class CoolingNewton:
+    """Newton's method at the temperatures of one path.
+
+    Args:
+        largest: the multiplier that counts as the largest all along.
+
+    Attributes:
+        num_iterations: systems solved so far, all temperatures together.
+        time: over which the next step leads; it carries over from one temperature to the next.
+    """
+
+    def __init__(self, problem: Problem, layout: Layout, largest: float, settings: RefineSettings):
+        self.problem, self.layout, self.largest = problem, layout, largest
+        self.all_settings, self.settings = settings, settings.cooling
+        self.num_iterations, self.time = 0, settings.cooling.longest_time
+
+    def at(self, theta: np.ndarray, multipliers: np.ndarray, temperature: float) -> CoolingSystem:
+        """The equations at a point without its dead neurons, and a temperature."""
+        return CoolingSystem(
+            self.problem,
+            self.layout,
+            without_dead(theta),
+            multipliers,
+            temperature=temperature,
+            largest=self.largest,
+            settings=self.all_settings,
+        )
+
+    @property
+    def spent(self) -> bool:
+        """Whether all systems of the budget have been solved."""
+        return self.num_iterations >= self.settings.most_systems
+
+    def rest(self, system: CoolingSystem) -> tuple[CoolingSystem | None, int]:
+        """The rest point at the temperature of a system, or None; and the iterations."""
+        settings = self.settings
+        for iteration in range(settings.most_iterations + 1):
+            if system.error < self._close_enough(system.temperature):
+                return system, iteration
+            if self.spent or not np.isfinite(system.error) or self.time < settings.shortest_time:
+                break
+            after = self.stepped(system, self.time)
+            if after is not None and after.error >= system.error < settings.rounded:
+                return system, iteration
+            allowed = max(settings.rise * system.error, settings.least_risen)
+            if after is None or not after.error < allowed:
+                self.time = min(settings.shrink * self.time, settings.time_astray)
+                continue
+            risen = after.error > system.error and self.time > settings.correcting_time
+            growth = self._growth(system, after)
+            system, growth = self.corrected(after) if risen else (after, growth)
+            self.time = min(growth * self.time, settings.longest_time)
+        self.time = max(self.time, settings.correcting_time)
+        return None, settings.most_iterations
+
+    def corrected(self, system: CoolingSystem) -> tuple[CoolingSystem, float]:
+        """The system after a short step, and by how much the next long one may be longer.
+
+        Along a family of KKT points, or nearly one, long steps are what leads on; the family bends,
+        and they end beside it, from where a short step leads back.
+        """
+        settings = self.settings
+        after = self.stepped(system, settings.correcting_time)
+        if after is None or not after.error < system.error:
+            return system, settings.least_growth
+        near = system.error < settings.shrink * settings.least_risen
+        return after, settings.corrected_growth if near else 1.0
+
+    def stepped(self, system: CoolingSystem, time: float) -> CoolingSystem | None:
+        """The system after a step over some time, or None where the step is too long or was not
+        found. Multipliers stay positive: where a step lowers one, it is multiplied by exp of its
+        relative change instead.
+        """
+        self.num_iterations += 1
+        step = system.solve(time)
+        theta, multipliers = system.theta, system.multipliers
+        if step is None:
+            return None
+        moved, change = np.split(step, [len(theta)])
+        if not np.linalg.norm(moved) < self.settings.longest_step * np.linalg.norm(theta):
+            return None
+        change = np.maximum(change / np.maximum(multipliers, TINY), self.settings.least_change)
+        factors = np.where(change < 0, np.exp(np.minimum(change, 0.0)), 1 + change)
+        multipliers = np.maximum(multipliers * factors, TINY)
+        return self.at(theta + moved, multipliers, system.temperature)
+
+    def _growth(self, before: CoolingSystem, after: CoolingSystem) -> float:
+        """The factor of the time: as the error falls."""
+        ratio = before.error / max(after.error, TINY)
+        return float(np.clip(ratio, self.settings.least_growth, self.settings.most_growth))
+
+    def _close_enough(self, temperature: float) -> float:
+        """The error at which the next temperature is tried: loose where most margins still push."""
+        settings = self.settings
+        tight = settings.tight * max(1.0, settings.cold * temperature) * temperature
+        return min(settings.loose, tight) + settings.rounding

@@ -1,0 +1,156 @@
+"""Newton's method at one smoothing of the kinks, and the smoothing led to 0 by it.
+
+Only switches of active margins near their kinks have an angle of their own as an unknown; all
+others stand where their values put them.
+"""
+
+import math
+
+import numpy as np
+
+from gflow._layout import Layout
+from gflow.kkt.kinked_system import Residuals, kinked_residuals, kinked_system
+from gflow.kkt.system import KKTSystem
+from gflow.kkt.variables import Variables
+from gflow.limit.complementarity import FREE, Anchor, ComplementaritySystem
+from gflow.limit.continuation import continued
+from gflow.limit.settings import REFINE, SmoothingSettings
+from gflow.problem import Problem
+
+
+class KinkedNewton:
+    """Newton's method for a problem at kinks.
+
+    Args:
+        strength: the size of the multipliers, about the largest of them.
+        tolerance: of the residual of an exact point; that of `settings` by default.
+
+    Attributes:
+        num_iterations: systems solved so far, all calls together.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        layout: Layout,
+        strength: float,
+        tolerance: float | None = None,
+        settings: SmoothingSettings = REFINE.smoothing,
+    ):
+        self.problem, self.layout = problem, layout
+        self.strength, self.settings = strength, settings
+        self.tolerance = settings.tolerance if tolerance is None else tolerance
+        self.per_example = max(problem.dataset.num_outputs - 1, 1)
+        self.num_iterations = 0
+
+    def residuals(self, variables: Variables, smoothing: float) -> Residuals:
+        """The KKT system at a point, without derivatives."""
+        return kinked_residuals(self.problem, self.layout, variables, smoothing)
+
+    def linearized(self, variables: Variables, smoothing: float, index: np.ndarray) -> KKTSystem:
+        """The KKT system at a point with the switches of some flat indices as unknowns."""
+        return kinked_system(self.problem, self.layout, variables, smoothing, index)
+
+    def pushing(self, multipliers: np.ndarray, smoothing: float) -> np.ndarray:
+        """Which examples push. Shape (n,)."""
+        share = max(self.settings.support_widths * smoothing, self.settings.least_support)
+        pushes = multipliers > share * multipliers.max()
+        return pushes.reshape(-1, self.per_example).any(axis=1)
+
+    def at_kink(self, variables: Variables) -> np.ndarray:
+        """Switches of examples that push which stand between their two sides. Shape (n, s)."""
+        last = self.settings.steps.last
+        turned = np.abs(np.sin(variables.angles)) < 1 - 1e-7
+        pushes = self.pushing(variables.multipliers, last)
+        return turned & self.residuals(variables, last).alive & pushes[:, None]
+
+    def lowered(
+        self, variables: Variables, smoothing: float, factor: float, anchor: Anchor = FREE
+    ) -> tuple[Variables, float]:
+        """The smoothing led to its last value, or to where it cannot fall any further: the solution
+        there, and the smoothing.
+
+        Args:
+            variables: a solution at `smoothing`.
+            factor: by which it falls first.
+        """
+
+        def solve(now: Variables, lower: float) -> tuple[Variables | None, bool]:
+            before = self.num_iterations
+            found = self.solve(now, lower, anchor=anchor)
+            few = self.num_iterations - before <= self.settings.most_iterations // 2
+            return found, few
+
+        return continued(solve, variables, smoothing, self.settings.steps.starting_by(factor))
+
+    def exact(self, variables: Variables, at_kink: np.ndarray) -> Variables | None:
+        """The solution at smoothing 0 with these kinks, or None."""
+        return self.solve(variables, 0.0, at_kink)
+
+    def solve(
+        self,
+        variables: Variables,
+        smoothing: float,
+        at_kink: np.ndarray | None = None,
+        anchor: Anchor = FREE,
+    ) -> Variables | None:
+        """Newton's method at one smoothing: its solution, or None.
+
+        Args:
+            at_kink: at smoothing 0, the switches that stand on their kinks. Shape (n, s).
+            anchor: of a step of the flow.
+        """
+        goal, most = self._goal(smoothing, at_kink, anchor)
+        last = math.inf
+        for iteration in range(most + 1):
+            variables, index, residuals = self._placed(variables, smoothing, at_kink)
+            equations = ComplementaritySystem(
+                residuals, variables, smoothing, index, self.strength, anchor, self.settings
+            )
+            error = equations.error
+            # Next to the largest feasible radius theta is long, and rounding is all that is left.
+            stalled = at_kink is not None and 0.5 * last <= error <= self.settings.rounded
+            if error <= goal or stalled:
+                return variables
+            if iteration == most or not np.isfinite(error):
+                break
+            last, self.num_iterations = error, self.num_iterations + 1
+            moved = equations.step(self.linearized(variables, smoothing, index))
+            if moved is None:
+                break
+            variables = moved
+        return None
+
+    def _goal(
+        self, smoothing: float, at_kink: np.ndarray | None, anchor: Anchor
+    ) -> tuple[float, int]:
+        """The error to be reached, and the iterations at most."""
+        settings = self.settings
+        if at_kink is not None:
+            return min(settings.goal_exact, self.tolerance), settings.most_exact
+        free = math.isinf(anchor.length)
+        most = settings.most_iterations if free else settings.most_in_step
+        return settings.goal * smoothing + 1e-10, most
+
+    def _placed(
+        self, variables: Variables, smoothing: float, at_kink: np.ndarray | None
+    ) -> tuple[Variables, np.ndarray, Residuals]:
+        """The point with its switches in place, the unknown ones of them, and the equations."""
+        at = self.residuals(variables, smoothing)
+        unknown = self._unknown(variables, at, smoothing) if at_kink is None else at_kink
+        settled = np.arctan2(at.values, smoothing * at.scales)
+        angles = np.where(at.alive & ~unknown, settled, variables.angles)
+        if at_kink is None:
+            width = self.settings.astray_widths * smoothing * at.scales
+            astray = unknown & (np.sin(variables.angles) * at.values < -width)
+            angles = np.where(astray, 0.0, angles)
+        if not np.array_equal(angles, variables.angles):
+            variables = variables._replace(angles=angles)
+            at = self.residuals(variables, smoothing)
+        return variables, np.flatnonzero(unknown), at
+
+    def _unknown(self, variables: Variables, at: Residuals, smoothing: float) -> np.ndarray:
+        """The switches whose angles are unknown: those of active margins, near their kink."""
+        near = np.abs(at.values) < self.settings.unknown_widths * smoothing * at.scales
+        near |= np.abs(np.sin(variables.angles)) < 1 - self.settings.turned
+        return near & at.alive & self.pushing(variables.multipliers, smoothing)[:, None]
