@@ -8,7 +8,7 @@ this takes thousands of units, in which a training run, whose log kappa stays be
 nothing but the saddle.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,16 @@ class Visit:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without the direction; None for a departure that never comes."""
         return plain({name: value for name, value in vars(self).items() if name != "direction"})
+
+
+def noted(visits: tuple[Visit, ...], visit: Visit) -> tuple[Visit, ...]:
+    """All visits with one more, which is certain only if those before it are.
+
+    A last one that was not left gives way: it is the same point, found with rounded kinks.
+    """
+    before = tuple(each for each in visits if np.isfinite(each.departure))
+    certain = visit.certain and all(each.certain for each in before)
+    return (*before, replace(visit, certain=certain))
 
 
 def growth_per_log_kappa(rate: float, degree: float) -> float:

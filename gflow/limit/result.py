@@ -19,8 +19,13 @@ from gflow.problem import Problem
 from gflow.results import RESULTS, Outcome
 from gflow.trajectory import Trajectory
 
-# Two margins are the same to within this part.
-_SAME = 1e-9
+# `repr` shows a held margin that differs from the margin by more than rounding, relative.
+_SHOWN = 1e-9
+
+
+def margin_at(theta: np.ndarray, degree: float) -> float:
+    """The normalized margin `|theta|^-L` of a point whose smallest margin is 1. Shape (P,)."""
+    return float(np.linalg.norm(theta)) ** -degree
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ class Limit(Outcome):
     differing: tuple["Limit", ...] = field(repr=False, default=())
 
     def __repr__(self) -> str:
-        same = not abs(self.held_margin - self.margin) > _SAME * abs(self.margin)
+        same = not abs(self.held_margin - self.margin) > _SHOWN * abs(self.margin)
         held = "" if same else f"held_margin={self.held_margin:.6g}, "
         saddles = told(self.itinerary)
         saddles = f"held by saddles {'; '.join(saddles)}, " if saddles else ""

@@ -13,6 +13,7 @@ Which of both a point is gets decided by what is measured there, not by the kind
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from gflow.kkt.open_curvature import open_curvature
 from gflow.kkt.system import system
 from gflow.limit.dead import with_dead_at_rest
 from gflow.limit.polish import Polished
+from gflow.limit.search_settings import DEFAULT, VerdictSettings
 from gflow.problem import Problem
 
 STRICT = ("strict maximum", "stable rest point")
@@ -32,11 +34,12 @@ STRICT = ("strict maximum", "stable rest point")
 WITHIN_FAMILY = ("maximum within a family", "stable within a family")
 """Their twins in a continuum of points of equal margin."""
 
-VERDICTS = (*STRICT, *WITHIN_FAMILY, "degenerate", "saddle", "unknown")
-"""Every verdict that a limit can have."""
+DEPENDS = "depends on coefficients at kinks"
+"""The verdict where coefficients that the KKT conditions leave open decide between a maximum and a
+saddle; `Curvature.undecided` names their kinks."""
 
-# The two pulls agree where they differ by less than this part of their terms: rounding.
-_ROUNDING = 1e-11
+VERDICTS = (*STRICT, *WITHIN_FAMILY, "degenerate", DEPENDS, "saddle", "unknown")
+"""Every verdict that a limit can have."""
 
 
 def verdict(
@@ -65,7 +68,41 @@ def verdict(
     return words[0] if maximum() else words[1]
 
 
-def is_maximum(problem: Problem, layout: Layout, point: Polished | Kinks) -> bool:
+def in_family(
+    point: Any,
+    curvature: Curvature,
+    beside: Callable[[Any, np.ndarray], Any],
+    settings: VerdictSettings = DEFAULT.verdict,
+) -> bool:
+    """Whether KKT points of the same margin lie along the neutral directions of a KKT point.
+
+    One direction among them, drawn at random, stands for all. A short way along it Newton's method
+    must find another KKT point, not the same one, with the same norm at unit margin.
+
+    Args:
+        point: the KKT point.
+        beside: the KKT point near a direction beside it; `Refiner.beside`.
+    """
+    neutral = curvature.vectors[:, curvature.neutral]
+    side = neutral @ np.random.default_rng(0).normal(size=neutral.shape[1])
+    side /= np.linalg.norm(side)
+    length = np.linalg.norm(point.theta)
+    for step in settings.family_steps:
+        shifted = point.direction + step * side
+        other = beside(point, shifted / np.linalg.norm(shifted))
+        same = abs(np.linalg.norm(other.theta) / length - 1) < settings.family_margin
+        gone = np.linalg.norm(other.direction - point.direction)
+        if other.converged and same and gone > settings.family_moved * abs(step):
+            return True
+    return False
+
+
+def is_maximum(
+    problem: Problem,
+    layout: Layout,
+    point: Polished | Kinks,
+    settings: VerdictSettings = DEFAULT.verdict,
+) -> bool:
     """Whether a rest point that nothing leaves is a maximum of the adversarial margin, with every
     switch at a kink held at its coefficient.
 
@@ -74,7 +111,7 @@ def is_maximum(problem: Problem, layout: Layout, point: Polished | Kinks) -> boo
     """
     if problem.gradients_are_slopes:
         return True
-    if not _pulls_agree(point):
+    if not _pulls_agree(point, settings):
         return False
     total = Problem(
         problem.network,
@@ -87,7 +124,7 @@ def is_maximum(problem: Problem, layout: Layout, point: Polished | Kinks) -> boo
     return not (found.unstable.any() or found.undecided)
 
 
-def _pulls_agree(point: Polished | Kinks) -> bool:
+def _pulls_agree(point: Polished | Kinks, settings: VerdictSettings) -> bool:
     """Whether `sum_i lambda_i dq_i/dtheta` and `sum_i lambda_i grad q_i` do."""
     active, size = point.active, len(point.theta)
     if isinstance(point, Kinks):
@@ -98,7 +135,7 @@ def _pulls_agree(point: Polished | Kinks) -> bool:
         slopes, gradients = point.system.slopes[active], point.system.gradients[active]
     multipliers = point.multipliers[active]
     gap = np.linalg.norm(multipliers @ (slopes - gradients))
-    return bool(gap <= _ROUNDING * (multipliers @ np.linalg.norm(gradients, axis=1)))
+    return bool(gap <= settings.agree * (multipliers @ np.linalg.norm(gradients, axis=1)))
 
 
 def _total_curvature(total: Problem, layout: Layout, point: Polished | Kinks) -> Curvature:
