@@ -11,7 +11,7 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     """
 
     step_budget_spent = (
-        "The step budget was spent before anything that `until` names was reached. What was "
+        "The step budget `max_steps` was spent before what was asked for was reached. What was "
         "computed is kept. Where the smallest margin is not positive, the examples are not "
         "separated yet. The steps of an explicit solver shrink like 1/kappa, and with kinks (FGSM "
         "without smoothing, plain ReLU) further still: ask for less, raise `max_steps`, smooth the "

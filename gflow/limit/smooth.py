@@ -35,7 +35,7 @@ class Smooth:
         return approach(self.search, state)
 
     def refine(self, state: State) -> State:
-        """Newton's method from where the flow stopped; after some failures, from where it drifts."""
+        """Newton's method from where the flow stopped; after a failure also from where it drifts to."""
         state = taken(self._newton, state)
         drifts = state.failures == self.search.settings.flow.caps_before_drift
         if state.found is None and drifts and self._may_drift:
