@@ -23,6 +23,7 @@ from gflow.kkt.kinked_step import Anchor
 from gflow.kkt.kinks import Kinks
 from gflow.kkt.switches import smoothed
 from gflow.kkt.system import system
+from gflow.limit import KinkSettings
 from gflow.limit.following import start_at
 from gflow.limit.sliding import slide
 from gflow.networks import Convolution, Dense, MaxPool
@@ -300,9 +301,10 @@ def test_search_that_fails_at_kinks_says_so_and_names_them(monkeypatch):
         gflow.find_limit(trained, start)
 
 
-def test_networks_too_large_for_dense_systems_end_with_their_smoothing(monkeypatch):
-    monkeypatch.setattr("gflow.limit.kinked._MOST_PARAMETERS", 1)
-    limit = gflow.find_limit(relu_problem(wedge(), 2), wedge_start(), throw=False)
+def test_networks_too_large_for_dense_systems_end_with_their_smoothing():
+    settings = gflow.LimitSettings(kinks=KinkSettings(most_parameters=1))
+    problem = relu_problem(wedge(), 2)
+    limit = gflow.find_limit(problem, wedge_start(), settings=settings, throw=False)
     assert limit.result_name == "not_at_kink" and limit.smoothing == 0.02
     assert limit.kinks is None
     assert 0 < abs(limit.margin - math.sin(ANGLE) / 4) < 0.02

@@ -39,7 +39,7 @@ from gflow.limit.following import follow, follow_back, start_at
 from gflow.limit.leaving import left
 from gflow.limit.polish import Polished
 from gflow.limit.result import margin_at
-from gflow.limit.search import Search, run
+from gflow.limit.search import Refiner, Search, run
 from gflow.limit.sliding import slide
 from gflow.limit.smooth import Smooth, with_dead_as_they_arrived
 from gflow.limit.state import Found, State
@@ -72,8 +72,8 @@ def search_at_kinks(search: Search, state: State) -> tuple[State, float]:
 
 
 @dataclass(frozen=True, eq=False)
-class Kinked:
-    """A `gflow.limit.search.Refiner` at kinks, from where the search with rounded kinks ended.
+class Kinked(Refiner):
+    """A refiner at kinks, from where the search with rounded kinks ended.
 
     Attributes:
         search: with the kinks.

@@ -76,7 +76,7 @@ def colder_on_return(search: Search, state: State) -> State:
 
 
 def circling_beside(search: Search, state: State) -> State:
-    """The end, where the flow leaves the saddle that was found in spirals and then circles there."""
+    """The end, where the flow leaves the saddle in spirals, and goes on to circle about it."""
     assert state.found is not None and state.found.curvature is not None
     if search.has_kinks or not state.found.curvature.spirals:
         return state

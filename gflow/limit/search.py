@@ -29,8 +29,9 @@ the last state; `search_settings` has the constants. To search in another way is
 refiner.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -88,37 +89,38 @@ class Search:
         return float(np.min(self.problem.margins(self.layout.unflatten(direction))))
 
 
-class Refiner(Protocol):
-    """How the steps of a search are done for one kind of problem; of steps, see `State`."""
+class Refiner(ABC):
+    """How the steps of a search are done for one kind of problem.
 
-    @property
-    def search(self) -> Search:
-        """With the problem whose KKT points this refiner finds."""
-        ...
+    Attributes:
+        search: with the problem whose KKT points this refiner finds.
+    """
 
+    search: Search
+
+    @abstractmethod
     def approach(self, state: State) -> State:
         """Follows the flow to where it nearly rests."""
-        ...
 
+    @abstractmethod
     def refine(self, state: State) -> State:
         """The state with the KKT point near there in `found`, or None."""
-        ...
 
+    @abstractmethod
     def retry(self, state: State) -> State:
         """What the next approach is to do after a failure; or the end, with its result."""
-        ...
 
+    @abstractmethod
     def curvature(self, state: State, point: Any) -> Curvature:
         """The eigenvalues of the flow at a KKT point."""
-        ...
 
+    @abstractmethod
     def beside(self, point: Any, direction: np.ndarray) -> Polished | Cooled | Kinks:
         """The KKT point near a direction beside another KKT point; not converged for none."""
-        ...
 
+    @abstractmethod
     def leave(self, state: State) -> State:
         """Takes the flow up off a saddle, which is then `left`; or the end."""
-        ...
 
 
 def run(refiner: Refiner, state: State) -> State:

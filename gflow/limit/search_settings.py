@@ -5,10 +5,12 @@ so that no constant carries the units of the data. The same values serve the pro
 `benchmarks/limits.py`, `basins.py`, `ordinary_limits.py` and `large.py`.
 """
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from gflow._numerics import is_real
+from gflow._numerics import is_integer, is_real
+from gflow._signatures import named
 
 
 @dataclass(frozen=True)
@@ -22,19 +24,26 @@ class _Group:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not _is_possible(value):
+            if not _is_possible(value, field.default):
+                kind = {int: "a positive integer", float: "a positive number"}.get(
+                    type(field.default), "a tuple of numbers other than 0"
+                )
                 raise ValueError(
-                    f"`{type(self).__name__}({field.name}={value!r})`: give a positive number, as "
-                    f"its default {field.default!r} is."
+                    f"`{type(self).__name__}({field.name}={value!r})`: give {kind}, as its default "
+                    f"{field.default!r} is."
                 )
 
 
-def _is_possible(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return bool(value) and all(is_real(item) and item != 0 for item in value)
-    return is_real(value) and value > 0
+def _is_possible(value: Any, default: Any) -> bool:
+    """Whether it is of the kind of its default."""
+    if isinstance(default, tuple):
+        several = isinstance(value, tuple) and len(value) > 0
+        return several and all(is_real(item) and item != 0 for item in value)
+    right = is_integer(value) if isinstance(default, int) else is_real(value)
+    return right and 0 < value < math.inf
 
 
+@named()
 @dataclass(frozen=True)
 class FlowSettings(_Group):
     """Of the flow, and of where Newton's method takes over (`gflow.limit.approach`).
@@ -77,6 +86,7 @@ class FlowSettings(_Group):
     most_parameters_of_drift: int = 1500
 
 
+@named()
 @dataclass(frozen=True)
 class SaddleSettings(_Group):
     """Of leaving a saddle (`gflow.limit.leaving`).
@@ -111,6 +121,7 @@ class SaddleSettings(_Group):
     few_margins: int = 64
 
 
+@named()
 @dataclass(frozen=True)
 class CirclingSettings(_Group):
     """Of telling that a flow circles (`gflow.limit.circling`).
@@ -140,6 +151,7 @@ class CirclingSettings(_Group):
     most_steps: int = 1500
 
 
+@named()
 @dataclass(frozen=True)
 class VerdictSettings(_Group):
     """Of what kind of point a KKT point is (`gflow.limit.verdict`).
@@ -167,6 +179,7 @@ class VerdictSettings(_Group):
     most_parameters_of_dead: int = 1500
 
 
+@named()
 @dataclass(frozen=True)
 class BasinSettings(_Group):
     """Of whose limit it is (`gflow.limit.basin`), and of `find_limit(reproduce=True)`.
@@ -199,6 +212,7 @@ class BasinSettings(_Group):
     heading_slack: float = 1e-3
 
 
+@named()
 @dataclass(frozen=True)
 class KinkSettings(_Group):
     """Of the search at kinks (`gflow.limit.kinked`).
@@ -222,6 +236,7 @@ class KinkSettings(_Group):
     least_smoothing: float = 6e-3
 
 
+@named()
 @dataclass(frozen=True)
 class LimitSettings:
     """The constants of `find_limit(settings=...)`: for experts, and for tests.
@@ -239,6 +254,7 @@ class LimitSettings:
         kinks: of the search at kinks.
 
     Raises:
+        TypeError: a group is of another class.
         ValueError: from the constructor of a group, where a value is no positive number.
     """
 
@@ -248,6 +264,14 @@ class LimitSettings:
     verdict: VerdictSettings = VerdictSettings()
     basin: BasinSettings = BasinSettings()
     kinks: KinkSettings = KinkSettings()
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, wanted = getattr(self, field.name), type(field.default).__name__
+            if not isinstance(value, type(field.default)):
+                raise TypeError(
+                    f"`LimitSettings({field.name}={value!r})`: give a `gflow.limit.{wanted}`."
+                )
 
 
 DEFAULT = LimitSettings()

@@ -16,14 +16,14 @@ from gflow.limit.drift import drift
 from gflow.limit.leaving import circling_beside, colder_on_return, left
 from gflow.limit.polish import Polished, polish_again, polish_capped, polish_drifted
 from gflow.limit.result import margin_at
-from gflow.limit.search import Search
+from gflow.limit.search import Refiner, Search
 from gflow.limit.state import Found, State, taken
 from gflow.results import RESULTS
 
 
 @dataclass(frozen=True, eq=False)
-class Smooth:
-    """A `gflow.limit.search.Refiner` for problems that are smooth, or whose kinks are rounded.
+class Smooth(Refiner):
+    """A refiner for problems that are smooth, or whose kinks are rounded.
 
     Where kinks are rounded the flow is not asked whether it drifts or circles: sliding along the
     exact kinks tells more. Nor are many colder caps tried.
@@ -35,7 +35,7 @@ class Smooth:
         return approach(self.search, state)
 
     def refine(self, state: State) -> State:
-        """Newton's method from where the flow stopped; after a failure also from where it drifts to."""
+        """Newton's method from where the flow stopped, and after a failure from where it drifts."""
         state = taken(self._newton, state)
         drifts = state.failures == self.search.settings.flow.caps_before_drift
         if state.found is None and drifts and self._may_drift:
