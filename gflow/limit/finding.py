@@ -115,13 +115,7 @@ def find_limit(
         problem=problem,
         layout=layout,
         has_kinks=has_kinks(problem),
-        flow_options={
-            "solver": Rosenbrock() if solver is None else solver,
-            "tolerance": flow_tolerance,
-            "atol_logit": settings.flow.logit_tolerance,
-            "progress": progress,
-            "throw": False,
-        },
+        flow_options=_flow_options(solver, flow_tolerance, settings, progress),
         max_steps=max_steps,
         tolerance=tolerance,
         smoothing=smoothing,
@@ -139,6 +133,19 @@ def find_limit(
     if throw and not (limit.successful or stopped or limit.result_name == "interrupted"):
         raise LimitFailed(limit)
     return limit
+
+
+def _flow_options(
+    solver: Rosenbrock | None, tolerance: float, settings: LimitSettings, progress: Any
+) -> dict[str, Any]:
+    """Arguments of `integrate` that all runs of the flow share."""
+    return {
+        "solver": Rosenbrock() if solver is None else solver,
+        "tolerance": tolerance,
+        "atol_logit": settings.flow.logit_tolerance,
+        "progress": progress,
+        "throw": False,
+    }
 
 
 def _searched(search: Search, place: Start) -> Limit:

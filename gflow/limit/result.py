@@ -78,7 +78,8 @@ class Limit(Outcome):
             the multipliers belong; `margin` itself where the attack does not jump. It may be above
             `margin`: the flow slides along the kinks, and no single point there has it.
         certificate: `certify` at the limit.
-        trajectory: the first run of the capped flow, from the start.
+        trajectory: the true flow from the start to where its temperature is capped, or as far as
+            it came.
         result: a member of `RESULTS`.
         verdict: "strict maximum" of the adversarial margin, at kinks of that with every switch
             held; "maximum within a family", a continuum of points of equal margin, as merged or
@@ -99,10 +100,11 @@ class Limit(Outcome):
             reached: then it names the kinks of the point at which the search stopped.
         smoothing: the relative width to which kinks are still rounded; 0 where they are exact, and
             where there are none.
-        basin: whose limit it is: "confirmed", the flow came so close that it can end nowhere else;
-            "undecided", it met a saddle, or was handed to Newton's method from afar; "reproduced",
-            with `reproduce=True`, searches with a tighter tolerance and with a colder cap ended in
-            the same point. `successful` judges the point, `basin` whose limit it is.
+        basin: whether this is the limit of the flow from this start: "confirmed", the flow came so
+            close that it can end nowhere else; "undecided", it met a saddle, or was handed to
+            Newton's method from afar; "reproduced", with `reproduce=True`, searches with a tighter
+            tolerance and with a colder cap ended in the same point. `successful` judges the point
+            itself.
         cap_logits: the smallest margin `kappa_c min_i q_i(u)` at which the temperature was capped;
             NaN where the flow never came so far.
         log_kappa_cap: log kappa_c.

@@ -31,6 +31,7 @@ refiner.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,7 @@ class Refiner(ABC):
 
     @abstractmethod
     def beside(self, point: Any, direction: np.ndarray) -> Polished | Cooled | Kinks:
-        """The KKT point near a direction beside another KKT point; not converged for none."""
+        """The KKT point near a direction beside another KKT point; not `converged` if none is."""
 
     @abstractmethod
     def leave(self, state: State) -> State:
@@ -134,7 +135,7 @@ def run(refiner: Refiner, state: State) -> State:
         if state.found is None:
             state = taken(refiner.retry, state)
             continue
-        state = taken(lambda state: judge(refiner, state), state)
+        state = taken(partial(judge, refiner), state)
         rounds += 1
         if state.result is None:  # a saddle
             last = rounds == search.max_rounds or not search.escape
@@ -143,25 +144,26 @@ def run(refiner: Refiner, state: State) -> State:
 
 
 def judge(refiner: Refiner, state: State) -> State:
-    """Says what kind of point was found, and notes the visit. The search ends, but at a saddle."""
+    """Says what kind of point was found, and notes the visit. Unless it is a saddle, the search
+    ends there.
+    """
     assert state.found is not None
     search, point = refiner.search, state.found.point
     curvature, settings = refiner.curvature(state, point), search.settings.verdict
-    words = DEPENDS
-    if not curvature.undecided:
-        words = verdict(
-            curvature,
-            lambda: in_family(point, curvature, refiner.beside, settings),
-            lambda: is_maximum(search.problem, search.layout, point, settings),
-        )
-    found = Found(point, curvature, words)
-    state = replace(state, found=found, visits=_visited(search, state, words))
+    words = verdict(
+        curvature,
+        lambda: in_family(point, curvature, refiner.beside, settings),
+        lambda: is_maximum(search.problem, search.layout, point, settings),
+    )
+    found, visits = Found(point, curvature, words), _visited(search, state, words)
+    state = replace(state, found=found, visits=visits)
     return state if words == "saddle" else state.ended(_settled(state))
 
 
 def surely(search: Search, state: State) -> bool:
-    """Whether the flow came so close to the point that was found that it can end nowhere else. With
-    kinks it is not known: another smoothing may lead elsewhere.
+    """Whether the flow came so close to the point that was found that it can end nowhere else.
+
+    With kinks that is not known: another smoothing may lead elsewhere.
     """
     return not search.has_kinks and close(state.handover, search.settings.basin)
 

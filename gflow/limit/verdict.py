@@ -8,7 +8,7 @@ nonlinear network the flow is no gradient flow. It rests where
 
 while at a maximum of the adversarial margin the same holds with dq_i/dtheta through delta_i. The
 two differ there, and the margin can be raised beside the rest point: it is stable, and no maximum.
-Which of both a point is gets decided by what is measured there, not by the kind of network.
+Which of the two a point is, is measured at the point; the kind of network does not decide it.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ STRICT = ("strict maximum", "stable rest point")
 """Verdicts of isolated points that nothing leaves: of the margin's maxima, and of others."""
 
 WITHIN_FAMILY = ("maximum within a family", "stable within a family")
-"""Their twins in a continuum of points of equal margin."""
+"""The same two for a point in a continuum of points of equal margin."""
 
 DEPENDS = "depends on coefficients at kinks"
 """The verdict where coefficients that the KKT conditions leave open decide between a maximum and a
@@ -55,9 +55,12 @@ def verdict(
             only of such a point.
 
     Returns:
-        "saddle" where the flow leaves along some direction; "degenerate" where neutral directions
-        are no family; else one of `STRICT` or `WITHIN_FAMILY`.
+        `DEPENDS` where coefficients at kinks decide; "saddle" where the flow leaves along some
+        direction; "degenerate" where neutral directions are no family; else one of `STRICT` or
+        `WITHIN_FAMILY`.
     """
+    if curvature.undecided:
+        return DEPENDS
     if curvature.unstable.any():
         return "saddle"
     words = STRICT
@@ -106,8 +109,9 @@ def is_maximum(
     """Whether a rest point that nothing leaves is a maximum of the adversarial margin, with every
     switch at a kink held at its coefficient.
 
-    It is one if the margins' own gradients pull as those of the gradient mode do, to rounding, with
-    the same multipliers, and no direction is unstable with their derivatives either.
+    It is one if two things hold. With the same multipliers the margins' own gradients have the same
+    sum as the gradients that are trained with, to rounding: the point is a KKT point for both. And
+    no direction is unstable with the derivatives of the margins' own gradients.
     """
     if problem.gradients_are_slopes:
         return True
@@ -125,7 +129,7 @@ def is_maximum(
 
 
 def _pulls_agree(point: Polished | Kinks, settings: VerdictSettings) -> bool:
-    """Whether `sum_i lambda_i dq_i/dtheta` and `sum_i lambda_i grad q_i` do."""
+    """Whether `sum_i lambda_i dq_i/dtheta = sum_i lambda_i grad q_i`, to rounding."""
     active, size = point.active, len(point.theta)
     if isinstance(point, Kinks):
         count, jacobian = np.count_nonzero(active), point.jacobian
