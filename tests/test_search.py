@@ -16,7 +16,8 @@ from gflow._layout import Layout
 from gflow.deadline import Deadline
 from gflow.kkt.curvature import Curvature
 from gflow.kkt.system import System
-from gflow.limit import KinkSettings, SaddleSettings
+from gflow.limit import CirclingSettings, KinkSettings, SaddleSettings
+from gflow.limit.approach import circles
 from gflow.limit.leaving import colder_on_return, left
 from gflow.limit.options import check_options
 from gflow.limit.polish import Polished
@@ -235,6 +236,29 @@ def test_a_saddle_met_again_makes_the_cap_colder_up_to_a_bound():
     bound = dataclasses.replace(DEFAULT, saddles=SaddleSettings(most_colder=1.0))
     state = dataclasses.replace(capped, visits=state.visits)
     assert colder_on_return(search_of(settings=bound), state) is state
+
+
+# By these anything circles that is not at rest.
+ANYTHING = CirclingSettings(path=1e-9, cosine=1e-9, steady=1e9, stands=1e9, fewest=1)
+
+
+def test_a_run_that_circles_is_the_end_and_is_measured(trajectory):
+    problem = gflow.Problem(NETWORK, DATA, loss=losses.logistic())
+    cut = gflow.integrate(
+        problem, NETWORK.init(0), until=gflow.Until(log_loss=-50.0), max_steps=12, throw=False
+    )
+    assert not cut.successful
+    search = search_of(settings=dataclasses.replace(DEFAULT, circling=ANYTHING))
+    end = circles(search, started(), cut)
+    assert name_of(end.result) == "circling" and end.final
+    (stage,) = end.stages
+    half = len(cut) // 2
+    assert stage.kind == "circling" and stage.margin == pytest.approx(cut.margin[half:].min())
+    assert stage.log_growth == pytest.approx(cut.log_norm[-1] - cut.log_norm[half])
+    # What rests does not circle, nor what is followed with rounded kinks, nor this by the defaults.
+    assert circles(search, started(), trajectory).result is None
+    assert circles(dataclasses.replace(search, has_kinks=True), started(), cut).result is None
+    assert circles(search_of(), started(), cut).result is None
 
 
 def test_a_cap_keeps_the_logits_of_the_first():
