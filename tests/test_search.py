@@ -18,7 +18,7 @@ from gflow.kkt.curvature import Curvature
 from gflow.kkt.system import System
 from gflow.limit import CirclingSettings, KinkSettings, SaddleSettings
 from gflow.limit.approach import circles
-from gflow.limit.leaving import colder_on_return, left
+from gflow.limit.leaving import circling_beside, colder_on_return, pushed_off
 from gflow.limit.options import check_options
 from gflow.limit.polish import Polished
 from gflow.limit.search import Refiner, Search, run
@@ -194,7 +194,7 @@ def at_saddle(offset):
 
 def test_a_saddle_is_left_as_the_linear_flow_leaves_it():
     offset, length, degree = np.array([1e-6, -1e-3]), 1e-4, 1
-    state = left(search_of(), at_saddle(offset), length)
+    state = pushed_off(search_of(), at_saddle(offset), length)
     visit = state.visits[-1]
     grown = offset * np.exp(np.array([0.5, 0.2]) * (visit.departure - 10) / degree)
     push = length * np.array([*grown, 0.0]) / np.linalg.norm(grown)
@@ -202,7 +202,7 @@ def test_a_saddle_is_left_as_the_linear_flow_leaves_it():
     np.testing.assert_allclose(state.direction, expected, atol=1e-15)
     np.testing.assert_allclose(state.flow.vector, expected, atol=1e-15)
     assert state.flow.log_kappa == visit.departure == 10  # it was farther away already
-    far = left(search_of(), at_saddle(1e-3 * offset), 0.05)
+    far = pushed_off(search_of(), at_saddle(1e-3 * offset), 0.05)
     # The smaller offset grows faster, and is the first to reach the length.
     assert far.visits[-1].departure == pytest.approx(10 + math.log(0.05 / 1e-9) / 0.5)
     assert far.found is None and far.left is not None
@@ -214,7 +214,7 @@ def test_a_saddle_is_left_as_the_linear_flow_leaves_it():
 def test_what_rounding_or_errors_decide_is_told(size, rounding, error):
     state = at_saddle((size, 0.5 * size))
     aside = dataclasses.replace(state.flow, vector=state.flow.vector + 1e-4 * np.eye(SIZE)[2])
-    state = left(search_of(), dataclasses.replace(state, flow=aside), 0.05)
+    state = pushed_off(search_of(), dataclasses.replace(state, flow=aside), 0.05)
     assert (state.by_rounding, state.by_error) == (rounding, error)
 
 
@@ -259,6 +259,25 @@ def test_a_run_that_circles_is_the_end_and_is_measured(trajectory):
     assert circles(search, started(), trajectory).result is None
     assert circles(dataclasses.replace(search, has_kinks=True), started(), cut).result is None
     assert circles(search_of(), started(), cut).result is None
+
+
+def test_a_saddle_that_is_left_in_spirals_is_tried_for_circling():
+    problem = gflow.Problem(NETWORK, DATA, loss=losses.logistic())
+    options = {"tolerance": 1e-5, "throw": False}
+    search = search_of(problem=problem, flow_options=options, max_steps=12)
+    state = at_saddle((1e-6, 1e-6))
+    assert circling_beside(search, state) is state  # its eigenvalues are real
+    spirals = dataclasses.replace(state.found.curvature, frequencies=np.array([0.3, 0.3, 0.0]))
+    state = dataclasses.replace(state, found=Found(kkt_point(), spirals, "saddle"))
+    left = circling_beside(search, state)
+    assert left.result is None and [stage.kind for stage in left.stages[1:]] == ["flow"]
+    # What follows goes on from where the flow stopped before.
+    assert left.flow is state.flow and left.cap is state.cap
+    np.testing.assert_array_equal(left.direction, state.direction)
+    far = CirclingSettings(push=0.9, logits=1e6, most_steps=5)
+    settings = dataclasses.replace(DEFAULT, circling=far)
+    short = circling_beside(dataclasses.replace(search, settings=settings), state)
+    assert short.stages[1].num_steps == 5
 
 
 def test_a_cap_keeps_the_logits_of_the_first():

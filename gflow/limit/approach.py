@@ -20,24 +20,25 @@ from gflow.measures import MAX_LOG_KAPPA
 from gflow.results import RESULTS
 from gflow.trajectory import Trajectory
 
-# Runs that end so leave nothing to be done; and near runs that end so Newton's method may find a
-# KKT point all the same.
-_HALTING = ("interrupted", "not_finite", "kappa_overflow", "seconds_spent")
+HALTING = ("interrupted", "not_finite", "kappa_overflow", "seconds_spent")
+"""Results of a run of the flow after which a search has nothing left to do."""
+
+# Results of a run from whose end Newton's method may find a KKT point.
 _NEARLY = ("successful", "step_underflow", "chattering")
 
-BEYOND_KAPPA = MAX_LOG_KAPPA + 1.0
-"""A log kappa that no flow may have: `integrate` ends at once there, and says so."""
+# A log kappa that no flow may have: `integrate` ends at once there, and says so.
+_BEYOND = MAX_LOG_KAPPA + 1.0
 
 
 def approach(search: Search, state: State) -> State:
-    """The state where the flow is close to its rest. It ends where the flow does not come there."""
+    """The state where the flow is close to its rest; or the end, where the flow does not rest."""
     state = taken(partial(_to_cap, search), state)
     return taken(partial(_to_handover, search), state)
 
 
 def params_at(search: Search, log_kappa: float, direction: np.ndarray) -> Params:
     """Parameters of this direction with this kappa, or one just beyond what a flow may have."""
-    length = math.exp(min(log_kappa, BEYOND_KAPPA) / search.problem.degree)
+    length = math.exp(min(log_kappa, _BEYOND) / search.problem.degree)
     return search.layout.unflatten(length * direction)
 
 
@@ -48,7 +49,7 @@ def weights_at(search: Search, state: State) -> np.ndarray:
 
 
 def num_steps_of(search: Search, state: State) -> int:
-    """Steps that a run of the flow has at most: fewer where something else leads on as well."""
+    """Steps that a run of the flow has at most: fewer where more would be of little use."""
     settings, most = search.settings, search.max_steps
     if search.has_kinks:
         most = min(most, settings.kinks.most_steps)
@@ -81,7 +82,7 @@ def circles(search: Search, state: State, run: Trajectory) -> State:
 
 
 @dataclass(frozen=True, eq=False)
-class _Run:
+class Run:
     """A run of the flow.
 
     Attributes:
@@ -105,9 +106,9 @@ def _to_cap(search: Search, state: State) -> State:
     # The capped flow went on far beyond its cap; the true one is taken up at the cap itself.
     start = cap.log_kappa if cap.known else state.flow.log_kappa
     until = Until(logits=cap.wanted_logits, accuracy=settings.cap_accuracy)
-    run = _run(search, state, until, start)
+    run = run_flow(search, state, until, start)
     if run.trajectory.successful and run.log_kappa < cap.wanted_log_kappa:
-        run = _run(search, run.end, Until(log_kappa=cap.wanted_log_kappa), run.log_kappa)
+        run = run_flow(search, run.end, Until(log_kappa=cap.wanted_log_kappa), run.log_kappa)
     if not run.trajectory.successful:
         # After a first cap there is a limit nearby, which sliding along kinks may find.
         return run.end.ended(run.trajectory.result, final=run.halted or not cap.known)
@@ -126,12 +127,12 @@ def _to_handover(search: Search, state: State) -> State:
         log_kappa=state.cap.log_kappa + settings.farthest,
         accuracy=settings.handover_accuracy,
     )
-    run = _run(search, state, until, state.cap.log_kappa, capped=True)
+    run = run_flow(search, state, until, state.cap.log_kappa, capped=True)
     trajectory = run.trajectory
     arrived = trajectory.successful and trajectory.stats["stopped_by"] == "stationarity"
     handover = Handover(arrived, float(trajectory.stationarity[-1]), math.nan)
     state = replace(run.end, handover=handover)
-    if trajectory.result_name in _HALTING:
+    if trajectory.result_name in HALTING:
         return state.ended(trajectory.result, final=True)
     margins = trajectory.margin[-1], trajectory.clean_margin[-1]
     unseparated = unseparated_result(search.problem, *margins)
@@ -144,9 +145,9 @@ def _to_handover(search: Search, state: State) -> State:
     return state.ended(trajectory.result, final=True)
 
 
-def _run(
+def run_flow(
     search: Search, state: State, until: Until, log_kappa: float, *, capped: bool = False
-) -> _Run:
+) -> Run:
     """One run of the flow from where it stopped.
 
     Args:
@@ -179,4 +180,4 @@ def _run(
         seconds=time.perf_counter() - begin,
     )
     spent = count >= search.max_steps and run.result_name == "step_budget_spent"
-    return _Run(after, run, end, halted=spent or run.result_name in _HALTING)
+    return Run(after, run, end, halted=spent or run.result_name in HALTING)

@@ -36,7 +36,7 @@ from gflow.kkt.open_curvature import open_curvature
 from gflow.kkt.switches import smoothed
 from gflow.limit.approach import weights_at
 from gflow.limit.following import follow, follow_back, start_at
-from gflow.limit.leaving import left
+from gflow.limit.leaving import pushed_off
 from gflow.limit.polish import Polished
 from gflow.limit.result import margin_at
 from gflow.limit.search import Refiner, Search, run
@@ -121,7 +121,7 @@ class Kinked(Refiner):
         """A push off the saddle, with its multipliers and coefficients."""
         if self.search.deadline.passed():
             return state.ended(RESULTS.seconds_spent, final=True)
-        return left(self.search, state, self.search.settings.saddles.push_at_kinks)
+        return pushed_off(self.search, state, self.search.settings.saddles.push_at_kinks)
 
     def _follow(self, state: State, start: Point) -> State:
         search, begin = self.search, time.perf_counter()

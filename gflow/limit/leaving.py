@@ -1,16 +1,14 @@
 """Off a saddle: which way the flow leaves it, when, and whether it leaves it at all."""
 
 import math
-import time
 from dataclasses import replace
 
 import numpy as np
 
-from gflow.flow.driver import integrate
 from gflow.flow.until import Until
-from gflow.limit.approach import circles, params_at
+from gflow.limit.approach import HALTING, circles, run_flow
 from gflow.limit.itinerary import departure, growth_per_log_kappa
-from gflow.limit.result import Stage, margin_at
+from gflow.limit.result import margin_at
 from gflow.limit.search import Search
 from gflow.limit.state import State
 
@@ -18,12 +16,12 @@ from gflow.limit.state import State
 _TINY = 1e-300
 
 
-def left(search: Search, state: State, length: float) -> State:
-    """The flow is taken up off the saddle that was found, where it would leave itself.
+def pushed_off(search: Search, state: State, length: float) -> State:
+    """The flow taken up off the saddle that was found, on the path on which it leaves by itself.
 
-    Near a saddle the flow is linear: its offset along each unstable direction grows by itself, at
-    the direction's own rate (`gflow.limit.itinerary`). So the offset with which the flow arrived
-    says in which proportions they have grown when the flow is `length` away.
+    Near a saddle the flow is linear: its offset along each unstable direction grows on its own, at
+    the rate of that direction (`gflow.limit.itinerary`). So the offsets with which the flow arrived
+    tell the proportions between them when it is `length` away, and log kappa then.
 
     Args:
         length: how far away it is taken up.
@@ -80,31 +78,26 @@ def circling_beside(search: Search, state: State) -> State:
     assert state.found is not None and state.found.curvature is not None
     if search.has_kinks or not state.found.curvature.spirals:
         return state
-    begin, settings = time.perf_counter(), search.settings
+    settings = search.settings
     margin = margin_at(state.found.point.theta, search.problem.degree)
     log_kappa = math.log(settings.circling.logits / margin)
     vectors, _ = state.found.unstable
     beside = state.direction + settings.circling.push * vectors[:, 0]
-    run = integrate(
-        search.problem,
-        params_at(search, log_kappa, beside / np.linalg.norm(beside)),
-        until=Until(
-            stationarity=settings.flow.latest_handover,
-            log_kappa=log_kappa + settings.flow.farthest,
-            accuracy=settings.flow.handover_accuracy,
-        ),
-        kappa_cap=math.exp(log_kappa),
-        max_steps=min(search.max_steps, settings.circling.most_steps),
-        max_seconds=search.deadline.left(),
-        **search.flow_options,
+    until = Until(
+        stationarity=settings.flow.latest_handover,
+        log_kappa=log_kappa + settings.flow.farthest,
+        accuracy=settings.flow.handover_accuracy,
     )
-    stage = Stage(
-        kind="flow",
-        num_steps=int(run.stats["num_steps"]),
-        moved=float(np.linalg.norm(np.asarray(run.vectors[-1]) - state.direction)),
-        stationarity=float(run.stationarity[-1]),
-        margin=float(run.margin[-1]),
-        seconds=time.perf_counter() - begin,
-        log_kappa=state.flow.log_kappa,
+    aside = replace(
+        state,
+        flow=replace(state.flow, vector=beside / np.linalg.norm(beside)),
+        cap=state.cap.reached_at(log_kappa, margin),
+        left=None,  # with all of its steps
     )
-    return circles(search, state.noting(stage), run)
+    shorter = replace(search, max_steps=min(search.max_steps, settings.circling.most_steps))
+    run = run_flow(shorter, aside, until, log_kappa, capped=True)
+    # Only the stage is kept: the flow of this search is where it was.
+    state = state.noting(replace(run.end.stages[-1], log_kappa=state.flow.log_kappa))
+    if run.trajectory.result_name in HALTING:
+        return state.ended(run.trajectory.result, final=True)
+    return circles(search, state, run.trajectory)

@@ -13,7 +13,7 @@ from gflow.limit.basin import Handover
 from gflow.limit.cooling import Cooled
 from gflow.limit.dead import with_dead_at_rest
 from gflow.limit.drift import drift
-from gflow.limit.leaving import circling_beside, colder_on_return, left
+from gflow.limit.leaving import circling_beside, colder_on_return, pushed_off
 from gflow.limit.polish import Polished, polish_again, polish_capped, polish_drifted
 from gflow.limit.result import margin_at
 from gflow.limit.search import Refiner, Search
@@ -76,7 +76,7 @@ class Smooth(Refiner):
             return state
         settings = self.search.settings
         state = colder_on_return(self.search, state)
-        state = left(self.search, state, settings.saddles.push)
+        state = pushed_off(self.search, state, settings.saddles.push)
         assert state.left is not None
         _, rates = state.left.unstable
         at_push = settings.saddles.handover * settings.saddles.push * float(rates.max())
