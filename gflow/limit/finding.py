@@ -53,7 +53,8 @@ def find_limit(
         start: parameters; or a trajectory, from whose end the search goes on (of the flow of the
             same problem, its record, steps and time are joined); or a limit: that of the same
             problem is returned as it is if it was successful, and gone on from if not; of another
-            problem its direction is the start, at the kappa of its own cap.
+            problem its direction is the start, at the kappa of its own cap. The start may have any
+            norm.
         tolerance: of the relative stationarity `|u - sum_i lambda_i grad q_i(u)|` at the limit, at
             least 1e-15.
         cap_logits: the true flow is followed until its smallest margin `kappa min_i q_i(u)` is this
@@ -71,8 +72,9 @@ def find_limit(
         reproduce: search twice more, with a tighter flow tolerance and a later handover, and with a
             colder cap (at kinks, with less smoothing too): `Limit.basin` is "reproduced" where all
             end in the same point, and `Limit.differing` holds those that do not.
-        max_rounds: saddles to leave at most.
-        max_steps: steps of each run of the flow at most; with kinks to round no more than 1500.
+        max_rounds: KKT points to visit at most; a saddle that is the last of them is not left.
+        max_steps: steps of each run of the flow at most; with kinks no more than
+            `settings.kinks.most_steps`, 1500.
             A search that spent them goes on with `find_limit(problem, limit)`.
         max_seconds: after so many seconds the search ends, as `seconds_spent`; it can be gone on
             with. Looked at between the segments of the flow and between stages.

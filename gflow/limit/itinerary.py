@@ -26,8 +26,8 @@ class Visit:
         margin: its normalized margin.
         verdict: what kind of point it is, as `Limit.verdict`.
         arrival: log kappa at which the flow has come close, where it was handed to Newton's method.
-        departure: log kappa at which the offset from the point has grown to 1/20 of the norm;
-            infinite for a point that is not left.
+        departure: log kappa at which the offset from the point has grown to 1/20 of the norm, at
+            kinks to 1/200; infinite for a point that is not left.
         growth: of the offset, its exponent per unit of log kappa; 0 for a point that is not left.
         certain: whether the flow's own error cannot have led it here: it arrived here closely, and
             left every saddle before by an offset well above its tolerance.
