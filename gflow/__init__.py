@@ -10,7 +10,14 @@ if TYPE_CHECKING:
     from gflow.descent import descend
     from gflow.flow import Until, integrate
     from gflow.kkt.certificate import Certificate, certify
-    from gflow.limit import Limit, LimitFailed, data_sensitivity, find_limit, radius_sensitivity
+    from gflow.limit import (
+        Limit,
+        LimitFailed,
+        LimitSettings,
+        data_sensitivity,
+        find_limit,
+        radius_sensitivity,
+    )
     from gflow.problem import Problem
     from gflow.reference import MaxMargin, max_margin
     from gflow.results import RESULTS
@@ -26,6 +33,7 @@ __all__ = [
     "Krylov",
     "Limit",
     "LimitFailed",
+    "LimitSettings",
     "MaxMargin",
     "Problem",
     "Rosenbrock",
@@ -58,6 +66,7 @@ _HOMES = {
     "Krylov": "stiff",
     "Limit": "limit",
     "LimitFailed": "limit",
+    "LimitSettings": "limit",
     "MaxMargin": "reference",
     "Problem": "problem",
     "Rosenbrock": "stiff",

@@ -11,17 +11,18 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     """
 
     step_budget_spent = (
-        "The step budget was spent before anything that `until` names was reached. What was "
+        "The step budget `max_steps` was spent before what was asked for was reached. What was "
         "computed is kept. Where the smallest margin is not positive, the examples are not "
         "separated yet. The steps of an explicit solver shrink like 1/kappa, and with kinks (FGSM "
         "without smoothing, plain ReLU) further still: ask for less, raise `max_steps`, smooth the "
         "kink, or choose an implicit solver. `gflow.integrate(problem, trajectory, ...)` goes on "
-        "from where it ended."
+        "from where a flow ended, `gflow.find_limit(problem, limit)` from where a search did."
     )
     seconds_spent = (
         "The seconds that `max_seconds` allows were spent before what was asked for was reached. "
         "What was computed is kept; a flow goes on from there with "
-        "`gflow.integrate(problem, trajectory, ...)`."
+        "`gflow.integrate(problem, trajectory, ...)`, a search with `gflow.find_limit(problem, "
+        "limit)`."
     )
     chattering = (
         "The flow chatters: it slides along kinks (plain ReLU, signs of FGSM, a neuron that "
@@ -41,8 +42,8 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "means that the network overflows on its unit sphere or divides by zero."
     )
     kappa_overflow = (
-        "kappa left the range of floating-point numbers (log kappa > 700) before anything that "
-        "`until` names was reached. Ask for a smaller `log_kappa`, or for a log-loss or a time."
+        "kappa left the range of floating-point numbers (log kappa > 700) before what was asked "
+        "for was reached. Ask for a smaller `log_kappa`, or for a log-loss or a time."
     )
     not_separated = (
         "The examples were never separated: the smallest margin is still negative or zero, and the "

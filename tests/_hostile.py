@@ -9,6 +9,7 @@ The judge knows margins and gradients of each network by formulas of its own. A 
 """
 
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,12 +80,15 @@ def problem(case: Case) -> tuple[gflow.Problem, Any]:
     scale = 10.0**case.log10_scale
     x, y = inputs(case)
     radius = case.radius * scale * np.linalg.norm(x, axis=1).mean()
-    trained = gflow.Problem(
-        NETWORKS[case.network],
-        gflow.Dataset(scale * x, y),
-        loss=LOSSES[case.loss],
-        perturbation=perturbations.fgm(radius),
-    )
+    with warnings.catch_warnings():
+        # A radius beyond any margin is meant.
+        warnings.filterwarnings("ignore", "`Problem.*exceeds the diameter", UserWarning)
+        trained = gflow.Problem(
+            NETWORKS[case.network],
+            gflow.Dataset(scale * x, y),
+            loss=LOSSES[case.loss],
+            perturbation=perturbations.fgm(radius),
+        )
     generator = np.random.default_rng(case.seed + 1)
     shapes = [np.shape(leaf) for leaf in trained.network.init(0)]
     length = 10.0**case.log10_start

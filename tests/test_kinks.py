@@ -21,6 +21,7 @@ from gflow.kkt.point import KKTPoint
 from gflow.kkt.switches import smoothed
 from gflow.kkt.system import kkt_system
 from gflow.kkt.variables import Variables
+from gflow.limit import KinkSettings
 from gflow.limit.complementarity import Anchor
 from gflow.limit.following import follow, start_at
 from gflow.limit.kinked_newton import KinkedNewton
@@ -299,9 +300,10 @@ def test_search_that_fails_at_kinks_says_so_and_names_them(monkeypatch):
         gflow.find_limit(trained, start)
 
 
-def test_networks_too_large_for_dense_systems_end_with_their_smoothing(monkeypatch):
-    monkeypatch.setattr("gflow.limit.kinked._MOST_PARAMETERS", 1)
-    limit = gflow.find_limit(relu_problem(wedge(), 2), wedge_start(), throw=False)
+def test_networks_too_large_for_dense_systems_end_with_their_smoothing():
+    settings = gflow.LimitSettings(kinks=KinkSettings(most_parameters=1))
+    problem = relu_problem(wedge(), 2)
+    limit = gflow.find_limit(problem, wedge_start(), settings=settings, throw=False)
     assert limit.result_name == "not_at_kink" and limit.smoothing == 0.02
     assert limit.kinks is None
     assert 0 < abs(limit.margin - math.sin(ANGLE) / 4) < 0.02

@@ -11,7 +11,7 @@ import gflow
 from gflow import losses, networks, perturbations
 from gflow.kkt.curvature import curvature
 from gflow.kkt.system import KKTSystem
-from gflow.limit.finding import check_options
+from gflow.limit.options import check_options
 
 DATA = gflow.datasets.gaussian(40, 5, gap=0.5, seed=0)
 

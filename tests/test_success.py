@@ -115,6 +115,7 @@ def test_a_spent_budget_is_no_success():
         assert part.successful == (steps >= longest)
         if not part.successful:
             assert part.result_name == "step_budget_spent"
+            assert "`max_steps`" in part.message and "`until`" not in part.message
 
 
 def test_a_tolerance_that_rounding_does_not_reach_is_no_success():

@@ -2,6 +2,28 @@
 
 from gflow.limit.finding import find_limit
 from gflow.limit.result import Limit, LimitFailed
+from gflow.limit.search_settings import (
+    BasinSettings,
+    CirclingSettings,
+    FlowSettings,
+    KinkSettings,
+    LimitSettings,
+    SaddleSettings,
+    VerdictSettings,
+)
 from gflow.limit.sensitivity import data_sensitivity, radius_sensitivity
 
-__all__ = ["Limit", "LimitFailed", "data_sensitivity", "find_limit", "radius_sensitivity"]
+__all__ = [
+    "BasinSettings",
+    "CirclingSettings",
+    "FlowSettings",
+    "KinkSettings",
+    "Limit",
+    "LimitFailed",
+    "LimitSettings",
+    "SaddleSettings",
+    "VerdictSettings",
+    "data_sensitivity",
+    "find_limit",
+    "radius_sensitivity",
+]

@@ -1,8 +1,8 @@
-"""Does a run circle? Under frozen perturbations the flow is no gradient flow, and need not rest.
+"""Whether a run circles: under frozen perturbations the flow is no gradient flow, and may.
 
-Where a rest point is left along a pair of complex eigenvalues, the direction spirals away from it,
-and where it stays nearby nevertheless, on a limit cycle or something like it, it has no limit: its
-turns neither shrink nor move on.
+Where a rest point is left along a pair of complex eigenvalues, the direction spirals away from it.
+If it stays nearby all the same, as on a limit cycle, it has no limit. Its turns then neither
+shrink, as on the way to a rest point, nor move on, as in a drift.
 """
 
 import math
@@ -10,15 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-# In each of the last two quarters of a run: the path is longer than so many diameters, pi for one
-# turn of a circle; and the median cosine between successive displacements, below 0 for what
-# rounding or too long steps throw to and fro.
-_LONG, _RESOLVED = 4.0, 0.3
-# From the one to the other the mean radius neither shrinks nor grows by more than this factor, and
-# the centre moves by less than this part of it.
-_STEADY, _STANDS = 1.5, 0.5
-# Fewer points a quarter do not tell.
-_FEWEST, _TINY = 16, 1e-300
+from gflow.limit.search_settings import DEFAULT, CirclingSettings
+
+# Stands for a length of 0 in a denominator.
+_TINY = 1e-300
 
 
 class Circling(NamedTuple):
@@ -39,20 +34,28 @@ class Circling(NamedTuple):
     log_growth: float
 
 
-def circling(points: np.ndarray, log_norm: np.ndarray, margin: np.ndarray) -> Circling | None:
+def circling(
+    points: np.ndarray,
+    log_norm: np.ndarray,
+    margin: np.ndarray,
+    *,
+    settings: CirclingSettings = DEFAULT.circling,
+) -> Circling | None:
     """How a run circles, or None where it does not.
 
     Args:
         points: its directions, of norm 1. Shape (s, P).
         log_norm, margin: log |params| and the normalized margin there. Shapes (s,).
+        settings: what counts as circling.
     """
     half = len(points) // 2
     third, fourth = np.array_split(points[half:], 2)
-    if min(len(third), len(fourth)) < _FEWEST:
+    if min(len(third), len(fourth)) < settings.fewest:
         return None
-    first, second = _turning(third), _turning(fourth)
-    steady = max(first.radius, second.radius) < _STEADY * min(first.radius, second.radius)
-    stands = np.linalg.norm(first.centre - second.centre) < _STANDS * second.radius
+    first, second = _turning(third, settings), _turning(fourth, settings)
+    radii = first.radius, second.radius
+    steady = max(radii) < settings.steady * min(radii)
+    stands = np.linalg.norm(first.centre - second.centre) < settings.stands * second.radius
     if not (first.circles and second.circles and steady and stands):
         return None
     growth = float(log_norm[-1] - log_norm[half])
@@ -75,13 +78,18 @@ class _Turning(NamedTuple):
     circles: bool
 
 
-def _turning(points: np.ndarray) -> _Turning:
+def _turning(points: np.ndarray, settings: CirclingSettings) -> _Turning:
     centre = points.mean(axis=0)
     offsets, steps = points - centre, np.diff(points, axis=0)
-    along = offsets @ np.linalg.svd(offsets, full_matrices=False)[2][0]
-    lengths = np.linalg.norm(steps, axis=1)
+    radii, lengths = np.linalg.norm(offsets, axis=1), np.linalg.norm(steps, axis=1)
     cosines = np.sum(steps[1:] * steps[:-1], axis=1) / np.maximum(lengths[1:] * lengths[:-1], _TINY)
-    radii = np.linalg.norm(offsets, axis=1)
-    circles = lengths.sum() > _LONG * 2 * radii.max() and np.median(cosines) > _RESOLVED
+    is_long = lengths.sum() > settings.path * 2 * radii.max()
+    # Along the direction in which the points vary most, a turn changes the sign twice.
+    along = offsets @ np.linalg.svd(offsets, full_matrices=False)[2][0]
     num_turns = 0.5 * np.count_nonzero(np.diff(np.sign(along)))
-    return _Turning(centre, float(radii.mean()), float(num_turns), bool(circles))
+    return _Turning(
+        centre=centre,
+        radius=float(radii.mean()),
+        num_turns=float(num_turns),
+        circles=bool(is_long and np.median(cosines) > settings.cosine),
+    )

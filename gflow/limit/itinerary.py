@@ -8,7 +8,7 @@ this takes thousands of units, in which a training run, whose log kappa stays be
 nothing but the saddle.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,8 @@ class Visit:
         margin: its normalized margin.
         verdict: what kind of point it is, as `Limit.verdict`.
         arrival: log kappa at which the flow has come close, where it was handed to Newton's method.
-        departure: log kappa at which the offset from the point has grown to 1/20 of the norm;
-            infinite for a point that is not left.
+        departure: log kappa at which the offset from the point has grown to 1/20 of the norm, at
+            kinks to 1/200; infinite for a point that is not left.
         growth: of the offset, its exponent per unit of log kappa; 0 for a point that is not left.
         certain: whether the flow's own error cannot have led it here: it arrived here closely, and
             left every saddle before by an offset well above its tolerance.
@@ -44,6 +44,16 @@ class Visit:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without the direction; None for a departure that never comes."""
         return plain({name: value for name, value in vars(self).items() if name != "direction"})
+
+
+def noted(visits: tuple[Visit, ...], visit: Visit) -> tuple[Visit, ...]:
+    """All visits with one more, which is certain only if those before it are.
+
+    A last one that was not left gives way: it is the same point, found with rounded kinks.
+    """
+    before = tuple(each for each in visits if np.isfinite(each.departure))
+    certain = visit.certain and all(each.certain for each in before)
+    return (*before, replace(visit, certain=certain))
 
 
 def growth_per_log_kappa(rate: float, degree: float) -> float:

@@ -1,4 +1,4 @@
-"""The search for a limit at kinks: with plain ReLUs, or attacks that follow signs.
+"""How a problem with kinks is searched: plain ReLUs, or attacks that follow signs.
 
 The flow slides along kinks, where no solver of smooth equations follows it. So it is followed with
 its kinks rounded (`gflow.kkt.switches`), to a limit of that problem; from there the smoothing is
@@ -22,222 +22,186 @@ sample).
 Source: Filippov 1988, "Differential Equations with Discontinuous Righthand Sides"; Clarke 1983.
 """
 
-import dataclasses
 import math
 import time
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gflow._layout import Layout
 from gflow.flow.outcome import unseparated_result
-from gflow.kkt.certificate import Certificate, certify
 from gflow.kkt.curvature import Curvature
-from gflow.kkt.margin_next_to import margin_next_to
 from gflow.kkt.open_curvature import open_curvature
 from gflow.kkt.point import KKTPoint
 from gflow.kkt.switches import smoothed
-from gflow.kkt.variables import Variables
+from gflow.kkt.variables import Variables, at_unit_margin
+from gflow.limit.approach import weights_at
 from gflow.limit.following import follow, follow_back, start_at
-from gflow.limit.result import Limit, Stage
-from gflow.limit.search import Search, Start
+from gflow.limit.leaving import pushed_off
+from gflow.limit.result import margin_at
+from gflow.limit.search import Refiner, Search, run
 from gflow.limit.sliding import slide
-from gflow.problem import Problem
+from gflow.limit.smooth import Smooth, with_dead_as_they_arrived
+from gflow.limit.state import Found, State
 from gflow.results import RESULTS
 
-# More parameters than this make the dense systems of `gflow.limit.complementarity` too large.
-_MOST_PARAMETERS = 2000
-# Where sliding fails, the flow is followed with less smoothing; below the least no more.
-_LEAST, _FACTOR = 6e-3, 0.25
-# Of the flow with its kinks rounded: steps of a run at most, and colder caps tried.
-_MOST_FLOW_STEPS, _MOST_RAISES = 1500, 1
-# The verdict where coefficients at kinks decide between a maximum and a saddle.
-DEPENDS = "depends on coefficients at kinks"
-# Off a saddle at kinks, so short that margins and kinks hardly move.
-_PUSH = 5e-3
+
+def search_at_kinks(search: Search, state: State) -> tuple[State, float]:
+    """Searches with rounded kinks and at kinks in turn, with less smoothing each time.
+
+    Returns:
+        the last state, and the smoothing with which it was reached.
+    """
+    settings, smoothing, saddle = search.settings.kinks, search.smoothing, None
+    while True:
+        rounded = replace(search, problem=smoothed(search.problem, smoothing))
+        state = run(Smooth(rounded), state)
+        if state.final:
+            return state, smoothing
+        if search.layout.size > settings.most_parameters:
+            found = state.found is not None
+            return (replace(state, result=RESULTS.not_at_kink) if found else state), smoothing
+        state = run(Kinked(search, rounded, smoothing), _unended(state))
+        if state.found is not None or state.final:
+            return state, smoothing
+        saddle = state.left or saddle
+        if smoothing < settings.least_smoothing:
+            return _given_up(search, state, saddle), smoothing
+        smoothing *= settings.less
+        state = _begun_anew(search, state)
 
 
-class KinkedSearch(Search):
-    """A search at kinks: a smooth one, and what leads from its end to the kinks."""
+@dataclass(frozen=True, eq=False)
+class Kinked(Refiner):
+    """A refiner at kinks, from where the search with rounded kinks ended.
 
-    def __init__(
-        self, problem: Problem, layout: Layout, start: Start, smoothing: float, **settings: Any
-    ):
-        super().__init__(smoothed(problem, smoothing), layout, start, **settings)
-        self.kinked_problem, self.smoothing = problem, smoothing
-        self.kinks: KKTPoint | None = None
-        self.last_kinks: KKTPoint | None = None
-        self.last_saddle: tuple[KKTPoint, Curvature] | None = None
-        # Where kinks stop the rounded flow, more of it or a colder one is no help.
-        most = min(self.options["max_steps"], _MOST_FLOW_STEPS)
-        self.options, self.most_raises = {**self.options, "max_steps": most}, _MOST_RAISES
-        self.smooth = False  # what the rounded flow does, sliding does better
+    Attributes:
+        search: with the kinks.
+        rounded: with the rounded ones.
+        smoothing: mu, to which they are rounded.
+    """
 
-    def run(self, escape: bool, max_rounds: int) -> RESULTS:
-        """All stages; how it ended."""
-        while True:
-            result = super().run(escape, max_rounds)
-            if self.halted or not self.separated:
-                return result
-            if self.layout.size > _MOST_PARAMETERS:
-                return result if self.polished is None else RESULTS.not_at_kink
-            result = self.at_kinks(escape, max_rounds)
-            if self.kinks is not None:
-                return result
-            if self.smoothing < _LEAST:
-                return self.back_to_saddle() or self.unseparated() or result
-            self.lower()
+    search: Search
+    rounded: Search
+    smoothing: float
 
-    def back_to_saddle(self) -> RESULTS | None:
-        """Returns to the last KKT point at kinks, which nothing led on from; None without any."""
-        if self.last_saddle is None:
-            return None
-        self.kinks, self.curvature = self.last_saddle
-        self.last_kinks, self.verdict = self.kinks, "saddle"
-        self.stages.append(
-            Stage(
-                "back",
-                0,
-                self.move_to(self.kinks.direction),
-                *self.values(self.kinks),
-                0.0,
-                self.log_kappa,
+    def approach(self, state: State) -> State:
+        """Nothing: the flow has been followed with rounded kinks, and off a saddle it slides."""
+        return state
+
+    def refine(self, state: State) -> State:
+        """The smoothing led to 0; or, where that fails and off a saddle, the flow along kinks."""
+        if state.left is not None:
+            saddle = state.left.point
+            _, rates = state.left.unstable
+            theta = state.direction * np.linalg.norm(saddle.theta)
+            return self._slide(
+                state, saddle.variables._replace(theta=theta), 0.0, float(rates.max())
             )
-        )
-        return RESULTS.saddle
+        if state.found is None:
+            return self._slide(state, self._where_the_flow_stopped(state), self.smoothing)
+        polished = state.found.point
+        theta = with_dead_as_they_arrived(self.rounded, state, polished.theta)
+        start = self._at(theta, polished.multipliers)
+        state = self._follow(state, start)
+        return state if state.found is not None else self._slide(state, start, self.smoothing)
 
-    def unseparated(self) -> RESULTS | None:
-        """Why there is no limit, where the smoothing alone separated the examples; else None."""
-        problem, params = self.kinked_problem, self.layout.unflatten(self.now)
-        margins = problem.margins(params), problem.clean_margins(params)
-        return unseparated_result(problem, *(float(np.min(values)) for values in margins))
+    def retry(self, state: State) -> State:
+        """The end: `search_at_kinks` begins anew with less smoothing."""
+        return state.ended(RESULTS.not_at_kink)
 
-    def at_kinks(self, escape: bool, max_rounds: int) -> RESULTS:
-        """From where the smooth search ended to a KKT point at kinks, and on from saddles."""
-        self.to_kinks()
-        for round_ in range(max_rounds):
-            if self.kinks is None:
-                return RESULTS.not_at_kink
-            if self.verdict != "saddle":
-                return self.settled()
-            if not escape or round_ == max_rounds - 1:
-                break
-            if self.deadline.passed():
-                return RESULTS.seconds_spent
-            assert self.curvature is not None
-            self.last_saddle = self.kinks, self.curvature
-            self.leave(_PUSH)
-            self.slide(self.pushed(self.kinks), 0.0, self.rate())
-        return RESULTS.saddle
+    def curvature(self, state: State, point: KKTPoint) -> Curvature:
+        return open_curvature(self.search.problem, self.search.layout, point)
 
-    def lower(self) -> None:
-        """Makes ready for a smooth search with less smoothing, from where sliding stopped."""
-        self.smoothing *= _FACTOR
-        self.problem = smoothed(self.kinked_problem, self.smoothing)
-        self.arrived, self.own_log_kappa, self.capped = self.now, self.log_cap, True
+    def beside(self, point: KKTPoint, direction: np.ndarray) -> KKTPoint:
+        search, theta = self.search, direction * np.linalg.norm(point.theta)
+        return follow_back(search.problem, search.layout, point, theta, tolerance=search.tolerance)
 
-    def to_kinks(self) -> None:
-        """From where the smooth search ended to a KKT point at kinks."""
-        if self.polished is None:
-            return self.slide(self.at_end(), self.smoothing)
-        theta, multipliers = self.near_dead(self.polished.theta), self.polished.multipliers
-        begin = time.perf_counter()
-        start = start_at(self.kinked_problem, self.layout, theta, multipliers, self.smoothing)
+    def leave(self, state: State) -> State:
+        """A push off the saddle, with its multipliers and coefficients."""
+        if self.search.deadline.passed():
+            return state.ended(RESULTS.seconds_spent, final=True)
+        return pushed_off(self.search, state, self.search.settings.saddles.push_at_kinks)
+
+    def _follow(self, state: State, start: Variables) -> State:
+        search, begin = self.search, time.perf_counter()
         kinks = follow(
-            self.kinked_problem, self.layout, start, self.smoothing, tolerance=self.tolerance
+            search.problem, search.layout, start, self.smoothing, tolerance=search.tolerance
         )
-        self.arrive("kinks", kinks, time.perf_counter() - begin)
-        if self.kinks is None:
-            self.slide(start, self.smoothing)
+        return self._with("kinks", kinks, state, time.perf_counter() - begin)
 
-    def at_end(self) -> Variables:
-        """Where the flow stopped, at unit margin, with its weights for multipliers."""
-        margins = np.asarray(self.problem.margins(self.layout.unflatten(self.arrived))).ravel()
-        theta = self.arrived / margins.min() ** (1 / self.problem.degree)
-        multipliers = self.weights() * (theta @ theta) / self.problem.degree
-        return start_at(self.kinked_problem, self.layout, theta, multipliers, self.smoothing)
+    def _slide(self, state: State, start: Variables, smoothing: float, rate: float = 0.0) -> State:
+        """The flow along kinks to its rest.
 
-    def pushed(self, kinks: KKTPoint) -> Variables:
-        """Where a push off a saddle led, with the saddle's multipliers and coefficients."""
-        return kinks.variables._replace(theta=self.now * np.linalg.norm(kinks.theta))
-
-    def slide(self, start: Variables, smoothing: float, rate: float = 0.0) -> None:
-        """The flow along kinks to its rest, and what kind of point that is."""
-        begin = time.perf_counter()
-        kinks, self.arrived = slide(
-            self.kinked_problem, self.layout, start, smoothing, rate, tolerance=self.tolerance
+        Args:
+            smoothing, rate: see `gflow.limit.sliding.slide`.
+        """
+        search, begin = self.search, time.perf_counter()
+        kinks, before = slide(
+            search.problem, search.layout, start, smoothing, rate, tolerance=search.tolerance
         )
-        self.arrive("sliding", kinks, time.perf_counter() - begin)
+        state = replace(state, flow=replace(state.flow, vector=before))
+        return self._with("sliding", kinks, state, time.perf_counter() - begin)
 
-    def arrive(self, kind: str, kinks: KKTPoint, seconds: float) -> None:
-        """Records what led to kinks, and judges it where it is a KKT point."""
-        moved, values = self.move_to(kinks.direction), self.values(kinks)
-        count = kinks.num_iterations
-        self.stages.append(Stage(kind, count, moved, *values, seconds, self.log_kappa))
-        self.last_kinks = kinks
-        self.kinks = kinks if kinks.converged else None
-        self.verdict, self.curvature = "unknown", None
-        if self.kinks is not None:
-            self.curvature = open_curvature(self.kinked_problem, self.layout, kinks)
-            self.verdict = self.judged(self.curvature)
-            self.visit_kinks()
-
-    def visit_kinks(self) -> None:
-        """Notes the KKT point at kinks, in place of the smoothed one from which it was found."""
-        if self.visits and not math.isfinite(self.visits[-1].departure):
-            self.visits.pop()
-        self.visit()
-
-    def close_by(self) -> bool:
-        return False  # another smoothing may lead elsewhere
-
-    def judged(self, curvature: Curvature) -> str:
-        return DEPENDS if curvature.undecided else super().judged(curvature)
-
-    def settled(self) -> RESULTS:
-        return RESULTS.degenerate if self.verdict == DEPENDS else super().settled()
-
-    def values(self, kinks: KKTPoint) -> tuple[float, float]:
-        """Stationarity, and the margin of a KKT point."""
-        margin = float(np.linalg.norm(kinks.theta)) ** -self.problem.degree
-        return kinks.residual, margin if kinks.converged else math.nan
-
-    def residual(self) -> float:
-        return super().residual() if self.kinks is None else self.kinks.residual
-
-    def problem_of_found(self) -> Problem:
-        return super().problem_of_found() if self.kinks is None else self.kinked_problem
-
-    def found(self) -> Any:
-        return super().found() if self.kinks is None else self.kinks
-
-    def polished_again(self, direction: np.ndarray) -> Any:
-        if self.kinks is None:
-            return super().polished_again(direction)
-        theta = direction * np.linalg.norm(self.kinks.theta)
-        return follow_back(
-            self.kinked_problem, self.layout, self.kinks, theta, tolerance=self.tolerance
+    def _with(self, kind: str, kinks: KKTPoint, state: State, seconds: float) -> State:
+        """The state where a way to a point at kinks ended."""
+        found = Found(kinks) if kinks.converged else None
+        values = _values(kinks, self.search.problem.degree)
+        state = state.moved(
+            kind, kinks.direction, num_steps=kinks.num_iterations, seconds=seconds, **values
         )
+        return replace(state, found=found, kinks=kinks)
 
-    def certified(self) -> Certificate:
-        if self.kinks is None:
-            return super().certified()
-        params = self.at_cap(self.now)
-        return certify(self.problem, params, coefficients=self.kinks.coefficients)
+    def _where_the_flow_stopped(self, state: State) -> Variables:
+        """The flow's end at unit margin, with its weights for multipliers (Euler's identity)."""
+        rounded, weights = self.rounded, weights_at(self.rounded, state)
+        start = at_unit_margin(rounded.problem, rounded.layout, state.flow.vector, weights)
+        return self._at(start.theta, start.multipliers)
 
-    def limit(self, result: RESULTS) -> Limit:
-        last = self.last_kinks
-        heading = self.heading()  # in the smoothed problem, whose flow it was
-        self.problem = self.kinked_problem
-        limit = super().limit(result)
-        margin = limit.margin
-        if self.kinks is not None:
-            margin = margin_next_to(self.problem, limit.direction, self.kinks.coefficients)
-        return dataclasses.replace(
-            limit,
-            margin=margin,
-            heading=heading,
-            polished=None,
-            kinks=last,
-            smoothing=self.smoothing if last is None else last.smoothing,
-        )
+    def _at(self, theta: np.ndarray, multipliers: np.ndarray) -> Variables:
+        """A point with the angles of the rounded switches."""
+        problem, layout = self.search.problem, self.search.layout
+        return start_at(problem, layout, theta, multipliers, self.smoothing)
+
+
+def _values(kinks: KKTPoint, degree: float) -> dict[str, float]:
+    """Stationarity, and the margin of a KKT point."""
+    margin = margin_at(kinks.theta, degree) if kinks.converged else math.nan
+    return {"stationarity": kinks.residual, "margin": margin}
+
+
+def _unended(state: State) -> State:
+    """Where a search with rounded kinks ended, for one at kinks to go on from.
+
+    The saddles of the rounded problem are none of those at kinks.
+    """
+    return replace(state, result=None, left=None, failures=0)
+
+
+def _begun_anew(search: Search, state: State) -> State:
+    """Where a search at kinks failed, for one with less smoothing: its flow goes on at the cap."""
+    return replace(
+        _unended(state),
+        flow=replace(state.flow, vector=state.direction),
+        cap=replace(state.cap, reached=True),
+        handover_at=search.settings.flow.handover,
+        found=None,
+    )
+
+
+def _given_up(search: Search, state: State, saddle: Found | None) -> State:
+    """The end where no smoothing led to a KKT point that nothing leaves.
+
+    Back at the last saddle at kinks, which was one; or, where only the smoothing separated the
+    examples, with that as the reason.
+    """
+    if saddle is not None:
+        kinks = saddle.point
+        values = _values(kinks, search.problem.degree)
+        state = state.moved("back", kinks.direction, num_steps=0, seconds=0.0, **values)
+        return replace(state, found=saddle, kinks=kinks, result=RESULTS.saddle)
+    params = search.layout.unflatten(state.direction)
+    smallest = (
+        float(np.min(margins(params)))
+        for margins in (search.problem.margins, search.problem.clean_margins)
+    )
+    return replace(state, result=unseparated_result(search.problem, *smallest) or state.result)

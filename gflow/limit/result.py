@@ -18,8 +18,13 @@ from gflow.problem import Problem
 from gflow.results import RESULTS, Outcome
 from gflow.trajectory import Trajectory
 
-# Two margins are the same to within this part.
-_SAME = 1e-9
+# `repr` shows a held margin that differs from the margin by more than rounding, relative.
+_SHOWN = 1e-9
+
+
+def margin_at(theta: np.ndarray, degree: float) -> float:
+    """The normalized margin `|theta|^-L` of a point whose smallest margin is 1. Shape (P,)."""
+    return float(np.linalg.norm(theta)) ** -degree
 
 
 @dataclass(frozen=True)
@@ -27,10 +32,11 @@ class Stage:
     """One stage of the search.
 
     Attributes:
-        kind: "flow", "newton", "escape"; at kinks also "kinks" (smoothing led to 0) and "sliding"
-            (the flow along kinks, by implicit Euler steps), and "back" (to the last KKT point);
-            "drift", where no KKT point was near (the flow at infinite kappa, by such steps too);
-            "circling", where the flow before it circles.
+        kind: "flow"; "newton", Newton's method on the KKT system; "escape", a push off a saddle; at
+            kinks also "kinks", the smoothing led to 0, "sliding", the flow along kinks by implicit
+            Euler steps, and "back", a return to the last saddle at kinks, where nothing led on
+            from it; "drift", the flow at infinite kappa by such steps, where no KKT point was near;
+            "circling", what was measured of the flow before it, which circles.
         num_steps: steps of the flow, or systems solved; of circling, turns.
         moved: distance of the direction from where the stage before left it; of circling, the mean
             distance from the centre.
@@ -72,7 +78,8 @@ class Limit(Outcome):
             the multipliers belong; `margin` itself where the attack does not jump. It may be above
             `margin`: the flow slides along the kinks, and no single point there has it.
         certificate: `certify` at the limit.
-        trajectory: the first run of the capped flow, from the start.
+        trajectory: the true flow from the start to where its temperature is capped, or as far as
+            it came.
         result: a member of `RESULTS`.
         verdict: "strict maximum" of the adversarial margin, at kinks of that with every switch
             held; "maximum within a family", a continuum of points of equal margin, as merged or
@@ -93,10 +100,11 @@ class Limit(Outcome):
             reached: then it names the kinks of the point at which the search stopped.
         smoothing: the relative width to which kinks are still rounded; 0 where they are exact, and
             where there are none.
-        basin: whose limit it is: "confirmed", the flow came so close that it can end nowhere else;
-            "undecided", it met a saddle, or was handed to Newton's method from afar; "reproduced",
-            with `reproduce=True`, searches with a tighter tolerance and with a colder cap ended in
-            the same point. `successful` judges the point, `basin` whose limit it is.
+        basin: whether this is the limit of the flow from this start: "confirmed", the flow came so
+            close that it can end nowhere else; "undecided", it met a saddle, or was handed to
+            Newton's method from afar; "reproduced", with `reproduce=True`, searches with a tighter
+            tolerance and with a colder cap ended in the same point. `successful` judges the point
+            itself.
         cap_logits: the smallest margin `kappa_c min_i q_i(u)` at which the temperature was capped;
             NaN where the flow never came so far.
         log_kappa_cap: log kappa_c.
@@ -131,7 +139,7 @@ class Limit(Outcome):
     differing: tuple["Limit", ...] = field(repr=False, default=())
 
     def __repr__(self) -> str:
-        same = not abs(self.held_margin - self.margin) > _SAME * abs(self.margin)
+        same = not abs(self.held_margin - self.margin) > _SHOWN * abs(self.margin)
         held = "" if same else f"held_margin={self.held_margin:.6g}, "
         saddles = told(self.itinerary)
         saddles = f"held by saddles {'; '.join(saddles)}, " if saddles else ""

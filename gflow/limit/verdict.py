@@ -8,10 +8,11 @@ nonlinear network the flow is no gradient flow. It rests where
 
 while at a maximum of the adversarial margin the same holds with dq_i/dtheta through delta_i. The
 two differ there, and the margin can be raised beside the rest point: it is stable, and no maximum.
-Which of both a point is gets decided by what is measured there, not by the kind of network.
+Which of the two a point is, is measured at the point; the kind of network does not decide it.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -21,19 +22,21 @@ from gflow.kkt.open_curvature import open_curvature, with_coefficients
 from gflow.kkt.point import KKTPoint
 from gflow.kkt.system import kkt_system
 from gflow.limit.dead import with_dead_at_rest
+from gflow.limit.search_settings import DEFAULT, VerdictSettings
 from gflow.problem import Problem
 
 STRICT = ("strict maximum", "stable rest point")
 """Verdicts of isolated points that nothing leaves: of the margin's maxima, and of others."""
 
 WITHIN_FAMILY = ("maximum within a family", "stable within a family")
-"""Their twins in a continuum of points of equal margin."""
+"""The same two for a point in a continuum of points of equal margin."""
 
-VERDICTS = (*STRICT, *WITHIN_FAMILY, "degenerate", "saddle", "unknown")
+DEPENDS = "depends on coefficients at kinks"
+"""The verdict where coefficients that the KKT conditions leave open decide between a maximum and a
+saddle; `Curvature.undecided` names their kinks."""
+
+VERDICTS = (*STRICT, *WITHIN_FAMILY, "degenerate", DEPENDS, "saddle", "unknown")
 """Every verdict that a limit can have."""
-
-# The two pulls agree where they differ by less than this part of their terms: rounding.
-_ROUNDING = 1e-11
 
 
 def verdict(
@@ -49,9 +52,12 @@ def verdict(
             only of such a point.
 
     Returns:
-        "saddle" where the flow leaves along some direction; "degenerate" where neutral directions
-        are no family; else one of `STRICT` or `WITHIN_FAMILY`.
+        `DEPENDS` where coefficients at kinks decide; "saddle" where the flow leaves along some
+        direction; "degenerate" where neutral directions are no family; else one of `STRICT` or
+        `WITHIN_FAMILY`.
     """
+    if curvature.undecided:
+        return DEPENDS
     if curvature.unstable.any():
         return "saddle"
     words = STRICT
@@ -62,16 +68,51 @@ def verdict(
     return words[0] if maximum() else words[1]
 
 
-def is_maximum(problem: Problem, layout: Layout, point: KKTPoint) -> bool:
+def in_family(
+    point: Any,
+    curvature: Curvature,
+    beside: Callable[[Any, np.ndarray], Any],
+    settings: VerdictSettings = DEFAULT.verdict,
+) -> bool:
+    """Whether KKT points of the same margin lie along the neutral directions of a KKT point.
+
+    One direction among them, drawn at random, stands for all. A short way along it Newton's method
+    must find another KKT point, not the same one, with the same norm at unit margin.
+
+    Args:
+        point: the KKT point.
+        beside: the KKT point near a direction beside it; `Refiner.beside`.
+    """
+    neutral = curvature.vectors[:, curvature.neutral]
+    side = neutral @ np.random.default_rng(0).normal(size=neutral.shape[1])
+    side /= np.linalg.norm(side)
+    length = np.linalg.norm(point.theta)
+    for step in settings.family_steps:
+        shifted = point.direction + step * side
+        other = beside(point, shifted / np.linalg.norm(shifted))
+        same = abs(np.linalg.norm(other.theta) / length - 1) < settings.family_margin
+        gone = np.linalg.norm(other.direction - point.direction)
+        if other.converged and same and gone > settings.family_moved * abs(step):
+            return True
+    return False
+
+
+def is_maximum(
+    problem: Problem,
+    layout: Layout,
+    point: KKTPoint,
+    settings: VerdictSettings = DEFAULT.verdict,
+) -> bool:
     """Whether a rest point that nothing leaves is a maximum of the adversarial margin, with every
     switch at a kink held at its coefficient.
 
-    It is one if the margins' own gradients pull as those of the gradient mode do, to rounding, with
-    the same multipliers, and no direction is unstable with their derivatives either.
+    It is one if two things hold. With the same multipliers the margins' own gradients have the same
+    sum as the gradients that are trained with, to rounding: the point is a KKT point for both. And
+    no direction is unstable with the derivatives of the margins' own gradients.
     """
     if problem.gradients_are_slopes:
         return True
-    if not _pulls_agree(point):
+    if not _pulls_agree(point, settings):
         return False
     total = Problem(
         problem.network,
@@ -84,13 +125,13 @@ def is_maximum(problem: Problem, layout: Layout, point: KKTPoint) -> bool:
     return not (found.unstable.any() or found.undecided)
 
 
-def _pulls_agree(point: KKTPoint) -> bool:
-    """Whether `sum_i lambda_i dq_i/dtheta` and `sum_i lambda_i grad q_i` do."""
+def _pulls_agree(point: KKTPoint, settings: VerdictSettings) -> bool:
+    """Whether `sum_i lambda_i dq_i/dtheta = sum_i lambda_i grad q_i`, to rounding."""
     at, active = point.linearized, point.active
     slopes, gradients = at.slopes[active], at.gradients[active]
     multipliers = point.multipliers[active]
     gap = np.linalg.norm(multipliers @ (slopes - gradients))
-    return bool(gap <= _ROUNDING * (multipliers @ np.linalg.norm(gradients, axis=1)))
+    return bool(gap <= settings.agree * (multipliers @ np.linalg.norm(gradients, axis=1)))
 
 
 def _total_curvature(total: Problem, layout: Layout, point: KKTPoint) -> Curvature:

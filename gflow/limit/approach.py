@@ -1,0 +1,183 @@
+"""The flow of a search: the true one to the cap of its temperature, then the capped one."""
+
+import math
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from gflow._typing import Params
+from gflow.flow.driver import integrate
+from gflow.flow.outcome import unseparated_result
+from gflow.flow.until import Until
+from gflow.limit.basin import Handover
+from gflow.limit.circling import circling
+from gflow.limit.result import Stage
+from gflow.limit.search import Search
+from gflow.limit.state import Flow, State, taken
+from gflow.measures import MAX_LOG_KAPPA
+from gflow.results import RESULTS
+from gflow.trajectory import Trajectory
+
+HALTING = ("interrupted", "not_finite", "kappa_overflow", "seconds_spent")
+"""Results of a run of the flow after which a search has nothing left to do."""
+
+# Results of a run from whose end Newton's method may find a KKT point.
+_NEARLY = ("successful", "step_underflow", "chattering")
+
+# A log kappa that no flow may have: `integrate` ends at once there, and says so.
+_BEYOND = MAX_LOG_KAPPA + 1.0
+
+
+def approach(search: Search, state: State) -> State:
+    """The state where the flow is close to its rest; or the end, where the flow does not rest."""
+    state = taken(partial(_to_cap, search), state)
+    return taken(partial(_to_handover, search), state)
+
+
+def params_at(search: Search, log_kappa: float, direction: np.ndarray) -> Params:
+    """Parameters of this direction with this kappa, or one just beyond what a flow may have."""
+    length = math.exp(min(log_kappa, _BEYOND) / search.problem.degree)
+    return search.layout.unflatten(length * direction)
+
+
+def weights_at(search: Search, state: State) -> np.ndarray:
+    """The weights p of the capped flow where it stopped, flattened. Shape (m,)."""
+    unit = search.layout.unflatten(state.flow.vector)
+    return np.asarray(search.problem.ascent(unit, state.cap.log_kappa).weights).ravel()
+
+
+def num_steps_of(search: Search, state: State) -> int:
+    """Steps that a run of the flow has at most: fewer where more would be of little use."""
+    settings, most = search.settings, search.max_steps
+    if search.has_kinks:
+        most = min(most, settings.kinks.most_steps)
+    data = search.problem.dataset
+    num_margins = len(data.x) * max(data.num_outputs - 1, 1)
+    if state.left is not None and num_margins > settings.saddles.few_margins:
+        most = min(most, settings.saddles.most_steps)
+    return most
+
+
+def circles(search: Search, state: State, run: Trajectory) -> State:
+    """Ends the search where a run circles, which is recorded; rounded kinks are left to sliding."""
+    if run.successful or search.has_kinks:
+        return state
+    points = np.asarray(run.vectors), run.log_norm, run.margin
+    found = circling(*points, settings=search.settings.circling)
+    if found is None:
+        return state
+    stage = Stage(
+        kind="circling",
+        num_steps=round(found.num_turns),
+        moved=found.radius,
+        stationarity=found.speed,
+        margin=found.margin,
+        seconds=0.0,
+        log_kappa=state.flow.log_kappa,
+        log_growth=found.log_growth,
+    )
+    return state.noting(stage).ended(RESULTS.circling, final=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run of the flow.
+
+    Attributes:
+        end: the state after it.
+        trajectory: of the run.
+        log_kappa: of its last parameters.
+        halted: whether it used up what the caller allows, or cannot go on.
+    """
+
+    end: State
+    trajectory: Trajectory
+    log_kappa: float
+    halted: bool
+
+
+def _to_cap(search: Search, state: State) -> State:
+    """The true flow to its cap, where that has not been reached."""
+    cap, settings = state.cap, search.settings.flow
+    if cap.reached:
+        return state
+    # The capped flow went on far beyond its cap; the true one is taken up at the cap itself.
+    start = cap.log_kappa if cap.known else state.flow.log_kappa
+    until = Until(logits=cap.wanted_logits, accuracy=settings.cap_accuracy)
+    run = run_flow(search, state, until, start)
+    if run.trajectory.successful and run.log_kappa < cap.wanted_log_kappa:
+        run = run_flow(search, run.end, Until(log_kappa=cap.wanted_log_kappa), run.log_kappa)
+    if not run.trajectory.successful:
+        # After a first cap there is a limit nearby, which sliding along kinks may find.
+        return run.end.ended(run.trajectory.result, final=run.halted or not cap.known)
+    margin = float(run.trajectory.margin[-1])
+    coldest = min(math.log(settings.most_logits) - math.log(margin), MAX_LOG_KAPPA)
+    log_kappa = min(max(run.log_kappa, cap.least_log_kappa), coldest)
+    return replace(run.end, cap=cap.reached_at(log_kappa, margin))
+
+
+def _to_handover(search: Search, state: State) -> State:
+    """The capped flow until it is close to stationary."""
+    settings = search.settings.flow
+    latest = min(settings.latest_handover, state.handover_at)
+    until = Until(
+        stationarity=max(state.handover_at * settings.later**state.failures, latest),
+        log_kappa=state.cap.log_kappa + settings.farthest,
+        accuracy=settings.handover_accuracy,
+    )
+    run = run_flow(search, state, until, state.cap.log_kappa, capped=True)
+    trajectory = run.trajectory
+    arrived = trajectory.successful and trajectory.stats["stopped_by"] == "stationarity"
+    handover = Handover(arrived, float(trajectory.stationarity[-1]), math.nan)
+    state = replace(run.end, handover=handover)
+    if trajectory.result_name in HALTING:
+        return state.ended(trajectory.result, final=True)
+    margins = trajectory.margin[-1], trajectory.clean_margin[-1]
+    unseparated = unseparated_result(search.problem, *margins)
+    if unseparated is not None:
+        return state.ended(unseparated, final=True)
+    state = circles(search, state, trajectory)
+    shortened = trajectory.result_name == "step_budget_spent" and not run.halted
+    if state.result is not None or shortened or trajectory.result_name in _NEARLY:
+        return state
+    return state.ended(trajectory.result, final=True)
+
+
+def run_flow(
+    search: Search, state: State, until: Until, log_kappa: float, *, capped: bool = False
+) -> Run:
+    """One run of the flow from where it stopped.
+
+    Args:
+        log_kappa: of the parameters that it starts from.
+        capped: whether its temperature is, at the cap.
+    """
+    begin, flow = time.perf_counter(), state.flow
+    start, before = params_at(search, log_kappa, flow.vector), 0
+    if flow.goes_on and flow.trajectory is not None:
+        start, before = flow.trajectory, int(flow.trajectory.stats["num_steps"])
+    run = integrate(
+        search.problem,
+        start,
+        until=until,
+        kappa_cap=math.exp(state.cap.log_kappa) if capped else None,
+        max_steps=num_steps_of(search, state),
+        max_seconds=search.deadline.left(),
+        **search.flow_options,
+    )
+    count, end = int(run.stats["num_steps"]) - before, float(run.log_kappa[-1])
+    first = run if flow.goes_on or flow.trajectory is None else flow.trajectory
+    vector = np.asarray(run.vectors[-1])
+    flow = Flow(vector, flow.log_kappa + end - log_kappa, first, goes_on=False)
+    after = replace(state, flow=flow).moved(
+        "flow",
+        vector,
+        num_steps=count,
+        stationarity=float(run.stationarity[-1]),
+        margin=float(run.margin[-1]),
+        seconds=time.perf_counter() - begin,
+    )
+    spent = count >= search.max_steps and run.result_name == "step_budget_spent"
+    return Run(after, run, end, halted=spent or run.result_name in HALTING)

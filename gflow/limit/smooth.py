@@ -1,0 +1,171 @@
+"""How a smooth problem is searched: by Newton's method on the KKT system, or a drift to it."""
+
+import math
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gflow.kkt.curvature import Curvature, curvature
+from gflow.kkt.point import KKTPoint
+from gflow.kkt.system import kkt_system
+from gflow.limit.approach import approach, weights_at
+from gflow.limit.basin import Handover
+from gflow.limit.dead import with_dead_at_rest
+from gflow.limit.drift import drift
+from gflow.limit.leaving import circling_beside, colder_on_return, pushed_off
+from gflow.limit.polish import polish_again, polish_capped, polish_drifted
+from gflow.limit.result import margin_at
+from gflow.limit.search import Refiner, Search
+from gflow.limit.state import Found, State, taken
+from gflow.results import RESULTS
+
+
+@dataclass(frozen=True, eq=False)
+class Smooth(Refiner):
+    """A refiner for problems that are smooth, or whose kinks are rounded.
+
+    Where kinks are rounded the flow is not asked whether it drifts or circles: sliding along the
+    exact kinks tells more. Nor are many colder caps tried.
+    """
+
+    search: Search
+
+    def approach(self, state: State) -> State:
+        return approach(self.search, state)
+
+    def refine(self, state: State) -> State:
+        """Newton's method from where the flow stopped, and after a failure from where it drifts."""
+        state = taken(self._newton, state)
+        drifts = state.failures == self.search.settings.flow.caps_before_drift
+        if state.found is None and drifts and self._may_drift:
+            state = taken(self._drift, state)
+        return state
+
+    def retry(self, state: State) -> State:
+        """A colder cap, at which active margins are told from others, and a later handover."""
+        settings = self.search.settings
+        most = (settings.kinks if self.search.has_kinks else settings.flow).most_caps
+        state = replace(state, direction=state.flow.vector)
+        if state.failures == most:
+            return state.ended(RESULTS.not_polished)
+        return replace(
+            state, failures=state.failures + 1, cap=state.cap.colder(settings.flow.colder)
+        )
+
+    def curvature(self, state: State, point: KKTPoint) -> Curvature:
+        """The curvature, dead neurons in the direction in which they arrived or, where that would
+        turn, to which they turn.
+        """
+        problem, layout = self.search.problem, self.search.layout
+        theta, at, multipliers = point.theta, point.linearized, point.multipliers
+        if theta.size <= self.search.settings.verdict.most_parameters_of_dead:
+            theta = with_dead_as_they_arrived(self.search, state, theta)
+        if theta is not point.theta:
+            at = at._replace(hessian=kkt_system(problem, layout, theta, multipliers).hessian)
+        found = curvature(at, point.active)
+        return with_dead_at_rest(problem, layout, theta, multipliers, found)
+
+    def beside(self, point: KKTPoint, direction: np.ndarray) -> KKTPoint:
+        return polish_again(self.search.problem, self.search.layout, direction, point.multipliers)
+
+    def leave(self, state: State) -> State:
+        """A push off the saddle, unless the flow circles about it."""
+        state = circling_beside(self.search, state)
+        if state.result is not None:
+            return state
+        settings = self.search.settings
+        state = colder_on_return(self.search, state)
+        state = pushed_off(self.search, state, settings.saddles.push)
+        assert state.left is not None
+        _, rates = state.left.unstable
+        at_push = settings.saddles.handover * settings.saddles.push * float(rates.max())
+        handover_at = np.clip(at_push, settings.flow.latest_handover, state.handover_at)
+        return replace(state, handover_at=float(handover_at))
+
+    @property
+    def _may_drift(self) -> bool:
+        small = self.search.layout.size <= self.search.settings.flow.most_parameters_of_drift
+        return small and not self.search.has_kinks
+
+    def _newton(self, state: State) -> State:
+        search, begin = self.search, time.perf_counter()
+        polished = polish_capped(
+            search.problem,
+            search.layout,
+            state.flow.vector,
+            weights_at(search, state),
+            state.cap.log_kappa,
+            search.tolerance,
+        )
+        return self._with(polished, state, time.perf_counter() - begin)
+
+    def _with(self, polished: KKTPoint, state: State, seconds: float) -> State:
+        """The state where Newton's method ended."""
+        search, degree = self.search, self.search.problem.degree
+        state = state.moved(
+            "newton",
+            polished.direction,
+            num_steps=polished.num_iterations,
+            stationarity=polished.residual,
+            margin=margin_at(polished.theta, degree) if polished.converged else math.nan,
+            seconds=seconds,
+        )
+        if not polished.converged or polished.residual > search.tolerance:
+            return replace(state, found=None, heading=False)
+        return replace(
+            state,
+            found=Found(polished),
+            handover=state.handover._replace(displacement=state.stages[-1].moved),
+            heading=_rises(search, state.flow.vector, polished.direction),
+        )
+
+    def _drift(self, state: State) -> State:
+        """The flow at infinite kappa from where it stopped, and Newton's method where that rests;
+        or, where it has not come to rest, the end. Nothing where its steps could not be solved.
+        """
+        search, degree = self.search, self.search.problem.degree
+        begin, state = time.perf_counter(), replace(state, direction=state.flow.vector)
+        found = drift(search.problem, search.layout, state.flow.vector, weights_at(search, state))
+        log_kappa = state.flow.log_kappa + degree * found.log_growth
+        state = replace(state, flow=replace(state.flow, log_kappa=log_kappa)).moved(
+            "drift",
+            found.direction,
+            num_steps=found.num_iterations,
+            stationarity=found.speed,
+            margin=margin_at(found.theta, degree),
+            seconds=time.perf_counter() - begin,
+            log_growth=found.log_growth,
+        )
+        if found.stuck:
+            return state
+        flow = replace(state.flow, vector=found.before)
+        state = replace(state, flow=flow, handover=Handover(False, found.speed, math.nan))
+        if found.rests:
+            begin = time.perf_counter()
+            polished = polish_drifted(search.problem, search.layout, found, search.tolerance)
+            if polished.converged:
+                state = self._with(polished, state, time.perf_counter() - begin)
+        return state if state.found is not None else state.ended(RESULTS.drifting)
+
+
+def with_dead_as_they_arrived(search: Search, state: State, theta: np.ndarray) -> np.ndarray:
+    """The point with the weights of dead neurons tiny, but in the direction in which they arrived:
+    at 0 their switches have no side. Shape (P,).
+    """
+    largest, below = np.abs(theta).max(), search.settings.verdict.dead
+    dead = np.abs(theta) < below * largest
+    remains = np.abs(state.flow.vector[dead]).max(initial=0.0)
+    if not remains > 0:
+        return theta
+    return np.where(dead, 0.1 * below * largest / remains * state.flow.vector, theta)
+
+
+def _rises(search: Search, start: np.ndarray, end: np.ndarray) -> bool:
+    """Whether the margin rises all the way from one direction to another."""
+    settings = search.settings.basin
+    shares = np.linspace(0.0, 1.0, settings.heading_points)[:, None]
+    line = (1 - shares) * start + shares * end
+    line /= np.linalg.norm(line, axis=1, keepdims=True)
+    margins = [search.margin(vector) for vector in line]
+    return bool(np.all(np.diff(margins) >= -settings.heading_slack * np.ptp(margins)))

@@ -1,0 +1,52 @@
+"""Where a search starts: at parameters, at the end of a trajectory, or at another limit."""
+
+import math
+
+import equinox as eqx
+import numpy as np
+
+from gflow._layout import Layout
+from gflow._typing import Params
+from gflow.limit.result import Limit
+from gflow.limit.state import Start
+from gflow.problem import Problem
+from gflow.trajectory import Trajectory
+from gflow.validation import check_start
+
+
+def started(problem: Problem, start: Params | Trajectory | Limit) -> tuple[Layout, Start]:
+    """The layout of the parameters, as checked, and where the search starts, at any norm.
+
+    Raises:
+        TypeError, ValueError: see `gflow.validation.check_start`.
+    """
+    if isinstance(start, Trajectory):
+        return Layout.of(check_start(problem, start.direction)), _after(problem, start)
+    params = check_start(problem, start.direction if isinstance(start, Limit) else start)
+    layout = Layout.of(params)
+    vector, log_norm = _polar(np.asarray(layout.flatten(params)))
+    if not isinstance(start, Limit):
+        return layout, Start(vector, problem.degree * log_norm)
+    same = eqx.tree_equal(start.problem, problem)
+    if math.isfinite(start.log_kappa_cap):
+        place = Start(vector, start.log_kappa_cap, start.trajectory if same else None)
+    else:  # its flow never came to the cap, and goes on
+        place = _after(problem, start.trajectory)
+    return layout, place._replace(stages=start.stages if same else ())
+
+
+def _after(problem: Problem, flow: Trajectory) -> Start:
+    """The end of a trajectory. The true flow of this problem is gone on with; any other run only
+    tells the direction and its kappa.
+    """
+    true_flow = flow.kind == "flow" and flow.settings.get("kappa_cap") is None
+    joined = true_flow and flow.problem is not None and eqx.tree_equal(flow.problem, problem)
+    vector, log_kappa = np.asarray(flow.vectors[-1]), float(flow.log_kappa[-1])
+    return Start(vector, log_kappa, flow if joined else None, goes_on=bool(joined))
+
+
+def _polar(vector: np.ndarray) -> tuple[np.ndarray, float]:
+    """The direction and the logarithm of the norm, whose square may leave the range of numbers."""
+    largest = np.abs(vector).max()
+    length = np.linalg.norm(vector / largest)
+    return vector / largest / length, math.log(largest) + math.log(length)
