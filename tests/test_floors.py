@@ -37,7 +37,7 @@ FLOORS = [
     {"stored"},
     {"trajectory"},
     {"descent", "flow"},
-    {"limit"},
+    {"limit", "loading"},
     {"report", "sweep"},
     {"__init__"},
     {"studies"},

@@ -14,9 +14,9 @@ from gflow._layout import Layout
 from gflow.flow.field import Field, initial_state, path_slope
 from gflow.flow.krylov import StiffPart, stiff_part, woodbury
 from gflow.flow.options import checked_solver
-from gflow.flow.stiffness import implicit_cost
 from gflow.stiff.systems import DENSE_AT_MOST, Recycling, shifted_system
 from gflow.stiff.tableaus import TABLEAUS
+from gflow.stiff.traits import implicit_cost
 
 GENERATOR = np.random.default_rng(0)
 POINTS = GENERATOR.normal(size=(12, 5))
@@ -76,7 +76,7 @@ def examined(field, path, shift, rights):
         return lambda shift: woodbury(few, shift)
 
     # The images at fixed weights are what is wanted beside each solution.
-    system = shifted_system(gflow.Krylov(most_margins=4), product, path, shift, precondition, 1e-10)
+    system = shifted_system(gflow.Krylov(rank=4), product, path, shift, precondition, 1e-10)
     memory, solutions, counts = system.begin(path), [], []
     for right in rights:
         solution, memory = system.solve(right, memory)
@@ -200,7 +200,14 @@ def test_memory_is_bounded():
         directions, margins = gflow.Krylov().sized(size)
         assert 16 * size * (directions + margins) <= 2**30
     assert gflow.Krylov().sized(1000) == (128, 128)
-    assert gflow.Krylov(most_directions=7, most_margins=9).sized(10**6) == (7, 9)
+    assert gflow.Krylov(most_directions=7, rank=9).sized(10**6) == (7, 9)
+
+
+def test_the_rank_has_two_names():
+    former = gflow.Krylov(most_directions=7, most_margins=9)
+    assert former == gflow.Krylov(most_directions=7, rank=9) and former.most_margins == 9
+    with pytest.raises(TypeError, match="two names for one thing"):
+        gflow.Krylov(rank=4, most_margins=4)
 
 
 def coupled(t, y, w):
@@ -259,7 +266,7 @@ def capped(linear_solver):
 
 
 def test_a_capped_flow_ends_where_the_dense_one_does(dense_limit):
-    krylov = capped(gflow.Krylov(most_margins=8))
+    krylov = capped(gflow.Krylov(rank=8))
     assert krylov.stats["stopped_by"] == dense_limit.stats["stopped_by"] == "stationarity"
     pairs = zip(krylov.direction, dense_limit.direction, strict=True)
     gap = np.sqrt(sum(np.sum((left - right) ** 2) for left, right in pairs))
@@ -296,6 +303,7 @@ def test_tolerances_are_arrays():
     [
         lambda: gflow.Krylov(0.0),
         lambda: gflow.Krylov(most_directions=-1),
+        lambda: gflow.Krylov(rank=0),
         lambda: gflow.Krylov(most_margins=0),
         lambda: gflow.RungeKuttaChebyshev(1),
         lambda: gflow.RungeKuttaChebyshev(5, damping=0.0),

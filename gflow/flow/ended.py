@@ -7,10 +7,11 @@ import numpy as np
 
 from gflow.flow.outcome import targets_met
 from gflow.flow.place import written
+from gflow.flow.reading import read_between
 from gflow.flow.run import Run
-from gflow.flow.starting import solver_name
 from gflow.flow.until import Until
 from gflow.results import RESULTS
+from gflow.stiff.traits import traits_of
 from gflow.trajectory import Trajectory
 
 
@@ -46,7 +47,7 @@ def trajectory_of(
     }
     settings = {
         "until": run.until.as_dict(),
-        "solver": solver_name(place.solver),
+        "solver": traits_of(place.solver).name,
         **{name: float(value) for name, value in run.path.tolerances._asdict().items()},
         "kappa_cap": None if np.isinf(field.log_cap) else float(np.exp(field.log_cap)),
         "save": run.record.limit,
@@ -57,6 +58,7 @@ def trajectory_of(
     }
     return Trajectory(
         kind="flow",
+        reader=read_between,
         columns=columns,
         vectors=vectors,
         layout=field.layout,

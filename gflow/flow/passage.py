@@ -26,6 +26,7 @@ from jaxtyping import Array
 from gflow._programs import compiled
 from gflow.flow.field import Field, State, unit_direction
 from gflow.record import Row
+from gflow.stiff.traits import FlatSolver
 
 # A flow heads for 0 where it moves against the direction to within this angle, and all logits are
 # so small that the weights p hardly change on the way.
@@ -37,7 +38,7 @@ _MOST_SEGMENTS = 24
 _NOTHING = 1e-250
 
 
-class PlainRungeKutta(diffrax.AbstractAdaptiveSolver):
+class PlainRungeKutta(FlatSolver):
     """Tsit5 in the parameters themselves, for degree 1.
 
     The error of a step is `|d params| / rho_0`, in the place of that of the direction.
@@ -50,7 +51,6 @@ class PlainRungeKutta(diffrax.AbstractAdaptiveSolver):
     log_length: Any
     log_weight: Any
 
-    term_structure: ClassVar = diffrax.ODETerm
     interpolation_cls: ClassVar[Callable] = diffrax.LocalLinearInterpolation
 
     def order(self, terms: Any) -> int:
@@ -58,12 +58,6 @@ class PlainRungeKutta(diffrax.AbstractAdaptiveSolver):
 
     def error_order(self, terms: Any) -> Any:
         return diffrax.Tsit5().error_order(terms)
-
-    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> None:
-        return None
-
-    def func(self, terms: Any, t0: Any, y0: Any, args: Any) -> Any:
-        return terms.vf(t0, y0, args)
 
     def step(
         self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any

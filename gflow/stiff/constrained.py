@@ -23,7 +23,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from gflow.stiff.systems import Direct, Operator, Recycling, Tangent
+from gflow.stiff.operators import Operator, Tangent
+from gflow.stiff.recycling import Recycling
+from gflow.stiff.systems import Direct
 from gflow.stiff.tableaus import Tableau
 
 # y moves until its gap is of this size, or so many times.
