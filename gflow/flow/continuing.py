@@ -24,7 +24,7 @@ from gflow.flow.place import Path, Place, describe, first_budget, read
 from gflow.flow.run import Run
 from gflow.flow.same_problem import last_row
 from gflow.flow.segment import begin
-from gflow.flow.solvers import first_solver, solver_named, stiff_solver
+from gflow.flow.solvers import first_solver, fitted, solver_named, stiff_solver
 from gflow.flow.starting import Tolerances, control_of, first_length
 from gflow.flow.stiffness import StiffnessWatch
 from gflow.flow.until import NEVER, Until
@@ -148,7 +148,9 @@ def _solver(
     own = None if checkpoint is None else checkpoint.solver
     if own is None:
         own = solver_named(name, tolerances.tolerance)
-        known = own is not None and (checkpoint is None or describe(own) == _described(checkpoint))
+        known = own is not None and (
+            checkpoint is None or describe(own) == checkpoint.facts["solver"]
+        )
         if not known:
             raise ValueError(
                 f"`integrate(problem, trajectory)`: its file names the solver `{name}` but cannot "
@@ -171,16 +173,17 @@ def _same_options(
     facts = checkpoint.facts
     if solver is None or facts["automatic"]:
         return solver is None and facts["automatic"]
-    return describe(solver) == _described(checkpoint)
+    return describe(solver) == _described(checkpoint, tolerances.tolerance)
 
 
-def _described(checkpoint: Checkpoint) -> str:
-    """The solver of a checkpoint in words; in those of an earlier version where it holds no more.
+def _described(checkpoint: Checkpoint, tolerance: float) -> str:
+    """The solver of a checkpoint in words.
 
-    A solver that was restored is described anew, since what its options are called may change.
+    One that was restored is described anew, since an earlier version may have had other words for
+    its options; where a file could not hold it, only the words are left.
     """
     own = checkpoint.solver
-    return checkpoint.facts["solver"] if own is None else describe(own)
+    return checkpoint.facts["solver"] if own is None else describe(fitted(own, tolerance))
 
 
 def _own_solver(checkpoint: Checkpoint, tolerances: Tolerances) -> diffrax.AbstractSolver:

@@ -18,43 +18,33 @@ from gflow.trajectory import Trajectory
 def trajectory_of(
     run: Run, result: RESULTS, seconds: float, max_steps: int, earlier: list[dict[str, Any]]
 ) -> Trajectory:
-    """Everything recorded.
+    """The trajectory of all that was recorded, with the options and counts of the run.
 
     Args:
         seconds: of the run, those before it was taken up included.
         max_steps: of the last call.
         earlier: options of parts of the run that were made with others.
     """
-    field, place = run.path.field, run.now
+    field = run.path.field
     columns, vectors = run.record.columns(field.problem.degree)
     beyond = columns["log_kappa"] > field.log_cap
     columns = {**columns, "log1p_time": np.where(beyond, np.nan, columns["log1p_time"])}
-    num_accepted = int(columns["num_steps_at"][-1])
+    # Counting takes some steps more, which nobody waits for where time is short.
     in_haste = any(bool(result == soon) for soon in (RESULTS.seconds_spent, RESULTS.interrupted))
     chattering = None if in_haste else run.num_chattering()
     if chattering and bool(result == RESULTS.step_budget_spent):
         result = RESULTS.chattering  # pyright: ignore[reportAssignmentType]
     met = targets_met(run.until, field, run.record.last(), landed=True)
+    num_accepted = int(columns["num_steps_at"][-1])
     stats = {
         "num_steps": run.num_steps,
         "num_accepted_steps": num_accepted,
         "num_rejected_steps": run.num_steps - num_accepted,
         "stopped_by": met[0] if bool(result == RESULTS.successful) else None,
-        "stiff_from": place.stiff_from,
+        "stiff_from": run.now.stiff_from,
         "through_zero": run.passage.spans,
         "num_chattering": chattering,
         "seconds": seconds,
-    }
-    settings = {
-        "until": run.until.as_dict(),
-        "solver": traits_of(place.solver).name,
-        **{name: float(value) for name, value in run.path.tolerances._asdict().items()},
-        "kappa_cap": None if np.isinf(field.log_cap) else float(np.exp(field.log_cap)),
-        "save": run.record.limit,
-        "max_steps": max_steps,
-        "gradient": field.problem.gradient_mode,
-        "log_time_scale": float(field.log_time_scale),
-        **({"earlier": earlier} if earlier else {}),
     }
     return Trajectory(
         kind="flow",
@@ -65,9 +55,25 @@ def trajectory_of(
         problem=field.problem,
         result=result,
         stats=stats,
-        settings=settings,
+        settings=_settings(run, max_steps, earlier),
         checkpoint=written(run.path, run.place, run.record),
     )
+
+
+def _settings(run: Run, max_steps: int, earlier: list[dict[str, Any]]) -> dict[str, Any]:
+    """The options of a run, as plain values."""
+    field = run.path.field
+    return {
+        "until": run.until.as_dict(),
+        "solver": traits_of(run.now.solver).name,
+        **{name: float(value) for name, value in run.path.tolerances._asdict().items()},
+        "kappa_cap": None if np.isinf(field.log_cap) else float(np.exp(field.log_cap)),
+        "save": run.record.limit,
+        "max_steps": max_steps,
+        "gradient": field.problem.gradient_mode,
+        "log_time_scale": float(field.log_time_scale),
+        **({"earlier": earlier} if earlier else {}),
+    }
 
 
 def reached_before(trajectory: Trajectory, until: Until, stopped_by: str) -> Trajectory:

@@ -1,7 +1,8 @@
-"""Through 0: where the flow of a network of degree 1 passes parameters that are all 0.
+"""How the flow of a network of degree 1 is followed through parameters that are all 0.
 
-On the sphere that is no point: the direction jumps to the other side while log rho runs to minus
-infinity. The parameters themselves pass it at a finite time and at full speed, since for degree 1
+On the sphere there is no such point: the direction jumps to the other side while log rho runs to
+minus infinity. The parameters themselves pass it at a finite time and at full speed, since for
+degree 1
 
     d params / dt = (sum_i -l'(q_i)) sum_i p_i grad q_i(u)
 
@@ -31,10 +32,11 @@ from gflow.stiff.traits import FlatSolver
 # A flow heads for 0 where it moves against the direction to within this angle, and all logits are
 # so small that the weights p hardly change on the way.
 _ANGLE, _LOGIT = 1e-2, 1.0
-# Steps of the first try, relative to the way to 0.
+# The first step, relative to the way to 0.
 _FIRST = 1e-2
-# A flow that is not past 0 after so many segments is drawn into it.
+# A flow that is not past 0 after so many segments does not pass it: it ends there.
 _MOST_SEGMENTS = 24
+# Lengths below this, in units of rho_0, count as 0: their squares underflow.
 _NOTHING = 1e-250
 
 
@@ -198,7 +200,7 @@ class Passage:
         beyond = row.state[-2] > float(self.solver.log_length) if self.solver else False
         if not (beyond or stuck or self._num_segments >= _MOST_SEGMENTS):
             return False
-        # Drawn into 0, it fades on the sphere.
+        # Otherwise it ends at 0, and is followed on the sphere until its norm has decayed.
         self._possible = bool(beyond)
         self.step = np.float64(_FIRST / heading(self.field, jnp.asarray(row.state)).speed)
         self.solver = None

@@ -92,7 +92,7 @@ class Rosenbrock(FlatSolver):
     @property
     def tableau(self) -> Tableau:
         """The coefficients of the method."""
-        return TABLEAUS[self.method]()
+        return TABLEAUS[self.method]
 
     def traits(self, size: int) -> Traits:
         return Traits(
