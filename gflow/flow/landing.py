@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int
 from gflow.flow.field import Field, State
 from gflow.flow.until import LANDED, Until, known_log_loss
 
-# Steps made towards a target before the next point past it is taken: a distance that jumps, as at
-# a kink, is never as small as asked for.
+# After so many steps towards a target the next point past it is taken: a distance that jumps, as at
+# a kink, never gets as small as asked for.
 _MOST_LANDINGS = 60
 
 
@@ -103,10 +103,9 @@ def moved(start: State, end: State) -> Array:
 
 def _indistinguishable(start: State, end: State, length: Any, bracket: Bracket) -> Array:
     """Whether the bracket is so narrow that the states in it are one state to float64."""
-    # Of the step that was tried; by what is left of the bracket, so much less or more.
+    # The states at the ends of the bracket differ by about `moved(start, end) * width / length`.
     rounding = 16 * jnp.finfo(jnp.float64).eps
-    way = moved(start, end) * bracket.width
-    return bracket.known & (way <= rounding * length)
+    return bracket.known & (moved(start, end) * bracket.width <= rounding * length)
 
 
 def _close(distance: Any, accuracy: Any, exact: Any, bracket: Bracket) -> Array:
