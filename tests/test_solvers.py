@@ -57,7 +57,7 @@ SOLVERS = {
     ),
     "chebyshev": Row(gflow.RungeKuttaChebyshev(5), 2, dense=2, estimate=3),
     "chebyshev_damped": Row(gflow.RungeKuttaChebyshev(2, damping=1.0), 2, dense=2, estimate=3),
-    "chebyshev_implicit": Row(gflow.RungeKuttaChebyshev(5, num_implicit=2), 1, dense=1, estimate=2),
+    "chebyshev_implicit": Row(gflow.RungeKuttaChebyshev(5, num_implicit=2), 1, dense=1, estimate=3),
 }
 STIFF = [name for name, row in SOLVERS.items() if row.stiff is not None]
 
@@ -142,12 +142,19 @@ def observed_order(errors):
     return np.log2(errors[0] / errors[1])
 
 
-@pytest.mark.parametrize("part", [LINEAR, NONLINEAR], ids=["linear", "nonlinear"])
 @pytest.mark.parametrize("name", SOLVERS)
-def test_order_of_convergence(name, part):
-    end = exact(1.0)[part]
-    errors = [np.linalg.norm(walked(name, count).y[part] - end) for count in (32, 64)]
+def test_order_of_convergence(name):
+    end = exact(1.0)[NONLINEAR]
+    errors = [np.linalg.norm(walked(name, count).y[NONLINEAR] - end) for count in (32, 64)]
     assert observed_order(errors) == pytest.approx(SOLVERS[name].order, abs=0.3)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_order_of_convergence_on_a_linear_problem(name):
+    end = exact(1.0)[LINEAR]
+    errors = [np.linalg.norm(walked(name, count).y[LINEAR] - end) for count in (16, 32)]
+    # There some conditions of the next order are void: Rodas5P is of order 6.
+    assert observed_order(errors) > SOLVERS[name].order - 0.3
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -223,7 +230,7 @@ def test_a_solver_survives_its_file(name):
 
 def test_every_solver_has_a_row():
     kinds = {type(row.solver) for row in SOLVERS.values()}
-    public = {getattr(stiff, name) for name in stiff.__all__}
+    public = [getattr(stiff, name) for name in stiff.__all__]
     assert {kind for kind in public if isinstance(kind, type)} - kinds == {gflow.Krylov}
     assert stiff.SOLVERS.keys() == {traits_of(row.solver).name for row in SOLVERS.values()}
 
@@ -234,17 +241,25 @@ def test_a_tableau_says_its_order(method):
     assert (tableau.name, tableau.order) == (method, SOLVERS[method].order)
 
 
+# That of Rodas5P enters conditions of order 5 only, of which two are checked; the other is 0 to
+# rounding.
+UNCHECKED = {("Rodas5P", "a", (7, 6)), ("ROS34PW2", "d", (3,))}
+
+
 @pytest.mark.parametrize("method", TABLEAUS)
-@pytest.mark.parametrize("part", ["a", "C", "m", "c", "d", "gamma"])
+@pytest.mark.parametrize("part", ["a", "C", "m", "c", "d"])
 def test_a_wrong_digit_is_found(method, part):
-    """The last entry that is not 0, off by its fifth digit."""
+    """In any entry, at its fifth digit."""
     tableau = TABLEAUS[method]
     fields = {name: getattr(tableau, name) for name in tableau.__dataclass_fields__}
-    wrong = np.array(fields[part])
-    place = tuple(index[-1] for index in np.nonzero(wrong)) if wrong.ndim else ()
-    wrong[place] *= 1 + 1e-5
-    with pytest.raises(ValueError, match=f"{method}: its coefficients do not fulfil"):
-        Tableau(**{**fields, part: wrong})
+    places = list(zip(*map(np.ndarray.tolist, np.nonzero(fields[part])), strict=True))
+    for place in places:
+        wrong = fields[part].copy()
+        wrong[place] *= 1 + 1e-5
+        if (method, part, place) not in UNCHECKED:
+            with pytest.raises(ValueError, match=f"{method}: its coefficients do not fulfil"):
+                Tableau(**{**fields, part: wrong})
+    assert places
 
 
 def test_an_unknown_method_is_refused():

@@ -159,7 +159,9 @@ class RungeKuttaChebyshev(FlatSolver):
         error = 0.4 * h * (k0 + k1) - 0.8 * offset
         # What of it is damped by the implicit part is no error of the step.
         error, _ = part.solve(error, jnp.zeros(self.num_implicit))
-        return y1, error, {"y0": y0, "y1": y1, "k0": k0, "k1": k1}, (k1, subspace), _SUCCESS
+        # diffrax interpolates by slopes in units of the step.
+        dense = {"y0": y0, "y1": y1, "k0": h * k0, "k1": h * k1}
+        return y1, error, dense, (k1, subspace), _SUCCESS
 
 
 _SUCCESS = diffrax.RESULTS.successful

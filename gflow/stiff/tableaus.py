@@ -54,17 +54,40 @@ class Tableau(eqx.Module):
         """What must be 0: how far the coefficients are from what follows from each other."""
         one = np.ones(len(self.m))
         gamma = np.linalg.inv(np.diag(one / self.gamma) - self.C)
-        alpha, b, difference = self.a @ gamma, self.m @ gamma, self.e @ gamma
+        alpha, b, embedded = self.a @ gamma, self.m @ gamma, (self.m - self.e) @ gamma
+        beta, order = alpha + gamma, f"the conditions of order {self.order}"
         return {
-            "strictly lower triangular a and C": np.triu(self.a) + np.triu(self.C),
+            "the triangular shape of a and C": np.triu(self.a) + np.triu(self.C),
             "c = row sums of alpha": alpha @ one - self.c,
             "d = row sums of Gamma": gamma @ one - self.d,
-            "order 1, sum b = 1": b @ one - 1.0,
-            "order 1 of the embedded method": difference @ one,
-            "order 2, sum b (c + d) = 1/2": b @ (self.c + self.d) - 0.5,
-            "order 2 of the embedded method": difference @ (self.c + self.d),
-            "L-stability, R(-infinity) = 0": 1.0 - b @ np.linalg.solve(alpha + gamma, one),
+            "R(-infinity) = 0": 1.0 - b @ np.linalg.solve(beta, one),
+            order: _off_order(self.order, b, alpha, beta),
+            f"{order}, less 1, of the embedded method": _off_order(
+                self.order - 1, embedded, alpha, beta
+            ),
         }
+
+
+def _off_order(order: int, b: np.ndarray, alpha: np.ndarray, beta: np.ndarray) -> np.ndarray:
+    """How far weights are from the conditions of this order; of order 5 from two of them only.
+
+    Source: Hairer & Wanner 1996, "Solving Ordinary Differential Equations II", IV.7.
+    """
+    one = np.ones(len(b))
+    c, d = alpha @ one, beta @ one
+    conditions = [
+        [b @ one - 1],
+        [b @ d - 1 / 2],
+        [b @ c**2 - 1 / 3, b @ beta @ d - 1 / 6],
+        [
+            b @ c**3 - 1 / 4,
+            b @ (c * (alpha @ d)) - 1 / 8,
+            b @ beta @ c**2 - 1 / 12,
+            b @ beta @ beta @ d - 1 / 24,
+        ],
+        [b @ c**4 - 1 / 5, b @ beta @ beta @ beta @ d - 1 / 120],
+    ]
+    return np.concatenate(conditions[:order])
 
 
 def _lower(rows: list[list[float]]) -> np.ndarray:
