@@ -125,30 +125,6 @@ def nonautonomous(t, y, args):
     return jnp.stack([first, y[0] * y[1] - y[1] ** 3 + jnp.exp(-t)])
 
 
-def end(solver, count):
-    start = jnp.array([0.7, 0.3])
-    term = diffrax.ODETerm(nonautonomous)
-    return diffrax.diffeqsolve(term, solver, 0.0, 1.0, 1.0 / count, start).ys[-1]
-
-
-@pytest.fixture(scope="module")
-def exact():
-    return end(diffrax.Dopri8(), 200)
-
-
-@pytest.mark.parametrize(
-    ("solver", "order"),
-    [
-        (gflow.Rosenbrock("Rodas4P", linear_solver=gflow.Krylov(1e-12)), 4),
-        (gflow.RungeKuttaChebyshev(5), 2),
-        (gflow.RungeKuttaChebyshev(2, damping=1.0), 2),
-    ],
-)
-def test_orders_of_convergence(solver, order, exact):
-    errors = [np.linalg.norm(end(solver, n) - exact) for n in (32, 64)]
-    assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.3)
-
-
 @pytest.mark.parametrize("num_stages", [3, 12])
 def test_chebyshev_is_stable_where_it_says(num_stages):
     solver = gflow.RungeKuttaChebyshev(num_stages)
