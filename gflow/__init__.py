@@ -18,11 +18,12 @@ if TYPE_CHECKING:
         find_limit,
         radius_sensitivity,
     )
+    from gflow.loading import load
     from gflow.problem import Problem
     from gflow.reference import MaxMargin, max_margin
     from gflow.results import RESULTS
     from gflow.stiff import Krylov, Rosenbrock, RungeKuttaChebyshev
-    from gflow.trajectory import RunFailed, Trajectory, load
+    from gflow.trajectory import RunFailed, Trajectory
 
 __version__ = "0.1.0"
 
@@ -79,7 +80,7 @@ _HOMES = {
     "descend": "descent",
     "find_limit": "limit",
     "integrate": "flow",
-    "load": "trajectory",
+    "load": "loading",
     "max_margin": "reference",
     "radius_sensitivity": "limit",
 }

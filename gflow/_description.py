@@ -1,28 +1,74 @@
 """Descriptions (networks, losses, perturbations, data sets, problems) as JSON and arrays, and back.
 
-A description is an `equinox.Module` of gflow, or a dataclass in one. Its class is written by name
-and its fields by value; arrays go to a separate table. Functions cannot be written: what holds one
-is not restored.
+A description is a class declared by `storable`: its name is written, and its fields by value;
+arrays go to a separate table. The name is chosen once and stays, wherever the class moves and
+whatever it is called. Functions cannot be written: what holds one is not restored.
 """
 
 import dataclasses
-import importlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-import equinox as eqx
 import jax
 import numpy as np
 
-# Where descriptions live, those of solvers in `flow`: of no other module a file may name a class.
-_HOMES = ("datasets", "flow", "losses", "networks", "perturbations", "problem", "stiff")
+_Class = TypeVar("_Class", bound=type)
 
-# Where classes stood when files of earlier versions were written, and where they stand now.
-_MOVED = {
-    "gflow.flow.rosenbrock": "gflow.stiff.rosenbrock",
-    "gflow.flow.stabilized": "gflow.stiff.chebyshev",
-    "gflow.flow.systems": "gflow.stiff.systems",
-}
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """A class that files hold.
+
+    Attributes:
+        name: in files.
+        made: the class.
+        former_fields: names of fields in files of earlier versions, and what they are called now.
+    """
+
+    name: str
+    made: type
+    former_fields: Mapping[str, str]
+
+
+_KINDS: dict[str, _Kind] = {}
+# By the class itself: a user's subclass is another class, and has no name here.
+_NAMES: dict[type, str] = {}
+
+
+def storable(
+    name: str, *, former_fields: Mapping[str, str] | None = None
+) -> Callable[[_Class], _Class]:
+    """A class decorator: files hold instances of the class under this name.
+
+    The class is an `equinox.Module` or a dataclass. Its fields are restored without a call of its
+    constructor; a field that files do not have yet needs a default. A file is read where the module
+    of the class has been imported: `gflow.loading` imports them all.
+
+    Args:
+        name: unique, and never to be changed or used again for something else.
+        former_fields: see above; fields that were renamed.
+
+    Raises:
+        ValueError: another class has this name.
+    """
+
+    def declare(kind: _Class) -> _Class:
+        known = _KINDS.get(name)
+        if known is not None and known.made.__qualname__ != kind.__qualname__:
+            raise ValueError(
+                f"`storable({name!r})`: {kind.__qualname__} and {known.made.__qualname__} cannot "
+                "have one name in files."
+            )
+        _KINDS[name] = _Kind(name, kind, former_fields or {})
+        _NAMES[kind] = name
+        return kind
+
+    return declare
+
+
+def stored_name(kind: type) -> str | None:
+    """The name of a class in files; None for one that files do not hold."""
+    return _NAMES.get(kind)
 
 
 class NotRestorable(Exception):
@@ -31,8 +77,10 @@ class NotRestorable(Exception):
 
 def encode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     """`value` as JSON; arrays with axes are added to `arrays` and named in their place."""
-    if _is_description(type(value)):
-        return _encode_module(value, arrays)
+    name = stored_name(type(value))
+    if name is not None:
+        fields = {field: encode(item, arrays) for field, item in vars(value).items()}
+        return {"class": name, "fields": fields}
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
         return _encode_array(np.asarray(value), arrays)
     if isinstance(value, tuple):
@@ -66,17 +114,6 @@ def decode(value: Any, arrays: Any) -> Any:
     raise NotRestorable(f"`{value.get('opaque', value)}` is not stored in files")
 
 
-def _is_description(kind: Any) -> bool:
-    if not (isinstance(kind, type) and kind.__module__.partition(".")[0] == "gflow"):
-        return False
-    return issubclass(kind, eqx.Module) or dataclasses.is_dataclass(kind)
-
-
-def _encode_module(module: Any, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    fields = {name: encode(item, arrays) for name, item in vars(module).items()}
-    return {"class": f"{type(module).__module__}:{type(module).__qualname__}", "fields": fields}
-
-
 def _encode_array(array: np.ndarray, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     if array.ndim == 0 and np.isfinite(array):
         return {"number": array.item(), "dtype": array.dtype.str}
@@ -86,27 +123,31 @@ def _encode_array(array: np.ndarray, arrays: dict[str, np.ndarray]) -> dict[str,
 
 
 def _decode_module(value: dict[str, Any], arrays: Any) -> Any:
-    stored_home, _, class_name = value["class"].partition(":")
-    module_name = _MOVED.get(stored_home) or stored_home
-    try:
-        if module_name.split(".")[0] != "gflow" or module_name.split(".")[1] not in _HOMES:
-            raise NotRestorable(f"`{module_name}` is no module of gflow with descriptions")
-        kind = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise NotRestorable(f"this version of gflow has no {value['class']}") from error
-    if not _is_description(kind):
-        raise NotRestorable(f"{value['class']} is no description")
-    given = value["fields"]
-    known = {field.name: field.default for field in dataclasses.fields(kind)}
+    kind = _kind_of(value["class"])
+    given = {kind.former_fields.get(name, name): item for name, item in value["fields"].items()}
+    known = {field.name: field.default for field in dataclasses.fields(kind.made)}
     # What a later version added has a default, or else what it means here is unknown.
     lacking = [name for name in known if name not in given]
     if set(given) - set(known) or any(known[n] is dataclasses.MISSING for n in lacking):
         raise NotRestorable(f"{value['class']} has other fields in this version of gflow")
-    restored = object.__new__(kind)
+    restored = object.__new__(kind.made)
     for name, default in known.items():
         item = decode(given[name], arrays) if name in given else default
         object.__setattr__(restored, name, item)
     return restored
+
+
+def _kind_of(stored: str) -> _Kind:
+    """The class of this name; files of format 1 say `module:Class`, wherever that stood then.
+
+    The names of these classes are what they were called then.
+    """
+    home, _, name = stored.rpartition(":")
+    if home and home.partition(".")[0] != "gflow":
+        raise NotRestorable(f"`{stored}` is no class of gflow")
+    if name not in _KINDS:
+        raise NotRestorable(f"this version of gflow has no {stored}")
+    return _KINDS[name]
 
 
 def encode_structure(tree: Any) -> Any:

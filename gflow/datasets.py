@@ -15,11 +15,13 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
+from gflow._description import storable
 from gflow._numerics import check_unmasked, check_untraced
 from gflow._signatures import named
 from gflow._typing import Inputs, Labels
 
 
+@storable("Dataset")
 class Dataset(eqx.Module):
     """Examples with labels.
 

@@ -107,6 +107,7 @@ def descend(
     made = int(columns["num_steps_at"][-1])
     trajectory = Trajectory(
         kind="descent",
+        reader=read_between,
         columns=columns,
         vectors=vectors,
         layout=layout,

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
+from gflow._description import storable
 from gflow._signatures import named
 
 # From this margin on, log(log(1 + e^-q)) and -q - e^-q / 2 agree to the last bit.
@@ -57,6 +58,7 @@ def example_margins(margins: Float[Array, "n ..."]) -> Float[Array, " n"]:
     return margins if margins.ndim == 1 else -logsumexp(-margins, axis=-1)
 
 
+@storable("Exponential")
 class Exponential(AbstractLoss):
     """`l(q) = exp(-q)`; see `gflow.losses.exponential`."""
 
@@ -70,6 +72,7 @@ class Exponential(AbstractLoss):
         return -log_loss
 
 
+@storable("Logistic")
 class Logistic(AbstractLoss):
     """`l(q) = log(1 + exp(-q))`; see `gflow.losses.logistic`."""
 

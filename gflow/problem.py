@@ -15,6 +15,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
+from gflow._description import storable
 from gflow._numerics import check_x64, scaled_margins, tree_scale
 from gflow._parts import check_parts, warn_of_radius
 from gflow._programs import PROGRAMS, compiled
@@ -42,6 +43,7 @@ class Ascent(NamedTuple):
     vector: Params
 
 
+@storable("Problem")
 class Problem(eqx.Module):
     """Adversarial training of a network on a data set: what is minimised.
 

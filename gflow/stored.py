@@ -26,7 +26,9 @@ from gflow.problem import Problem
 from gflow.record import COLUMNS
 from gflow.results import NAMES, RESULTS
 
-FORMAT = 1
+FORMAT = 2
+"""Of format 1, the classes of a problem and of its solver are written as `module:Class`."""
+_READABLE = (1, FORMAT)
 
 _NAMED = ("kind", "result", "stats", "settings", "structure", "problem")
 _KINDS = ("flow", "descent")
@@ -79,7 +81,7 @@ def restored(
     Raises:
         Damaged: a field is missing, of another kind or shape, or cannot be that of a run.
     """
-    if header.get("format") != FORMAT:
+    if header.get("format") not in _READABLE:
         raise Damaged(f"format {header.get('format')} is unknown to this version")
     for name in _NAMED:
         if name not in header:

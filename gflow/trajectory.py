@@ -3,14 +3,13 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from gflow._archive import read_archive, write_archive
+from gflow._archive import write_archive
 from gflow._description import plain
 from gflow._files import checked_path
 from gflow._layout import Layout
@@ -21,7 +20,7 @@ from gflow.checkpoint import Checkpoint
 from gflow.problem import Problem
 from gflow.record import COLUMNS
 from gflow.results import RESULTS, Outcome
-from gflow.stored import check_fits, parts, restored
+from gflow.stored import parts
 
 HELD = 1e-8
 """So close to a target a run has met it, relative to the target (to 1, if that is larger), where no
@@ -30,13 +29,9 @@ more digits. Other runs land on their targets to rounding."""
 
 _ROUNDING = 1e-12
 
-_READERS = {"flow": "gflow.flow.reading", "descent": "gflow.descent"}
-"""The module whose `read_between(trajectory, index, name, target)` gives the parameters where the
-quantity `name` equals `target`, between the saved points `index` and `index + 1`, by kind.
-
-By name, since they stand on a higher floor; and imported on use, since a trajectory loaded from a
-file may be the first of its kind in a process.
-"""
+Reader = Callable[["Trajectory", int, str, float], Params]
+"""`(trajectory, index, name, target)`: the parameters where the quantity `name` equals `target`,
+between the saved points `index` and `index + 1`."""
 
 
 class RunFailed(RuntimeError):
@@ -80,6 +75,7 @@ class Trajectory(Outcome):
         result: a member of `RESULTS`.
         stats: counts and seconds.
         settings: the arguments of the run.
+        reader: how it is read between two saved points.
         checkpoint: of a flow, from where `gflow.integrate(problem, trajectory, ...)` goes on bit
             for bit; None where that is not known, as in files of earlier versions.
     """
@@ -93,6 +89,7 @@ class Trajectory(Outcome):
     stats: Mapping[str, Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Checkpoint | None = field(default=None, repr=False)
+    reader: Reader = field(repr=False, kw_only=True)
 
     def __getattr__(self, name: str) -> np.ndarray:
         if name in COLUMNS:
@@ -195,7 +192,7 @@ class Trajectory(Outcome):
         index = int(reached[0])
         if values[index] == target_value:
             return self.params_at_index(index)
-        return import_module(_READERS[self.kind]).read_between(self, index - 1, name, target)
+        return self.reader(self, index - 1, name, target)
 
     def _ended_at(self, name: str, value: float) -> bool:
         """Whether the target that ended the run is this one, a value as of `_progress`."""
@@ -292,40 +289,3 @@ def _check_targets(name: str, value: Any) -> None:
         raise ValueError(f"{call}: give a number or a sequence of at least one number.")
     if values.dtype.kind not in "fiu":
         raise TypeError(f"{call}: give a number or a sequence of numbers.")
-
-
-@named("gflow.load")
-def load(path: str | os.PathLike, *, problem: Problem | None = None) -> Trajectory:
-    """Reads a trajectory that `Trajectory.save` wrote.
-
-    Args:
-        path: the file.
-        problem: the problem of the run; needed only where a file could not hold it, as with a
-            user's own network.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        TypeError: `path` is no path, or `problem` no `Problem`.
-        ValueError: it is no trajectory of gflow, or a damaged one; or `problem` is another than
-            that of the run, since it has no margins at the parameters stored.
-    """
-    call = f"`gflow.load({str(path)!r})`"
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"`gflow.load({path!r})`: give the path of a file.")
-    if not (problem is None or isinstance(problem, Problem)):
-        raise TypeError(f"{call}: `problem` is {problem!r}, expected a `gflow.Problem`.")
-    try:
-        fields = restored(*read_archive(path), problem)
-    except FileNotFoundError:
-        raise
-    # A damaged header can be anything, and so can what building on it raises.
-    except Exception as error:
-        raise ValueError(
-            f"{call}: this is not a trajectory that gflow can read ({error})."
-        ) from error
-    if problem is not None:
-        try:
-            check_fits(problem, fields.layout)
-        except ValueError as error:
-            raise ValueError(f"{call}: `problem` is not that of the run: {error}") from error
-    return Trajectory(**fields._asdict())

@@ -17,8 +17,8 @@ import gflow
 from gflow import Until, losses, networks, perturbations
 from gflow.flow.field import Field
 from gflow.flow.place import Path, read
+from gflow.flow.solvers import stiff_solver
 from gflow.flow.starting import Tolerances
-from gflow.flow.stiffness import stiff_solver
 
 DATA = gflow.datasets.gaussian(12, 3, gap=0.5, seed=1)
 NETWORK = networks.deep_linear((3, 4, 1))

@@ -1,4 +1,7 @@
-"""The house: each room of gflow stands on a floor and imports from lower floors only."""
+"""The house: each room of gflow stands on a floor and imports from lower floors only.
+
+A room is a module or a folder. Within a folder the same holds for its files.
+"""
 
 import ast
 import subprocess
@@ -37,7 +40,7 @@ FLOORS = [
     {"stored"},
     {"trajectory"},
     {"descent", "flow"},
-    {"limit"},
+    {"limit", "loading"},
     {"report", "sweep"},
     {"__init__"},
     {"studies"},
@@ -45,7 +48,40 @@ FLOORS = [
     {"commands"},
     {"__main__"},
 ]
-LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+
+# The files of a folder, from the ground up, likewise. A folder without a table here may be in any
+# order inside.
+FOLDERS = {
+    "stiff": [
+        {"operators", "subspace", "tableaus"},
+        {"recycling"},
+        {"systems"},
+        {"constrained", "traits"},
+        {"chebyshev", "rosenbrock"},
+        {"__init__"},
+    ],
+    "flow": [
+        {"field", "until"},
+        {"jumps", "krylov", "landing", "outcome", "passage", "same_problem"},
+        {"chattering", "clocked", "control"},
+        {"segment", "solvers"},
+        {"options", "starting", "stiffness"},
+        {"place", "reading"},
+        {"run"},
+        {"continuing", "ended"},
+        {"driver"},
+        {"__init__"},
+    ],
+}
+
+
+def levels(floors: list[set[str]]) -> dict[str, int]:
+    """The level of every name; each stands on one floor only."""
+    assert sum(map(len, floors)) == len(set().union(*floors))
+    return {name: level for level, names in enumerate(floors) for name in names}
+
+
+LEVEL = levels(FLOORS)
 
 # Imported where they are used, never by `import gflow`.
 HEAVY = ["clarabel", "click", "jinja2", "matplotlib", "pandas", "pydantic", "rich", "sklearn"]
@@ -60,31 +96,66 @@ def package_of(path: Path) -> tuple[str, ...]:
     return ("gflow", *path.relative_to(PACKAGE).parent.parts)
 
 
-def imported_rooms(source: str, package: tuple[str, ...]) -> Iterator[str]:
-    """Rooms of gflow that a file of `package` imports, wherever in the file.
+def imported(source: str, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """What a file of `package` imports, wherever in the file, as dotted names in parts.
 
-    `import gflow` and a public name such as `from gflow import Problem` count as `__init__`.
+    An import by a string counts like any other.
+
+    Raises:
+        AssertionError: an import by what is no literal, of which nothing can be told.
     """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield from _room(tuple(alias.name.split(".")))
+            yield from (tuple(alias.name.split(".")) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             module = tuple(node.module.split(".")) if node.module else ()
             if node.level:
                 module = package[: len(package) - node.level + 1] + module
-            for alias in node.names:
-                yield from _room((*module, alias.name))
+            yield from ((*module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Call) and called(node) in ("import_module", "__import__"):
+            name = literal(node.args[0]) if node.args else ""
+            assert name, f"`{ast.unparse(node)}`: import by a literal name, or not at all."
+            yield tuple(name.split("."))
 
 
-def _room(name: tuple[str, ...]) -> list[str]:
-    if name[0] != "gflow":
-        return []
-    return [name[1]] if len(name) > 1 and name[1] in ROOMS else ["__init__"]
+def literal(name: ast.expr) -> str:
+    """A literal string; of an f-string the packages that it begins with, all that is literal."""
+    match name:
+        case ast.Constant(value=str(text)) if not text.startswith("."):
+            return text
+        case ast.JoinedStr(values=[ast.Constant(value=str(text)), *_]):
+            return text.rpartition(".")[0]
+    return ""
+
+
+def called(node: ast.Call) -> str:
+    """The last part of the name of the function that is called."""
+    return ast.unparse(node.func).rpartition(".")[2]
+
+
+def imported_rooms(source: str, package: tuple[str, ...]) -> Iterator[str]:
+    """Rooms of gflow that a file of `package` imports.
+
+    `import gflow` and a public name such as `from gflow import Problem` count as `__init__`.
+    """
+    for name in imported(source, package):
+        if name[0] == "gflow":
+            yield name[1] if len(name) > 1 and name[1] in ROOMS else "__init__"
+
+
+def imported_files(source: str, folder: str) -> Iterator[str]:
+    """Files of its own folder that a file imports; a name of the folder counts as `__init__`."""
+    known = {path.stem for path in (PACKAGE / folder).glob("*.py")}
+    for name in imported(source, ("gflow", folder)):
+        if name[:2] == ("gflow", folder):
+            yield name[2] if len(name) > 2 and name[2] in known else "__init__"
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {room_of(path) for path in FILES} - {"__init__"}
+# `gflow/__init__.py` imports its public names on first use, by strings.
+CHECKED = [path for path in FILES if path != PACKAGE / "__init__.py"]
+INSIDE = [path for path in FILES if path.parent.name in FOLDERS and path.parent.parent == PACKAGE]
 
 
 @pytest.mark.parametrize(
@@ -101,29 +172,70 @@ ROOMS = {room_of(path) for path in FILES} - {"__init__"}
         ("from .. import losses", ["losses"]),
         ("from ..losses import logistic", ["losses"]),
         ("import numpy, jax.numpy as jnp\nfrom gflowing import x", []),
+        ("importlib.import_module('gflow.limit')", ["limit"]),
+        ("from importlib import import_module\nimport_module('gflow.losses').x", ["losses"]),
+        ("__import__('gflow.flow.field')", ["flow"]),
+        ("import_module('clarabel')", []),
+        ("import_module(f'gflow.limit.{name}')", ["limit"]),
     ],
 )
 def test_imports_are_read_in_every_form(source, expected):
     assert list(imported_rooms(source, ("gflow", "flow"))) == expected
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "name", ["READERS[kind]", "f'{home}.flow'", "f'gflow{rest}'", "'.x', home"]
+)
+def test_an_import_by_a_name_that_is_computed_is_refused(name):
+    with pytest.raises(AssertionError, match="import by a literal name"):
+        list(imported(f"import_module({name})", ("gflow",)))
+
+
+def of(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+@pytest.mark.parametrize("path", CHECKED, ids=of)
 def test_a_file_imports_from_lower_floors_only(path):
     room = room_of(path)
     assert room in LEVEL, f"`{room}` has no floor yet: say in FLOORS where it stands."
-    for imported in imported_rooms(path.read_text(), package_of(path)):
-        if imported != room:
-            assert LEVEL[imported] < LEVEL[room], f"`{room}` must not import `{imported}`."
+    for other in imported_rooms(path.read_text(), package_of(path)):
+        if other != room:
+            assert LEVEL[other] < LEVEL[room], f"`{room}` must not import `{other}`."
+
+
+@pytest.mark.parametrize("path", INSIDE, ids=of)
+def test_a_file_of_a_folder_imports_from_lower_levels_only(path):
+    folder, file = path.parent.name, path.stem
+    level = levels(FOLDERS[folder])
+    assert file in level, f"`{folder}/{file}` has no level yet: say in FOLDERS where it stands."
+    for other in imported_files(path.read_text(), folder):
+        assert level[other] < level[file], f"`{folder}/{file}` must not import `{other}`."
+
+
+def test_the_tables_hold_what_is_there_and_nothing_else():
+    for folder, floors in FOLDERS.items():
+        assert levels(floors).keys() == {path.stem for path in INSIDE if path.parent.name == folder}
+
+
+def test_the_flow_stands_below_the_search_for_its_limit():
+    assert LEVEL["stiff"] < LEVEL["problem"] < LEVEL["flow"] < LEVEL["limit"]
 
 
 def test_something_was_compared():
     pairs = {
-        (room_of(path), imported)
-        for path in FILES
-        for imported in imported_rooms(path.read_text(), package_of(path))
+        (room_of(path), other)
+        for path in CHECKED
+        for other in imported_rooms(path.read_text(), package_of(path))
     }
     assert ("problem", "networks") in pairs
     assert len(pairs) > len(ROOMS)
+    inside = {
+        (path.stem, other)
+        for path in INSIDE
+        for other in imported_files(path.read_text(), path.parent.name)
+    }
+    assert {("driver", "run"), ("rosenbrock", "traits")} <= inside
 
 
 def test_importing_gflow_imports_nothing_heavy():

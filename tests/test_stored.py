@@ -1,11 +1,19 @@
 """Trajectories in files: those of earlier versions, damaged ones, and what cannot be a run's."""
 
+import dataclasses
+import importlib
+import inspect
 import io
 import json
+import os
+import pkgutil
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -14,7 +22,8 @@ from hypothesis import strategies as st
 
 import gflow
 from gflow import _archive, losses, networks, perturbations
-from gflow._description import decode, encode
+from gflow._description import NotRestorable, decode, encode, storable, stored_name
+from gflow.flow.clocked import ClockedRosenbrock
 from gflow.record import COLUMNS
 
 DATA = Path(__file__).parent / "data"
@@ -79,6 +88,49 @@ def test_an_earlier_file_has_all_that_belongs_to_a_run(flow):
     assert flow.problem.perturbation == perturbations.fgm(0.05)
     again = np.min(flow.problem.margins(flow.direction))
     assert again == pytest.approx(flow.margin[-1], rel=1e-12)
+
+
+# Written with format 1, which names classes by their modules: a deep linear network 2-3-1 under FGM
+# by Rodas4P with a `Krylov` whose rank was called `most_margins`; up to a log-loss of -2.
+FORMER = DATA / "flow_format_1.npz"
+
+
+def test_a_solver_of_the_former_format_is_restored():
+    run = gflow.load(FORMER)
+    assert run.problem.network == networks.deep_linear((2, 3, 1))
+    solver = run.checkpoint.solver
+    assert type(solver) is ClockedRosenbrock and solver.method == "Rodas4P"
+    assert solver.linear_solver == gflow.Krylov(1e-3, most_directions=12, rank=3)
+
+
+@pytest.mark.slow
+def test_a_run_of_the_former_format_goes_on_from_its_checkpoint():
+    run = gflow.load(FORMER)
+    further = gflow.integrate(run.problem, run, until=gflow.Until(log_loss=-6.0))
+    # With the options that it had, and not from its last point, as with others.
+    assert "earlier" not in further.settings
+    assert further.log_norm[-1] == pytest.approx(1.4241959650508385, abs=1e-5)
+    expected = [0.07024748, 0.03575101, 0.57695685, 0.43918354, -0.01925603]
+    np.testing.assert_allclose(further.vectors[-1][:5], expected, atol=1e-5)
+
+
+def test_a_fresh_process_restores_solvers_and_reads_between_points():
+    program = (
+        "import sys, gflow\n"
+        "solver = gflow.load(sys.argv[1]).checkpoint.solver\n"
+        "inner, _ = gflow.load(sys.argv[2]).at(log_loss=-1.0)\n"
+        "print(solver.linear_solver.rank, *inner[0])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, FORMER, EARLIER["descent"]],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "JAX_ENABLE_X64": "1"},
+    )
+    rank, *weights = map(float, run.stdout.split())
+    assert rank == 3
+    np.testing.assert_allclose(weights, READ["descent"][0], rtol=1e-6)
 
 
 def test_what_is_saved_again_is_the_same(flow, tmp_path):
@@ -278,7 +330,7 @@ IMPOSSIBLE = {
     "steps that are no counts": remade(column_num_steps_at=STEPS.astype(float)),
     "another kind": with_header(kind="flux"),
     "another result": with_header(result="fine"),
-    "another format": with_header(format=2),
+    "another format": with_header(format=3),
     "no steps": with_header(stats={}),
     "a list of steps": with_header(stats={**HEADER["stats"], "num_steps": [93]}),
     "settings that are a list": with_header(settings=[1]),
@@ -349,3 +401,92 @@ def test_a_description_survives_its_file(name):
     again = decode(encoded, arrays)
     assert again == DESCRIBED[name]
     assert jax.tree.structure(again) == jax.tree.structure(DESCRIBED[name])
+
+
+# Names of classes in files. One that stands here stays, whatever the class is called later.
+NAMES = {
+    "AveragePool",
+    "Clean",
+    "ClockedRosenbrock",
+    "Convolution",
+    "Convolutional",
+    "Custom",
+    "Dataset",
+    "DeepLinear",
+    "Dense",
+    "Diagonal",
+    "Exponential",
+    "FastGradient",
+    "Krylov",
+    "Logistic",
+    "MLP",
+    "MaxPool",
+    "Problem",
+    "ProjectedGradient",
+    "Rosenbrock",
+    "RungeKuttaChebyshev",
+}
+# Parts that are made anew, and bases.
+NEVER_STORED = {"Coefficients", "RosenbrockInterpolation", "Tableau", "_Pool"}
+HOMES = ("datasets", "losses", "networks", "perturbations", "problem", "stiff", "flow.clocked")
+
+
+def modules(home):
+    """A module, and those in it if it is a folder."""
+    module = importlib.import_module(f"gflow.{home}")
+    yield module
+    for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
+        yield importlib.import_module(f"{module.__name__}.{found.name}")
+
+
+def described_classes():
+    """The classes of descriptions that can be made."""
+    for home in HOMES:
+        for module in modules(home):
+            for kind in vars(module).values():
+                own = isinstance(kind, type) and kind.__module__ == module.__name__
+                if not own or inspect.isabstract(kind) or kind.__name__.startswith("Abstract"):
+                    continue
+                if issubclass(kind, eqx.Module) or dataclasses.is_dataclass(kind):
+                    yield kind
+
+
+def test_every_class_that_files_hold_has_a_name_of_its_own():
+    kinds = set(described_classes())
+    named = {kind: stored_name(kind) for kind in kinds}
+    without = {kind.__name__ for kind, name in named.items() if name is None}
+    assert without == NEVER_STORED, "Declare it with `@storable(...)`, or say that it is not one."
+    names = [name for name in named.values() if name is not None]
+    assert sorted(names) == sorted(NAMES)
+
+
+def test_a_name_cannot_be_given_twice():
+    with pytest.raises(ValueError, match="cannot have one name"):
+
+        @storable("MLP")
+        class Other:
+            pass
+
+
+def test_a_users_own_class_is_not_taken_for_that_of_gflow():
+    class Own(networks.MLP):
+        pass
+
+    own = Own((2, 3, 1), 1, False, None)
+    with pytest.raises(NotRestorable, match="Own"):
+        decode(json.loads(json.dumps(encode(own, {}))), {})
+
+
+@pytest.mark.parametrize(
+    "former",
+    [
+        "gflow.flow.rosenbrock:Rosenbrock",
+        "gflow.stiff.rosenbrock:Rosenbrock",
+        "gflow.networks._dense:MLP",
+    ],
+)
+def test_the_former_name_of_a_class_is_known(former):
+    with pytest.raises(NotRestorable, match="other fields"):
+        decode({"class": former, "fields": {"unknown": 1}}, {})
+    with pytest.raises(NotRestorable, match="no class of gflow"):
+        decode({"class": f"not_{former}", "fields": {}}, {})

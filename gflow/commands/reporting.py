@@ -15,9 +15,9 @@ def rebuild_report(folder: Path) -> Path:
     import jax
 
     jax.config.update("jax_enable_x64", True)
+    from gflow.loading import load
     from gflow.report.page import write_page
     from gflow.report.record import read_results
-    from gflow.trajectory import load
 
     try:
         results = read_results(folder)

@@ -11,13 +11,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import diffrax
-import equinox as eqx
-import jax
 import numpy as np
 
-from gflow._layout import Layout
 from gflow._numerics import Default
-from gflow._programs import compiled
 from gflow.checkpoint import Checkpoint
 from gflow.flow.chattering import Sliding
 from gflow.flow.field import Field
@@ -25,20 +21,17 @@ from gflow.flow.options import checked_cap, checked_solver
 from gflow.flow.outcome import targets_met
 from gflow.flow.passage import PassageMemory
 from gflow.flow.place import Path, Place, describe, first_budget, read
-from gflow.flow.reading import solver_named
 from gflow.flow.run import Run
+from gflow.flow.same_problem import last_row
 from gflow.flow.segment import begin
+from gflow.flow.solvers import first_solver, fitted, solver_named, stiff_solver
 from gflow.flow.starting import Tolerances, control_of, first_length
-from gflow.flow.stiffness import Watch, stiff_solver
+from gflow.flow.stiffness import StiffnessWatch
 from gflow.flow.until import NEVER, Until
-from gflow.measures import PointMeasures
 from gflow.problem import Problem
-from gflow.record import Record, Row, rows_of
+from gflow.record import Record, rows_of
 from gflow.trajectory import Trajectory
-from gflow.validation import check_start
 
-# The margins at the end of a trajectory differ by less, relatively, from those computed again.
-_SAME = 1e-6
 # What decides how a run goes on, beside the problem; of the settings of a run.
 PATH_SETTINGS = ("solver", "tolerance", "rtol_direction", "atol_logit", "kappa_cap")
 
@@ -63,68 +56,6 @@ class Continued(NamedTuple):
 
     run: Run
     earlier: list[dict[str, Any]]
-
-
-def check_continuable(problem: Any, trajectory: Trajectory) -> None:
-    """Raises unless the trajectory is one of the flow of this problem.
-
-    Raises:
-        TypeError: `problem` is no `Problem`.
-        ValueError: a trajectory of `descend`, or of another problem.
-    """
-    if trajectory.kind != "flow":
-        raise ValueError(
-            "`integrate(problem, trajectory)`: this is a trajectory of `descend`, which is no flow "
-            "to go on with. For the flow from where it ended: "
-            "`integrate(problem, trajectory.params, ...)`."
-        )
-    params = check_start(problem, trajectory.direction)
-    if Layout.of(params) != trajectory.layout:
-        raise ValueError(_another("parameters"))
-    if trajectory.problem is None:
-        _check_by_its_margins(problem, trajectory)
-        return
-    for name in ("network", "dataset", "loss", "perturbation", "starts", "gradient_mode"):
-        if not _equal(getattr(problem, name), getattr(trajectory.problem, name)):
-            raise ValueError(_another(_WORDS.get(name, name)))
-
-
-_WORDS = {"starts": "random starts of the attack", "gradient_mode": "gradient mode"}
-
-
-def _another(what: str) -> str:
-    return (
-        f"`integrate(problem, trajectory)`: the trajectory is that of another problem: the {what} "
-        "differ. Go on with `trajectory.problem`; or begin the flow of this problem where the "
-        "trajectory ended, with `integrate(problem, trajectory.params, ...)`. (A network of an own "
-        "function is the same only where the function is the same object.)"
-    )
-
-
-def _equal(left: Any, right: Any) -> bool:
-    if jax.tree.structure(left) != jax.tree.structure(right):
-        return False
-    return bool(eqx.tree_equal(left, right))
-
-
-def _check_by_its_margins(problem: Problem, trajectory: Trajectory) -> None:
-    """Raises unless a problem of which the file says nothing gives the margins recorded."""
-    if trajectory.settings.get("gradient") not in (None, problem.gradient_mode):
-        raise ValueError(_another("gradient mode"))
-    field = Field(problem, trajectory.layout)
-    last = last_row(trajectory)
-    found = _measures(field, last.state)
-    scale = float(last.measures.strength)
-    for name in ("margin", "clean_margin", "smoothed_margin"):
-        value, recorded = float(getattr(found, name)), float(getattr(last.measures, name))
-        if not abs(value - recorded) <= _SAME * max(abs(recorded), _SAME * scale):
-            words = f"{name.replace('_', ' ')}s at its last point ({value:.6g}, not {recorded:.6g})"
-            raise ValueError(_another(words))
-
-
-@compiled
-def _measures(field: Field, state: Any) -> PointMeasures:
-    return field.measures(state)
 
 
 def already_met(problem: Problem, trajectory: Trajectory, log_cap: Any, until: Until) -> list[str]:
@@ -175,7 +106,7 @@ def continued(
     solver = _solver(trajectory, given, tolerances)
     earlier = list(trajectory.settings.get("earlier", []))
     checkpoint = trajectory.checkpoint
-    if checkpoint is not None and _same(trajectory, checkpoint, solver, tolerances):
+    if checkpoint is not None and _same_options(trajectory, checkpoint, solver, tolerances):
         known = _own_solver(checkpoint, tolerances) if solver is None else solver
         place = read(path, known, checkpoint)
         if place is not None:
@@ -229,7 +160,7 @@ def _solver(
     return checked_solver(own, tolerances.tolerance)
 
 
-def _same(
+def _same_options(
     trajectory: Trajectory,
     checkpoint: Checkpoint,
     solver: diffrax.AbstractSolver | None,
@@ -242,13 +173,23 @@ def _same(
     facts = checkpoint.facts
     if solver is None or facts["automatic"]:
         return solver is None and facts["automatic"]
-    return describe(solver) == facts["solver"]
+    return describe(solver) == _described(checkpoint, tolerances.tolerance)
+
+
+def _described(checkpoint: Checkpoint, tolerance: float) -> str:
+    """The solver of a checkpoint in words.
+
+    One that was restored is described anew, since an earlier version may have had other words for
+    its options; where a file could not hold it, only the words are left.
+    """
+    own = checkpoint.solver
+    return checkpoint.facts["solver"] if own is None else describe(fitted(own, tolerance))
 
 
 def _own_solver(checkpoint: Checkpoint, tolerances: Tolerances) -> diffrax.AbstractSolver:
     """The one that gflow had chosen."""
     switched = checkpoint.facts["watch"] is None
-    return stiff_solver(tolerances.tolerance) if switched else diffrax.Tsit5()
+    return stiff_solver(tolerances.tolerance) if switched else first_solver()
 
 
 def _cut_record(trajectory: Trajectory, checkpoint: Checkpoint, save: int | None) -> Record:
@@ -279,9 +220,9 @@ def _at_last_point(
     watch = stiff_from = None
     if solver is None:
         stiff_from = trajectory.stats["stiff_from"]
-        watch = Watch(num_steps) if stiff_from is None else None
+        watch = StiffnessWatch(num_steps) if stiff_from is None else None
         tolerance = path.tolerances.tolerance
-        solver = diffrax.Tsit5() if stiff_from is None else stiff_solver(tolerance)
+        solver = first_solver() if stiff_from is None else stiff_solver(tolerance)
     control = control_of(solver, path.tolerances, 1, NEVER)
     # The last steps may be as short as a landing needs.
     step = float(np.max(trajectory.step[-4:]))
@@ -304,12 +245,6 @@ def _at_last_point(
     passage = PassageMemory(spans=trajectory.stats.get("through_zero", []))
     counts = stiff_from, num_steps, len(trajectory) - 1, budget
     return Place(cursor, solver, watch, sliding, *counts, passage)
-
-
-def last_row(trajectory: Trajectory) -> Row:
-    """The last point of a trajectory."""
-    ends = {name: column[-1:] for name, column in trajectory.columns.items()}
-    return rows_of(ends, trajectory.vectors[-1:])[0]
 
 
 def _part(trajectory: Trajectory) -> dict[str, Any]:

@@ -14,69 +14,17 @@ import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int
 
-from gflow.flow.field import Field, State, error_norm, error_sizes
-from gflow.flow.until import LANDED, Until, known_log_loss
+from gflow.flow.field import error_norm, error_sizes
+from gflow.flow.landing import Bracket, landing, moved, no_bracket
+from gflow.flow.until import Until
+from gflow.stiff.traits import ORDINARY, Gains
 
-_MOST_LANDINGS = 60
-
-
-class Gains(NamedTuple):
-    """A PI controller: by what to multiply a step.
-
-    Attributes:
-        this, last: exponents, times the order of the error estimate, of this step's error and of
-            the last accepted one's.
-        safety: factor beside them.
-        shrink, grow: bounds.
-        reach, recover: no later step is longer than `reach` times a rejected one, a bound which
-            the n-th accepted step after it raises by the factor `recover^n`.
-    """
-
-    this: Any
-    last: Any
-    safety: Any = 0.9
-    shrink: Any = 0.2
-    grow: Any = 10.0
-    reach: Any = np.inf
-    recover: Any = 1.0
-
-
-# Of the exponents (1, 0), (0.7, 0.1), (0.6, 0.2), (0.7, 0.3) and (0.7, 0.4) these need about the
-# fewest steps at equal error.
-EXPLICIT = Gains(this=0.6, last=0.2)
-# Of a Rosenbrock method on the linear problems of benchmarks/far_flow.py: 5 to 15 % fewer steps
-# than with the former. Longer growth, or no memory, is paid back in rejections.
-STIFF = Gains(this=0.8, last=0.3, grow=5.0)
-# Of a stabilised explicit method, whose error jumps at the end of its interval: a little below it
-# all is well, and it should be met rarely. On MNIST 28 % of the steps were rejected without.
-STABILIZED = Gains(this=0.6, last=0.2, shrink=0.6, grow=2.0, reach=0.8, recover=1.01)
 # Errors below this fraction of the tolerance are mostly rounding, and count as this large.
 _LEAST_ERROR = 1e-5
-
-
 # A step this much shorter than the longest that changes nothing has underflowed.
 _SHORTEST = 1e-12
-
-
-class Bracket(NamedTuple):
-    """Where the first target lies, once a step has passed it.
-
-    Attributes:
-        before: distance to it at the start of the step, positive.
-        width: length of a step from there that passes it; infinite while none is known.
-        after: distance at its end, not positive.
-        side: which end moved last, -1 for the lower and +1 for the upper.
-        tries: steps made towards it so far.
-    """
-
-    before: Float[Array, ""]
-    width: Float[Array, ""]
-    after: Float[Array, ""]
-    side: Int[Array, ""]
-    tries: Int[Array, ""]
 
 
 class ControlState(NamedTuple):
@@ -144,7 +92,7 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
     budget: Any
     until: Until
     atol_logit: Any = None
-    gains: Gains = EXPLICIT
+    gains: Gains = ORDINARY
     step: Any = 1.0
 
     def wrap(self, direction: Any) -> "FlowController":
@@ -152,9 +100,9 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
         step = jnp.asarray(self.step)
-        one, zero = jnp.ones_like(step), jnp.zeros((), jnp.int64)
-        bracket = Bracket(one, jnp.inf * one, -one, zero, zero)
-        state = ControlState(one, jnp.asarray(t0), step, 0 * one, zero, jnp.inf * one, one, bracket)
+        one, none = jnp.ones_like(step), jnp.zeros((), jnp.int64)
+        start, bracket = jnp.asarray(t0), no_bracket(step)
+        state = ControlState(one, start, step, 0 * one, none, jnp.inf * one, one, bracket)
         return t0 + step, state
 
     def adapt_step_size(
@@ -168,23 +116,18 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
         last_error = jnp.where(keep, error, last_error)
         rise = jnp.where(keep, self.gains.recover * rise, 1.0)
         ceiling = jnp.where(keep, rise * ceiling, self.gains.reach * length)
-        targets = distances(self.until, args, y1_candidate)
-        distance = jnp.min(targets)
-        # The last one is none that was asked for.
-        accuracy = jnp.where(targets[-1] <= distance, LANDED, self.until.accuracy)
-        exact = _indistinguishable(y0, y1_candidate, length, bracket)
-        arrived = keep & _close(distance, accuracy, exact, bracket)
-        passed = keep & (distance <= 0) & ~arrived
-        bracket = _updated(bracket, keep, passed, distance, length)
-        keep = keep & ~passed
+        ahead = landing(self.until, args, bracket, y0, y1_candidate, length, keep)
+        keep = keep & ~ahead.passed
         start = jnp.where(keep, length, t0)
-        free = jnp.where(passed, jnp.inf, jnp.minimum(factor * length, ceiling))
-        step = jnp.minimum(free, _aim(bracket, exact))
+        # The length of a step that passed the target follows from the bracket alone.
+        free = jnp.where(ahead.passed, jnp.inf, jnp.minimum(factor * length, ceiling))
+        step = jnp.minimum(free, ahead.step)
         next_t1 = start + step
         longest = jnp.maximum(longest, jnp.where(keep, length, 0.0))
-        state = ControlState(last_error, start, step, longest, count + 1, ceiling, rise, bracket)
-        moving = (next_t1 > start) & ~_stuck(_moved(y0, y1_candidate), length, state)
-        verdict = self._verdict(state, moving, arrived)
+        memory = longest, count + 1, ceiling, rise, ahead.bracket
+        state = ControlState(last_error, start, step, *memory)
+        moving = (next_t1 > start) & ~_stuck(moved(y0, y1_candidate), length, state)
+        verdict = self._verdict(state, moving, ahead.arrived)
         return keep, start, next_t1, False, state, verdict
 
     def _error(self, error: Any) -> Array:
@@ -211,7 +154,7 @@ def make_controller(
     until: Until,
     atol_logit: Any = None,
     rtol_direction: Any = None,
-    gains: Gains = EXPLICIT,
+    gains: Gains = ORDINARY,
 ) -> FlowController:
     """Control of `error_norm(error) <= tolerance` per step, for at most `budget` steps.
 
@@ -242,23 +185,6 @@ def rewound(state: ControlState) -> ControlState:
     return state._replace(count=jnp.zeros_like(state.count))
 
 
-def distances(until: Until, field: Field, state: State) -> Float[Array, " targets"]:
-    """Distance to each target. The margins are evaluated only where a target needs them."""
-    log_kappa = field.log_kappa(state)
-
-    def evaluated() -> tuple[Array, Array, Array]:
-        measures = field.measures(state)
-        return known_log_loss(measures), measures.stationarity, measures.margin
-
-    def skipped() -> tuple[Array, Array, Array]:
-        nothing = jnp.zeros_like(log_kappa)
-        return nothing + jnp.inf, nothing + 1.0, nothing
-
-    log_loss, stationarity, margin = lax.cond(until.needs_margins, evaluated, skipped)
-    time = field.log1p_time(state)
-    return until.remaining(log_kappa, time, log_loss, stationarity, margin, field.ceiling)
-
-
 def _factor(gains: Gains, error: Array, last_error: Array, order: Any, keep: Array) -> Array:
     """By what to multiply the step: of a PI controller."""
     factor = gains.safety * error ** (-gains.this / order) * last_error ** (gains.last / order)
@@ -267,55 +193,11 @@ def _factor(gains: Gains, error: Array, last_error: Array, order: Any, keep: Arr
     return jnp.clip(factor, gains.shrink, jnp.where(keep, gains.grow, gains.safety))
 
 
-def _indistinguishable(start: State, end: State, length: Any, bracket: Bracket) -> Array:
-    """Whether the bracket is so narrow that the states in it are one state to float64."""
-    # Of the step that was tried; by what is left of the bracket, so much less or more.
-    rounding = 16 * jnp.finfo(jnp.float64).eps
-    moved = _moved(start, end) * bracket.width
-    return jnp.isfinite(bracket.width) & (moved <= rounding * length)
-
-
-def _moved(start: State, end: State) -> Array:
-    """How far a step went, relative to where it began."""
-    return jnp.max(jnp.abs(end - start) / (1.0 + jnp.abs(start)))
-
-
-def _stuck(moved: Array, length: Any, state: ControlState) -> Array:
+def _stuck(way: Array, length: Any, state: ControlState) -> Array:
     """Whether steps have become so short that they change nothing, without a target ahead.
 
     A flow at rest is not stuck: its steps are long.
     """
-    nothing = moved <= 4 * jnp.finfo(jnp.float64).eps
+    nothing = way <= 4 * jnp.finfo(jnp.float64).eps
     short = length < _SHORTEST * state.longest
-    return nothing & short & ~jnp.isfinite(state.bracket.width)
-
-
-def _close(distance: Any, accuracy: Any, exact: Any, bracket: Bracket) -> Array:
-    """Whether the end of the step is on the target, or past it as closely as can be."""
-    tired = jnp.isfinite(bracket.width) & (bracket.tries >= _MOST_LANDINGS)
-    return (jnp.abs(distance) <= accuracy) | ((distance <= 0) & (exact | tired))
-
-
-def _updated(bracket: Bracket, keep: Any, passed: Any, distance: Any, length: Any) -> Bracket:
-    """The bracket after a step that passed the target, or stayed before it (Illinois method)."""
-    known = jnp.isfinite(bracket.width)
-    below = keep & ~passed
-    halve_after = below & known & (bracket.side < 0)
-    halve_before = passed & (bracket.side > 0)
-    before = jnp.where(below, distance, jnp.where(halve_before, 0.5, 1.0) * bracket.before)
-    after = jnp.where(passed, distance, jnp.where(halve_after, 0.5, 1.0) * bracket.after)
-    side = jnp.where(passed, 1, jnp.where(below & known, -1, bracket.side))
-    width = jnp.where(passed, length, jnp.where(below, bracket.width - length, bracket.width))
-    return Bracket(before, width, after, side, bracket.tries + jnp.where(known, 1, 0))
-
-
-def _aim(bracket: Bracket, exact: Any) -> Array:
-    """The step at whose end the secant through the bracket meets the target; infinite without one.
-
-    Where the bracket is as narrow as can be, its far end.
-    """
-    known = jnp.isfinite(bracket.width)
-    share = jnp.clip(bracket.before / (bracket.before - bracket.after), 0.01, 0.99)
-    # A log-loss that is infinite at either end.
-    share = jnp.where(jnp.isfinite(bracket.before - bracket.after), share, 0.5)
-    return jnp.where(known, jnp.where(exact, 1.0, share) * bracket.width, jnp.inf)
+    return nothing & short & ~state.bracket.known

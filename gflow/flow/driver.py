@@ -13,20 +13,16 @@ from gflow._signatures import named
 from gflow._typing import Params
 from gflow.deadline import Deadline
 from gflow.flow.chattering import Sliding
-from gflow.flow.continuing import (
-    Given,
-    already_met,
-    cap_going_on,
-    check_continuable,
-    continued,
-)
+from gflow.flow.continuing import Given, already_met, cap_going_on, continued
 from gflow.flow.ended import reached_before, stopped_before, trajectory_of
 from gflow.flow.field import Field
 from gflow.flow.options import check_options, checked_cap, checked_solver
 from gflow.flow.place import Path, Place, first_budget
 from gflow.flow.run import Run
+from gflow.flow.same_problem import check_continuable
+from gflow.flow.solvers import first_solver
 from gflow.flow.starting import Tolerances, control_of, start_cursor
-from gflow.flow.stiffness import Watch
+from gflow.flow.stiffness import StiffnessWatch
 from gflow.flow.until import Until
 from gflow.problem import Problem
 from gflow.progress import check_progress, reporter
@@ -149,10 +145,10 @@ def _begun(problem: Problem, params: Params, until: Until, given: Given, how: _H
     across = given.tolerance if given.rtol_direction is None else given.rtol_direction
     tolerances = Tolerances(given.tolerance, across, given.atol_logit)
     path = Path(Field(problem, Layout.of(params), log_cap), tolerances)
-    solver = diffrax.Tsit5() if chosen is None else chosen
+    solver = first_solver() if chosen is None else chosen
     cursor = start_cursor(path.field, solver, control_of(solver, tolerances, 1, until), params)
     path = path.scaled(np.asarray(cursor.state[-1]))
-    watch = Watch() if chosen is None else None
+    watch = StiffnessWatch() if chosen is None else None
     sliding, budget = Sliding(np.asarray(cursor.state)), first_budget(path.field, solver)
     place = Place(cursor, solver, watch, sliding, budget=budget)
     run = Run(path, until, place, Record(how.save))

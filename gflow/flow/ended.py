@@ -7,46 +7,65 @@ import numpy as np
 
 from gflow.flow.outcome import targets_met
 from gflow.flow.place import written
+from gflow.flow.reading import read_between
 from gflow.flow.run import Run
-from gflow.flow.starting import solver_name
 from gflow.flow.until import Until
 from gflow.results import RESULTS
+from gflow.stiff.traits import traits_of
 from gflow.trajectory import Trajectory
 
 
 def trajectory_of(
     run: Run, result: RESULTS, seconds: float, max_steps: int, earlier: list[dict[str, Any]]
 ) -> Trajectory:
-    """Everything recorded.
+    """The trajectory of all that was recorded, with the options and counts of the run.
 
     Args:
         seconds: of the run, those before it was taken up included.
         max_steps: of the last call.
         earlier: options of parts of the run that were made with others.
     """
-    field, place = run.path.field, run.now
+    field = run.path.field
     columns, vectors = run.record.columns(field.problem.degree)
     beyond = columns["log_kappa"] > field.log_cap
     columns = {**columns, "log1p_time": np.where(beyond, np.nan, columns["log1p_time"])}
-    num_accepted = int(columns["num_steps_at"][-1])
+    # Counting takes some steps more, which nobody waits for where time is short.
     in_haste = any(bool(result == soon) for soon in (RESULTS.seconds_spent, RESULTS.interrupted))
     chattering = None if in_haste else run.num_chattering()
     if chattering and bool(result == RESULTS.step_budget_spent):
         result = RESULTS.chattering  # pyright: ignore[reportAssignmentType]
     met = targets_met(run.until, field, run.record.last(), landed=True)
+    num_accepted = int(columns["num_steps_at"][-1])
     stats = {
         "num_steps": run.num_steps,
         "num_accepted_steps": num_accepted,
         "num_rejected_steps": run.num_steps - num_accepted,
         "stopped_by": met[0] if bool(result == RESULTS.successful) else None,
-        "stiff_from": place.stiff_from,
+        "stiff_from": run.now.stiff_from,
         "through_zero": run.passage.spans,
         "num_chattering": chattering,
         "seconds": seconds,
     }
-    settings = {
+    return Trajectory(
+        kind="flow",
+        reader=read_between,
+        columns=columns,
+        vectors=vectors,
+        layout=field.layout,
+        problem=field.problem,
+        result=result,
+        stats=stats,
+        settings=_settings(run, max_steps, earlier),
+        checkpoint=written(run.path, run.place, run.record),
+    )
+
+
+def _settings(run: Run, max_steps: int, earlier: list[dict[str, Any]]) -> dict[str, Any]:
+    """The options of a run, as plain values."""
+    field = run.path.field
+    return {
         "until": run.until.as_dict(),
-        "solver": solver_name(place.solver),
+        "solver": traits_of(run.now.solver).name,
         **{name: float(value) for name, value in run.path.tolerances._asdict().items()},
         "kappa_cap": None if np.isinf(field.log_cap) else float(np.exp(field.log_cap)),
         "save": run.record.limit,
@@ -55,17 +74,6 @@ def trajectory_of(
         "log_time_scale": float(field.log_time_scale),
         **({"earlier": earlier} if earlier else {}),
     }
-    return Trajectory(
-        kind="flow",
-        columns=columns,
-        vectors=vectors,
-        layout=field.layout,
-        problem=field.problem,
-        result=result,
-        stats=stats,
-        settings=settings,
-        checkpoint=written(run.path, run.place, run.record),
-    )
 
 
 def reached_before(trajectory: Trajectory, until: Until, stopped_by: str) -> Trajectory:

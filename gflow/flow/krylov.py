@@ -23,7 +23,7 @@ from gflow._numerics import scaled_margins
 from gflow.flow.field import Field, unit_direction
 from gflow.kkt.system import gradient_rows
 from gflow.problem import GradientMode
-from gflow.stiff.systems import Operator, Vector
+from gflow.stiff.operators import Operator, Vector
 
 
 class StiffPart(NamedTuple):
@@ -44,11 +44,11 @@ class StiffPart(NamedTuple):
     damping: Float[Array, ""]
 
 
-def stiff_part(field: Field, path: Float[Array, " path"], most_margins: int) -> StiffPart:
+def stiff_part(field: Field, path: Float[Array, " path"], rank: int) -> StiffPart:
     """The stiff part of the Jacobian of `(u, log rho)` by its heaviest margins.
 
-    Those of the examples of largest weight, `most_margins` in all at most. Memory: G and S, which
-    are one for clean data and for total gradients.
+    Those of the examples of largest weight, `rank` margins in all at most. Memory: G
+    and S, which are one for clean data and for total gradients.
     """
     problem = field.problem
     state = jnp.append(path, 0.0)
@@ -57,7 +57,7 @@ def stiff_part(field: Field, path: Float[Array, " path"], most_margins: int) -> 
     ascent = problem.ascent(params, log_kappa)
     of_class = 1 if ascent.margins.ndim == 1 else ascent.margins.shape[1]
     weights = ascent.weights.reshape(-1, of_class).sum(axis=1)
-    _, heaviest = lax.top_k(weights, min(len(weights), max(1, most_margins // of_class)))
+    _, heaviest = lax.top_k(weights, min(len(weights), max(1, rank // of_class)))
     margins = ascent.margins[heaviest]
 
     def rows(mode: GradientMode | None) -> Array:

@@ -7,14 +7,17 @@ import diffrax
 import numpy as np
 
 from gflow._numerics import is_integer, is_real
-from gflow.flow.clocked import ClockedRosenbrock
+from gflow.flow.solvers import fitted
 from gflow.flow.until import Until
 from gflow.measures import MAX_LOG_KAPPA
-from gflow.stiff.rosenbrock import Rosenbrock
 
 
 def checked_solver(solver: Any, tolerance: float) -> diffrax.AbstractSolver | None:
-    """The solver of a run with this tolerance; None where it is to be chosen along the way."""
+    """The solver as a run with this tolerance uses it; None where `integrate` is to choose it.
+
+    Raises:
+        TypeError: no solver of diffrax, or one that cannot follow the flow.
+    """
     if solver is None:
         return None
     if isinstance(solver, type) and issubclass(solver, diffrax.AbstractSolver):
@@ -34,10 +37,7 @@ def checked_solver(solver: Any, tolerance: float) -> diffrax.AbstractSolver | No
             "and the flow is one term. Implicit throughout are `gflow.Rosenbrock()`, which suits "
             "the flow best, and `diffrax.Kvaerno5()`."
         )
-    if isinstance(solver, Rosenbrock):
-        linear = solver.linear_solver
-        return ClockedRosenbrock(solver.method, linear_solver=linear, tolerance=tolerance)
-    return solver
+    return fitted(solver, tolerance)
 
 
 def checked_cap(kappa_cap: Any, atol_logit: Any, until: Until) -> np.ndarray:

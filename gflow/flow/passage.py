@@ -1,7 +1,8 @@
-"""Through 0: where the flow of a network of degree 1 passes parameters that are all 0.
+"""How the flow of a network of degree 1 is followed through parameters that are all 0.
 
-On the sphere that is no point: the direction jumps to the other side while log rho runs to minus
-infinity. The parameters themselves pass it at a finite time and at full speed, since for degree 1
+On the sphere there is no such point: the direction jumps to the other side while log rho runs to
+minus infinity. The parameters themselves pass it at a finite time and at full speed, since for
+degree 1
 
     d params / dt = (sum_i -l'(q_i)) sum_i p_i grad q_i(u)
 
@@ -26,18 +27,20 @@ from jaxtyping import Array
 from gflow._programs import compiled
 from gflow.flow.field import Field, State, unit_direction
 from gflow.record import Row
+from gflow.stiff.traits import FlatSolver
 
 # A flow heads for 0 where it moves against the direction to within this angle, and all logits are
 # so small that the weights p hardly change on the way.
 _ANGLE, _LOGIT = 1e-2, 1.0
-# Steps of the first try, relative to the way to 0.
+# The first step, relative to the way to 0.
 _FIRST = 1e-2
-# A flow that is not past 0 after so many segments is drawn into it.
+# A flow that is not past 0 after so many segments does not pass it: it ends there.
 _MOST_SEGMENTS = 24
+# Lengths below this, in units of rho_0, count as 0: their squares underflow.
 _NOTHING = 1e-250
 
 
-class PlainRungeKutta(diffrax.AbstractAdaptiveSolver):
+class PlainRungeKutta(FlatSolver):
     """Tsit5 in the parameters themselves, for degree 1.
 
     The error of a step is `|d params| / rho_0`, in the place of that of the direction.
@@ -50,7 +53,6 @@ class PlainRungeKutta(diffrax.AbstractAdaptiveSolver):
     log_length: Any
     log_weight: Any
 
-    term_structure: ClassVar = diffrax.ODETerm
     interpolation_cls: ClassVar[Callable] = diffrax.LocalLinearInterpolation
 
     def order(self, terms: Any) -> int:
@@ -58,12 +60,6 @@ class PlainRungeKutta(diffrax.AbstractAdaptiveSolver):
 
     def error_order(self, terms: Any) -> Any:
         return diffrax.Tsit5().error_order(terms)
-
-    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> None:
-        return None
-
-    def func(self, terms: Any, t0: Any, y0: Any, args: Any) -> Any:
-        return terms.vf(t0, y0, args)
 
     def step(
         self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
@@ -204,7 +200,7 @@ class Passage:
         beyond = row.state[-2] > float(self.solver.log_length) if self.solver else False
         if not (beyond or stuck or self._num_segments >= _MOST_SEGMENTS):
             return False
-        # Drawn into 0, it fades on the sphere.
+        # Otherwise it ends at 0, and is followed on the sphere until its norm has decayed.
         self._possible = bool(beyond)
         self.step = np.float64(_FIRST / heading(self.field, jnp.asarray(row.state)).speed)
         self.solver = None

@@ -18,10 +18,12 @@ from gflow.flow.chattering import Sliding
 from gflow.flow.field import Field
 from gflow.flow.passage import Passage, PassageMemory
 from gflow.flow.segment import Cursor, begin
+from gflow.flow.solvers import stiff_solver
 from gflow.flow.starting import Tolerances, control_of
-from gflow.flow.stiffness import Watch, looked, step_cost, stiff_solver
+from gflow.flow.stiffness import StiffnessWatch, looked
 from gflow.flow.until import NEVER
 from gflow.record import FIRST_STEPS, Record, steps_within_work
+from gflow.stiff.traits import traits_of
 
 
 class Path(NamedTuple):
@@ -53,7 +55,7 @@ class Place(NamedTuple):
 
     cursor: Cursor
     solver: diffrax.AbstractSolver
-    watch: Watch | None
+    watch: StiffnessWatch | None
     sliding: Sliding
     stiff_from: int | None = None
     num_steps: int = 0
@@ -75,7 +77,7 @@ def first_budget(field: Field, solver: diffrax.AbstractSolver) -> int:
 def most_steps(field: Field, solver: diffrax.AbstractSolver) -> int:
     """Steps of a segment at most."""
     size = field.layout.size
-    return steps_within_work(size, len(field.problem.dataset.x), step_cost(solver, size))
+    return steps_within_work(size, len(field.problem.dataset.x), traits_of(solver, size).cost)
 
 
 def landing(cursor: Cursor) -> bool:
@@ -167,7 +169,7 @@ def read(path: Path, solver: diffrax.AbstractSolver, checkpoint: Checkpoint) -> 
     return Place(
         cursor,
         solver,
-        None if facts["watch"] is None else Watch(*facts["watch"]),
+        None if facts["watch"] is None else StiffnessWatch(*facts["watch"]),
         Sliding(np.asarray(state), *facts["sliding"]),
         facts["stiff_from"],
         facts["num_steps"],

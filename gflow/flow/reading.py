@@ -7,16 +7,14 @@ import jax
 import numpy as np
 
 from gflow._typing import Params
-from gflow.flow.clocked import ClockedRosenbrock
 from gflow.flow.control import FlowController
 from gflow.flow.field import Field, unit_direction
 from gflow.flow.passage import Passage
 from gflow.flow.segment import Block, advance, begin
+from gflow.flow.solvers import first_solver, solver_named
 from gflow.flow.starting import Tolerances, control_of
 from gflow.flow.until import Until
 from gflow.record import Row, row_capacity
-from gflow.stiff.chebyshev import RungeKuttaChebyshev
-from gflow.stiff.tableaus import TABLEAUS
 from gflow.trajectory import Trajectory, scaled
 
 # Steps after which a flow through 0 is looked at.
@@ -24,33 +22,26 @@ _SHORT = 16
 
 
 def read_between(trajectory: Trajectory, index: int, name: str, target: float) -> Params:
-    """The parameters between two saved points, by integrating again from the first of them."""
+    """The parameters where the quantity `name` is `target`, between two saved points.
+
+    By integrating again from the first of them, with the solver and the tolerances of the run.
+
+    Raises:
+        ValueError: the step size underflows on the way, as at a kink.
+    """
     settings, size = settings_at(trajectory, index), row_capacity(trajectory.layout.size)
-    cap = settings["kappa_cap"]
-    log_cap = np.asarray(np.inf if cap is None else np.log(cap))
-    scale = settings.get("log_time_scale", 0.0)
-    # Before a time that is asked for, a coarser scale would know nothing.
-    scale = np.asarray(min(scale, np.log1p(target)) if name == "time" else scale)
-    field = Field(trajectory.require_problem(), trajectory.layout, log_cap, scale)
-    tolerance = settings["tolerance"]
-    # Of a user's own solver: any other is as accurate.
-    solver = solver_named(settings["solver"], tolerance) or diffrax.Tsit5()
-    # Files of earlier versions have one tolerance for all.
-    across = settings.get("rtol_direction", tolerance)
-    tolerances = Tolerances(tolerance, across, settings["atol_logit"])
+    field = _field(trajectory, settings, name, target)
+    # In place of a user's own solver: any other is as accurate.
+    solver = solver_named(settings["solver"], settings["tolerance"]) or first_solver()
     # A flow through 0 passes it here as it did in the run.
     passage = Passage(field) if trajectory.stats.get("through_zero") else None
-    budget = _SHORT if passage else size
+    tolerances, until = _tolerances(settings), Until(**{name: target})
 
     def control(solver: diffrax.AbstractSolver) -> FlowController:
-        return control_of(solver, tolerances, budget, Until(**{name: target}))
+        return control_of(solver, tolerances, _SHORT if passage else size, until)
 
-    column = trajectory.columns
-    log_time = field.log_time(np.nan_to_num(column["log1p_time"][index]))
-    state = np.concatenate([trajectory.vectors[index], [column["log_norm"][index], log_time]])
-    place = column["clock"][index], state, column["step"][index], np.int64(0)
     stepper = solver
-    cursor = begin(field, stepper, control(stepper), *place)
+    cursor = begin(field, stepper, control(stepper), *_place(field, trajectory, index))
     while True:
         cursor, block = advance(
             field, stepper, control(stepper), cursor, np.int64(size + 1), capacity=size
@@ -70,6 +61,30 @@ def read_between(trajectory: Trajectory, index: int, name: str, target: float) -
             )
 
 
+def _field(trajectory: Trajectory, settings: dict[str, Any], name: str, target: float) -> Field:
+    """The field of the run."""
+    cap, scale = settings["kappa_cap"], settings.get("log_time_scale", 0.0)
+    log_cap = np.asarray(np.inf if cap is None else np.log(cap))
+    # Before a time that is asked for, a coarser time scale would tell nothing.
+    scale = np.asarray(min(scale, np.log1p(target)) if name == "time" else scale)
+    return Field(trajectory.require_problem(), trajectory.layout, log_cap, scale)
+
+
+def _tolerances(settings: dict[str, Any]) -> Tolerances:
+    """Those of the run. Files of version 0.1.0 may have one tolerance for all."""
+    tolerance = settings["tolerance"]
+    across = settings.get("rtol_direction", tolerance)
+    return Tolerances(tolerance, across, settings["atol_logit"])
+
+
+def _place(field: Field, trajectory: Trajectory, index: int) -> tuple[Any, Any, Any, Any]:
+    """Clock, state, step and count at a saved point, from which to integrate."""
+    column = trajectory.columns
+    log_time = field.log_time(np.nan_to_num(column["log1p_time"][index]))
+    state = np.concatenate([trajectory.vectors[index], [column["log_norm"][index], log_time]])
+    return column["clock"][index], state, column["step"][index], np.int64(0)
+
+
 def _last(block: Block) -> Row:
     """The point at which a segment stopped."""
     return jax.tree.map(lambda leaf: np.asarray(leaf)[int(block.num_rows) - 1], block.rows)
@@ -87,20 +102,3 @@ def settings_at(trajectory: Trajectory, index: int) -> dict[str, Any]:
     stiff_from = part["stiff_from"]
     explicit = stiff_from is not None and made < stiff_from
     return {**part, "solver": "Tsit5"} if explicit else dict(part)
-
-
-def solver_named(name: str, tolerance: float) -> diffrax.AbstractSolver | None:
-    """The solver with this name in the settings of a run, with its usual options; None for one that
-    is not known or has to be told more.
-    """
-    if name in TABLEAUS:
-        return ClockedRosenbrock(name, tolerance=tolerance)
-    if name == RungeKuttaChebyshev.__name__:
-        return RungeKuttaChebyshev()
-    kind = getattr(diffrax, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, diffrax.AbstractSolver)):
-        return None
-    try:
-        return kind()
-    except TypeError:
-        return None

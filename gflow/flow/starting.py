@@ -8,12 +8,11 @@ import numpy as np
 
 from gflow._programs import compiled
 from gflow._typing import Params
-from gflow.flow.control import EXPLICIT, STABILIZED, STIFF, FlowController, make_controller
+from gflow.flow.control import FlowController, make_controller
 from gflow.flow.field import Field, initial_state
 from gflow.flow.segment import Cursor, begin
 from gflow.flow.until import Until
-from gflow.stiff.chebyshev import RungeKuttaChebyshev
-from gflow.stiff.rosenbrock import Rosenbrock
+from gflow.stiff.traits import traits_of
 
 
 class Tolerances(NamedTuple):
@@ -27,14 +26,15 @@ class Tolerances(NamedTuple):
 def control_of(
     solver: diffrax.AbstractSolver, tolerances: Tolerances, budget: int, until: Until
 ) -> FlowController:
-    """Step-size control: in the logits too where the solver is linearly implicit."""
+    """Step-size control with the gains of the solver, for at most `budget` steps.
+
+    A step of a linearised field is controlled in the logits too: far out, an error that is small in
+    the direction is large in what the loss sees, and there the linearisation no longer holds.
+    """
     tolerance, rtol_direction, atol_logit = map(np.float64, tolerances)
-    logit, gains = None, EXPLICIT
-    if isinstance(solver, Rosenbrock):
-        logit, gains = atol_logit, STIFF
-    elif isinstance(solver, RungeKuttaChebyshev):
-        gains = STABILIZED
-    return make_controller(tolerance, np.int64(budget), until, logit, rtol_direction, gains)
+    traits = traits_of(solver)
+    logit = atol_logit if traits.linearised else None
+    return make_controller(tolerance, np.int64(budget), until, logit, rtol_direction, traits.gains)
 
 
 def start_cursor(
@@ -51,11 +51,9 @@ def start_cursor(
 def first_length(solver: diffrax.AbstractSolver, controller: FlowController) -> float:
     """How far the direction may move in a cautious first step, where nothing is known of the flow.
 
-    A Rosenbrock or a stabilised method begins with a longer one: its steps are few, and a rejected
-    one costs less than half a dozen in which a short one grows.
+    The step of a method of order 5 with an error of the tolerance, times `Traits.first_step`.
     """
-    caution = 1.0 if isinstance(solver, (Rosenbrock, RungeKuttaChebyshev)) else 0.01
-    return caution * float(controller.atol) ** 0.2
+    return traits_of(solver).first_step * float(controller.atol) ** 0.2
 
 
 @compiled
@@ -74,8 +72,3 @@ def _begin_at_params(field, solver, controller, params, length) -> Cursor:
     scale = jnp.clip(scale, 0.0, controller.until.log1p_time)
     state = jnp.append(state[:-1], scale)
     return begin(field, solver, controller, np.float64(0), state, step, np.int64(0))
-
-
-def solver_name(solver: diffrax.AbstractSolver) -> str:
-    """What the settings of a run call its solver."""
-    return solver.method if isinstance(solver, Rosenbrock) else type(solver).__name__

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from gflow._description import storable
 from gflow._numerics import norm, smoothing_leaf
 from gflow._signatures import named
 from gflow._typing import Params
@@ -27,6 +28,7 @@ from gflow.networks._dense import dense_layer, switched_layer
 from gflow.networks._layers import AveragePool, Convolution, Dense, Layer, MaxPool, Shape
 
 
+@storable("Convolutional")
 class Convolutional(AbstractNetwork):
     """A convolutional network; see `gflow.networks.conv`."""
 

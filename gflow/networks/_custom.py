@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from gflow._description import storable
 from gflow._signatures import named
 from gflow._typing import Params
 from gflow.networks._base import AbstractNetwork, is_integer
 
 
+@storable("Custom")
 class Custom(AbstractNetwork):
     """A user's own function; see `gflow.networks.custom`."""
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from gflow._description import storable
 from gflow._numerics import norm, smoothing_leaf
 from gflow._signatures import named
 from gflow._typing import Params
@@ -38,6 +39,7 @@ class AbstractLayered(AbstractNetwork):
         return self.widths[-1]
 
 
+@storable("MLP")
 class MLP(AbstractLayered):
     """A multi-layer perceptron; see `gflow.networks.mlp`."""
 
@@ -110,6 +112,7 @@ def switched_layer(weight: Array, hidden: Array, switches: Switches) -> Array:
     return switches.activate(value, scale)
 
 
+@storable("DeepLinear")
 class DeepLinear(AbstractLayered):
     """A product of matrices; see `gflow.networks.linear` and `deep_linear`."""
 
@@ -140,6 +143,7 @@ class DeepLinear(AbstractLayered):
         return product[0] if product.shape[0] == 1 else product
 
 
+@storable("Diagonal")
 class Diagonal(AbstractNetwork):
     """A diagonal linear network; see `gflow.networks.diagonal`."""
 

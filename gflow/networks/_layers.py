@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from gflow._description import storable
 from gflow._numerics import window_norms
 from gflow._signatures import named
 from gflow.networks._base import is_integer
@@ -17,6 +18,7 @@ Shape = tuple[int, ...]
 """Of what a layer takes or gives: (channels, height, width), or (width,) after a dense layer."""
 
 
+@storable("Convolution")
 @named()
 @dataclasses.dataclass(frozen=True)
 class Convolution:
@@ -80,6 +82,7 @@ class _Pool:
         return lax.reduce_window(image, first, operation, window, stride, "VALID")
 
 
+@storable("AveragePool")
 @named()
 @dataclasses.dataclass(frozen=True)
 class AveragePool(_Pool):
@@ -94,6 +97,7 @@ class AveragePool(_Pool):
         return self._reduce(image, 0.0, lax.add) / (self.size[0] * self.size[1])
 
 
+@storable("MaxPool")
 @named()
 @dataclasses.dataclass(frozen=True)
 class MaxPool(_Pool):
@@ -110,6 +114,7 @@ class MaxPool(_Pool):
         return self._reduce(image, -np.inf, lax.max)
 
 
+@storable("Dense")
 @named()
 @dataclasses.dataclass(frozen=True)
 class Dense:

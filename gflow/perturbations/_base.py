@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gflow._description import storable
 from gflow._signatures import named
 
 Margin = Callable[[Array], Array]
@@ -89,6 +90,7 @@ class AbstractPerturbation(eqx.Module):
         """Raises ValueError if these examples cannot be perturbed. Shapes: inputs (n, d)."""
 
 
+@storable("Clean")
 class Clean(AbstractPerturbation):
     """No perturbation; see `gflow.perturbations.clean`."""
 

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from gflow._description import storable
 from gflow._numerics import scalar, smoothing_leaf
 from gflow._signatures import named
 from gflow.perturbations._base import AbstractPerturbation, Margin, SwitchedMargin
 from gflow.perturbations._steps import checked_order, follows_signs, switched_step, unit_step
 
 
+@storable("FastGradient")
 class FastGradient(AbstractPerturbation):
     """One step of length `radius`; see `gflow.perturbations.fgm` and `fgsm`."""
 

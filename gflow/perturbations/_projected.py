@@ -14,6 +14,7 @@ from jaxtyping import Array
 from optax import projections
 
 from gflow._balls import onto_unit_ball, uniform_in_unit_ball
+from gflow._description import storable
 from gflow._numerics import is_integer, scalar, smoothing_leaf
 from gflow._signatures import named
 from gflow.perturbations._base import AbstractPerturbation, Margin, SwitchedMargin
@@ -23,6 +24,7 @@ from gflow.perturbations._steps import checked_order, follows_signs, switched_st
 _LONGEST_STEP = 1e300
 
 
+@storable("ProjectedGradient")
 class ProjectedGradient(AbstractPerturbation):
     """Several steps, each projected onto the ball; see `gflow.perturbations.pgd`."""
 

@@ -1,16 +1,17 @@
 """One Rosenbrock step of `y' = f(t, y, q(y))`, with `w = q(y)` as unknowns of their own.
 
-Where f depends on q as steeply as weights p on kappa q, a stage whose y is off by a little says
-nothing of f. Its w does, which the method follows like y: by polynomials in time. So the step is
-that for `y' = f(t, y, w), 0 = q(y) - w`, a differential-algebraic system of index 1, with w
-eliminated from the linear systems: with the gaps `g_i = q(Y_i) - W_i` of the stages,
+Where f depends steeply on q, a small error in the y of a stage changes f beyond recognition. If w
+is an unknown of its own, the method follows it as it follows y, by polynomials in time, and f is
+evaluated at a w that is as accurate as the step. So the step is that for the
+differential-algebraic system `y' = f(t, y, w)`, `0 = q(y) - w` of index 1, with w eliminated from
+the linear systems. With the gaps `g_i = q(Y_i) - W_i` of the stages,
 
     (1/(h gamma) - f_y - f_w q_y) U_i = f(t_i, Y_i, W_i) + sum_j (C_ij/h) U_j + h d_i f_t + f_w g_i
 
-are those of y and `q_y U_i + g_i` those of w. At the end y moves, by the same matrix, to where q(y)
-is what the step says of w. On deep linear networks, where the set of equal margins is curved, steps
-no longer shrink as kappa grows (benchmarks/far_flow.py: 72 to 102 to kappa 1e12 rather than 72
-to 192). Without any w, an empty vector, it is the plain method.
+are the stages of y, and `q_y U_i + g_i` those of w. At the end y moves, by the same matrix, to
+where q(y) is what the step says of w. On deep linear networks, where the set of equal margins is
+curved, steps then no longer shrink as kappa grows (benchmarks/far_flow.py: 72 to 102 steps to kappa
+1e12 rather than 72 to 192). Without any w, an empty vector, it is the plain method.
 
 Source of the elimination: Hairer & Wanner 1996, "Solving Ordinary Differential Equations II", VI.4.
 """
@@ -23,10 +24,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from gflow.stiff.systems import Direct, Operator, Recycling, Tangent
+from gflow.stiff.operators import Operator, Tangent
+from gflow.stiff.recycling import Recycling
+from gflow.stiff.systems import Direct
 from gflow.stiff.tableaus import Tableau
 
-# y moves until its gap is of this size, or so many times.
+# At the end y moves until the size of its gap is below this, or so many times. The size is in units
+# in which 1 is much, as of `Field.logit_size`.
 _SMALL, _MOST_MOVES = 1e-2, 4
 
 CoupledField = Callable[[Any, Array, Array | None], tuple[Array, Array]]

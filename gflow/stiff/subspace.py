@@ -1,9 +1,10 @@
 """The few directions in which a field is stiffest, followed along a solution by subspace iteration.
 
-Of the flow's Jacobian only a few eigenvalues grow with kappa and with the number of examples; in
-their directions a stabilised solver is implicit. Directions are those of the images of the former
-ones under the Jacobian, which differences of the field give at one evaluation each, and a few are
-renewed every step: the solution moves slowly where it is stiff.
+Where only a few eigenvalues of the Jacobian are large, as those of the flow that grow with kappa,
+a stabilised solver can be implicit in their directions alone. Each turn of the subspace iteration
+replaces the directions by their images under the Jacobian. A difference of the field gives an image
+for one evaluation, and every step computes a few of them: the solution moves slowly where it is
+stiff, so that directions of some steps ago will do.
 """
 
 from collections.abc import Callable
@@ -39,7 +40,7 @@ class Subspace(NamedTuple):
 
 
 def random_subspace(count: int, like: Float[Array, " P"]) -> Subspace:
-    """To begin with: directions by chance, of which no image is known, so that J counts as 0."""
+    """To begin with: random directions, of which no image is known, so that J counts as 0."""
     draws = jax.random.normal(jax.random.key(0), (count, like.size), like.dtype)
     directions, nothing = _orthonormal(draws), jnp.zeros_like(draws)
     return Subspace(directions, nothing, directions, nothing, jnp.zeros((), int))
@@ -48,9 +49,10 @@ def random_subspace(count: int, like: Float[Array, " P"]) -> Subspace:
 def renewed(
     subspace: Subspace, field: Callable[[Array], Array], point: Array, slope: Array
 ) -> Subspace:
-    """With the next images at a point, where the field is `slope`; one by one in turn.
+    """With `NUM_RENEWED` more images at a point, where the field is `slope`.
 
-    Once all are known, they take the place of the former, and their span is that of the next.
+    Once all images of the next directions are known, both take the place of the present ones, and
+    the images, made orthonormal, are the next directions.
     """
     if not len(subspace.directions):
         return subspace

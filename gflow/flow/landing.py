@@ -1,0 +1,139 @@
+"""Landing on a target: how steps are shortened until one ends on it.
+
+A step that passes a target is rejected, and shortened by the secant method (Illinois) through the
+distances at its two ends. So the last point is a step of the solver, as accurate as any other,
+where an event of diffrax would give a point of the dense output.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from gflow.flow.field import Field, State
+from gflow.flow.until import LANDED, Until, known_log_loss
+
+# After so many steps towards a target the next point past it is taken: a distance that jumps, as at
+# a kink, never gets as small as asked for.
+_MOST_LANDINGS = 60
+
+
+class Bracket(NamedTuple):
+    """Where the first target lies, once a step has passed it.
+
+    Attributes:
+        before: distance to it at the start of the step, positive.
+        width: length of a step from there that passes it; infinite while none is known.
+        after: distance at its end, not positive.
+        side: which end moved last, -1 for the lower and +1 for the upper.
+        tries: steps made towards it so far.
+    """
+
+    before: Float[Array, ""]
+    width: Float[Array, ""]
+    after: Float[Array, ""]
+    side: Int[Array, ""]
+    tries: Int[Array, ""]
+
+    @property
+    def known(self) -> Array:
+        """Whether a step has passed the target."""
+        return jnp.isfinite(self.width)
+
+
+def no_bracket(like: Array) -> Bracket:
+    """Of a flow that has not passed its target yet."""
+    one, zero = jnp.ones_like(like), jnp.zeros((), jnp.int64)
+    return Bracket(one, jnp.inf * one, -one, zero, zero)
+
+
+class Landing(NamedTuple):
+    """What a step means for the target.
+
+    Attributes:
+        arrived: whether its end counts as the target.
+        passed: whether it went too far, and is to be made again shorter.
+        bracket: after it.
+        step: the longest step that may come next; infinite while the target is not bracketed.
+    """
+
+    arrived: Array
+    passed: Array
+    bracket: Bracket
+    step: Array
+
+
+def landing(
+    until: Until, field: Field, bracket: Bracket, start: State, end: State, length: Any, keep: Any
+) -> Landing:
+    """What a step from `start` to `end` means for the target; `keep`: its error is small enough."""
+    targets = distances(until, field, end)
+    distance = jnp.min(targets)
+    # The last one, overflow, is none that was asked for.
+    accuracy = jnp.where(targets[-1] <= distance, LANDED, until.accuracy)
+    exact = _indistinguishable(start, end, length, bracket)
+    arrived = keep & _close(distance, accuracy, exact, bracket)
+    passed = keep & (distance <= 0) & ~arrived
+    bracket = _updated(bracket, keep, passed, distance, length)
+    return Landing(arrived, passed, bracket, _aim(bracket, exact))
+
+
+def distances(until: Until, field: Field, state: State) -> Float[Array, " targets"]:
+    """Distance to each target. The margins are evaluated only where a target needs them."""
+    log_kappa = field.log_kappa(state)
+
+    def evaluated() -> tuple[Array, Array, Array]:
+        measures = field.measures(state)
+        return known_log_loss(measures), measures.stationarity, measures.margin
+
+    def skipped() -> tuple[Array, Array, Array]:
+        nothing = jnp.zeros_like(log_kappa)
+        return nothing + jnp.inf, nothing + 1.0, nothing
+
+    log_loss, stationarity, margin = lax.cond(until.needs_margins, evaluated, skipped)
+    time = field.log1p_time(state)
+    return until.remaining(log_kappa, time, log_loss, stationarity, margin, field.ceiling)
+
+
+def moved(start: State, end: State) -> Array:
+    """How far a step went, relative to where it began."""
+    return jnp.max(jnp.abs(end - start) / (1.0 + jnp.abs(start)))
+
+
+def _indistinguishable(start: State, end: State, length: Any, bracket: Bracket) -> Array:
+    """Whether the bracket is so narrow that the states in it are one state to float64."""
+    # The states at the ends of the bracket differ by about `moved(start, end) * width / length`.
+    rounding = 16 * jnp.finfo(jnp.float64).eps
+    return bracket.known & (moved(start, end) * bracket.width <= rounding * length)
+
+
+def _close(distance: Any, accuracy: Any, exact: Any, bracket: Bracket) -> Array:
+    """Whether the end of the step is on the target, or past it as closely as can be."""
+    tired = bracket.known & (bracket.tries >= _MOST_LANDINGS)
+    return (jnp.abs(distance) <= accuracy) | ((distance <= 0) & (exact | tired))
+
+
+def _updated(bracket: Bracket, keep: Any, passed: Any, distance: Any, length: Any) -> Bracket:
+    """The bracket after a step that passed the target, or stayed before it (Illinois method)."""
+    known = bracket.known
+    below = keep & ~passed
+    halve_after = below & known & (bracket.side < 0)
+    halve_before = passed & (bracket.side > 0)
+    before = jnp.where(below, distance, jnp.where(halve_before, 0.5, 1.0) * bracket.before)
+    after = jnp.where(passed, distance, jnp.where(halve_after, 0.5, 1.0) * bracket.after)
+    side = jnp.where(passed, 1, jnp.where(below & known, -1, bracket.side))
+    width = jnp.where(passed, length, jnp.where(below, bracket.width - length, bracket.width))
+    return Bracket(before, width, after, side, bracket.tries + jnp.where(known, 1, 0))
+
+
+def _aim(bracket: Bracket, exact: Any) -> Array:
+    """The step at whose end the secant through the bracket meets the target; infinite without one.
+
+    Where the bracket is as narrow as can be, its far end.
+    """
+    known = bracket.known
+    share = jnp.clip(bracket.before / (bracket.before - bracket.after), 0.01, 0.99)
+    # A log-loss that is infinite at either end.
+    share = jnp.where(jnp.isfinite(bracket.before - bracket.after), share, 0.5)
+    return jnp.where(known, jnp.where(exact, 1.0, share) * bracket.width, jnp.inf)

@@ -1,0 +1,85 @@
+"""Whether a trajectory is one of the flow of this problem, so that the flow can go on from it."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from gflow._layout import Layout
+from gflow._programs import compiled
+from gflow.flow.field import Field
+from gflow.measures import PointMeasures
+from gflow.problem import Problem
+from gflow.record import Row, rows_of
+from gflow.trajectory import Trajectory
+from gflow.validation import check_start
+
+# The margins at the end of a trajectory differ by less, relatively, from those computed again.
+_SAME = 1e-6
+# Parts of a problem whose names are no words.
+_WORDS = {"starts": "random starts of the attack", "gradient_mode": "gradient mode"}
+
+
+def check_continuable(problem: Any, trajectory: Trajectory) -> None:
+    """Raises unless the trajectory is one of the flow of this problem.
+
+    Raises:
+        TypeError: `problem` is no `Problem`.
+        ValueError: a trajectory of `descend`, or of another problem.
+    """
+    if trajectory.kind != "flow":
+        raise ValueError(
+            "`integrate(problem, trajectory)`: this is a trajectory of `descend`, which is no flow "
+            "to go on with. For the flow from where it ended: "
+            "`integrate(problem, trajectory.params, ...)`."
+        )
+    params = check_start(problem, trajectory.direction)
+    if Layout.of(params) != trajectory.layout:
+        raise ValueError(_another("parameters"))
+    if trajectory.problem is None:
+        _check_by_its_margins(problem, trajectory)
+        return
+    for name in ("network", "dataset", "loss", "perturbation", "starts", "gradient_mode"):
+        if not _equal(getattr(problem, name), getattr(trajectory.problem, name)):
+            raise ValueError(_another(_WORDS.get(name, name)))
+
+
+def _another(what: str) -> str:
+    return (
+        f"`integrate(problem, trajectory)`: the trajectory is that of another problem: the {what} "
+        "differ. Go on with `trajectory.problem`; or begin the flow of this problem where the "
+        "trajectory ended, with `integrate(problem, trajectory.params, ...)`. (A network of an own "
+        "function is the same only where the function is the same object.)"
+    )
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if jax.tree.structure(left) != jax.tree.structure(right):
+        return False
+    return bool(eqx.tree_equal(left, right))
+
+
+def _check_by_its_margins(problem: Problem, trajectory: Trajectory) -> None:
+    """Raises unless a problem of which the file says nothing gives the margins recorded."""
+    if trajectory.settings.get("gradient") not in (None, problem.gradient_mode):
+        raise ValueError(_another("gradient mode"))
+    field = Field(problem, trajectory.layout)
+    last = last_row(trajectory)
+    found = _measures(field, last.state)
+    scale = float(last.measures.strength)
+    for name in ("margin", "clean_margin", "smoothed_margin"):
+        value, recorded = float(getattr(found, name)), float(getattr(last.measures, name))
+        if not abs(value - recorded) <= _SAME * max(abs(recorded), _SAME * scale):
+            words = f"{name.replace('_', ' ')}s at its last point ({value:.6g}, not {recorded:.6g})"
+            raise ValueError(_another(words))
+
+
+@compiled
+def _measures(field: Field, state: Any) -> PointMeasures:
+    return field.measures(state)
+
+
+def last_row(trajectory: Trajectory) -> Row:
+    """The last point of a trajectory."""
+    ends = {name: column[-1:] for name, column in trajectory.columns.items()}
+    return rows_of(ends, trajectory.vectors[-1:])[0]

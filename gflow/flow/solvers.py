@@ -1,0 +1,55 @@
+"""The solvers of the flow: fitted to it, by name, and the two that `integrate` chooses itself."""
+
+from functools import singledispatch
+
+import diffrax
+
+from gflow._description import storable
+from gflow.flow.clocked import ClockedRosenbrock
+from gflow.stiff import SOLVERS
+from gflow.stiff.rosenbrock import Rosenbrock
+
+# It is stored with the checkpoint of a run.
+storable("ClockedRosenbrock")(ClockedRosenbrock)
+
+
+@singledispatch
+def fitted(solver: diffrax.AbstractSolver, tolerance: float) -> diffrax.AbstractSolver:
+    """The solver as a flow with this tolerance uses it: as it is, unless a row here says more."""
+    del tolerance
+    return solver
+
+
+@fitted.register
+def _(solver: Rosenbrock, tolerance: float) -> diffrax.AbstractSolver:
+    """With physical time by quadrature, and with the margins as unknowns of their own."""
+    linear_solver = solver.linear_solver
+    return ClockedRosenbrock(solver.method, linear_solver=linear_solver, tolerance=tolerance)
+
+
+def first_solver() -> diffrax.AbstractSolver:
+    """The solver that a run begins with where none is given."""
+    return diffrax.Tsit5()
+
+
+def stiff_solver(tolerance: float) -> diffrax.AbstractSolver:
+    """The solver that takes over where the flow has become stiff."""
+    return fitted(Rosenbrock(), tolerance)
+
+
+def solver_named(name: str, tolerance: float) -> diffrax.AbstractSolver | None:
+    """The solver of this name in the settings of a run, with its usual options.
+
+    None for a name that is not known, or a solver of diffrax that has to be told more.
+    """
+    kind = SOLVERS.get(name) or _of_diffrax(name)
+    try:
+        return None if kind is None else fitted(kind(), tolerance)
+    except TypeError:
+        return None
+
+
+def _of_diffrax(name: str) -> type[diffrax.AbstractSolver] | None:
+    kind = getattr(diffrax, name, None)
+    is_solver = isinstance(kind, type) and issubclass(kind, diffrax.AbstractSolver)
+    return kind if is_solver else None
