@@ -1,4 +1,4 @@
-"""What the first result of a process costs: programs, instructions and CPU time.
+"""From a fresh interpreter to the first result: programs, instructions and CPU time.
 
 Each run is a process of its own. Beside the yardstick, `import jax` and a trivial `jax.jit`, stand
 one `integrate` and one `find_limit` of two-layer networks under FGM, at several sizes, smooth and
@@ -8,6 +8,8 @@ at kinks:
 - cached: with the cache that a process before has filled;
 - eleven: the limit and ten further ones of the same shape, cold; and of these ten the median.
 
+Last, `gflow run --quick` as a whole, cold and cached.
+
 CPU time is that of the process, all its threads, from the imports of gflow on; in the yardstick the
 import of JAX counts. Instructions are those of the optimised programs (`--xla_dump_to`), counted in
 a process whose time is not taken.
@@ -15,6 +17,7 @@ a process whose time is not taken.
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -108,6 +111,10 @@ def measure(smoke: bool) -> dict[str, Any]:
             row["ratio"] = row["cpu_seconds"] / yardstick
             rows.append(row)
             show(row, COLUMNS)
+    for row in command_rows(["--set", "until.log_loss=1"] if smoke else []):
+        row["ratio"] = row["cpu_seconds"] / yardstick
+        rows.append(row)
+        show(row, COLUMNS)
     return {"yardstick_cpu_seconds": yardstick, "rows": rows}
 
 
@@ -139,6 +146,34 @@ def rows_of(kind: str, size: tuple, repeats: int, further: int) -> list[dict[str
     return rows
 
 
+def command_rows(options: list[str]) -> list[dict[str, Any]]:
+    """`gflow run --quick`, the main job in its small form, without the report."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for mode, cache in (("cold", ["--no-cache"]), ("fills", []), ("cached", [])):
+            command = [sys.executable, "-m", "gflow", "run", "--quick", "--no-report", "--jobs=1"]
+            command += ["--output", str(Path(folder, mode)), *cache, *options]
+            before = children_seconds()
+            environment = kept_environment() | {"XDG_CACHE_HOME": str(Path(folder, "home"))}
+            run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+            if run.returncode:
+                raise RuntimeError(f"`{' '.join(command)}` ended with {run.returncode}")
+            seconds = children_seconds() - before
+            rows.append({"kind": "gflow run", "mode": mode, "cpu_seconds": seconds})
+    return rows
+
+
+def children_seconds() -> float:
+    """CPU time of all processes that were started and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def kept_environment() -> dict[str, str]:
+    """The environment without what is said in it of JAX, of XLA and of gflow."""
+    return {k: v for k, v in os.environ.items() if k.split("_")[0] not in ("JAX", "XLA", "GFLOW")}
+
+
 def num_instructions(code: str, folder: Path) -> int:
     """Of all optimised programs of a process."""
     run_process(code, XLA_FLAGS=f"--xla_dump_to={folder} --xla_dump_hlo_as_text")
@@ -148,11 +183,10 @@ def num_instructions(code: str, folder: Path) -> int:
 
 def run_process(code: str, **variables: str) -> dict[str, Any]:
     """What a fresh interpreter that runs `code` prints last."""
-    kept = {k: v for k, v in os.environ.items() if k.split("_")[0] not in ("JAX", "XLA")}
     run = subprocess.run(
         [sys.executable, "-c", code],
         check=True,
-        env=kept | variables,
+        env=kept_environment() | variables,
         stdout=subprocess.PIPE,
         text=True,
     )
