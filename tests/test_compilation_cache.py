@@ -12,6 +12,9 @@ from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 import gflow
 from gflow import compilation_cache
+from gflow.__main__ import main
+from gflow.commands import building
+from gflow.commands.reading import UserError
 
 NAMES = (
     "jax_enable_compilation_cache",
@@ -157,3 +160,36 @@ def test_neither_the_first_process_nor_the_next_writes_pages(tmp_path):
         )
         assert (run.stdout, run.stderr) == ("2.0\n", "")
     assert list(tmp_path.rglob("*-cache"))
+
+
+# In the commands
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How `use_compilation_cache` is called by `gflow run`, which ends before it does anything."""
+    made = []
+
+    def use(folder):
+        made.append(folder)
+        raise OSError("no more")
+
+    monkeypatch.setattr(compilation_cache, "use_compilation_cache", use)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [([], [None]), (["--cache", "kept"], ["kept"]), (["--no-cache"], [])],
+    ids=["by default", "in a folder", "off"],
+)
+def test_the_command_keeps_programs(tmp_path, monkeypatch, calls, capsys, options, expected):
+    def ends(*_, **__):
+        raise UserError("the end")
+
+    monkeypatch.setattr(building, "build_cases", ends)
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "--quick", "--no-report", "-o", "out", *options]) == 2
+    assert [None if folder is None else str(folder) for folder in calls] == expected
+    # A folder that was named must be usable; that of the user need not be.
+    assert ("--cache kept" in capsys.readouterr().err) == (expected == ["kept"])

@@ -151,7 +151,8 @@ def _set_up_jax(programs: _Programs) -> None:
         try:
             use_compilation_cache(programs.folder)
         except OSError as error:
-            raise UserError(f"`--cache {programs.folder}`: {error}.") from error
+            if programs.folder is not None:
+                raise UserError(f"`--cache {programs.folder}`: {error}.") from error
 
 
 def _integrate_all(job: Job) -> None:
