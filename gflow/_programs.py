@@ -175,7 +175,7 @@ class _Program:
         """The function compiled with these options."""
         name = tuple(chosen.items())
         if name not in self._jitted:
-            given = {"compiler_options": chosen} if chosen else {}
+            given: dict[str, Any] = {"compiler_options": chosen} if chosen else {}
             self._jitted[name] = eqx.filter_jit(self._function, **given)
         return self._jitted[name]
 

@@ -63,9 +63,9 @@ def use_compilation_cache(
         )
     import jax
 
-    if turned_off() or not jax.config.jax_enable_compilation_cache:
+    if turned_off() or not _setting(jax, "jax_enable_compilation_cache"):
         return None
-    if jax.config.jax_compilation_cache_dir:
+    if _setting(jax, "jax_compilation_cache_dir"):
         return None
     kept = Path(platformdirs.user_cache_dir("gflow") if folder is None else folder).absolute()
     kept = kept / _kind_of_machine()
@@ -83,6 +83,11 @@ def use_compilation_cache(
 def turned_off() -> bool:
     """Whether the environment turns the cache off."""
     return os.environ.get(OFF, "") not in ("", "0")
+
+
+def _setting(jax: Any, name: str) -> Any:
+    # By name, since the type checker knows only some of them.
+    return getattr(jax.config, name)
 
 
 def _check_writable(folder: Path) -> None:
@@ -106,7 +111,7 @@ def _switch_on(jax: Any, folder: Path, max_bytes: int) -> None:
 
 def _silence(jax: Any) -> None:
     """Only fatal errors in the log of jaxlib, unless the user has chosen what is to be there."""
-    level = jax.config.jax_logging_level
+    level = _setting(jax, "jax_logging_level")
     chosen = os.environ.get(_LOG_LEVEL, _USUAL_LEVEL) != _USUAL_LEVEL
     if chosen or level not in (None, "NOTSET"):
         return

@@ -160,7 +160,7 @@ def _integrated(
             term, made.start, made.end, made.state, field, made.solver_state, False
         )
         error = jax.tree.map(lambda part: jnp.where(jnp.isnan(part), jnp.inf, part), error)
-        order = solver.error_order(term)
+        order: Any = solver.error_order(term)
         keep, start, end, _, control, verdict = controller.adapt_step_size(
             made.start, made.end, made.state, state, field, error, order, made.control
         )
