@@ -47,7 +47,9 @@ _QUICK = {
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_use_fusion_emitters": False,
 }
-# Up to so many numbers, examples times the weights, compiling costs more than it saves.
+# Up to so many examples times weights a program is compiled fast. Measured in CPU time: 30 examples
+# and 64 weights, the first limit 14 s instead of 34, each further one 0.9 instead of 0.35, cheaper
+# for the first forty; 200 and 336, not cheaper even for the first three.
 _SMALL = 4000
 
 # After so many seconds of compiling it is said that it goes on.
