@@ -47,9 +47,10 @@ _QUICK = {
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_use_fusion_emitters": False,
 }
-# Up to so many examples times weights a program is compiled fast. Measured in CPU time: 30 examples
-# and 64 weights, the first limit 14 s instead of 34, each further one 0.9 instead of 0.35, cheaper
-# for the first forty; 200 and 336, not cheaper even for the first three.
+# Up to so many examples times weights a program is compiled fast. In CPU seconds on a busy machine,
+# 30 examples and 64 weights: the first limit 14 instead of 34, each further one 0.9 instead of
+# 0.35, so cheaper for some thirty limits. At 200 and 336 three limits had not ended after 140, and
+# between the two nothing was measured: the bound is a cautious one.
 _SMALL = 4000
 
 # After so many seconds of compiling it is said that it goes on.

@@ -146,7 +146,7 @@ def _integrated(
     """Steps until the controller or the solver ends them, `capacity` of them at most.
 
     The loop of `diffrax.diffeqsolve`, for a flow that is not differentiated and has no end on the
-    clock: its program is a fifth smaller, since it neither clips the last step nor hides its state
+    clock: its program is a tenth smaller, since it neither clips the last step nor hides its state
     from JAX's differentiation.
     """
     term, results = diffrax.ODETerm(vector_field), diffrax.RESULTS
