@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gflow import datasets, losses, measures, networks, perturbations, report
+    from gflow.compilation_cache import use_compilation_cache
     from gflow.datasets import Dataset
     from gflow.descent import descend
     from gflow.flow import Until, integrate
@@ -56,6 +57,7 @@ __all__ = [
     "perturbations",
     "radius_sensitivity",
     "report",
+    "use_compilation_cache",
 ]
 
 # Where the public names live. They are imported on first use, so that the command line can print
@@ -83,6 +85,7 @@ _HOMES = {
     "load": "loading",
     "max_margin": "reference",
     "radius_sensitivity": "limit",
+    "use_compilation_cache": "compilation_cache",
 }
 
 

@@ -70,7 +70,11 @@ def cli() -> None:
 @click.option(
     "--cache",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Keep compiled programs in this folder; the next run of the same job starts sooner.",
+    help="Keep compiled programs in this folder, so that later runs start sooner.  [default: gflow "
+    "in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names one]",
+)
+@click.option(
+    "--no-cache", is_flag=True, help="Keep no compiled programs; the same as GFLOW_NO_CACHE=1."
 )
 def run(
     config: Path | None,
@@ -82,6 +86,7 @@ def run(
     no_report: bool,
     jobs: int,
     cache: Path | None,
+    no_cache: bool,
 ) -> int:
     """Integrate every network under every perturbation.
 
@@ -111,6 +116,7 @@ def run(
         console,
         small=quick,
         cache=cache,
+        keep_programs=not no_cache,
         report=not no_report,
         workers=jobs,
         overwrite=overwrite,

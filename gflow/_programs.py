@@ -9,18 +9,23 @@ LLVM ends the process, with everything that it holds. Therefore gflow drops its 
   that were dropped have come back: then a caller goes through them in turn, and they are kept.
 
 What is dropped is compiled again when it is called again. Programs of the caller's own stay.
+
+How much the compiler is to optimise is chosen for each program, on CPU, by sizes that are known
+before it is compiled, so that no result depends on a clock; see `compiler_options`.
 """
 
 import contextlib
 import gc
+import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
+import numpy as np
 from jax.core import Tracer
 
 _MAPS = Path("/proc/self/maps")
@@ -35,11 +40,104 @@ _CROWDED = 0.75
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
+# What makes compiling cheap, for XLA on CPU. The emitters of fused loops go through MLIR, which
+# takes most of the time of small programs.
+_QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
+# Up to so many examples times weights a program is compiled fast. In CPU seconds on a busy machine,
+# 30 examples and 64 weights: the first limit 14 instead of 34, each further one 0.9 instead of
+# 0.35, so cheaper for some thirty limits. At 200 and 336 three limits had not ended after 140, and
+# between the two nothing was measured: the bound is a cautious one.
+_SMALL = 4000
+
+# After so many seconds of compiling it is said that it goes on.
+NOTICE_SECONDS = 2.0
+
+_LISTENER = threading.local()
+
+
+@contextlib.contextmanager
+def while_compiling(show: Callable[[str | None], None]) -> Iterator[None]:
+    """Within, `show(name)` is called once a program of this thread has been compiling for
+    `NOTICE_SECONDS`, from another thread, and `show(None)` once it is compiled.
+    """
+    before = getattr(_LISTENER, "show", None)
+    _LISTENER.show = show
+    try:
+        yield
+    finally:
+        _LISTENER.show = before
+
+
+@contextlib.contextmanager
+def _noticed(name: str) -> Iterator[None]:
+    """Tells the listener of this thread if what is done within, compiling, takes long."""
+    show = getattr(_LISTENER, "show", None)
+    if show is None:
+        yield
+        return
+    shown = threading.Event()
+
+    def tell() -> None:
+        shown.set()
+        show(name)
+
+    timer = threading.Timer(NOTICE_SECONDS, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()  # it may be about to tell
+        if shown.is_set():
+            show(None)
+
+
+def compiler_options(work: float) -> dict[str, Any]:
+    """Options of the compiler for a program that works on so much: none, or those that make it
+    compile fast, where it is small, runs on CPU, and `XLA_FLAGS` says nothing of them.
+
+    Args:
+        work: examples times weights, see `work_of`.
+    """
+    if work > _SMALL or jax.default_backend() != "cpu":
+        return {}
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {} if any(name in flags for name in _QUICK) else dict(_QUICK)
+
+
+def work_of(arguments: Any) -> int:
+    """How much a program with these arguments works on, from their sizes: the number of examples of
+    the problem among them, times the largest array that is none of its data. That is of the size of
+    the weights, so the product is nearly the cost of one gradient.
+    """
+    leaves, _ = jax.tree.flatten(arguments, is_leaf=_is_dataset)
+    examples = [len(leaf.x) for leaf in leaves if _is_dataset(leaf)]
+    sizes = [np.size(leaf) for leaf in leaves if isinstance(leaf, (np.ndarray, jax.Array))]
+    return max(examples, default=1) * max(sizes, default=1)
+
+
+def _is_dataset(node: Any) -> bool:
+    # By its name, since data sets stand on a floor above.
+    return type(node).__name__ == "Dataset" and hasattr(node, "x")
+
+
 class _Program:
-    """A function compiled by `equinox.filter_jit`, known to `PROGRAMS`."""
+    """A function compiled by `equinox.filter_jit`, known to `PROGRAMS`.
+
+    JAX takes options of the compiler only for a program that is called from Python, not for one
+    that is traced into another: each set of options has a compiled function of its own, and what
+    is traced another.
+    """
 
     def __init__(self, function: Callable[..., Any]):
-        self._jitted: Any = eqx.filter_jit(function)
+        self._function = function
+        self._jitted: dict[Hashable, Any] = {}
+        self._calls: dict[Hashable, Any] = {}
         self.__wrapped__ = function
         self.__name__, self.__qualname__ = function.__name__, function.__qualname__
         self.__module__, self.__doc__ = function.__module__, function.__doc__
@@ -47,7 +145,14 @@ class _Program:
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         before = self.num_compiled()
-        result = self._jitted(*args, **options)
+        key = None if _traced() else _signature(args, options)
+        if key is None:
+            result = self._with({})(*args, **options)
+        elif key in self._calls:
+            result = self._calls[key](*args, **options)
+        else:
+            with _noticed(self.__name__):
+                result = self._first_call(key, args, options)
         if self.num_compiled() > before:
             PROGRAMS.keep_within_limit()
         return result
@@ -55,21 +160,71 @@ class _Program:
     def __get__(self, instance: Any, owner: Any) -> Any:
         return self if instance is None else eqx.Partial(self, instance)
 
+    def _first_call(self, key: Hashable, args: Any, options: Any) -> Any:
+        """The first call with arguments of these shapes."""
+        chosen = compiler_options(work_of((args, options)))
+        jitted = self._with(chosen)
+        try:
+            result = jitted(*args, **options)
+        except jax.errors.JaxRuntimeError as error:
+            if not chosen or "compile option" not in str(error):
+                raise
+            jitted = self._with({})
+            result = jitted(*args, **options)
+        self._calls[key] = jitted
+        return result
+
+    def _with(self, chosen: dict[str, Any]) -> Any:
+        """The function compiled with these options."""
+        name = tuple(chosen.items())
+        if name not in self._jitted:
+            given: dict[str, Any] = {"compiler_options": chosen} if chosen else {}
+            self._jitted[name] = eqx.filter_jit(self._function, **given)
+        return self._jitted[name]
+
     def lower(self, *args: Any, **options: Any) -> Any:
         """The program for these arguments before it is compiled, as of `equinox.filter_jit`."""
-        return self._jitted.lower(*args, **options)
+        return self._with(compiler_options(work_of((args, options)))).lower(*args, **options)
 
     def num_compiled(self) -> int:
         """How many shapes it is compiled for."""
         try:
-            return self._jitted._cached._cache_size()
+            return sum(jitted._cached._cache_size() for jitted in self._jitted.values())
         except AttributeError:  # another version of Equinox or JAX: nothing is known
             return 0
 
     def forget(self) -> None:
         """Drops what was compiled."""
-        with contextlib.suppress(AttributeError):
-            self._jitted._cached.clear_cache()
+        self._calls.clear()
+        for jitted in self._jitted.values():
+            with contextlib.suppress(AttributeError):
+                jitted._cached.clear_cache()
+
+
+def _traced() -> bool:
+    """Whether this is called while JAX traces another function."""
+    try:
+        from jax._src.core import trace_state_clean
+    except ImportError:  # another version of JAX: as if it were, without options
+        return True
+    return not trace_state_clean()
+
+
+def _signature(args: Any, options: Any) -> Hashable | None:
+    """What decides which program a call needs, roughly; None where that cannot be told."""
+    leaves, structure = jax.tree.flatten((args, options))
+    parts: list[Any] = [jax.config.jax_enable_x64, structure]  # pyright: ignore
+    for leaf in leaves:
+        if isinstance(leaf, Tracer):
+            return None
+        known = isinstance(leaf, (np.ndarray, jax.Array))
+        parts.append((leaf.shape, leaf.dtype) if known else leaf)
+    key = tuple(parts)
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
 
 
 class Programs:

@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from gflow._programs import while_compiling
+
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -18,7 +20,8 @@ def reporter(progress: bool | Report, description: str) -> Iterator[Report]:
     """A function to call with what a run has reached.
 
     Args:
-        progress: False for silence, True for a line by tqdm, or a function to hand the dict to.
+        progress: False for silence; True for a line by tqdm, which also says what is being compiled
+            where that takes longer than two seconds; or a function to hand the dict to.
         description: what the line is called.
     """
     if callable(progress):
@@ -28,7 +31,10 @@ def reporter(progress: bool | Report, description: str) -> Iterator[Report]:
     else:
         from tqdm.auto import tqdm
 
-        with tqdm(desc=description, unit="step") as line:
+        with (
+            tqdm(desc=description, unit="step") as line,
+            while_compiling(_named_in(line, description)),
+        ):
 
             def show(status: dict[str, Any]) -> None:
                 shown = {k: f"{v:.4g}" for k, v in status.items() if k != "steps"}
@@ -36,3 +42,12 @@ def reporter(progress: bool | Report, description: str) -> Iterator[Report]:
                 line.update(status["steps"] - line.n)
 
             yield show
+
+
+def _named_in(line: Any, description: str) -> Callable[[str | None], None]:
+    """Puts the program that is being compiled into the description of a progress line."""
+
+    def show(name: str | None) -> None:
+        line.set_description(description if name is None else f"{description}, compiling {name}")
+
+    return show

@@ -8,6 +8,8 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Of the commands too, in processes of their own.
+os.environ["GFLOW_NO_CACHE"] = "1"
 # Most of the suite's time is compilation, which without LLVM's optimisation takes a third of it.
 # `XLA_FLAGS= pytest` compiles as a user's process does.
 os.environ.setdefault(

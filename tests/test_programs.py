@@ -1,6 +1,7 @@
 """Compiled programs are dropped before their memory maps end the process, and made again."""
 
 import gc
+import time
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,15 @@ import pytest
 
 import gflow
 from gflow import _programs, losses, networks
-from gflow._programs import PROGRAMS, Programs, compiled
+from gflow._programs import (
+    PROGRAMS,
+    Programs,
+    compiled,
+    compiler_options,
+    while_compiling,
+    work_of,
+)
+from gflow.progress import reporter
 
 NETWORK = networks.linear(2)
 START = (np.array([[1.0, 0.5]]),)
@@ -241,3 +250,121 @@ def test_problems_made_inside_a_transformation_count_for_nothing():
 
     assert np.isfinite(jax.grad(loss)(0.1))
     assert entries() >= held
+
+
+# Options of the compiler
+
+
+@pytest.fixture
+def no_flags(monkeypatch):
+    """Without the flags that the suite compiles with."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+
+
+def cubed(x):
+    return x * x * x
+
+
+@pytest.mark.usefixtures("no_flags")
+def test_small_programs_on_cpu_are_compiled_fast():
+    small, large = _programs._SMALL, _programs._SMALL + 1
+    assert compiler_options(small)["xla_backend_optimization_level"] == 0
+    assert compiler_options(large) == {}
+
+
+def test_flags_of_the_user_come_before_options(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=2")
+    assert compiler_options(1) == {}
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    assert compiler_options(1) != {}
+
+
+@pytest.mark.usefixtures("no_flags")
+def test_other_devices_have_no_options(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert compiler_options(1) == {}
+
+
+def test_the_work_is_examples_times_the_largest_array_beside_the_data():
+    problem = problem_of(7)
+    assert work_of(((problem, START), {})) == 7 * 2
+    assert work_of(((problem, np.zeros(5)), {"hint": np.zeros((3, 4))})) == 7 * 12
+    assert work_of(((np.zeros((3, 4)), "name"), {})) == 12
+    # The inputs do not count: a network is evaluated at each as often as it has weights.
+    data = gflow.Dataset(np.eye(4, 50), np.array([1, -1, 1, -1]))
+    wide = gflow.Problem(networks.linear(50), data, loss=losses.logistic())
+    assert work_of((wide, np.zeros(3))) == 4 * 3
+
+
+@pytest.mark.usefixtures("no_flags")
+def test_with_options_the_results_are_the_same_wherever_it_is_called():
+    fast = compiled(cubed)
+    x = jnp.arange(4.0)
+    np.testing.assert_array_equal(fast(x), [0.0, 1.0, 8.0, 27.0])
+    # JAX refuses options of programs that are traced into others, or without an argument traced.
+    np.testing.assert_array_equal(jax.jit(fast)(x), fast(x))
+    np.testing.assert_array_equal(jax.jit(lambda y: y + fast(x))(x), x + fast(x))
+    np.testing.assert_array_equal(jax.vmap(fast)(x), fast(x))
+    assert jax.grad(fast)(2.0) == 12.0
+    assert len(fast._jitted) == 2
+
+
+@pytest.mark.usefixtures("no_flags")
+def test_options_that_this_jaxlib_does_not_know_are_dropped(monkeypatch):
+    monkeypatch.setattr(_programs, "_QUICK", {"xla_no_such_option": 1})
+    np.testing.assert_array_equal(compiled(cubed)(jnp.arange(3.0)), [0.0, 1.0, 8.0])
+
+
+def test_errors_of_the_function_pass_through():
+    def fails(x):
+        raise ValueError("no compile option")
+
+    with pytest.raises(ValueError, match="no compile option"):
+        compiled(fails)(1.0)
+
+
+# While something compiles
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """A function that takes far longer to compile than is waited for until it is said."""
+    monkeypatch.setattr(_programs, "NOTICE_SECONDS", 0.01)
+
+    def cubed_slowly(x):
+        time.sleep(0.5)
+        return cubed(x)
+
+    return compiled(cubed_slowly)
+
+
+def test_what_compiles_for_long_is_named_until_it_is_compiled(slow):
+    told = []
+    with while_compiling(told.append):
+        slow(1.0)
+        assert told == ["cubed_slowly", None]
+        slow(1.0)
+    slow(np.ones(2))
+    assert told == ["cubed_slowly", None]
+
+
+def test_what_compiles_fast_is_not_named(monkeypatch):
+    monkeypatch.setattr(_programs, "NOTICE_SECONDS", 1e6)
+    told = []
+    with while_compiling(told.append):
+        compiled(cubed)(1.0)
+    assert told == []
+
+
+def test_the_progress_line_names_what_compiles(slow, capsys):
+    with reporter(True, "flow"):
+        slow(1.0)
+    assert "flow, compiling cubed_slowly" in capsys.readouterr().err
+
+
+def test_without_progress_nothing_is_written(slow, capsys):
+    with reporter(False, "flow"):
+        slow(1.0)
+    with reporter(lambda status: None, "flow"):
+        slow(np.ones(2))
+    assert capsys.readouterr() == ("", "")

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from gflow._programs import while_compiling
 from gflow.report.record import COLUMNS, Record, Results, write_cell
 
 # Headings broken so that the table fits 80 columns.
@@ -50,8 +51,14 @@ class Display:
     def run(self, label: str) -> Iterator["ShownRun"]:
         """A line for the run `label` while it is in progress."""
         task = self.bars.add_task(label, total=1.0, state="compiling")
+
+        def compiling(name: str | None) -> None:
+            if name is not None:
+                self.bars.update(task, state=f"compiling {name}")
+
         try:
-            yield ShownRun(self, label, task)
+            with while_compiling(compiling):
+                yield ShownRun(self, label, task)
         finally:
             self.bars.remove_task(task)
 

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -16,6 +16,7 @@ from gflow._files import write_text
 from gflow.commands.explaining import example_toml
 from gflow.commands.folder import WriteFailed, claimed, write
 from gflow.commands.quick import NUM_EXAMPLES, quick
+from gflow.commands.reading import UserError
 from gflow.configuration import Configuration
 
 ALL_REACHED = 0
@@ -45,6 +46,7 @@ def run_job(
     *,
     small: bool = False,
     cache: Path | None = None,
+    keep_programs: bool = True,
     report: bool = True,
     workers: int = 1,
     overwrite: bool = True,
@@ -59,7 +61,8 @@ def run_job(
         WriteFailed: the folder cannot be written to any more.
     """
     with claimed(folder, overwrite=overwrite):
-        return _run(configuration, folder, console, small, cache, report, workers)
+        programs = _Programs(cache, keep_programs)
+        return _run(configuration, folder, console, small, programs, report, workers)
 
 
 def _run(
@@ -67,7 +70,7 @@ def _run(
     folder: Path,
     console: Console,
     small: bool,
-    cache: Path | None,
+    programs: "_Programs",
     report: bool,
     workers: int,
 ) -> int:
@@ -76,7 +79,7 @@ def _run(
     # Before JAX is imported, which takes its time.
     console.print(_announcement(configuration, folder), highlight=False, markup=False)
     with console.status("Loading JAX, data and networks"):
-        _set_up_jax(cache)
+        _set_up_jax(programs)
         from gflow.commands.building import build_cases
 
         cases = build_cases(configuration, num_examples=NUM_EXAMPLES if small else None)
@@ -129,13 +132,27 @@ def _safe(job: Job) -> str:
     )
 
 
-def _set_up_jax(cache: Path | None) -> None:
+class _Programs(NamedTuple):
+    """Whether compiled programs are kept on disk, and where: None for the user's cache folder."""
+
+    folder: Path | None
+    kept: bool
+
+
+def _set_up_jax(programs: _Programs) -> None:
     import jax
 
+    from gflow.compilation_cache import use_compilation_cache
+
     jax.config.update("jax_enable_x64", True)
-    if cache is not None:
-        jax.config.update("jax_compilation_cache_dir", str(cache.absolute()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if programs.kept:
+        if programs.folder is not None:  # which is asked for more plainly than any other
+            jax.config.update("jax_compilation_cache_dir", None)
+        try:
+            use_compilation_cache(programs.folder)
+        except OSError as error:
+            if programs.folder is not None:
+                raise UserError(f"`--cache {programs.folder}`: {error}.") from error
 
 
 def _integrate_all(job: Job) -> None:

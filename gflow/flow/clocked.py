@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 from jax import lax
 from jax.scipy.special import logsumexp
@@ -24,7 +25,7 @@ from gflow.flow.field import Field, StepError, path_slope, unit_direction
 from gflow.flow.krylov import stiff_part, woodbury
 from gflow.stiff.constrained import Moved
 from gflow.stiff.rosenbrock import Rosenbrock, interpolate
-from gflow.stiff.systems import Krylov, LinearSolver, Operator, Preconditioner
+from gflow.stiff.systems import DENSE_AT_MOST, Krylov, LinearSolver, Operator, Preconditioner
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 # Where E rises by more than this, the part of the step before adds nothing to the integral.
@@ -55,6 +56,12 @@ class ClockedRosenbrock(Rosenbrock):
         linear = self.linear_solver
         return not (isinstance(linear, Krylov) and linear.most_directions == 0)
 
+    def _factorises(self, size: int) -> bool:
+        """Whether the systems of so many unknowns are factorised: no preconditioner is built."""
+        if self.linear_solver is None:
+            return size <= DENSE_AT_MOST
+        return isinstance(self.linear_solver, lx.LU)
+
     def step(
         self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
     ) -> tuple[Array, StepError, dict[str, Array], Any, diffrax.RESULTS]:
@@ -70,7 +77,7 @@ class ClockedRosenbrock(Rosenbrock):
             jnp.asarray(t0),
             h,
             y0[:-1] / units,
-            scaled.preconditioner(y0[:-1]),
+            scaled.preconditioner(y0[:-1]) if not self._factorises(units.size) else None,
             scaled.gap_size if self.follows_margins else None,
         )
         return self._finished(field, h, y0, ascent.margins, units, moved)
@@ -194,9 +201,10 @@ def _log_time(
 
     Where E changes little, `smooth_slopes` take the place of those by the field.
     """
-    start_value, start_slope = _rate_and_slope(field, y0)
-    end_value, end_slope = _rate_and_slope(field, jnp.append(end, y0[-1]))
-    start_slope, end_slope = h * start_slope, h * end_slope
+    # One after the other, so that the program holds the field once.
+    ends = jnp.stack([y0, jnp.append(end, y0[-1])])
+    values, slopes = lax.map(lambda state: _rate_and_slope(field, state), ends)
+    (start_value, end_value), (start_slope, end_slope) = values, h * slopes
     if smooth_slopes is not None:
         flat = jnp.maximum(*map(jnp.abs, smooth_slopes)) < _FLAT
         start_slope = jnp.where(flat, smooth_slopes[0], start_slope)

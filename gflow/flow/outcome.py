@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from gflow._programs import compiled
 from gflow.flow.field import Field, State, vector_field
@@ -39,11 +40,7 @@ def targets_met(until: Until, field: Field, row: Row, *, landed: bool = False) -
         landed: whether the steps towards a target ended at this point by themselves. Where it then
             meets none to rounding, those count that are met to `HELD`.
     """
-    measures = row.measures
-    log_loss = known_log_loss(measures)
-    place = field.problem.degree * row.state[-2], row.state[-1]
-    known = log_loss, measures.stationarity, measures.margin
-    distance = until.remaining(*place, *known, field.ceiling)
+    distance = _distances(until, field, row)
     for closely in (_ROUNDING, HELD) if landed else (_ROUNDING,):
         accuracy = np.full(len(TARGETS), max(float(until.accuracy), closely))
         accuracy[TARGETS.index("stationarity")] += _SINE / max(float(until.stationarity), _SINE)
@@ -52,6 +49,15 @@ def targets_met(until: Until, field: Field, row: Row, *, landed: bool = False) -
         if len(met):
             return [TARGETS[index] for index in met]
     return []
+
+
+@compiled
+def _distances(until: Until, field: Field, row: Row) -> Array:
+    """To each target, as one program rather than one for each of its operations."""
+    measures = row.measures
+    place = field.problem.degree * row.state[-2], row.state[-1]
+    known = known_log_loss(measures), measures.stationarity, measures.margin
+    return until.remaining(*place, *known, field.ceiling)
 
 
 def outcome_at(until: Until, field: Field, row: Row, *, landed: bool = False) -> RESULTS | None:

@@ -93,86 +93,152 @@ def advance(
             the segment starts from is recorded if it is on the stride.
         capacity: static upper bound of the budget; the length of the buffers.
     """
-    solution = _solve(field, solver, controller, cursor, capacity)
-    num_made = solution.stats["num_accepted_steps"]
-    lengths = jnp.where(jnp.arange(solution.ts.size) < num_made, solution.ts, 0.0)
-    clocks = _clocks(cursor.clock, lengths)
-    states = jnp.concatenate([cursor.state[None], solution.ys])
+    made = _integrated(field, solver, controller, cursor, capacity)
     after = Cursor(
-        clocks[num_made],
-        states[num_made],
-        solution.solver_state,
-        solution.controller_state,
-        cursor.num_accepted + num_made,
+        made.clocks[made.num_accepted],
+        made.states[made.num_accepted],
+        made.solver_state,
+        made.control,
+        cursor.num_accepted + made.num_accepted,
     )
-    rows, num_rows = _rows(field, clocks, lengths, states, cursor, after, stride, capacity)
-    return after, Block(rows, num_rows, solution.result, solution.controller_state.count)
-
-
-def _clocks(clock: Array, lengths: Float[Array, " steps"]) -> Float[Array, " times"]:
-    """The clock before and after each step, summed in their order: the same in any segments."""
-
-    def after(clock: Array, length: Array) -> tuple[Array, Array]:
-        return clock + length, clock + length
-
-    return jnp.append(clock, lax.scan(after, clock, lengths)[1])
+    rows, num_rows = _rows(field, made, cursor, after, stride, capacity)
+    results = diffrax.RESULTS
+    spent = made.result == results.successful
+    result = results.where(spent, results.max_steps_reached, made.result)
+    return after, Block(rows, num_rows, result, made.control.count)
 
 
 def _as_array(leaf: Any) -> Any:
     return jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf
 
 
-def _solve(
+class _Made(NamedTuple):
+    """The steps of a segment so far.
+
+    Attributes:
+        start, end: of the step to try, on the clock of diffrax.
+        state: before it.
+        solver_state, control: likewise.
+        num_accepted: steps that were.
+        clocks, lengths, states: before and after each accepted step; and how long the next one was.
+        result: of the last step that was tried.
+    """
+
+    start: Array
+    end: Array
+    state: State
+    solver_state: Any
+    control: ControlState
+    num_accepted: Array
+    clocks: Float[Array, " times"]
+    lengths: Float[Array, " times"]
+    states: Float[Array, "times state"]
+    result: diffrax.RESULTS
+
+
+def _integrated(
     field: Field,
     solver: diffrax.AbstractSolver,
     controller: FlowController,
     cursor: Cursor,
     capacity: int,
-) -> Any:
-    """A `diffrax.Solution`; as such, each part would count as one that may be None."""
-    return diffrax.diffeqsolve(
-        diffrax.ODETerm(vector_field),
+) -> _Made:
+    """Steps until the controller or the solver ends them, `capacity` of them at most.
+
+    The loop of `diffrax.diffeqsolve`, for a flow that is not differentiated and has no end on the
+    clock: its program is a tenth smaller, since it neither clips the last step nor hides its state
+    from JAX's differentiation.
+    """
+    term, results = diffrax.ODETerm(vector_field), diffrax.RESULTS
+    solver = _with_tolerances(solver, controller)
+
+    def going_on(made: _Made) -> Array:
+        return (made.result == results.successful) & (made.control.count < capacity)
+
+    def tried(made: _Made) -> _Made:
+        state, error, _, solver_state, solved = solver.step(
+            term, made.start, made.end, made.state, field, made.solver_state, False
+        )
+        error = jax.tree.map(lambda part: jnp.where(jnp.isnan(part), jnp.inf, part), error)
+        order: Any = solver.error_order(term)
+        keep, start, end, _, control, verdict = controller.adapt_step_size(
+            made.start, made.end, made.state, state, field, error, order, made.control
+        )
+        length = made.end - made.start
+        state, solver_state = jax.tree.map(
+            lambda after, before: jnp.where(keep, after, before),
+            (state, jax.tree.map(_as_array, solver_state)),
+            (made.state, made.solver_state),
+        )
+        now = made.num_accepted
+        after = now + jnp.where(keep, 1, 0)
+        solved = results.where(keep, solved, results.successful)
+        # A rejected step writes where it starts what stands there.
+        clock = made.clocks[now]
+        return _Made(
+            start,
+            end,
+            state,
+            solver_state,
+            control,
+            after,
+            made.clocks.at[after].set(jnp.where(keep, clock + start, clock)),
+            made.lengths.at[now].set(length),
+            made.states.at[after].set(state),
+            results.where(solved == results.successful, verdict, solved),
+        )
+
+    return lax.while_loop(going_on, tried, _nothing_made(cursor, capacity))
+
+
+def _nothing_made(cursor: Cursor, capacity: int) -> _Made:
+    """Buffers with the place where the segment starts."""
+    control = rewound(cursor.control)
+    times = jnp.zeros(capacity + 1).at[0].set(cursor.clock)
+    states = jnp.zeros((capacity + 1, cursor.state.size)).at[0].set(cursor.state)
+    end = control.start + control.step
+    none, lengths = jnp.zeros((), jnp.int64), jnp.zeros(capacity + 1)
+    result = jax.tree.map(jnp.asarray, diffrax.RESULTS.successful)
+    parts = cursor.state, cursor.solver_state, control
+    return _Made(control.start, end, *parts, none, times, lengths, states, result)
+
+
+def _with_tolerances(
+    solver: diffrax.AbstractSolver, controller: FlowController
+) -> diffrax.AbstractSolver:
+    """An implicit solver with those of the controller for its equations, where it names none."""
+    if not isinstance(solver, diffrax.AbstractImplicitSolver):
+        return solver
+    unnamed = diffrax.with_stepsize_controller_tols(diffrax.VeryChord)().rtol
+    names = ("rtol", "atol", "norm")
+    open_ = [name for name in names if getattr(solver.root_finder, name) is unnamed]
+    if not open_:
+        return solver
+    return eqx.tree_at(
+        lambda s: [getattr(s.root_finder, name) for name in open_],
         solver,
-        t0=cursor.control.start,
-        t1=jnp.inf,
-        dt0=None,
-        y0=cursor.state,
-        args=field,
-        saveat=diffrax.SaveAt(steps=True, solver_state=True, controller_state=True),
-        stepsize_controller=starting(controller, cursor.control.step),
-        # Nothing is differentiated through the flow, and a plain loop needs the least memory.
-        adjoint=diffrax.ForwardMode(),
-        max_steps=capacity,
-        throw=False,
-        solver_state=cursor.solver_state,
-        controller_state=rewound(cursor.control),
+        [getattr(controller, name) for name in open_],
+        is_leaf=lambda node: node is unnamed,
     )
 
 
 def _rows(
-    field: Field,
-    clocks: Float[Array, " times"],
-    lengths: Float[Array, " steps"],
-    states: Float[Array, "times state"],
-    cursor: Cursor,
-    after: Cursor,
-    stride: Any,
-    capacity: int,
+    field: Field, made: _Made, cursor: Cursor, after: Cursor, stride: Any, capacity: int
 ) -> tuple[Row, Array]:
     """The points on the stride, and the last one, measured; the rest of the buffer is 0."""
-    num_made = after.num_accepted - cursor.num_accepted
+    num_made = made.num_accepted
     first = -cursor.num_accepted % stride
     # The last point follows as a row of its own, and must not come twice.
     num_rows = jnp.maximum((num_made - first + stride - 1) // stride, 0) + 1
 
     def row_at(i: Array) -> Row:
         index = jnp.minimum(first + i * stride, num_made)
-        state = states[index]
+        state = made.states[index]
         tail = jnp.stack([state[-2], field.log1p_time(state)])
         state = jnp.concatenate([unit_direction(state), tail])
-        step = jnp.where(index == num_made, after.control.step, lengths[index])
+        step = jnp.where(index == num_made, after.control.step, made.lengths[index])
         count = cursor.num_accepted + index
-        return Row(clocks[index], step, count, state, field.measures(state))
+        return Row(made.clocks[index], step, count, state, field.measures(state))
 
     buffer = empty_rows(jax.eval_shape(row_at, num_made), capacity + 1)
     rows = lax.fori_loop(0, num_rows, lambda i, rows: write_row(rows, i, row_at(i)), buffer)

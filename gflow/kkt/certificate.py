@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from gflow._description import plain
-from gflow._layout import Layout
 from gflow._numerics import check_unmasked, unit
 from gflow._programs import compiled
 from gflow._signatures import named
@@ -238,8 +238,7 @@ def _no_kkt(shape: tuple[int, ...]) -> dict[str, Any]:
 def _kkt(
     problem: Problem, point: _Examined, margins: np.ndarray, hint: np.ndarray | None
 ) -> dict[str, Any]:
-    layout = Layout.of(point.direction)
-    direction = np.asarray(layout.flatten(point.direction))
+    direction = _flat(point.direction)
     subgradients = Subgradients(problem, point.direction, margins)
     found = best_multipliers(subgradients, problem.degree, hint)
     multipliers = np.bincount(subgradients.owner, found.weights, margins.size)
@@ -254,8 +253,13 @@ def _kkt(
         "num_support": int(np.sum(multipliers > 1e-8 * multipliers.max())),
         "kinks": subgradients.examples_at_kink(found.pattern),
         "examined": subgradients.examined,
-        **_flow_kkt(problem.degree, point, direction, layout, margins),
+        **_flow_kkt(problem.degree, point, direction, margins),
     }
+
+
+def _flat(params: Params) -> np.ndarray:
+    """All leaves in one vector, without a program for each operation."""
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
 
 
 def _total_stationarity(
@@ -269,10 +273,10 @@ def _total_stationarity(
 
 
 def _flow_kkt(
-    degree: float, point: _Examined, direction: np.ndarray, layout: Layout, margins: np.ndarray
+    degree: float, point: _Examined, direction: np.ndarray, margins: np.ndarray
 ) -> dict[str, float]:
     """The residuals with the flow's own multipliers."""
-    ascent = np.asarray(layout.flatten(point.ascent))
+    ascent = _flat(point.ascent)
     length = np.linalg.norm(ascent)
     gamma = margins.min()
     weights = np.asarray(point.weights)
