@@ -11,6 +11,11 @@ _FILES = {
     "linear-l2": "linear_l2",
     "linear-critical": "linear_critical",
     "linear-beyond": "linear_beyond",
+    "path-of-limits": "path_of_limits",
+    "deep-linear": "deep_linear",
+    "diagonal": "diagonal",
+    "rates": "rates",
+    "kernel-svm": "kernel_svm",
 }
 
 NAMES = tuple(_FILES)
