@@ -6,6 +6,7 @@ from itertools import combinations, product
 from typing import Any
 
 import numpy as np
+from scipy.optimize import nnls
 
 import gflow
 from gflow.studies.study import Finding, Measurement, Study
@@ -77,7 +78,7 @@ def _vertices(radius: float, depth: int) -> tuple[np.ndarray, np.ndarray]:
     """Local solutions of `min |w|_{2/L} s.t. <z_i, w> - radius |w|_1 >= 1`, the best first.
 
     In each orthant the constraints are linear and the norm is concave in |w| for L >= 2, so that
-    local solutions lie at vertices.
+    local solutions lie at vertices; those are kept at which the KKT conditions hold.
 
     Returns:
         the vertices, (m, 3), and the normalized margins `|w|_{2/L}^-1` of their parameters, (m,).
@@ -91,13 +92,26 @@ def _vertices(radius: float, depth: int) -> tuple[np.ndarray, np.ndarray]:
         for chosen in map(list, combinations(range(len(rows)), 3)):
             if abs(np.linalg.det(rows[chosen])) > 1e-9:
                 vertex = np.linalg.solve(rows[chosen], bounds[chosen])
-                if np.all(rows @ vertex >= bounds - 1e-9):
+                inside = np.all(rows @ vertex >= bounds - 1e-9)
+                if inside and _is_local(vertex, signed - radius * np.array(signs), depth):
                     found.append(vertex)
     vertices = np.unique(np.round(found, 10) + 0.0, axis=0)
     order = 2 / depth
     margins = np.sum(np.abs(vertices) ** order, axis=1) ** (-1 / order)
     best = np.argsort(-margins)
     return vertices[best], margins[best]
+
+
+def _is_local(vertex: np.ndarray, rows: np.ndarray, depth: int) -> bool:
+    """Whether the gradient of the norm is a combination, >= 0, of the active constraints' rows.
+
+    Along a coordinate that is 0 the norm rises with infinite slope (for depth 2 with slope 1 on
+    either side, which these data never need).
+    """
+    nonzero = np.abs(vertex) > 1e-9
+    slope = np.sign(vertex) * np.abs(vertex, where=nonzero, out=np.ones(3)) ** (2 / depth - 1)
+    active = rows[rows @ vertex < 1 + 1e-8][:, nonzero]
+    return nnls(active.T, slope[nonzero])[1] < 1e-8
 
 
 def _lines(largest: float) -> dict[str, np.ndarray]:

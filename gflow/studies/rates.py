@@ -45,9 +45,7 @@ def _one(radius: float, seed: int) -> tuple[list[Finding], dict[str, np.ndarray]
     where = f"ε = {radius:g}, seed {seed}"
     at = f"ln t = {log_time[-1]:.0e}"
     findings = [
-        Finding(
-            f"{where}: L² γ^(2/L) t (ln t)^(2-2/L) Loss at {at}", 1.0, loss_ratio[-1], 1e-2
-        ),
+        Finding(f"{where}: L² γ^(2/L) t (ln t)^(2-2/L) Loss at {at}", 1.0, loss_ratio[-1], 1e-2),
         Finding(f"{where}: ‖θ‖ (γ / ln t)^(1/L) at {at}", 1.0, norm_ratio[-1], 1e-6),
         Finding(
             f"{where}: largest ∫ (β⁻² - 1) d ln ρ - ln(γ̃ / γ̃_0) / L over the points",

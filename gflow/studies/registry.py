@@ -16,6 +16,7 @@ _FILES = {
     "diagonal": "diagonal",
     "rates": "rates",
     "kernel-svm": "kernel_svm",
+    "smoothed-margin": "smoothed_margin",
 }
 
 NAMES = tuple(_FILES)
