@@ -62,7 +62,7 @@ def _draw(data: Mapping[str, Any]) -> Any:
         one.plot(margins[order] / smallest, "o", label="margin / smallest")
         one.bar(range(len(order)), multipliers[order], color="#e69f00", label="multiplier")
         one.axhline(1.0, **GREY)
-        one.set(title=f"ε = {radius:g}", xlabel="example, by margin", ylim=(0, 6))
+        one.set(title=f"ε = {radius:g}", xlabel="example, by margin (up to 4)", ylim=(0, 4))
     axes[0].set_ylabel("margins and multipliers of the SVM")
     axes[0].legend()
     return figure

@@ -16,6 +16,7 @@ _FILES = {
     "diagonal": "diagonal",
     "rates": "rates",
     "kernel-svm": "kernel_svm",
+    "scale-invariance": "scale_invariance",
     "smoothed-margin": "smoothed_margin",
 }
 
