@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 import gflow
@@ -41,14 +40,18 @@ def _measure(small: bool) -> Measurement:
 
 
 def _flat(params: Any) -> np.ndarray:
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
+    from jax import tree
+
+    return np.concatenate([np.ravel(leaf) for leaf in tree.leaves(params)])
 
 
 def _kernel_svm(problem: Any, direction: Any) -> tuple[Any, np.ndarray]:
     """The SVM on the features `∇q_i(u)`, and the features with their labels folded in, (n, P)."""
+    from jax import tree
+
     labels = np.asarray(problem.dataset.y)
     gradients = problem.margin_gradients(direction, np.arange(len(labels)))
-    rows = [np.reshape(leaf, (len(labels), -1)) for leaf in jax.tree.leaves(gradients)]
+    rows = [np.reshape(leaf, (len(labels), -1)) for leaf in tree.leaves(gradients)]
     features = np.concatenate(rows, axis=1)
     dataset = gflow.Dataset(labels[:, None] * features, labels)
     return gflow.max_margin(dataset, radius=0.0, order=2), features

@@ -4,8 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 import gflow
@@ -54,6 +52,9 @@ def _change(attack: Any) -> float:
 
 def _raw_change() -> float:
     """How PGD that steps along the raw gradient moves, between parameters and their double."""
+    import jax
+    import jax.numpy as jnp
+
     problem = _problem(gflow.perturbations.clean())
     params = problem.network.init(0)
     data = problem.dataset
@@ -80,6 +81,8 @@ def _cross_entropy_changes() -> list[float]:
     with `w = softmax over j != y of kappa f_j`; for kappa to infinity only the runner-up is left,
     which is the gradient of the margin.
     """
+    import jax
+
     network = gflow.networks.mlp((_INPUTS, 12, _CLASSES), power=2)
     params = network.init(0)
     inputs = np.random.default_rng(0).normal(size=(20, _INPUTS))
