@@ -1,4 +1,4 @@
-"""The command line: `gflow run`, `gflow config` and `gflow report`.
+"""The command line: `gflow run`, `gflow config`, `gflow report` and `gflow study`.
 
 Only declarations, and no import of JAX: help, and refusing a wrong field, take no time.
 """
@@ -149,12 +149,57 @@ def report(folder: Path) -> int:
     return 0
 
 
-def _check_extra(*packages: str) -> None:
+@cli.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--list", "listed", is_flag=True, help="Print what each study claims, and end.")
+@click.option("--all", "every", is_flag=True, help="Run every study.")
+@click.option("--full", is_flag=True, help="The full form in place of the small one.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("gflow-studies"),
+    show_default=True,
+    help="Folder of the ledger and the figures.",
+)
+@click.option("--no-figures", is_flag=True, help="Write no figures and no page.")
+def study(
+    names: tuple[str, ...], listed: bool, every: bool, full: bool, output: Path, no_figures: bool
+) -> int:
+    """Try claims of the literature: what is predicted, what is measured, and a verdict.
+
+    The folder gets ledger.json, ledger.html and a figure of each study. The small form of a study
+    takes less than a minute.
+
+    Exit code 0: every claim holds, as printed or as the study corrects it; 1: one does not; 2: a
+    name or an option is wrong, or the folder cannot be written to.
+    """
+    from gflow.commands.studying import list_studies, run_studies
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    if listed:
+        return list_studies(console)
+    if every == bool(names):
+        raise UserError("`gflow study`: give names of studies, or --all; --list prints them.")
+    if not no_figures:
+        _check_extra("matplotlib", "jinja2", what="A study's figure", without="--no-figures")
+    if every:
+        from gflow.studies import NAMES
+
+        names = NAMES
+    return run_studies(names, output, console, small=not full, figures=not no_figures)
+
+
+def _check_extra(
+    *packages: str, what: str = "report.html", without: str = "gflow run --no-report"
+) -> None:
     missing = [package for package in packages if util.find_spec(package) is None]
     if missing:
         raise UserError(
-            f"report.html needs {' and '.join(missing)}: `pip install 'gflow[plot]'`. "
-            "`gflow run --no-report` goes without."
+            f"{what} needs {' and '.join(missing)}: `pip install 'gflow[plot]'`. "
+            f"`{without}` goes without."
         )
 
 

@@ -1,0 +1,73 @@
+"""The stylesheet of every study's figure, and the parts that several of them draw."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+from gflow._files import replacing
+
+# Colours that also differ in grey and for colour-blind readers; the line style repeats what the
+# colour says. Nothing here sets the colour of the ink, which is that of the page.
+_SETTINGS = {
+    "figure.figsize": (7.2, 3.2),
+    "figure.constrained_layout.use": True,
+    "font.size": 9.5,
+    "axes.labelsize": 9.5,
+    "axes.titlesize": 9.5,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.15,
+    "grid.linewidth": 0.6,
+    "savefig.dpi": 150,
+}
+GREY = {"color": "#7f7f7f", "linewidth": 1.0, "linestyle": "--"}
+"""For the line of a prediction."""
+
+
+def styled(draw: Callable[[], Any]) -> Any:
+    """What `draw()` returns, drawn in the stylesheet."""
+    from cycler import cycler
+    from matplotlib import rc_context
+
+    from gflow.report.overview import PALETTE, STYLES
+
+    cycle = cycler(color=PALETTE[1:]) + cycler(linestyle=STYLES[1:])
+    settings: Any = {**_SETTINGS, "axes.prop_cycle": cycle}
+    with rc_context(settings):
+        return draw()
+
+
+def panels(columns: int, rows: int = 1, **options: Any) -> tuple[Any, Any]:
+    """A figure, unknown to pyplot, and its axes: a flat list, row by row."""
+    from matplotlib import rcParams
+    from matplotlib.figure import Figure
+
+    width, height = rcParams["figure.figsize"]
+    width = min(width, 4.2) if columns == 1 else width * max(columns, 2) / 2.1
+    figure = Figure(figsize=(width, height * rows))
+    grid = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, list(grid.flat)
+
+
+def save(draw: Callable[[], Any], path: Any) -> None:
+    """Writes the figure to `path`, in the format that its suffix names, at once or not at all."""
+    from matplotlib import rc_context
+
+    buffer = io.BytesIO()
+    kind = str(path).rpartition(".")[2]
+    metadata = {"Date": None} if kind == "svg" else {}
+    settings: Any = {"svg.hashsalt": "gflow"}
+    with rc_context(settings):
+        styled(draw).savefig(buffer, format=kind, metadata=metadata)
+    with replacing(path) as handle:
+        handle.write(buffer.getvalue())
+
+
+def loglog(axes: Any, x: str, y: str) -> None:
+    """Logarithmic axes with their names."""
+    axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)

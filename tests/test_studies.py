@@ -1,0 +1,183 @@
+"""Studies: what a finding compares, what each study finds in its small form, and the ledger."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from gflow import studies
+from gflow.__main__ import main
+from gflow.studies import Finding, Measurement, Study, Verdict, registry
+
+HOLDING = {
+    "difference": (2.0, 2.05, 0.1),
+    "ratio": (1e-8, 1.05e-8, 0.1),
+    "at most": (1.0, 0.2, 0.0),
+    "at least": (1.0, 1.2, 0.0),
+    "apart": (1.0, 1.2, 0.1),
+}
+FAILING = {
+    "difference": (2.0, 2.15, 0.1),
+    "ratio": (1e-8, 1.15e-8, 0.1),
+    "at most": (1.0, 1.2, 0.1),
+    "at least": (1.0, 0.8, 0.1),
+    "apart": (1.0, 1.05, 0.1),
+}
+
+
+@pytest.mark.parametrize("compared", HOLDING)
+def test_a_finding_holds_within_its_tolerance_only(compared):
+    assert Finding("q", *HOLDING[compared], compared).holds
+    assert not Finding("q", *FAILING[compared], compared).holds
+
+
+@pytest.mark.parametrize("compared", HOLDING)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_never_holds(compared, value):
+    assert not Finding("q", 1.0, value, 1.0, compared).holds
+    assert not Finding("q", value, 1.0, 1.0, compared).holds
+
+
+@pytest.mark.parametrize("tolerance", [-1.0, math.nan, math.inf])
+def test_a_tolerance_is_a_number(tolerance):
+    with pytest.raises(ValueError, match="tolerance"):
+        Finding("q", 1.0, 1.0, tolerance)
+
+
+def study(run, correction=""):
+    return Study("made-up", "Made up", "A claim.", "A setting.", "A paper", run, draw, correction)
+
+
+def draw(data):
+    from gflow.studies.style import panels
+
+    figure, (axes,) = panels(1)
+    axes.plot(data["x"])
+    return figure
+
+
+GOOD = Finding("one", 1.0, 1.0, 0.1)
+BAD = Finding("one", 1.0, 2.0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("findings", "correction", "error", "word"),
+    [
+        ((GOOD,), "", "", "holds"),
+        ((GOOD,), "Another thing.", "", "holds as corrected"),
+        ((GOOD, BAD), "Another thing.", "", "does not hold"),
+        ((), "", "", "does not hold"),
+        ((), "", "It broke off.", "not measured"),
+    ],
+)
+def test_the_word_of_a_verdict(findings, correction, error, word):
+    made = study(lambda small: Measurement(findings), correction)
+    verdict = Verdict(made, True, findings, {}, 0.0, error)
+    assert verdict.word == word
+    assert verdict.holds == word.startswith("holds")
+
+
+def test_an_unknown_study_is_answered_with_the_nearest_name():
+    with pytest.raises(ValueError, match="'linear-clean' is meant"):
+        studies.find("linear-clear")
+
+
+def test_a_study_says_what_it_tries():
+    for name in studies.NAMES:
+        found = studies.find(name)
+        assert found.name == name
+        for words in (found.title, found.claim, found.setting, found.source):
+            assert words.strip()
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """Replaces the registry's table by studies that measure nothing."""
+
+    def broken(small):
+        raise RuntimeError("The run broke off.")
+
+    table = {
+        "good": study(lambda small: Measurement((GOOD,), {"x": [1.0, 2.0]})),
+        "bad": study(lambda small: Measurement((BAD,), {"x": [1.0, 2.0]})),
+        "broken": study(broken),
+    }
+    table = {name: dataclasses.replace(one, name=name) for name, one in table.items()}
+    monkeypatch.setattr(registry, "find", table.__getitem__)
+    monkeypatch.setattr(studies, "find", table.__getitem__)
+    return table
+
+
+def test_a_run_that_fails_is_a_verdict(made_up):
+    verdict = studies.run("broken")
+    assert verdict.word == "not measured"
+    assert "broke off" in str(verdict)
+
+
+@pytest.mark.parametrize(("names", "code"), [(["good"], 0), (["good", "bad", "broken"], 1)])
+def test_the_ledger_holds_every_study(made_up, tmp_path, capsys, names, code):
+    folder = tmp_path / "out"
+    assert main(["study", *names, "--output", str(folder)]) == code
+    record = json.loads((folder / "ledger.json").read_text(encoding="utf-8"))
+    assert [one["name"] for one in record["studies"]] == names
+    assert {"python", "jax", "processor"} <= record["environment"].keys()
+    assert record["studies"][0]["findings"][0]["holds"]
+    page = (folder / "ledger.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == sum(name != "broken" for name in names)
+    assert (folder / "good.png").exists() and (folder / "good.svg").exists()
+    assert not list(folder.glob(".gflow*"))
+    assert "1 of" in capsys.readouterr().out
+
+
+def test_without_figures_there_is_only_the_record(made_up, tmp_path):
+    assert main(["study", "good", "--output", str(tmp_path), "--no-figures"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["ledger.json"]
+
+
+def test_the_list_names_every_study_and_imports_no_jax():
+    program = (
+        "import sys; from gflow.__main__ import main; main(['study', '--list']);"
+        "print(*sys.modules, sep='\\n')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    lines = run.stdout.split("\n")
+    assert "jax" not in lines and "matplotlib" not in lines
+    for name in studies.NAMES:
+        assert any(line.startswith(f"{name} ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["study"], "--all"),
+        (["study", "linear-clean", "--all"], "--all"),
+        (["study", "linear-clear"], "linear-clean"),
+    ],
+)
+def test_a_wrong_call_is_refused(arguments, words, capsys, tmp_path):
+    assert main([*arguments, *(["-o", str(tmp_path)] if len(arguments) > 1 else [])]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", studies.NAMES)
+def test_the_small_form_holds(name):
+    verdict = studies.run(name)
+    assert verdict.findings
+    assert verdict.holds, str(verdict)
+    assert verdict.study.figure(verdict.data).axes
+
+
+@pytest.mark.parametrize("name", ["linear-clean"])
+def test_a_wrong_measurement_fails(name):
+    verdict = studies.run(name)
+    assert verdict.holds
+    for one in verdict.findings:
+        off = one.tolerance * (abs(one.predicted) if one.compared == "ratio" else 1.0)
+        wrong = dataclasses.replace(one, measured=one.predicted + 1.01 * off)
+        assert not wrong.holds
