@@ -15,12 +15,12 @@ from gflow import losses, networks
 from gflow._layout import Layout
 from gflow.deadline import Deadline
 from gflow.kkt.curvature import Curvature
-from gflow.kkt.system import System
+from gflow.kkt.point import KKTPoint
+from gflow.kkt.system import KKTSystem
 from gflow.limit import CirclingSettings, KinkSettings, SaddleSettings
 from gflow.limit.approach import circles
 from gflow.limit.leaving import circling_beside, colder_on_return, pushed_off
 from gflow.limit.options import check_options
-from gflow.limit.polish import Polished
 from gflow.limit.search import Refiner, Search, run
 from gflow.limit.search_settings import DEFAULT
 from gflow.limit.state import Cap, Found, Start, begun
@@ -69,11 +69,11 @@ CURVATURES = {
 }
 
 
-def kkt_point() -> Polished:
+def kkt_point() -> KKTPoint:
     theta, empty = UNIT * math.sqrt(SIZE), np.zeros((SIZE, SIZE))
-    at = System(np.zeros(SIZE), np.ones(SIZE), empty, empty, empty)
+    at = KKTSystem(np.zeros(SIZE), np.ones(SIZE), empty, empty, empty)
     active = np.ones(SIZE, bool)
-    return Polished(theta, np.ones(SIZE), active, 1e-15, True, 1, at)
+    return KKTPoint(theta, np.ones(SIZE), active, 1e-15, True, 1, at)
 
 
 @dataclasses.dataclass(frozen=True)
