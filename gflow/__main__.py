@@ -57,6 +57,12 @@ def cli() -> None:
     type=click.Path(path_type=Path, file_okay=False),
     help=f"Folder of the results.  [default: {_DEFAULT_FOLDER}, or the next that is free]",
 )
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Go on with the job whose results are in FOLDER, after a kill or an interrupt.",
+)
 @click.option("--overwrite", is_flag=True, help="Write into a folder that holds results already.")
 @click.option("--quick", is_flag=True, help="A small form of the job, to see whether it runs.")
 @click.option("--no-report", is_flag=True, help="Write no report.html.")
@@ -65,7 +71,7 @@ def cli() -> None:
     type=click.IntRange(min=1),
     default=min(os.cpu_count() or 1, _MOST_JOBS),
     show_default=True,
-    help="Runs at once. They share the device; what is gained is the time of compiling.",
+    help="Runs at once, each in a process of its own.",
 )
 @click.option(
     "--cache",
@@ -81,6 +87,7 @@ def run(
     overrides: tuple[str, ...],
     seed: int | None,
     output: Path | None,
+    resume: Path | None,
     overwrite: bool,
     quick: bool,
     no_report: bool,
@@ -88,39 +95,40 @@ def run(
     cache: Path | None,
     no_cache: bool,
 ) -> int:
-    """Integrate every network under every perturbation.
+    """Follow every network under every perturbation to its limit, and attack what came of it.
 
     CONFIG is a TOML file; without it the main job is run: handwritten digits 3 against 8; a deep
     linear network, a ReLU and a ReLU^2 perceptron; clean, l2-FGM, linf-FGSM, l2-PGD and linf-PGD.
-    The folder of results gets results.json, the trajectories and report.html.
+    The folder of results gets results.json, the trajectories, the limits and report.html.
 
     Exit code 0: every run reached what was asked for; 1: some did not; 2: something in CONFIG or
     the options is wrong, or the folder cannot be written to; 130: interrupted, with a report of
     what was computed.
     """
+    from gflow.commands.crew import Programs
     from gflow.commands.reading import read_configuration
-    from gflow.commands.running import run_job
+    from gflow.commands.running import Options, run_job
 
-    changes = [*overrides, *([f"seed={seed}"] if seed is not None else [])]
-    configuration = read_configuration(config, changes)
     if not no_report:
         _check_extra("matplotlib", "jinja2")
-    folder = _free_folder(overwrite) if output is None else output
+    if resume is not None:
+        from gflow.commands.resuming import read_job
+
+        others = any((config, overrides, seed is not None, output, overwrite, quick))
+        configuration, quick = read_job(resume, others=others)
+        folder = resume
+    else:
+        changes = [*overrides, *([f"seed={seed}"] if seed is not None else [])]
+        configuration = read_configuration(config, changes)
+        folder = _free_folder(overwrite) if output is None else output
     console = Console()
     if not console.is_terminal:
         # A pipe has no width; lines are not to be broken there.
         console = Console(width=120)
-    return run_job(
-        configuration,
-        folder,
-        console,
-        small=quick,
-        cache=cache,
-        keep_programs=not no_cache,
-        report=not no_report,
-        workers=jobs,
-        overwrite=overwrite,
+    options = Options(
+        quick, Programs(cache, not no_cache), not no_report, jobs, overwrite, resume is not None
     )
+    return run_job(configuration, folder, console, options)
 
 
 @cli.command()

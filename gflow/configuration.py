@@ -4,9 +4,30 @@ The defaults are the main job. Nothing here imports JAX, so that a wrong field i
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
+
+ONE, MANY = "<one>", "<many>"
+"""What Pydantic's locations call the two forms of a field that takes a value or a list of them."""
+
+
+def _form(value: Any) -> str:
+    return MANY if isinstance(value, list) else ONE
+
+
+def _distinct(values: list) -> list:
+    if len(set(values)) < len(values):
+        raise ValueError("the values must differ")
+    return values
 
 
 def _ball_order(order: float) -> float:
@@ -25,8 +46,29 @@ _MOST_LAYERS = 100
 _MOST_STEPS = 10_000
 _MOST_WINDOW = 10_000
 _MOST_CASES = 1000
+Seeds = Annotated[
+    Annotated[Seed, Tag(ONE)]
+    | Annotated[
+        list[Seed],
+        Field(min_length=1, max_length=_MOST_CASES),
+        AfterValidator(_distinct),
+        Tag(MANY),
+    ],
+    Discriminator(_form),
+]
+Radius = Annotated[
+    Annotated[NotNegative, Tag(ONE)]
+    | Annotated[
+        list[NotNegative],
+        Field(min_length=1, max_length=_MOST_CASES),
+        AfterValidator(_distinct),
+        Tag(MANY),
+    ],
+    Discriminator(_form),
+]
 Widths = Annotated[list[Count], Field(max_length=_MOST_LAYERS)]
 Window = Annotated[int, Field(ge=1, le=_MOST_WINDOW)]
+Tolerance = Annotated[float, Field(ge=1e-14, le=0.1)]
 Power = Annotated[float, Field(ge=1, le=100)]
 Digit = Annotated[int, Field(ge=0, le=9)]
 # TOML has no paths, only strings.
@@ -49,6 +91,11 @@ class Digits(Table):
     kind: Literal["digits"] = "digits"
     positive: Digit = Field(default=3, description="the digit labelled +1")
     negative: Digit = Field(default=8, description="the digit labelled -1")
+    limit: int | None = Field(
+        default=None,
+        ge=2,
+        description="train on so many examples, as many of each digit; the others are held out",
+    )
 
 
 class Mnist(Table):
@@ -63,7 +110,9 @@ class Mnist(Table):
     positive: Digit = Field(default=3, description="the digit labelled +1")
     negative: Digit = Field(default=7, description="the digit labelled -1")
     limit: int | None = Field(default=None, ge=2, description="use the first so many examples")
-    split: Literal["train", "test"] = Field(default="train", description="which part of MNIST")
+    split: Literal["train", "test"] = Field(
+        default="train", description="which part of MNIST; of train, test is held out"
+    )
 
 
 class Gaussian(Table):
@@ -100,6 +149,9 @@ class Npz(Table):
     path: FilePath = Field(description="the file, relative to the configuration file")
     x: Name = Field(default="x", description="name of the array of inputs")
     y: Name = Field(default="y", description="name of the array of labels")
+    held_out: FilePath | None = Field(
+        default=None, description="a file like it, of examples held out to tell the accuracy"
+    )
 
 
 class Csv(Table):
@@ -112,6 +164,9 @@ class Csv(Table):
         default=",", min_length=1, max_length=1, description="what parts the columns"
     )
     skip_lines: int = Field(default=0, ge=0, description="lines to skip first, such as a header")
+    held_out: FilePath | None = Field(
+        default=None, description="a file like it, of examples held out to tell the accuracy"
+    )
 
 
 class NetworkTable(Table):
@@ -210,7 +265,7 @@ class Fgm(PerturbationTable):
     """Fast gradient method: one step along the steepest l_p direction of the margin."""
 
     kind: Literal["fgm"] = "fgm"
-    radius: NotNegative = Field(description="length in the l_p norm, in units of the inputs")
+    radius: Radius = Field(description="length in the l_p norm, in units of the inputs")
     order: Order = Field(default=2.0, description="p, from 1 to inf")
 
 
@@ -218,7 +273,7 @@ class Fgsm(PerturbationTable):
     """Fast gradient sign method: one l_inf step along the sign of the margin's gradient."""
 
     kind: Literal["fgsm"] = "fgsm"
-    radius: NotNegative = Field(description="length in the l_inf norm, in units of the inputs")
+    radius: Radius = Field(description="length in the l_inf norm, in units of the inputs")
     smoothing: NotNegative = Field(
         default=0.0, description="mu: sign(g) rounded to relative width mu"
     )
@@ -228,7 +283,7 @@ class Pgd(PerturbationTable):
     """Projected gradient descent on the margin, steps of fixed length."""
 
     kind: Literal["pgd"] = "pgd"
-    radius: NotNegative = Field(description="radius of the l_p ball, in units of the inputs")
+    radius: Radius = Field(description="radius of the l_p ball, in units of the inputs")
     order: BallOrder = Field(default=float("inf"), description="p: 1, 2 or inf")
     num_steps: int = Field(default=10, ge=1, le=_MOST_STEPS, description="number of steps")
     step_size: Positive | None = Field(
@@ -249,7 +304,7 @@ class Pgd(PerturbationTable):
 
 
 class UntilTable(Table):
-    """When a run stops: at the first of these that it reaches; at least one is needed."""
+    """How far the flow is followed: to the first of these; at least one is needed."""
 
     log_loss: float | None = Field(
         default=None, description="log of the loss, summed over examples, natural logarithm"
@@ -266,6 +321,9 @@ class UntilTable(Table):
         lt=1,
         description="sine of the angle between u and sum_i p_i grad q_i(u)",
     )
+    logits: Positive | None = Field(
+        default=None, description="the smallest margin kappa min_i q_i(u) of the parameters"
+    )
 
     @model_validator(mode="after")
     def _one_at_least(self):
@@ -277,16 +335,72 @@ class UntilTable(Table):
 class SolverTable(Table):
     """How the flow is integrated."""
 
-    name: Literal["tsit5", "dopri8", "kvaerno3", "kvaerno5"] = Field(
-        default="tsit5",
-        description="Runge-Kutta method: explicit (tsit5, dopri8), or implicit (kvaerno3, "
-        "kvaerno5), whose steps cost far more and rarely are fewer",
+    name: Literal[
+        "automatic",
+        "rosenbrock",
+        "runge_kutta_chebyshev",
+        "tsit5",
+        "dopri8",
+        "kvaerno3",
+        "kvaerno5",
+    ] = Field(
+        default="automatic",
+        description="automatic: tsit5, and rosenbrock once the flow is stiff; rosenbrock: linearly "
+        "implicit, the method of the limit; runge_kutta_chebyshev: stabilised explicit; tsit5, "
+        "dopri8: explicit; kvaerno3, kvaerno5: implicit, whose steps cost far more and rarely are "
+        "fewer",
     )
-    tolerance: float = Field(
-        default=1e-7, ge=1e-14, le=0.1, description="error a step may make, relative"
+    tolerance: Tolerance = Field(default=1e-7, description="error a step may make, relative")
+    rtol_direction: Tolerance | None = Field(
+        default=None, description="error a step may make in the direction; tolerance without it"
+    )
+    atol_logit: Positive = Field(
+        default=0.1, description="error a step of rosenbrock may make in the logits"
+    )
+    kappa_cap: Positive | None = Field(
+        default=None, description="a kappa at which the temperature stays; the true flow without it"
     )
     max_steps: Count = Field(default=20_000, description="steps after which a run is given up")
+    max_seconds: Positive | None = Field(
+        default=None, description="seconds after which the flow of a run is given up"
+    )
     save: int = Field(default=256, ge=2, description="points that a trajectory keeps, at most")
+
+
+class LimitTable(Table):
+    """The limit of each run's direction, found from where its flow ends."""
+
+    enabled: bool = Field(default=True, description="whether the limit is sought at all")
+    tolerance: float = Field(
+        default=1e-8, ge=1e-15, le=0.1, description="relative stationarity of the limit"
+    )
+    cap_logits: float = Field(
+        default=1e3,
+        ge=10,
+        le=1e10,
+        description="the true flow is followed until its smallest margin is so large; from there "
+        "on its temperature is capped",
+    )
+    flow_tolerance: float = Field(
+        default=1e-5, ge=1e-12, le=0.1, description="error a step of that flow may make"
+    )
+    smoothing: float = Field(
+        default=0.02,
+        ge=1e-3,
+        le=1,
+        description="relative width to which kinks are rounded on the way; it is led to 0",
+    )
+    escape: bool = Field(default=True, description="leave saddles, as the flow does in the end")
+    reproduce: bool = Field(
+        default=False,
+        description="search again with a tighter tolerance and with a colder cap, to see whether "
+        "the limit is the same",
+    )
+    max_rounds: Count = Field(default=16, description="saddles to leave at most")
+    max_steps: Count = Field(default=5000, description="steps of each run of the flow at most")
+    max_seconds: Positive | None = Field(
+        default=None, description="seconds after which the search of a run is given up"
+    )
 
 
 Data = Annotated[
@@ -296,23 +410,27 @@ Network = Annotated[Linear | DeepLinear | Mlp | Diagonal | Conv, Field(discrimin
 Perturbation = Annotated[Clean | Fgm | Fgsm | Pgd, Field(discriminator="kind")]
 
 MAIN_NETWORKS: list[Network] = [
-    DeepLinear(name="deep linear", hidden=[16, 16]),
-    Mlp(name="ReLU MLP", hidden=[16], smoothing=0.05),
-    Mlp(name="ReLU^2 MLP", hidden=[16], power=2.0),
+    DeepLinear(name="deep linear", hidden=[8, 8]),
+    Mlp(name="ReLU MLP", hidden=[8], smoothing=0.05),
+    Mlp(name="ReLU^2 MLP", hidden=[8], power=2.0),
 ]
 MAIN_PERTURBATIONS: list[Perturbation] = [
     Clean(name="clean"),
-    Fgm(name="l2-FGM", radius=0.1),
-    Fgsm(name="linf-FGSM", radius=0.02, smoothing=0.1),
-    Pgd(name="l2-PGD", radius=0.1, order=2.0, num_steps=5),
-    Pgd(name="linf-PGD", radius=0.02, num_steps=5, smoothing=0.1),
+    Fgm(name="l2-FGM", radius=0.3),
+    Fgsm(name="linf-FGSM", radius=0.05, smoothing=0.2),
+    Pgd(name="l2-PGD", radius=0.3, order=2.0, num_steps=5),
+    Pgd(name="linf-PGD", radius=0.05, num_steps=5, smoothing=0.2),
 ]
+# The method and the tolerance of the search for the limit, whose programs then serve both.
+MAIN_SOLVER = SolverTable(name="rosenbrock", tolerance=1e-5)
 
 
 class Configuration(Table):
-    """One job: every network under every perturbation."""
+    """One job: every network under every perturbation, from every seed."""
 
-    seed: Seed = Field(default=0, description="seed of the initial weights")
+    seed: Seeds = Field(
+        default=0, description="seed of the initial weights, or a list: one run for each"
+    )
     loss: Literal["exponential", "logistic"] = Field(
         default="logistic", description="loss of one margin; a data set's loss is the sum"
     )
@@ -321,7 +439,12 @@ class Configuration(Table):
         description="frozen: the perturbation is held fixed while differentiating, as adversarial "
         "training does; total: differentiate through it",
     )
-    data: Data = Field(default=Digits(), description="the examples")
+    max_seconds: Positive | None = Field(
+        default=600.0,
+        description="seconds for the whole job, of which each run has a share: what one does not "
+        "need the next ones get. A run that has not arrived by then has no verdict",
+    )
+    data: Data = Field(default=Digits(limit=40), description="the examples")
     network: list[Network] = Field(
         default=MAIN_NETWORKS, min_length=1, max_length=_MOST_CASES, description="the networks"
     )
@@ -329,10 +452,52 @@ class Configuration(Table):
         default=MAIN_PERTURBATIONS,
         min_length=1,
         max_length=_MOST_CASES,
-        description="the perturbations",
+        description="the perturbations, under which is trained and by which is attacked; a list of "
+        "radii stands for as many perturbations",
     )
-    until: UntilTable = Field(default=UntilTable(log_loss=-5.0), description="when a run stops")
-    solver: SolverTable = Field(default=SolverTable(), description="how the flow is integrated")
+    until: UntilTable = Field(
+        default=UntilTable(log_loss=-10.0),
+        description="how far the flow is followed before the limit is sought; runs are compared "
+        "at equal loss there",
+    )
+    solver: SolverTable = Field(default=MAIN_SOLVER, description="how the flow is integrated")
+    limit: LimitTable = Field(default=LimitTable(), description="the search for the limit")
+
+    @model_validator(mode="after")
+    def _not_too_many(self):
+        count = len(self.network) * len(self.attacks) * len(self.seeds)
+        if count > _MOST_CASES:
+            raise ValueError(f"the lists ask for {count} runs; at most {_MOST_CASES} are made")
+        return self
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds, as a list."""
+        return self.seed if isinstance(self.seed, list) else [self.seed]
+
+    @property
+    def attacks(self) -> list[Perturbation]:
+        """The perturbations, one for each radius that is asked for."""
+        return [one for table in self.perturbation for one in _by_radius(table)]
+
+    @property
+    def num_runs(self) -> int:
+        """Every network under every perturbation from every seed."""
+        return len(self.network) * len(self.attacks) * len(self.seeds)
+
+
+def _by_radius(table: Perturbation) -> list[Perturbation]:
+    """One perturbation for each radius, named by it where there are several."""
+    radius = getattr(table, "radius", None)
+    if not isinstance(radius, list):
+        return [table]
+    name = table.name or table.kind
+    return [
+        table.model_copy(
+            update={"radius": one, "name": f"{name} {one:g}" if len(radius) > 1 else table.name}
+        )
+        for one in radius
+    ]
 
 
 def labels(tables: list[Network] | list[Perturbation]) -> list[str]:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -18,8 +19,15 @@ from hypothesis import strategies as st
 from gflow import Dataset, load, measures, networks
 from gflow import configuration as tables
 from gflow.__main__ import main
-from gflow.commands import running
-from gflow.commands.building import build_dataset, build_network, build_perturbation
+from gflow.commands import working
+from gflow.commands.building import (
+    build,
+    build_columns,
+    build_dataset,
+    build_datasets,
+    build_network,
+    build_perturbation,
+)
 from gflow.commands.explaining import example_toml, fields_text
 from gflow.commands.fields import plain_fields, sections, toml_value
 from gflow.commands.quick import quick
@@ -83,6 +91,17 @@ REFUSED = {
         ["`network[0].input_shape`", "at least 3"],
     ),
     "no target": ("[until]", ["`until`", "at least one of log_loss"]),
+    "seed twice": ("seed = [1, 1]", ["`seed`", "differ"]),
+    "negative seed in a list": ("seed = [0, -1]", ["`seed[1]` = -1", "greater than or equal"]),
+    "NaN in a list": (
+        '[[perturbation]]\nkind = "fgm"\nradius = [0.1, nan]',
+        ["`perturbation[0].radius[1]` = nan"],
+    ),
+    "too many runs": (
+        f"seed = {list(range(100))}",
+        ["1500 runs", "at most 1000"],
+    ),
+    "cap of a limit": ("[limit]\ncap_logits = 1.0", ["`limit.cap_logits` = 1.0"]),
     "no network": ("network = []", ["`network`", "at least 1"]),
     "syntax": ("seed = 1\nloss = [", ["not valid TOML"]),
     "syntax with its line": ("seed = 1\nloss == 2", ["not valid TOML", "line 2"]),
@@ -180,7 +199,8 @@ def test_the_example_reads_back(capsys, tmp_path):
 
 
 EVERY_TABLE = Configuration(
-    seed=7,
+    seed=[7, 8],
+    max_seconds=5.5,
     data=tables.Mnist(path=Path("/data/mnist"), limit=100),
     network=[
         tables.Linear(),
@@ -192,12 +212,13 @@ EVERY_TABLE = Configuration(
     ],
     perturbation=[
         tables.Clean(),
-        tables.Fgm(radius=0.1, order=float("inf")),
+        tables.Fgm(radius=[0.0, 0.1], order=float("inf")),
         tables.Fgsm(radius=1e-9, smoothing=0.1),
         tables.Pgd(radius=0.1, order=1.0, step_size=0.01, random_start=3, box=[-0.5, 1.5]),
     ],
     until=tables.UntilTable(time=1e30, stationarity=0.01),
-    solver=tables.SolverTable(name="kvaerno5", max_steps=10),
+    solver=tables.SolverTable(name="kvaerno5", max_steps=10, rtol_direction=1e-6, kappa_cap=1e4),
+    limit=tables.LimitTable(enabled=False, reproduce=True, max_seconds=3.0),
 )
 
 
@@ -234,6 +255,70 @@ def test_names_are_unique():
     assert labels(pair) == ["clean", "fgm 1", "fgm 2", "x"]
 
 
+def test_lists_stand_for_as_many_runs():
+    found = Configuration(
+        seed=[3, 5],
+        network=[tables.Linear(), tables.Diagonal()],
+        perturbation=[tables.Clean(), tables.Fgm(name="l2", radius=[0.0, 0.05, 0.1])],
+    )
+    assert found.seeds == [3, 5] and found.num_runs == 2 * 2 * 4
+    assert labels(found.attacks) == ["clean", "l2 0", "l2 0.05", "l2 0.1"]
+    assert [getattr(table, "radius", None) for table in found.attacks] == [None, 0.0, 0.05, 0.1]
+    assert Configuration(seed=4).seeds == [4]
+
+
+def test_each_seed_has_its_own_start_and_all_attacks_share_it():
+    work = build(
+        Configuration(
+            seed=[0, 1],
+            data=tables.Gaussian(n=6, d=2),
+            network=[tables.Linear(name="net")],
+            perturbation=[tables.Clean(), tables.Fgm(radius=[0.1, 0.2])],
+        )
+    )
+    names = [(case.network, case.perturbation) for case in work.cases]
+    attacks = ["clean", "fgm 0.1", "fgm 0.2"]
+    assert names == [(f"net, seed {seed}", attack) for seed in (0, 1) for attack in attacks]
+    starts = [np.asarray(case.params[0]) for case in work.cases]
+    for one, two in ((0, 1), (0, 2), (3, 4)):
+        np.testing.assert_array_equal(starts[one], starts[two])
+    assert np.any(starts[0] != starts[3])
+    assert [float(case.problem.perturbation.radius) for case in work.cases[:3]] == [0.0, 0.1, 0.2]
+    assert work.held_out is None
+
+
+def test_digits_that_are_not_trained_on_are_held_out():
+    dataset, held_out = build_datasets(tables.Digits(limit=10))
+    whole = build_dataset(tables.Digits())
+    assert np.sum(dataset.y == 1) == np.sum(dataset.y == -1) == 5
+    assert len(dataset) + len(held_out) == len(whole)
+    rows = {row.tobytes() for row in np.concatenate([dataset.x, held_out.x])}
+    assert rows == {row.tobytes() for row in whole.x}
+    assert build_datasets(tables.Digits())[1] is None
+
+
+def test_examples_held_out_come_from_a_file_like_the_first(tmp_path):
+    x, y = np.array([[1.0, 2.0], [-1.0, -2.5]]), np.array([1.0, -1.0])
+    np.savez(tmp_path / "own.npz", x=x, y=y)
+    np.savez(tmp_path / "other.npz", x=2 * x, y=y)
+    np.savez(tmp_path / "wide.npz", x=np.eye(2, 3), y=y)
+    found = read(tmp_path, '[data]\nkind = "npz"\npath = "own.npz"\nheld_out = "other.npz"')
+    np.testing.assert_array_equal(build_datasets(found.data)[1].x, 2 * x)
+    with pytest.raises(ValueError, match="held out have 3 inputs"):
+        build_datasets(found.data.model_copy(update={"held_out": tmp_path / "wide.npz"}))
+
+
+def test_columns_attack_with_exact_signs():
+    attacks = [
+        tables.Clean(),
+        tables.Fgsm(radius=0.1, smoothing=0.2),
+        tables.Pgd(radius=0.1, smoothing=0.3),
+    ]
+    columns = build_columns(Configuration(perturbation=attacks))
+    assert list(columns) == ["clean", "fgsm", "pgd"]
+    assert columns["fgsm"].has_signs and columns["pgd"].has_signs
+
+
 def test_quick_keeps_every_case():
     small = quick(Configuration())
     assert labels(small.network) == labels(Configuration().network)
@@ -259,6 +344,10 @@ kind = "fgm"
 radius = 0.1
 [until]
 log_loss = -2.0
+[solver]
+name = "tsit5"
+[limit]
+enabled = false
 """
 
 
@@ -268,7 +357,9 @@ def job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
     (folder / "job.toml").write_text(JOB, encoding="utf-8")
     with contextlib.redirect_stdout(io.StringIO()) as output:
-        code = main(["run", str(folder / "job.toml"), "--output", str(folder / "out")])
+        code = main(
+            ["run", str(folder / "job.toml"), "--output", str(folder / "out"), "--jobs", "1"]
+        )
     return SimpleNamespace(code=code, folder=folder / "out", output=output.getvalue())
 
 
@@ -276,8 +367,12 @@ def test_a_job_says_what_it_does_and_what_came_out(job):
     assert job.code == 0
     lines = job.output.splitlines()
     assert "gaussian data" in lines[0] and "2 run(s)" in lines[0]
-    assert "2 of 2 runs reached" in lines[-1] and "report.html" in lines[-1]
-    for word in ("margin", "log-loss -2.00", "station-", "align-", "steps", "-2.00", "reached"):
+    assert "report.html" in lines[-2] and "2 of 2 runs reached" in lines[-1]
+    assert re.match(r"Adversarial training enlarges .* in \d of 1 comparisons", lines[-1])
+    # Where nothing shows progress, a line tells that a run began.
+    begun = next(line for line in lines if "compiling" in line)
+    assert "[1/2] deep linear, clean" in begun
+    for word in ("margin", "log-loss -2.00", "station-", "align-", "steps", "-2.00", "strong"):
         assert word in job.output
 
 
@@ -374,9 +469,9 @@ def test_every_network_and_perturbation_is_built():
     dataset = Dataset(np.eye(4), [1, -1, 1, -1])
     built = [build_network(table, dataset) for table in EVERY_TABLE.network]
     assert [network.degree for network in built] == [1, 2, 1 + 1.5, 3, 3, 7]
-    attacks = [build_perturbation(table) for table in EVERY_TABLE.perturbation]
-    assert [float(attack.radius) for attack in attacks] == [0.0, 0.1, 1e-9, 0.1]
-    assert [attack.order for attack in attacks] == [2.0, np.inf, np.inf, 1.0]
+    attacks = [build_perturbation(table) for table in EVERY_TABLE.attacks]
+    assert [float(attack.radius) for attack in attacks] == [0.0, 0.0, 0.1, 1e-9, 0.1]
+    assert [attack.order for attack in attacks] == [2.0, np.inf, np.inf, np.inf, 1.0]
     assert [float(edge) for edge in attacks[-1].box] == [-0.5, 1.5]
 
 
@@ -400,11 +495,14 @@ def test_a_convolutional_network_is_built_as_described():
     assert build_network(pooled, dataset) == networks.conv((1, 8, 8), layers)
 
 
-@pytest.mark.parametrize("name", ["dopri8", "kvaerno3", "kvaerno5"])
+@pytest.mark.parametrize(
+    "name", ["dopri8", "kvaerno3", "kvaerno5", "rosenbrock", "runge_kutta_chebyshev", "automatic"]
+)
 def test_every_solver_reaches_the_same_point(job, tmp_path, name):
     (tmp_path / "job.toml").write_text(JOB)
     options = [
         "--no-report",
+        "--jobs=1",
         "--set",
         f"solver.name={name}",
         "--set",
@@ -414,24 +512,27 @@ def test_every_solver_reaches_the_same_point(job, tmp_path, name):
     one, other = (
         load(folder / "trajectories" / "01.npz") for folder in (job.folder, tmp_path / "out")
     )
-    assert other.settings["solver"].lower() == name
+    if name not in ("automatic", "rosenbrock"):  # which say what they came to
+        assert other.settings["solver"].lower() == name.replace("_", "")
     np.testing.assert_allclose(other.vectors[-1], one.vectors[-1], atol=1e-5)
 
 
 def test_an_interrupt_keeps_what_was_computed(tmp_path, capsys, monkeypatch):
     (tmp_path / "job.toml").write_text(JOB)
-    integrate = running._integrate
+    follow = working.follow
     calls = []
 
     def interrupted_at_the_second(*arguments):
         calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return integrate(*arguments)
+        return follow(*arguments)
 
-    monkeypatch.setattr(running, "_integrate", interrupted_at_the_second)
-    assert main(["run", str(tmp_path / "job.toml"), "-o", str(tmp_path / "out")]) == 130
-    assert "Interrupted" in capsys.readouterr().out
+    monkeypatch.setattr(working, "follow", interrupted_at_the_second)
+    options = ["-o", str(tmp_path / "out"), "--jobs", "1"]
+    assert main(["run", str(tmp_path / "job.toml"), *options]) == 130
+    output = capsys.readouterr().out
+    assert "Interrupted" in output and "gflow run --resume" in output
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["interrupted"] and results["planned"] == 2 and len(results["runs"]) == 1
     assert "interrupted from the keyboard" in (tmp_path / "out" / "report.html").read_text()
@@ -439,11 +540,12 @@ def test_an_interrupt_keeps_what_was_computed(tmp_path, capsys, monkeypatch):
 
 def test_a_failed_run_is_marked_and_tells_no_margin(tmp_path, capsys):
     # 16 steps are too few for any of them.
-    arguments = ["run", "--no-report", "-o", str(tmp_path / "out"), "--set", "solver.max_steps=16"]
+    arguments = ["run", "--no-report", "-o", str(tmp_path / "out"), "--jobs", "1"]
+    arguments += ["--set", "solver.max_steps=16"]
     (tmp_path / "job.toml").write_text(JOB)
     assert main([*arguments, str(tmp_path / "job.toml")]) == 1
     output = capsys.readouterr().out
-    assert "0 of 2 runs reached" in output and "failed" in output
+    assert "0 of 2 runs reached" in output and "not arrived" in output
     assert not (tmp_path / "out" / "report.html").exists()
     for run in json.loads((tmp_path / "out" / "results.json").read_text())["runs"]:
         assert not run["succeeded"] and len(run["result"]) > 20

@@ -187,9 +187,9 @@ def test_the_command_keeps_programs(tmp_path, monkeypatch, calls, capsys, option
     def ends(*_, **__):
         raise UserError("the end")
 
-    monkeypatch.setattr(building, "build_cases", ends)
+    monkeypatch.setattr(building, "build", ends)
     monkeypatch.chdir(tmp_path)
-    assert main(["run", "--quick", "--no-report", "-o", "out", *options]) == 2
+    assert main(["run", "--quick", "--no-report", "--jobs=1", "-o", "out", *options]) == 2
     assert [None if folder is None else str(folder) for folder in calls] == expected
     # A folder that was named must be usable; that of the user need not be.
     assert ("--cache kept" in capsys.readouterr().err) == (expected == ["kept"])

@@ -9,7 +9,9 @@ import pytest
 
 import gflow
 from gflow import report
+from gflow.report.end import End
 from gflow.report.overview import look, margins_figure, overview_figure
+from gflow.report.panels import View, panels
 
 RUN = gflow.load(Path(__file__).parent / "data" / "flow_0_1_0.npz")
 UP = np.linspace(0.0, 1.0, len(RUN))
@@ -58,6 +60,20 @@ def test_its_figures_are_drawn(run):
     assert all(value is None or np.isfinite(value) for value in shown.figures.values())
     for draw in (overview_figure, margins_figure):
         pyplot.close(draw({"run": run}, looks=[look(0)]))
+
+
+def test_its_panels_are_drawn(run):
+    from io import BytesIO
+
+    record = report.record(run, network="n", perturbation="p", seconds=1.0)
+    # A limit that is the run's own end: differences to it are zero there, and have no logarithm.
+    end = End(record, run.vectors[-1], run.vectors[-1])
+    view = View("n1", "n", {"p": record}, {"p": run}, {"p": end}, None, {"p": 0})
+    found = panels(view)
+    assert len(found) == 5
+    for panel in found:
+        panel.draw().savefig(BytesIO(), format="svg")
+        assert panel.table.startswith("run,") and panel.prediction.startswith("Theory: ")
 
 
 @pytest.mark.parametrize("name", ["time", "log_loss", "log_kappa"])

@@ -13,7 +13,7 @@ import pytest
 from gflow import load
 from gflow.__main__ import main
 from gflow._files import LOCK_NAME, locked
-from gflow.commands import running
+from gflow.commands import running, working
 from gflow.commands.folder import claimed
 from gflow.commands.reading import UserError
 from gflow.report import read_results
@@ -33,6 +33,8 @@ kind = "fgm"
 radius = 0.1
 [until]
 log_loss = 1.0
+[limit]
+enabled = false
 """
 
 
@@ -60,6 +62,9 @@ WHOLE = {
     "report.html",
     "trajectories/01.npz",
     "trajectories/02.npz",
+    "ends/01.npz",
+    "ends/02.npz",
+    "evaluations/01.npz",
 }
 
 
@@ -134,28 +139,31 @@ def sentence(capsys):
 
 
 def test_a_disk_that_fills_up_ends_in_a_sentence(tmp_path, arguments, capsys, monkeypatch):
-    save, saved = running._integrate, []
+    follow, saved = working.follow, []
 
     def second_does_not_fit(*given):
-        trajectory = save(*given)
+        trajectory = follow(*given)
         if saved:
             monkeypatch.setattr(type(trajectory), "save", full)
         saved.append(trajectory)
         return trajectory
 
-    monkeypatch.setattr(running, "_integrate", second_does_not_fit)
+    monkeypatch.setattr(working, "follow", second_does_not_fit)
     assert main(arguments) == 2
     error = sentence(capsys)
-    assert "1 of 2 runs are safe" in error and "gflow report" in error
-    assert names(tmp_path / "out") == {"config.toml", "results.json", "trajectories/01.npz"}
+    assert "1 of 2 runs are safe" in error and "gflow run --resume" in error
+    kept = {"config.toml", "results.json", "trajectories/01.npz", "ends/01.npz"}
+    assert names(tmp_path / "out") == kept
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(results["runs"]) == 1 and results["planned"] == 2
     assert load(tmp_path / "out" / "trajectories" / "01.npz").successful
     # What the sentence advises.
     monkeypatch.undo()
-    assert [run.trajectory for run in read_results(tmp_path / "out").runs] == [
-        "trajectories/01.npz"
-    ]
+    assert main(["run", "--resume", str(tmp_path / "out"), "--jobs", "1", "--no-report"]) == 0
+    runs = read_results(tmp_path / "out").runs
+    assert [run.trajectory for run in runs] == ["trajectories/01.npz", "trajectories/02.npz"]
+    assert runs[0].seconds == results["runs"][0]["seconds"]  # taken as it was
+    assert "finished before" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

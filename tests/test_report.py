@@ -1,5 +1,6 @@
 """Figures draw the numbers of the trajectory; the page stands alone; no failed run looks good."""
 
+import base64
 import dataclasses
 import json
 import math
@@ -183,7 +184,7 @@ def test_numbers_that_are_not_finite_are_null(trajectory, tmp_path):
     content = json.loads(path.read_text(), parse_constant=refuse)
     assert content["runs"][0]["figures"]["smoothed_margin"] is None
     assert content["settings"]["order"] == "inf"
-    assert content["schema"] == 1
+    assert content["schema"] == 2
 
 
 def test_results_read_back(trajectory, tmp_path):
@@ -235,8 +236,9 @@ class Page(HTMLParser):
         elif tag in ("script", "link", "iframe", "object", "embed", "img"):
             self.fetched.append(tag)
         else:
+            # Figures hold images of pixels within themselves.
             hrefs = [v for k, v in values.items() if k in ("src", "href", "xlink:href")]
-            self.fetched += [href for href in hrefs if not href.startswith("#")]
+            self.fetched += [href for href in hrefs if not href.startswith(("#", "data:"))]
         self.ids += [values["id"]] if "id" in values else []
 
     def handle_startendtag(self, tag, attributes):
@@ -274,20 +276,35 @@ def test_the_page_is_well_formed_and_fetches_nothing(page):
     assert parsed.fetched == []
     assert len(parsed.ids) == len(set(parsed.ids)) > 20
     assert "@import" not in page and "url(http" not in page
-    # Only citations lead elsewhere.
-    assert {link.split("/")[2] for link in parsed.links} == {"openreview.net", "arxiv.org"}
+    # Only citations lead elsewhere; files to keep are in the page.
+    outside = [link for link in parsed.links if not link.startswith("data:")]
+    assert {link.split("/")[2] for link in outside} == {"openreview.net", "arxiv.org"}
+
+
+def test_the_files_of_a_figure_are_in_the_page(page, trajectory):
+    files = [link for link in Page(page).links if link.startswith("data:")]
+    kinds = [link.split(";")[0].removeprefix("data:") for link in files]
+    assert kinds[:3] == ["application/pdf", "image/svg+xml", "text/csv"]
+    pdf, picture, table = (base64.b64decode(link.split(",")[1]) for link in files[:3])
+    assert pdf.startswith(b"%PDF") and b"</svg>" in picture and b"#010203" not in picture
+    lines = table.decode().splitlines()
+    assert lines[0].startswith("run,log10_1_plus_t,log10_minus_log_loss,Smoothed margin")
+    assert len(lines) == 1 + 2 * len(trajectory)
+    numbers = [float(part) for part in lines[len(trajectory)].split(",")[1:]]
+    last = [trajectory.log1p_time[-1] / LOG10, trajectory.log_minus_log_loss[-1] / LOG10]
+    np.testing.assert_allclose(numbers, [*last, trajectory.smoothed_margin[-1]], rtol=1e-9)
 
 
 def test_the_page_tells_what_there_is(page, failed):
     text = " ".join(" ".join(Page(page).text).split())
     assert "2 of 4 runs reached" in text
     assert "interrupted from the keyboard: 1 of 4 runs" in text
-    assert failed.message in text and "Did not reach what was asked for: net, bad" in text
+    assert failed.message in text and "have no verdict: net, bad" in text
     assert "<points> & labels" in text and "seed = 1 # <&>" in text
-    for column in report.COLUMNS:
+    for column in report.FLOW_COLUMNS:
         assert column.meaning in text
-    # Two figures a network, each with words for those who do not see it.
-    assert page.count('<svg role="img" aria-label="') == 4
+    # Three figures a network, each with words for those who do not see it.
+    assert page.count('<svg role="img" aria-label="') == 6
     # Light and dark: no ink of its own but the palette's.
     assert "currentColor" in page and "prefers-color-scheme: dark" in page
     assert "#010203" not in page

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,12 @@ from gflow.validation import check_start
 
 
 class Case(NamedTuple):
-    """One run to do: a network under a perturbation, and where it starts."""
+    """One run to do: a network under a perturbation, and where it starts.
+
+    Attributes:
+        network: what it is called; with its seed where there are several.
+        perturbation: what it is called.
+    """
 
     network: str
     perturbation: str
@@ -25,44 +31,72 @@ class Case(NamedTuple):
     params: Params
 
 
-def build_cases(configuration: Configuration, *, num_examples: int | None = None) -> list[Case]:
-    """Every network under every perturbation, checked to the point of integrating.
+class Work(NamedTuple):
+    """What a configuration describes.
+
+    Attributes:
+        cases: every run, networks and seeds outermost.
+        held_out: examples that no run sees, or None.
+    """
+
+    cases: list[Case]
+    held_out: datasets.Dataset | None
+
+
+def build(configuration: Configuration, *, num_examples: int | None = None) -> Work:
+    """Every network under every perturbation from every seed, checked to the point of integrating.
 
     All perturbations of a network share its starting point. `num_examples` keeps so many examples.
 
     Raises:
         UserError: the data cannot be read, or a network, perturbation and data do not fit.
     """
-    dataset = _named("[data]", build_dataset, configuration.data)
+    dataset, held_out = _named("[data]", build_datasets, configuration.data)
     if num_examples is not None:
-        dataset = first_of_each(dataset, num_examples)
+        dataset, _ = first_of_each(dataset, num_examples)
     # Only now are the numbers of examples, inputs and classes of files known.
     lines = too_large(configuration, Size(len(dataset), dataset.x.shape[1], dataset.num_outputs))
     if lines:
         raise UserError(f"the networks do not fit into memory: {'; '.join(lines)}.")
-    loss = getattr(losses, configuration.loss)()
-    network_labels = tables.labels(configuration.network)
-    perturbation_labels = tables.labels(configuration.perturbation)
-    attacks = [
-        _named(label, build_perturbation, table)
-        for label, table in zip(perturbation_labels, configuration.perturbation, strict=True)
-    ]
+    names = tables.labels(configuration.attacks)
+    attacks = {
+        name: _named(name, build_perturbation, table)
+        for name, table in zip(names, configuration.attacks, strict=True)
+    }
     cases = []
-    for label, table in zip(network_labels, configuration.network, strict=True):
+    for label, table in zip(
+        tables.labels(configuration.network), configuration.network, strict=True
+    ):
         network = _named(label, build_network, table, dataset)
-        params = _named(label, network.init, configuration.seed, scale=table.scale)
-        for name, attack in zip(perturbation_labels, attacks, strict=True):
-            problem = _named(
-                f"{label}, {name}",
-                Problem,
-                network,
-                dataset,
-                loss=loss,
-                perturbation=attack,
-                gradient=configuration.gradient,
-            )
-            cases.append(Case(label, name, problem, _named(label, check_start, problem, params)))
-    return cases
+        for seed in configuration.seeds:
+            place = f"{label}, seed {seed}" if len(configuration.seeds) > 1 else label
+            params = _named(place, network.init, seed, scale=table.scale)
+            for name, attack in attacks.items():
+                problem = _problem(configuration, f"{label}, {name}", network, dataset, attack)
+                start = _named(place, check_start, problem, params)
+                cases.append(Case(place, name, problem, start))
+    return Work(cases, held_out)
+
+
+def _problem(
+    configuration: Configuration,
+    label: str,
+    network: networks.AbstractNetwork,
+    dataset: datasets.Dataset,
+    attack: perturbations.AbstractPerturbation,
+) -> Problem:
+    options = {"loss": getattr(losses, configuration.loss)(), "gradient": configuration.gradient}
+    return _named(label, Problem, network, dataset, perturbation=attack, **options)
+
+
+def build_columns(configuration: Configuration) -> dict[str, perturbations.AbstractPerturbation]:
+    """The attacks by which every trained network is attacked: those of training, signs exact."""
+    tables_ = [
+        table.model_copy(update={"smoothing": 0.0}) if hasattr(table, "smoothing") else table
+        for table in configuration.attacks
+    ]
+    names = tables.labels(configuration.attacks)
+    return {name: build_perturbation(table) for name, table in zip(names, tables_, strict=True)}
 
 
 def _named(label: str, function: Callable, *args: Any, **options: Any) -> Any:
@@ -75,15 +109,44 @@ def _named(label: str, function: Callable, *args: Any, **options: Any) -> Any:
         raise UserError(f"{label}: {message}") from error
 
 
+def build_datasets(table: tables.Data) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """The examples that a `[data]` table describes: those to train on, and those held out.
+
+    Raises:
+        ValueError: examples held out of another kind than those to train on.
+    """
+    dataset, held_out = build_dataset(table), None
+    match table:
+        case tables.Digits(limit=int(limit)):
+            return first_of_each(dataset, limit)
+        case tables.Mnist(split="train"):
+            held_out = build_dataset(table.model_copy(update={"split": "test", "limit": None}))
+        case tables.Npz(held_out=Path()) | tables.Csv(held_out=Path()):
+            held_out = build_dataset(table.model_copy(update={"path": table.held_out}))
+    if held_out is not None:
+        _check_alike(dataset, held_out)
+    return dataset, held_out
+
+
+def _check_alike(dataset: datasets.Dataset, held_out: datasets.Dataset) -> None:
+    one, other = ((each.x.shape[1], each.num_outputs) for each in (dataset, held_out))
+    if one != other:
+        raise ValueError(
+            f"the examples held out have {other[0]} inputs and {other[1]} outputs, those to train "
+            f"on {one[0]} and {one[1]}."
+        )
+
+
 def build_dataset(table: tables.Data) -> datasets.Dataset:
-    """The examples that a `[data]` table describes."""
-    options = table.model_dump(exclude={"kind"})
+    """The examples that a `[data]` table describes, those to train on and those held out alike."""
     match table:
         case tables.Npz():
             return _read_npz(table)
         case tables.Csv():
             return _read_csv(table)
-    return getattr(datasets, table.kind)(**options)
+        case tables.Digits():
+            return datasets.digits(table.positive, table.negative)
+    return getattr(datasets, table.kind)(**table.model_dump(exclude={"kind"}))
 
 
 def _read_npz(table: tables.Npz) -> datasets.Dataset:
@@ -122,12 +185,19 @@ def _read_csv(table: tables.Csv) -> datasets.Dataset:
     return datasets.Dataset(np.delete(values, table.label, axis=1), values[:, table.label])
 
 
-def first_of_each(dataset: datasets.Dataset, num_examples: int) -> datasets.Dataset:
-    """At most `num_examples` examples, as many of each label."""
+def first_of_each(
+    dataset: datasets.Dataset, num_examples: int
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """At most `num_examples` examples, as many of each label; and the others, None for none."""
     labels = np.unique(dataset.y)
     share = max(num_examples // len(labels), 1)
-    chosen = np.concatenate([np.flatnonzero(dataset.y == label)[:share] for label in labels])
-    return datasets.Dataset(dataset.x[np.sort(chosen)], dataset.y[np.sort(chosen)])
+    chosen = np.zeros(len(dataset), bool)
+    for label in labels:
+        chosen[np.flatnonzero(dataset.y == label)[:share]] = True
+    first = datasets.Dataset(dataset.x[chosen], dataset.y[chosen])
+    if len(np.unique(dataset.y[~chosen])) < len(labels):  # too few to tell an accuracy
+        return first, None
+    return first, datasets.Dataset(dataset.x[~chosen], dataset.y[~chosen])
 
 
 def build_network(table: tables.Network, dataset: datasets.Dataset) -> networks.AbstractNetwork:

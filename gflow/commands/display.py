@@ -1,7 +1,7 @@
-"""What a person sees: a line for each finished run, live progress between, a table at the end."""
+"""What a person sees: a line for each run, live progress between, a table at the end."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -10,30 +10,29 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from gflow._programs import while_compiling
-from gflow.report.record import COLUMNS, Record, Results, write_cell
+from gflow.report.evaluation import Evaluation, largest, margins_shown
+from gflow.report.record import Record, Results, columns_of, significant, write_cell
 
-# Headings broken so that the table fits 80 columns.
-_NARROW = {
-    "smoothed\nmargin": "smooth.\nmargin",
-    "log-loss": "log-\nloss",
-    "stationarity": "station-\narity",
-    "alignment": "align-\nment",
-}
+# Headings and words that fit 80 columns.
+_NARROW = {"smoothed\nmargin": "smooth.\nmargin", "log-loss": "log-\nloss"}
+_NARROW |= {"stationarity": "station-\narity", "alignment": "align-\nment"}
+_BAR = 20
 
 
 class Display:
     """Live progress of a job: a line for each run in progress, and one for each that is finished.
 
-    Where the output is no terminal, only the lines of finished runs are written.
+    Where the output is no terminal, a line is written when a run begins and when it is finished.
     """
 
-    def __init__(self, console: Console):
-        self.console = console
+    def __init__(self, console: Console, labels: Sequence[str], targets: Mapping[str, float]):
+        self.console, self._labels, self._targets = console, labels, targets
+        self._tasks: dict[int, TaskID] = {}
+        self._starts: dict[int, dict[str, float]] = {}
         self.bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=_BAR),
             TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
             console=console,
@@ -47,57 +46,62 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self.bars.stop()
 
-    @contextlib.contextmanager
-    def run(self, label: str) -> Iterator["ShownRun"]:
-        """A line for the run `label` while it is in progress."""
-        task = self.bars.add_task(label, total=1.0, state="compiling")
+    def begin(self, number: int, state: str = "compiling") -> None:
+        """A line for the task `number` while it is in progress."""
+        label = self._labels[number]
+        self._tasks[number] = self.bars.add_task(label, total=1.0, state=state)
+        if not self.console.is_terminal:
+            self.say(f"{label:<36}{state}", style="dim")
 
-        def compiling(name: str | None) -> None:
-            if name is not None:
-                self.bars.update(task, state=f"compiling {name}")
-
-        try:
-            with while_compiling(compiling):
-                yield ShownRun(self, label, task)
-        finally:
-            self.bars.remove_task(task)
-
-
-class ShownRun:
-    """The line of one run in progress."""
-
-    def __init__(self, display: Display, label: str, task: TaskID):
-        self._display, self._label, self._task = display, label, task
-
-    def progress(self, targets: dict[str, float]) -> Callable[[dict[str, float]], None]:
-        """A function for `integrate(progress=...)` that moves the bar towards the targets."""
-        start: dict[str, float] = {}
-
-        def show(status: dict[str, float]) -> None:
-            if not start:
-                start.update(status)
-            fraction = max([_fraction(name, start, status, to) for name, to in targets.items()])
-            loss = _column("log_loss").write(status["log_loss"])
-            state = f"{status['steps']:.0f} steps, log-loss {loss}"
-            self._display.bars.update(self._task, completed=fraction, state=state)
-
-        return show
-
-    def finish(self, run: Record) -> None:
-        """Writes the line of the finished run."""
-        loss = write_cell(run, _column("log_loss"))
-        line = Text(f"{self._label:<32}")
-        if run.succeeded:
-            margin = write_cell(run, _column("adversarial_margin"))
-            line.append(f"log-loss {loss}, adv. margin {margin}")
+    def update(self, number: int, status: Mapping[str, Any]) -> None:
+        """Moves the bar of a task towards the targets of its flow, and further towards a limit."""
+        if number not in self._tasks:
+            return
+        if status["stage"] == "compiling":
+            self.bars.update(self._tasks[number], state=f"compiling {status['name']}")
+            return
+        start = self._starts.setdefault(number, dict(status))
+        steps = f"{status['steps']:.0f} steps"
+        if status["stage"] == "flow":
+            done = [_fraction(name, start, status, to) for name, to in self._targets.items()]
+            fraction, state = max(done), f"{steps}, log-loss {status['log_loss']:.2f}"
         else:
-            line.append(f"failed, log-loss {loss}", style="red")
-        steps = write_cell(run, _column("steps"))
-        line.append(f", {steps} steps, {run.seconds:.1f} s", style="dim")
-        self._display.console.print(line, soft_wrap=True)
+            fraction, state = 1.0, f"to the limit, {steps}, {status['stationarity']:.0e}"
+        self.bars.update(self._tasks[number], completed=fraction, state=state)
+
+    def end(self, number: int) -> None:
+        """Takes the line of a task away."""
+        if number in self._tasks:
+            self.bars.remove_task(self._tasks.pop(number))
+
+    def finish(self, number: int, run: Record, *, loaded: bool = False) -> None:
+        """Writes the line of a finished run."""
+        self.end(number)
+        line = Text(f"{self._labels[number]:<36}").append_text(_outcome(run))
+        tail = "finished before" if loaded else f"{run.seconds:.1f} s"
+        line.append(f", {run.figures['steps']:.0f} steps, {tail}", style="dim")
+        self.console.print(line, soft_wrap=True)
+
+    def say(self, text: str, *, style: str = "") -> None:
+        """Writes one line."""
+        self.console.print(Text(text, style=style), soft_wrap=True)
 
 
-def _fraction(name: str, start: dict[str, float], status: dict[str, float], target: float) -> float:
+def _outcome(run: Record) -> Text:
+    loss = f"log-loss {run.figures['log_loss'] or math.nan:.2f}"
+    if not run.succeeded:
+        words = "interrupted" if run.outcome == "interrupted" else "not arrived"
+        return Text(f"{words}, {loss}", style="red")
+    if "verdict" in run.words:
+        margin = significant(run.figures["limit_margin"] or math.nan)
+        return Text(f"margin {margin}: {run.words['verdict']}, basin {run.words['basin']}")
+    margin = significant(run.figures["adversarial_margin"] or math.nan)
+    return Text(f"{loss}, adv. margin {margin}")
+
+
+def _fraction(
+    name: str, start: Mapping[str, float], status: Mapping[str, Any], target: float
+) -> float:
     """How far a quantity has come from its start to its target; 0 where it is not told."""
     if name not in status or start[name] == target:
         return 0.0
@@ -105,22 +109,21 @@ def _fraction(name: str, start: dict[str, float], status: dict[str, float], targ
     return min(max(share, 0.0), 1.0)
 
 
-def _column(key: str) -> Any:
-    return next(column for column in COLUMNS if column.key == key)
-
-
 def print_table(console: Console, results: Results) -> None:
-    """The table of all runs, and the sentences of those that failed. It fits 80 columns."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("", min_width=10)
-    for column in COLUMNS:
-        table.add_column(_NARROW.get(column.title, column.title), justify="right", no_wrap=True)
-    table.add_column("result", no_wrap=True)
+    """The table of all runs, and the sentences of those that failed."""
+    table = _table()
+    columns = columns_of(results)
+    for column in columns:
+        justify = "left" if column.write is None else "right"
+        title = _NARROW.get(column.title, column.title)
+        table.add_column(title, justify=justify, no_wrap=column.write is not None)
     for network in dict.fromkeys(run.network for run in results.runs):
         table.add_row(Text(network, style="bold"))
         for run in results.runs:
             if run.network == network:
-                table.add_row(*_row(run))
+                cells = [write_cell(run, column) for column in columns]
+                style = "" if run.succeeded else "red"
+                table.add_row(Text(f" {run.perturbation}", style=style), *map(Text, cells))
         table.add_section()
     console.print(table)
     for run in results.runs:
@@ -129,7 +132,30 @@ def print_table(console: Console, results: Results) -> None:
             console.print(text, style="red", highlight=False, markup=False)
 
 
-def _row(run: Record) -> list[Text]:
-    cells = [write_cell(run, column) for column in COLUMNS]
-    result = Text("reached", style="green") if run.succeeded else Text("failed", style="red")
-    return [Text(f" {run.perturbation}"), *map(Text, cells), result]
+def print_matrix(console: Console, evaluations: Sequence[Evaluation], title: str) -> None:
+    """Trained under x attacked by: normalized margins, the largest of each column bold."""
+    for each in evaluations:
+        margins = margins_shown(each)
+        table = _table()
+        table.columns[0].header = f"{each.network}\ntrained under"
+        for name in each.columns:
+            table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
+        marks = largest(margins)
+        for row, values, marked in zip(each.rows, margins, marks, strict=True):
+            cells = [
+                Text(_cell(value) + ("*" if mark else " "), style="bold" if mark else "")
+                for value, mark in zip(values, marked, strict=True)
+            ]
+            table.add_row(Text(f" {row}"), *cells)
+        console.print(table)
+    console.print(Text(title, style="dim"), soft_wrap=True)
+
+
+def _table() -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", min_width=10)
+    return table
+
+
+def _cell(value: float) -> str:
+    return significant(value) if math.isfinite(value) else "-"

@@ -10,12 +10,13 @@ _LOG_LOSS = 0.0
 
 
 def quick(configuration: Configuration) -> Configuration:
-    """The same networks and perturbations, narrower and shorter, up to a loss of 1."""
+    """The same networks and perturbations, narrower and shorter, up to a loss of 1; no limits."""
     return configuration.model_copy(
         update={
             "network": [_narrow(table) for table in configuration.network],
             "perturbation": [_short(table) for table in configuration.perturbation],
             "until": tables.UntilTable(log_loss=_LOG_LOSS),
+            "limit": configuration.limit.model_copy(update={"enabled": False}),
         }
     )
 

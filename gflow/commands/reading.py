@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from gflow.commands.bounds import declared_size, too_large
 from gflow.commands.fields import fields_at, kinds_at, union_depth
-from gflow.configuration import Configuration
+from gflow.configuration import MANY, ONE, Configuration
 
 # Of a file, more than any configuration has; of complaints, more than anyone reads.
 _MOST_BYTES = 2**24
@@ -113,8 +113,9 @@ def _merge(document: dict[str, Any], changes: dict[str, Any]) -> None:
 def _anchor_data_path(document: dict[str, Any], folder: Path) -> None:
     """Paths in a file are meant relative to that file, wherever the command is run."""
     data = document.get("data")
-    if isinstance(data, dict) and isinstance(data.get("path"), str):
-        data["path"] = str((folder / Path(data["path"]).expanduser()).absolute())
+    for name in ("path", "held_out"):
+        if isinstance(data, dict) and isinstance(data.get(name), str):
+            data[name] = str((folder / Path(data[name]).expanduser()).absolute())
 
 
 def _describe(error: Any) -> str:
@@ -139,9 +140,11 @@ def _describe(error: Any) -> str:
 
 
 def _path(location: tuple[str | int, ...]) -> str:
-    """`network[0].hidden`. Pydantic puts the kind of a table behind its place; users do not."""
+    """`network[0].hidden`. Pydantic puts the kind of a table, and the form of a value, behind their
+    place; users do not.
+    """
     depth = union_depth(location)
-    parts = [part for i, part in enumerate(location) if i != depth]
+    parts = [part for i, part in enumerate(location) if i != depth and part not in (ONE, MANY)]
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
     return text.removeprefix(".")
 

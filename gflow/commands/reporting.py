@@ -1,13 +1,15 @@
-"""`gflow report`: the HTML anew, from what a job saved."""
+"""The HTML report, from what a job saved: at its end, and anew with `gflow report`."""
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 from gflow.commands.folder import write
 from gflow.commands.reading import UserError
 
 
 def rebuild_report(folder: Path) -> Path:
-    """Writes `report.html` from `results.json` and the trajectories in `folder`.
+    """Writes `report.html` from what a job left in `folder`.
 
     Raises:
         UserError: something in the folder cannot be read.
@@ -15,19 +17,49 @@ def rebuild_report(folder: Path) -> Path:
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    from gflow.loading import load
-    from gflow.report.page import write_page
     from gflow.report.record import read_results
 
     try:
         results = read_results(folder)
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(str(error)) from error
+    return write("The results and trajectories are as they were.", draw_report, results, folder)
+
+
+def draw_report(results: Any, folder: Path) -> Path:
+    """Writes `report.html` from `results` and the files in `folder`.
+
+    Raises:
+        UserError: a trajectory or the configuration cannot be read.
+        OSError: the page cannot be written.
+    """
+    from gflow.loading import load
+    from gflow.report.end import load_end
+    from gflow.report.evaluation import load_evaluation
+    from gflow.report.page import write_page
+
+    runs = {(run.network, run.perturbation): run for run in results.runs}
+    try:
         trajectories = {
-            (run.network, run.perturbation): load(folder / run.trajectory)
-            for run in results.runs
-            if run.trajectory is not None
+            place: load(folder / run.trajectory) for place, run in runs.items() if run.trajectory
         }
         configuration = (folder / "config.toml").read_text(encoding="utf-8")
     except (ValueError, TypeError, OSError) as error:
         raise UserError(str(error)) from error
-    safe = "The results and trajectories are as they were."
-    return write(safe, write_page, results, trajectories, folder, configuration=configuration)
+    # Without these there are fewer figures.
+    ends, evaluations = {}, []
+    for place, run in runs.items():
+        if run.end and run.outcome != "interrupted":
+            with contextlib.suppress(ValueError, OSError):
+                ends[place] = load_end(folder / run.end)
+    for path in sorted((folder / "evaluations").glob("*.npz")):
+        with contextlib.suppress(ValueError, OSError):
+            evaluations.append(load_evaluation(path))
+    return write_page(
+        results,
+        trajectories,
+        folder,
+        configuration=configuration,
+        ends=ends,
+        evaluations=evaluations,
+    )

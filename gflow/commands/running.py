@@ -1,18 +1,20 @@
-"""`gflow run`: every case in turn, into a folder of results that outlives Ctrl-C."""
+"""`gflow run`: every run to its limit, into a folder of results that outlives Ctrl-C and a kill."""
 
-import threading
+import contextlib
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 
 from gflow import configuration as tables
 from gflow._files import write_text
+from gflow.commands import working
+from gflow.commands.crew import Crew, Programs, set_up_jax
 from gflow.commands.explaining import example_toml
 from gflow.commands.folder import WriteFailed, claimed, write
 from gflow.commands.quick import NUM_EXAMPLES, quick
@@ -23,6 +25,30 @@ ALL_REACHED = 0
 NOT_ALL_REACHED = 1
 INTERRUPTED = 130
 
+# Folders of a job, made anew for each.
+_FOLDERS = {"trajectories": "*.npz", "ends": "*.npz", "evaluations": "*.npz"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a job is run.
+
+    Attributes:
+        small: in the small form.
+        programs: whether compiled programs are kept, and where.
+        report: whether to write report.html.
+        workers: runs at once.
+        overwrite: whether the folder may hold results already.
+        resumed: whether to go on with the job whose folder it is.
+    """
+
+    small: bool = False
+    programs: Programs = field(default_factory=Programs)
+    report: bool = True
+    workers: int = 1
+    overwrite: bool = True
+    resumed: bool = False
+
 
 @dataclass
 class Job:
@@ -31,69 +57,58 @@ class Job:
     configuration: Configuration
     folder: Path
     console: Console
+    options: Options
     cases: list[Any]
+    held_out: Any
     started: float
-    workers: int = 1
-    interrupted: threading.Event = field(default_factory=threading.Event)
-    records: dict[tuple[str, str], Any] = field(default_factory=dict)
-    trajectories: dict[tuple[str, str], Any] = field(default_factory=dict)
+    interrupted: bool = False
+    records: dict[int, Any] = field(default_factory=dict)
+    evaluations: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def networks(self) -> list[str]:
+        """The networks' names, in order."""
+        return list(dict.fromkeys(case.network for case in self.cases))
 
 
-def run_job(
-    configuration: Configuration,
-    folder: Path,
-    console: Console,
-    *,
-    small: bool = False,
-    cache: Path | None = None,
-    keep_programs: bool = True,
-    report: bool = True,
-    workers: int = 1,
-    overwrite: bool = True,
-) -> int:
-    """Runs every case, prints the table, writes the folder; the exit code of the command.
+def run_job(configuration: Configuration, folder: Path, console: Console, options: Options) -> int:
+    """Runs every case, prints the tables, writes the folder; the exit code of the command.
 
     0: every run reached what was asked for; 1: some did not; 130: interrupted.
 
     Raises:
         UserError: data, networks and perturbations do not fit, or the folder is another run's;
-            nothing was integrated.
+            nothing was integrated. Or a worker was ended from outside.
         WriteFailed: the folder cannot be written to any more.
     """
-    with claimed(folder, overwrite=overwrite):
-        programs = _Programs(cache, keep_programs)
-        return _run(configuration, folder, console, small, programs, report, workers)
+    with claimed(folder, overwrite=options.overwrite or options.resumed):
+        started = time.perf_counter()
+        configuration = quick(configuration) if options.small else configuration
+        # Before JAX is imported, which takes its time.
+        console.print(_announcement(configuration, folder), highlight=False, markup=False)
+        listener = _Listener()
+        size = min(options.workers, configuration.num_runs)
+        with Crew(size, options.programs, listener.hear) as crew:
+            if not console.is_terminal:  # where no status is shown
+                console.print("Loading JAX, data and networks")
+            with console.status("Loading JAX, data and networks"):
+                set_up_jax(options.programs)
+                from gflow.commands.building import build
 
-
-def _run(
-    configuration: Configuration,
-    folder: Path,
-    console: Console,
-    small: bool,
-    programs: "_Programs",
-    report: bool,
-    workers: int,
-) -> int:
-    started = time.perf_counter()
-    configuration = quick(configuration) if small else configuration
-    # Before JAX is imported, which takes its time.
-    console.print(_announcement(configuration, folder), highlight=False, markup=False)
-    with console.status("Loading JAX, data and networks"):
-        _set_up_jax(programs)
-        from gflow.commands.building import build_cases
-
-        cases = build_cases(configuration, num_examples=NUM_EXAMPLES if small else None)
-    job = Job(configuration, folder, console, cases, started, workers)
-    _prepare_folder(job)
-    _integrate_all(job)
-    return _conclude(job, report)
+                work = build(configuration, num_examples=NUM_EXAMPLES if options.small else None)
+            job = Job(configuration, folder, console, options, *work, started)
+            _prepare_folder(job)
+            _run_all(job, crew, listener)
+            return _conclude(job)
 
 
 def _announcement(configuration: Configuration, folder: Path) -> str:
-    networks, attacks = len(configuration.network), len(configuration.perturbation)
+    networks, attacks = len(configuration.network), len(configuration.attacks)
+    seeds = len(configuration.seeds)
+    times = f" x {seeds} seeds" if seeds > 1 else ""
     return (
         f"gflow: {describe_source(configuration.data)}; {networks} network(s) x {attacks} "
-        f"perturbation(s) = {networks * attacks} run(s), into {folder}"
+        f"perturbation(s){times} = {configuration.num_runs} run(s), into {folder}"
     )
 
 
@@ -110,146 +125,206 @@ def describe_source(table: tables.Data) -> str:
 
 
 def _prepare_folder(job: Job) -> None:
-    """The folder as that of this job, without runs: earlier results must not pass for its own."""
+    """The folder as that of this job: without the runs of another, which must not pass for its own,
+    or with its own where it is gone on with.
+    """
     safe = "Nothing was integrated."
-    write(safe, (job.folder / "trajectories").mkdir, exist_ok=True)
+    for name, pattern in _FOLDERS.items():
+        write(safe, (job.folder / name).mkdir, exist_ok=True)
+        if not job.options.resumed:
+            for path in (job.folder / name).glob(pattern):
+                write(safe, path.unlink)
     write(safe, write_text, job.folder / "config.toml", example_toml(job.configuration))
-    _write_results(job, _results(job), safe)
+    if not job.options.resumed:
+        _write_results(job, safe)
 
 
-def _write_results(job: Job, results: Any, safe: str) -> Path:
+def _write_results(job: Job, safe: str) -> Path:
     from gflow.report.record import write_results
 
-    return write(safe, write_results, results, job.folder)
+    return write(safe, write_results, _results(job), job.folder)
 
 
 def _safe(job: Job) -> str:
     """What a reader still has, where nothing more can be written."""
     kept = f"{len(job.records)} of {len(job.cases)} runs are safe in `{job.folder}`"
     return (
-        f"What was written before is whole: {kept}. Make room, and then draw their report with "
-        f"`gflow report {job.folder}`, or repeat the job with --overwrite."
+        f"What was written before is whole: {kept}. Make room, and go on with "
+        f"`gflow run --resume {job.folder}`, or draw their report with `gflow report {job.folder}`."
     )
 
 
-class _Programs(NamedTuple):
-    """Whether compiled programs are kept on disk, and where: None for the user's cache folder."""
+class _Listener:
+    """Hands what workers report to the display, once there is one."""
 
-    folder: Path | None
-    kept: bool
+    def __init__(self):
+        self.display: Any = None
 
-
-def _set_up_jax(programs: _Programs) -> None:
-    import jax
-
-    from gflow.compilation_cache import use_compilation_cache
-
-    jax.config.update("jax_enable_x64", True)
-    if programs.kept:
-        if programs.folder is not None:  # which is asked for more plainly than any other
-            jax.config.update("jax_compilation_cache_dir", None)
-        try:
-            use_compilation_cache(programs.folder)
-        except OSError as error:
-            if programs.folder is not None:
-                raise UserError(f"`--cache {programs.folder}`: {error}.") from error
+    def hear(self, number: int, status: dict[str, Any]) -> None:
+        if self.display is not None:
+            self.display.update(number, status)
 
 
-def _integrate_all(job: Job) -> None:
-    """Integrates all cases, several at once: while one is compiled another is integrated."""
+def _run_all(job: Job, crew: Crew, listener: _Listener) -> None:
+    """All runs, several at once, and then each network's evaluation as soon as its runs ended."""
     from gflow.commands.display import Display
 
-    with Display(job.console) as display, ThreadPoolExecutor(job.workers) as pool:
-        runs = [
-            pool.submit(_integrate_one, job, index, case, display)
-            for index, case in enumerate(job.cases)
-        ]
+    labels = [
+        f"[{i + 1}/{len(job.cases)}] {case.network}, {case.perturbation}"
+        for i, case in enumerate(job.cases)
+    ]
+    labels += [f"{network}: trained under x attacked by" for network in job.networks]
+    targets = job.configuration.until.model_dump(exclude_none=True)
+    with Display(job.console, labels, targets) as display:
+        listener.display = display
+        schedule = _Schedule(job, crew, display)
         try:
-            for run in as_completed(runs):
-                _keep(job, run)
-        except (KeyboardInterrupt, WriteFailed) as stop:
-            job.interrupted.set()
-            for run in runs:
-                run.cancel()
-            if isinstance(stop, WriteFailed):
-                raise
+            schedule.go()
+        except KeyboardInterrupt:
+            job.interrupted = True
+            crew.stop()
             job.console.print("Interrupted: waiting for the runs in progress to stop.")
-    for run in runs:
-        _keep(job, run)
+            schedule.drain()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker was ended from outside, perhaps for want of memory. "
+                f"{len(job.records)} of {len(job.cases)} runs are safe in `{job.folder}`; go on "
+                f"with `gflow run --resume {job.folder}`, or with fewer --jobs."
+            ) from error
+        finally:
+            listener.display = None
 
 
-def _integrate_one(job: Job, index: int, case: Any, display: Any) -> tuple[Any, Any] | None:
-    """A record and its trajectory; None where the job was interrupted before."""
-    from gflow.report.record import record
+class _Schedule:
+    """Which tasks are in progress; runs have the numbers of their cases, evaluations follow."""
 
-    if job.interrupted.is_set():
-        return None
-    begun = time.perf_counter()
-    label = f"[{index + 1}/{len(job.cases)}] {case.network}, {case.perturbation}"
-    with display.run(label) as shown:
-        trajectory = _integrate(job.configuration, case, _stoppable(job, shown))
-        file = f"trajectories/{index + 1:02d}.npz"
-        write(_safe(job), trajectory.save, job.folder / file)
-        found = record(
-            trajectory,
-            network=case.network,
-            perturbation=case.perturbation,
-            seconds=time.perf_counter() - begun,
-            file=file,
+    def __init__(self, job: Job, crew: Crew, display: Any):
+        self.job, self.crew, self.display = job, crew, display
+        self.waiting = list(range(len(job.cases)))
+        self.pending: dict[Future, int] = {}
+
+    def go(self) -> None:
+        """Does all tasks, as many at once as there are workers."""
+        if self.job.options.resumed:
+            self._take_finished()
+        while self.waiting or self.pending:
+            while self.waiting and len(self.pending) < self.crew.size:
+                self._submit(self.waiting.pop(0))
+            done, _ = wait(self.pending, return_when=FIRST_COMPLETED)
+            for task in done:
+                self._keep(self.pending.pop(task), task)
+
+    def drain(self) -> None:
+        """Keeps what the tasks in progress come to once they are told to stop."""
+        for task, number in list(self.pending.items()):
+            with contextlib.suppress(KeyboardInterrupt):
+                self._keep(number, task)
+        self.pending.clear()
+
+    def _take_finished(self) -> None:
+        """Runs that were finished before."""
+        for number in list(self.waiting):
+            found = working.finished(self._order(number))
+            if found is not None:
+                self.waiting.remove(number)
+                self.display.finish(number, found, loaded=True)
+                self._add(number, found)
+
+    def _order(self, number: int) -> working.Order:
+        job = self.job
+        return working.Order(
+            number, job.cases[number], job.folder, self._share(), job.options.resumed
         )
-        shown.finish(found)
-    return found, trajectory
 
+    def _share(self) -> float | None:
+        """The seconds that a run has which begins now: of what is left, those of one of the rest.
 
-def _stoppable(job: Job, shown: Any) -> Callable[[dict[str, float]], None]:
-    """A progress report that stops its run once the job is interrupted."""
-    show = shown.progress(job.configuration.until.model_dump(exclude_none=True))
+        What a run does not need is shared by those after it.
+        """
+        whole = self.job.configuration.max_seconds
+        if whole is None:
+            return None
+        left = max(whole - (time.perf_counter() - self.job.started), 1e-3)
+        runs = sum(number < len(self.job.cases) for number in self.waiting) + 1
+        return left * min(self.crew.size, runs) / runs
 
-    def report(status: dict[str, float]) -> None:
-        if job.interrupted.is_set():
-            # Only the main thread hears of Ctrl-C; `integrate` takes this as if it had.
-            raise KeyboardInterrupt
-        show(status)
+    def _submit(self, number: int) -> None:
+        job = self.job
+        self.display.begin(number)
+        if number < len(job.cases):
+            order = self._order(number)
+            task = self.crew.submit(_carry_out, number, job.configuration, order)
+        else:
+            task = self.crew.submit(_evaluate, number, *_evaluation_of(job, number))
+        self.pending[task] = number
 
-    return report
+    def _keep(self, number: int, task: Future) -> None:
+        """Adds a finished task to the job, and to the results on disk."""
+        self.display.end(number)
+        try:
+            found = write(_safe(self.job), task.result)
+        except WriteFailed:
+            self.crew.stop()
+            raise
+        if found is None:  # it had not begun
+            self.job.interrupted = True
+        elif number >= len(self.job.cases):
+            self.job.evaluations[found.network] = found
+        else:
+            self.display.finish(number, found)
+            self._add(number, found)
 
-
-def _integrate(configuration: Configuration, case: Any, report: Callable) -> Any:
-    import diffrax
-
-    from gflow.flow import Until, integrate
-
-    options = configuration.solver
-    # diffrax writes the same names with a capital.
-    solver = getattr(diffrax, options.name.capitalize())()
-    return integrate(
-        case.problem,
-        case.params,
-        until=Until(**configuration.until.model_dump()),
-        solver=solver,
-        tolerance=options.tolerance,
-        max_steps=options.max_steps,
-        save=options.save,
-        progress=report,
-        throw=False,
-    )
-
-
-def _keep(job: Job, run: Future) -> None:
-    """Adds a finished run to the job, and to the results on disk, once."""
-    if run.cancelled() or isinstance(run.exception(), KeyboardInterrupt) or run.result() is None:
-        job.interrupted.set()
-        return
-    found, trajectory = run.result()
-    if trajectory.result_name == "interrupted":
-        job.interrupted.set()
-    place = found.network, found.perturbation
-    if place not in job.trajectories:
-        safe = _safe(job)
-        job.trajectories[place] = trajectory
-        job.records[place] = found
+    def _add(self, number: int, found: Any) -> None:
+        job, safe = self.job, _safe(self.job)
+        job.records[number] = found
+        job.interrupted |= found.outcome == "interrupted"
         # After every run, so that a machine that goes down leaves what was computed.
-        _write_results(job, _results(job), safe)
+        _write_results(job, safe)
+        network = job.cases[number].network
+        own = {i for i, case in enumerate(job.cases) if case.network == network}
+        if own <= set(job.records) and not job.interrupted:
+            self.waiting.insert(0, len(job.cases) + job.networks.index(network))
+
+
+def _carry_out(configuration: Configuration, order: working.Order, report: Any) -> Any:
+    return working.carry_out(configuration, order, report)
+
+
+def _evaluation_of(job: Job, number: int) -> tuple[Any, ...]:
+    network = job.networks[number - len(job.cases)]
+    chosen = [i for i, case in enumerate(job.cases) if case.network == network]
+    runs = [(job.cases[i], job.records[i]) for i in chosen if i in job.records]
+    path = job.folder / "evaluations" / f"{number - len(job.cases) + 1:02d}.npz"
+    return network, runs, job.configuration, job.held_out, job.folder, path
+
+
+def _evaluate(
+    network: str,
+    runs: list[tuple[Any, Any]],
+    configuration: Configuration,
+    held_out: Any,
+    folder: Path,
+    path: Path,
+    report: Any,
+) -> Any:
+    """Every direction of a network under every attack, saved to `path`."""
+    del report
+    from gflow.commands.building import build_columns
+    from gflow.loading import load
+    from gflow.report.end import load_end
+    from gflow.report.evaluation import evaluate
+
+    ended = [(case, run) for case, run in runs if run.end and (folder / run.end).exists()]
+    found = evaluate(
+        network,
+        {case.perturbation: case.problem for case, _ in ended},
+        {case.perturbation: load_end(folder / run.end) for case, run in ended},
+        {case.perturbation: load(folder / run.trajectory) for case, run in ended},
+        build_columns(configuration),
+        held_out,
+    )
+    found.save(path)
+    return found
 
 
 def _results(job: Job) -> Any:
@@ -261,49 +336,54 @@ def _results(job: Job) -> Any:
         dataset={
             "name": describe_source(job.configuration.data),
             "examples": dataset.x.shape[0],
+            "held_out": 0 if job.held_out is None else len(job.held_out),
             "inputs": dataset.x.shape[1],
             "classes": max(dataset.num_classes, 2),
         },
         planned=len(job.cases),
-        interrupted=job.interrupted.is_set(),
+        interrupted=job.interrupted,
         seconds=time.perf_counter() - job.started,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
-        runs=_in_order(job),
+        runs=[job.records[number] for number in sorted(job.records)],
+        small=job.options.small,
         versions=versions(),
     )
 
 
-def _in_order(job: Job) -> list[Any]:
-    places = [(case.network, case.perturbation) for case in job.cases]
-    return [job.records[place] for place in places if place in job.records]
-
-
-def _conclude(job: Job, report: bool) -> int:
-    from gflow.commands.display import print_table
+def _conclude(job: Job) -> int:
+    from gflow.commands.display import print_matrix, print_table
+    from gflow.report.answer import answer
 
     results = _results(job)
-    paths = [_write_results(job, results, _safe(job))]
-    if report and job.records:
-        from gflow.report.page import write_page
+    paths = [_write_results(job, _safe(job))]
+    evaluations = [job.evaluations[one] for one in job.networks if one in job.evaluations]
+    if job.options.report and job.records:
+        from gflow.commands.reporting import draw_report
 
         with job.console.status("Drawing figures"):
-            text = example_toml(job.configuration)
-            drawn = (results, job.trajectories, job.folder)
-            paths += [write(_safe(job), write_page, *drawn, configuration=text)]
+            paths += [write(_safe(job), draw_report, results, job.folder)]
     print_table(job.console, results)
-    return _closing(job, results, paths)
-
-
-def _closing(job: Job, results: Any, paths: list[Path]) -> int:
-    reached = sum(run.succeeded for run in results.runs)
-    job.console.print(
-        f"{reached} of {results.planned} runs reached what was asked for, in "
-        f"{time.perf_counter() - job.started:.0f} s. Written: {', '.join(map(str, paths))}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-    if job.interrupted.is_set():
-        job.console.print("Interrupted: the report holds what was computed until then.")
+    if evaluations:
+        print_matrix(
+            job.console,
+            evaluations,
+            "Normalized margins, trained under x attacked by (exact signs; strong: the smallest "
+            "that any attack in the ball finds); * the largest of a column.",
+        )
+    seconds = time.perf_counter() - job.started
+    _say(job, f"In {seconds:.0f} s. Written: {', '.join(map(str, paths))}")
+    if job.interrupted:
+        _say(
+            job,
+            "Interrupted: the report holds what was computed until then; go on with "
+            f"`gflow run --resume {job.folder}`.",
+        )
+    _say(job, answer(results, evaluations))
+    if job.interrupted:
         return INTERRUPTED
+    reached = sum(run.succeeded for run in results.runs)
     return ALL_REACHED if reached == results.planned else NOT_ALL_REACHED
+
+
+def _say(job: Job, text: str) -> None:
+    job.console.print(text, highlight=False, markup=False, soft_wrap=True)

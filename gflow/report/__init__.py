@@ -17,10 +17,19 @@ from gflow.report.figures import (
 )
 from gflow.report.overview import margins_figure, overview_figure
 from gflow.report.page import write_page
-from gflow.report.record import COLUMNS, Record, Results, read_results, record, write_results
+from gflow.report.record import (
+    FLOW_COLUMNS,
+    LIMIT_COLUMNS,
+    Record,
+    Results,
+    read_results,
+    record,
+    write_results,
+)
 
 __all__ = [
-    "COLUMNS",
+    "FLOW_COLUMNS",
+    "LIMIT_COLUMNS",
     "Record",
     "Results",
     "margins_figure",

@@ -5,17 +5,9 @@ from typing import Any
 
 from gflow.report import figures
 from gflow.report.quantities import has_layers
+from gflow.report.style import PALETTE, STYLES, look
 
-# Okabe & Ito's palette, which colour-blind readers tell apart, in shades that stand out against
-# white and black alike; the line style repeats what the colour says.
-PALETTE = ("#7f7f7f", "#0083c4", "#e69f00", "#00a878", "#d8602a", "#c06a9e", "#a89500")
-STYLES = ("-", "-", "-", "--", "--", "-.", ":")
-
-
-def look(index: int) -> dict[str, Any]:
-    """Colour and line style of the perturbation number `index`, the same in every figure."""
-    place = index % len(PALETTE)
-    return {"color": PALETTE[place], "linestyle": STYLES[place], "linewidth": 1.6}
+__all__ = ["PALETTE", "STYLES", "look", "margins_figure", "overview_figure"]
 
 
 def overview_figure(trajectories: Mapping[str, Any], *, looks: Sequence[dict] | None = None) -> Any:

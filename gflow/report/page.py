@@ -1,31 +1,54 @@
 """The report of a job: one HTML file that needs nothing else."""
 
-from collections.abc import Mapping
+import base64
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gflow._files import write_text
-from gflow.report.overview import look, margins_figure, overview_figure
-from gflow.report.record import COLUMNS, Record, Results, write_cell
-from gflow.report.vector import svg
+from gflow.report import answer as words
+from gflow.report.end import End
+from gflow.report.evaluation import Evaluation, largest
+from gflow.report.images import images
+from gflow.report.panels import Panel, View, panels
+from gflow.report.record import (
+    Record,
+    Results,
+    columns_of,
+    seeks_limits,
+    significant,
+    write_cell,
+)
+from gflow.report.style import look
+from gflow.report.vector import drawn
+from gflow.trajectory import Trajectory
 
 FILE_NAME = "report.html"
+
+Place = tuple[str, str]
+"""A network's name and a perturbation's."""
 
 
 def write_page(
     results: Results,
-    trajectories: Mapping[tuple[str, str], Any],
+    trajectories: Mapping[Place, Trajectory],
     folder: Path,
     *,
     configuration: str,
+    ends: Mapping[Place, End] | None = None,
+    evaluations: Sequence[Evaluation] = (),
 ) -> Path:
     """Writes `report.html` into `folder` and returns its path.
 
     Args:
         results: the numbers.
-        trajectories: (network, perturbation) -> trajectory, for the figures.
+        trajectories: for the figures.
         folder: where the page goes.
         configuration: the job's settings, as TOML.
+        ends: where the runs ended; those with a limit have figures of it.
+        evaluations: of the networks whose runs all ended.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -35,9 +58,12 @@ def write_page(
     text = environment.get_template("page.html.jinja").render(
         title=_title(results),
         subtitle=_subtitle(results),
+        answer=words.answer(results, evaluations),
         notices=_notices(results),
-        columns=COLUMNS,
-        networks=_networks(results, trajectories),
+        matrices=_matrices(results, evaluations),
+        columns=columns_of(results),
+        limits=seeks_limits(results),
+        networks=_networks(results, trajectories, ends or {}, evaluations),
         configuration=configuration,
         versions=sorted(results.versions.items()),
     )
@@ -50,59 +76,136 @@ def _title(results: Results) -> str:
 
 def _subtitle(results: Results) -> str:
     data = results.dataset
+    held = f", {data['held_out']} held out" if data.get("held_out") else ""
     return (
-        f"{data['examples']} examples, {data['inputs']} inputs; {results.settings['loss']} loss, "
-        f"summed over examples; {results.settings['gradient']} gradient. "
-        f"{_count(results)} in {results.seconds:.0f} s, ended {results.created} UTC."
+        f"{data['examples']} examples{held}, {data['inputs']} inputs; {results.settings['loss']} "
+        f"loss, summed over examples; {results.settings['gradient']} gradient. "
+        f"{results.seconds:.0f} s, ended {results.created} UTC."
     )
-
-
-def _count(results: Results) -> str:
-    reached = sum(run.succeeded for run in results.runs)
-    return f"{reached} of {results.planned} runs reached what was asked for"
 
 
 def _notices(results: Results) -> list[str]:
     notices = []
     if results.interrupted:
-        missing = results.planned - len(results.runs)
+        missing = results.planned - sum(run.outcome != "interrupted" for run in results.runs)
         notices.append(
             f"The job was interrupted from the keyboard: {missing} of {results.planned} runs were "
-            "not begun. What was computed until then is shown."
+            "not finished. What was computed until then is shown; `gflow run --resume` goes on."
         )
     failed = [run for run in results.runs if not run.succeeded]
     if failed:
         names = "; ".join(f"{run.network}, {run.perturbation}" for run in failed)
-        notices.append(f"Did not reach what was asked for: {names}.")
+        notices.append(f"Did not reach what was asked for, and have no verdict: {names}.")
     return notices
 
 
-def _networks(results: Results, trajectories: Mapping[tuple[str, str], Any]) -> list[dict]:
+def _matrices(results: Results, evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """The tables of trained under x attacked by, of all networks together."""
+    if not evaluations:
+        return []
+    asked = [
+        (
+            "limit",
+            "Normalized margin at the limit",
+            "minᵢ yᵢ f(xᵢ + δᵢ; u) at the limit of u = θ/‖θ‖: margins over ‖θ‖ᴸ, so that networks "
+            "of any norm compare.",
+            significant,
+        ),
+        (
+            "stopped",
+            f"Normalized margin {words.stop(results)}",
+            "The same where the flows were told to stop, as training would.",
+            significant,
+        ),
+        (
+            "accuracy",
+            f"Accuracy on the {results.dataset.get('held_out') or 0} examples held out, in percent",
+            "At the limit, under the attack of the column.",
+            lambda value: f"{100 * value:.1f}",
+        ),
+    ]
+    found = []
+    for name, title, meaning, write in asked:
+        groups = [_group(each, getattr(each, name), write) for each in evaluations]
+        if any(group["any"] for group in groups):
+            first = evaluations[0]
+            found.append(
+                {
+                    "title": title,
+                    "meaning": meaning,
+                    "columns": first.columns,
+                    "num_strong": len(first.strong),
+                    "groups": groups,
+                    "csv": _uri("text/csv", _matrix_table(evaluations, name).encode()),
+                    "file": f"matrix-{name}",
+                }
+            )
+    return found
+
+
+def _group(each: Evaluation, values: np.ndarray, write: Any) -> dict[str, Any]:
+    marks = largest(values)
+    rows = [
+        {
+            "name": row,
+            "colour": look(number)["color"],
+            "cells": [
+                {"text": write(value) if np.isfinite(value) else "–", "most": bool(most)}
+                for value, most in zip(values[number], marks[number], strict=True)
+            ],
+        }
+        for number, row in enumerate(each.rows)
+    ]
+    return {"network": each.network, "rows": rows, "any": bool(np.isfinite(values).any())}
+
+
+def _matrix_table(evaluations: Sequence[Evaluation], name: str) -> str:
+    lines = ["network,trained_under," + ",".join(evaluations[0].columns)]
+    for each in evaluations:
+        for row, values in zip(each.rows, getattr(each, name), strict=True):
+            numbers = ",".join(f"{value:.10g}" for value in values)
+            lines.append(f'"{each.network}",{row},{numbers}')
+    return "\n".join(lines) + "\n"
+
+
+def _networks(
+    results: Results,
+    trajectories: Mapping[Place, Trajectory],
+    ends: Mapping[Place, End],
+    evaluations: Sequence[Evaluation],
+) -> list[dict]:
     perturbations = list(dict.fromkeys(run.perturbation for run in results.runs))
-    looks = {name: look(i) for i, name in enumerate(perturbations)}
-    networks = []
+    places = {name: i for i, name in enumerate(perturbations)}
+    evaluated = {each.network: each for each in evaluations}
+    columns, networks = columns_of(results), []
     for number, name in enumerate(dict.fromkeys(run.network for run in results.runs)):
         runs = [run for run in results.runs if run.network == name]
-        drawn = {
-            run.perturbation: trajectories[name, run.perturbation]
-            for run in runs
-            if (name, run.perturbation) in trajectories
-        }
+        kept = {run.perturbation: run for run in runs if (name, run.perturbation) in trajectories}
+        view = View(
+            f"n{number + 1}",
+            name,
+            kept,
+            {run: trajectories[name, run] for run in kept},
+            {run: ends[name, run] for run in kept if (name, run) in ends},
+            evaluated.get(name),
+            places,
+        )
         networks.append(
             {
                 "name": name,
-                "description": _describe_network(drawn),
-                "rows": [_row(run, looks[run.perturbation]["color"]) for run in runs],
-                "figures": _figures(f"n{number}", name, runs, drawn, looks) if drawn else [],
+                "description": _describe_network(view.trajectories),
+                "rows": [_row(run, columns, look(places[run.perturbation])) for run in runs],
+                "figures": [_figure(panel, name) for panel in panels(view)] if kept else [],
+                "images": [_figure(panel, name) for panel in images(view)],
             }
         )
     return networks
 
 
-def _describe_network(drawn: Mapping[str, Any]) -> str:
-    if not drawn:
+def _describe_network(trajectories: Mapping[str, Trajectory]) -> str:
+    if not trajectories:
         return "No run of this network was kept."
-    problem = next(iter(drawn.values())).problem
+    problem = next(iter(trajectories.values())).problem
     if problem is None:
         return "A network that the trajectories do not hold."
     widths = getattr(problem.network, "widths", None)
@@ -110,49 +213,36 @@ def _describe_network(drawn: Mapping[str, Any]) -> str:
     return f"{shape}omogeneous of degree L = {problem.degree:g} in its parameters θ; u = θ/‖θ‖."
 
 
-def _row(run: Record, colour: str) -> dict[str, Any]:
+def _row(run: Record, columns: Sequence[Any], style: Mapping[str, Any]) -> dict[str, Any]:
+    cells = [
+        {"text": write_cell(run, column), "number": column.write is not None} for column in columns
+    ]
     return {
         "perturbation": run.perturbation,
-        "colour": colour,
-        "cells": [write_cell(run, column) for column in COLUMNS],
+        "colour": style["color"],
+        "cells": cells,
+        "seconds": f"{run.seconds:.0f} s",
         "succeeded": run.succeeded,
         "result": run.result,
     }
 
 
-def _figures(
-    prefix: str,
-    network: str,
-    runs: list[Record],
-    drawn: Mapping[str, Any],
-    looks: Mapping[str, dict],
-) -> list[dict[str, Any]]:
+def _figure(panel: Panel, network: str) -> dict[str, Any]:
     from markupsafe import Markup
 
-    reached = {run.perturbation: run.succeeded for run in runs}
-    named = {
-        name if reached[name] else f"{name} (not reached)": trajectory
-        for name, trajectory in drawn.items()
+    figure = drawn(panel.draw, name=panel.name, description=f"{network}: {panel.title}")
+    return {
+        "name": panel.name,
+        "title": panel.title,
+        "prediction": panel.prediction,
+        "svg": Markup(figure.inline),
+        "files": [
+            ("PDF", "pdf", _uri("application/pdf", figure.pdf)),
+            ("SVG", "svg", _uri("image/svg+xml", figure.svg)),
+            ("CSV", "csv", _uri("text/csv", panel.table.encode())),
+        ],
     }
-    styles = [looks[name] for name in drawn]
-    captions = {
-        "overview": "Against the time t of the flow dθ/dt = -∇Loss, one curve a perturbation. The "
-        "loss is a sum over examples. Margins are normalized; until the examples are separated "
-        "they lie below zero. Stationarity is the sine of the angle between the direction u and "
-        "the flow; layer alignment has a curve for each pair of adjacent layers.",
-        "margins": "Normalized margins of each run: clean examples, perturbed examples, and the "
-        "smoothed margin, which rises to the adversarial margin as the loss falls.",
-    }
-    draw = {
-        "overview": lambda: overview_figure(named, looks=styles),
-        "margins": lambda: margins_figure(named, looks=styles),
-    }
-    return [
-        {
-            "svg": Markup(
-                svg(draw[kind], name=f"{prefix}-{kind}", description=f"{network}: {kind}")
-            ),
-            "caption": captions[kind],
-        }
-        for kind in draw
-    ]
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -6,9 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from gflow import measures
-from gflow._programs import compiled
-
 
 def distance_to_end(trajectory: Any) -> np.ndarray:
     """`|u_s - u_end|_2` over all leaves. Shapes: (s,)."""
@@ -19,9 +16,17 @@ def distance_to_end(trajectory: Any) -> np.ndarray:
     return np.sqrt(np.sum(squares, axis=0))
 
 
-@compiled
-def _alignments(directions: Any) -> Any:
-    return jax.vmap(measures.layer_alignment)(directions)
+def _alignments(directions: Any) -> np.ndarray:
+    """`measures.layer_alignment` of each of a directions. Shapes: leaves (a, ., .); (a, pairs)."""
+    layers = [np.asarray(leaf) for leaf in jax.tree.leaves(directions)]
+    parts = [np.linalg.svd(layer, full_matrices=False) for layer in layers]
+    return np.stack(
+        [
+            np.abs(np.sum(above.Vh[:, 0, :] * below.U[:, :, 0], axis=1))
+            for below, above in itertools.pairwise(parts)
+        ],
+        axis=1,
+    )
 
 
 def layer_alignments(trajectory: Any, *, most: int = 64) -> tuple[np.ndarray, np.ndarray]:
@@ -34,10 +39,12 @@ def layer_alignments(trajectory: Any, *, most: int = 64) -> tuple[np.ndarray, np
     Raises:
         ValueError: the network has no adjacent layers of matrices.
     """
+    if not has_layers(trajectory):
+        raise ValueError("`layer_alignments`: the network has no adjacent layers of matrices.")
     last = len(trajectory.log_loss) - 1
     points = np.unique(np.linspace(0, last, min(most, last + 1)).round().astype(int))
     directions = jax.tree.map(lambda leaf: leaf[points], trajectory.directions)
-    return points, np.asarray(_alignments(directions))
+    return points, _alignments(directions)
 
 
 def has_layers(trajectory: Any) -> bool:

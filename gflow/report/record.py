@@ -14,23 +14,26 @@ import numpy as np
 from gflow._files import write_text
 from gflow.report.quantities import final_alignment
 
-SCHEMA = 1
+SCHEMA = 2
 FILE_NAME = "results.json"
 _PACKAGES = ("gflow", "jax", "jaxlib", "diffrax", "equinox", "optax", "numpy", "scipy")
 
 
 @dataclass(frozen=True)
 class Record:
-    """One run of a job, as numbers.
+    """One run of a job, as numbers and words.
 
     Attributes:
         network, perturbation: their names in the configuration.
         result: the sentence that says how the run ended.
-        succeeded: whether it reached what it was asked for.
-        figures: the numbers of `COLUMNS` and more, at the end of the run. Of a run that did not
+        succeeded: whether it reached what it was asked for: its limit, where that was sought.
+        figures: the numbers of `FLOW_COLUMNS` and `LIMIT_COLUMNS` and more. Of a run that did not
             succeed only `log_loss`, `log_kappa`, `log1p_time` and `steps`: how far it came.
         seconds: wall-clock time, compilation included.
-        trajectory: file name of the saved trajectory, relative to the results.
+        outcome: the name of the result in `gflow.RESULTS`.
+        words: of a run that succeeded, the `verdict` of its limit and its `basin`.
+        trajectory, end: file names of the saved trajectory and of its `gflow.report.end.End`,
+            relative to the results.
     """
 
     network: str
@@ -39,7 +42,10 @@ class Record:
     succeeded: bool
     figures: dict[str, float | None]
     seconds: float
+    outcome: str = ""
+    words: dict[str, str] = field(default_factory=dict)
     trajectory: str | None = None
+    end: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Results:
         interrupted: whether it was stopped from the keyboard.
         seconds: wall-clock time of the whole job.
         created: when it ended, UTC, ISO 8601.
+        small: whether it was run in its small form.
     """
 
     settings: dict[str, Any]
@@ -62,6 +69,7 @@ class Results:
     seconds: float
     created: str
     runs: list[Record]
+    small: bool = False
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -71,46 +79,52 @@ class Column:
     """A column of the table of results.
 
     Attributes:
-        key: its number's name in `Record.figures`.
+        key: its number's name in `Record.figures`, or its word's in `Record.words`.
         title: its heading; a line break says where a narrow table may break it.
         meaning: the number, in words.
-        write: the number as text.
+        write: the number as text, with as many digits whatever the number.
     """
 
     key: str
     title: str
     meaning: str
-    write: Callable[[float], str]
+    write: Callable[[float], str] | None
 
 
-def _significant(value: float) -> str:
-    return f"{value:.3g}"
+def significant(value: float) -> str:
+    """Four significant digits, zeros at the end included."""
+    text = f"{value:#.4g}"
+    return text if "e" not in text else f"{value:.3e}"
 
 
 def _scientific(value: float) -> str:
     return f"{value:.1e}"
 
 
-COLUMNS = (
+def _count(value: float) -> str:
+    return f"{value:.0f}"
+
+
+FLOW_COLUMNS = (
     Column(
         "margin",
         "margin",
         "normalized margin of the clean examples, min_i y_i f(x_i; u), at u = params/|params|",
-        _significant,
+        significant,
     ),
     Column(
         "adversarial_margin",
         "adv.\nmargin",
         "the same for the perturbed examples, min_i y_i f(x_i + delta_i; u): what adversarial "
         "training maximises in the limit",
-        _significant,
+        significant,
     ),
     Column(
         "smoothed_margin",
         "smoothed\nmargin",
         "l^{-1}(Loss)/|params|^L, a lower bound of the adversarial margin that meets it as the "
         "loss goes to 0",
-        _significant,
+        significant,
     ),
     Column(
         "log_loss",
@@ -130,30 +144,104 @@ COLUMNS = (
         "alignment",
         "smallest |<v_{k+1}, u_k>| of adjacent layers' leading singular vectors: 1 is aligned, as "
         "theory predicts for deep linear networks",
-        _significant,
+        lambda value: f"{value:.3f}",
     ),
-    Column("steps", "steps", "steps that the solver tried", lambda value: f"{value:.0f}"),
+    Column("steps", "steps", "steps that the solver tried", _count),
 )
+"""What is told of a job whose runs stop where their flow was told to."""
+
+LIMIT_COLUMNS = (
+    Column(
+        "limit_margin",
+        "margin at\nlimit",
+        "normalized margin minᵢ qᵢ(u) at the limit of u = θ/‖θ‖, under the attack of the training "
+        "itself, whose signs may be smoothed",
+        significant,
+    ),
+    Column(
+        "limit_stationarity",
+        "stationarity",
+        "|u − Σ λᵢ ∇qᵢ(u)| at the limit: rounding, where it is a KKT point",
+        _scientific,
+    ),
+    Column(
+        "distance",
+        "distance\nof flow",
+        "|u − u_limit| where the flow was told to stop: how far training to that loss is from "
+        "where it goes; 2 would be opposite directions",
+        lambda value: f"{value:.3f}",
+    ),
+    Column(
+        "distance_at_cap",
+        "at last\npoint",
+        "|u − u_limit| at the last point of the true flow, whose smallest margin is as many logits "
+        "as `limit.cap_logits`",
+        _scientific,
+    ),
+    Column(
+        "steps", "steps", "steps of the flow that the solver tried on the way to the limit", _count
+    ),
+    Column(
+        "basin",
+        "basin",
+        "confirmed: the flow came so close that it can end nowhere else; reproduced: other "
+        "searches ended there too; undecided: a saddle was met, or the search handed over from "
+        "afar",
+        None,
+    ),
+    Column(
+        "verdict",
+        "verdict",
+        "what kind of point the limit is: a maximum of the adversarial margin or, where the "
+        "perturbation is held fixed while differentiating, a stable rest point of training; within "
+        "a family where merged or aligned neurons leave a continuum of equals",
+        None,
+    ),
+)
+"""What is told of a job whose runs go to their limits."""
+
+
+def columns_of(results: Results) -> tuple[Column, ...]:
+    """The columns of this job's table."""
+    return LIMIT_COLUMNS if seeks_limits(results) else FLOW_COLUMNS
+
+
+def seeks_limits(results: Results) -> bool:
+    """Whether the runs of this job go to their limits."""
+    return bool(results.settings.get("limit", {}).get("enabled"))
+
 
 # Of a failed run no number is told that could be taken for a result.
 _PROGRESS = ("log_loss", "log_kappa", "log1p_time", "steps")
 
 
 def record(
-    trajectory: Any, *, network: str, perturbation: str, seconds: float, file: str | None = None
+    trajectory: Any,
+    *,
+    network: str,
+    perturbation: str,
+    seconds: float,
+    limit: Any = None,
+    file: str | None = None,
+    end: str | None = None,
 ) -> Record:
-    """The numbers at the end of `trajectory`."""
-    succeeded = bool(trajectory.successful)
-    figures = _figures(trajectory)
+    """The numbers at the end of `trajectory` and, where one was sought, at its `gflow.Limit`."""
+    outcome = trajectory if limit is None else limit
+    succeeded = bool(outcome.successful)
+    figures = _figures(trajectory) | ({} if limit is None else _limit_figures(trajectory, limit))
     kept = figures if succeeded else {name: figures[name] for name in _PROGRESS}
+    words = {"verdict": limit.verdict, "basin": limit.basin} if limit and succeeded else {}
     return Record(
         network=network,
         perturbation=perturbation,
-        result=trajectory.message,
+        result=outcome.message,
         succeeded=succeeded,
         figures={name: _finite(value) for name, value in kept.items()},
         seconds=seconds,
+        outcome=outcome.result_name,
+        words=words,
         trajectory=file,
+        end=end,
     )
 
 
@@ -171,6 +259,29 @@ def _figures(trajectory: Any) -> dict[str, float | None]:
     }
 
 
+def _limit_figures(trajectory: Any, limit: Any) -> dict[str, float | None]:
+    """`trajectory` is the flow to where it was told to stop; the limit's own goes on from there."""
+    vector = np.asarray(trajectory.layout.flatten(limit.direction))
+    last = limit.trajectory
+    return {
+        "limit_margin": limit.margin,
+        "held_margin": limit.held_margin,
+        "limit_stationarity": limit.certificate.stationarity,
+        "total_stationarity": limit.certificate.total_stationarity,
+        "strong_margin": limit.certificate.strong_margin,
+        "limit_clean_margin": limit.certificate.clean_margin,
+        "num_support": limit.certificate.num_support,
+        "distance": float(np.linalg.norm(trajectory.vectors[-1] - vector)),
+        "distance_at_cap": float(np.linalg.norm(last.vectors[-1] - vector)),
+        "log_loss_at_cap": last.log_loss[-1],
+        "log1p_time_at_cap": last.log1p_time[-1],
+        "handover_stationarity": limit.handover_stationarity,
+        "newton_displacement": limit.newton_displacement,
+        "saddles_met": limit.saddles_met,
+        "steps": trajectory.stats["num_steps"] + limit.num_flow_steps,
+    }
+
+
 def _finite(value: Any) -> float | None:
     """A plain number, or None: JSON has neither NaN nor infinity."""
     if value is None or not np.isfinite(value):
@@ -179,7 +290,9 @@ def _finite(value: Any) -> float | None:
 
 
 def write_cell(run: Record, column: Column) -> str:
-    """A number of a run as tables show it."""
+    """A number or a word of a run as tables show it."""
+    if column.write is None:
+        return run.words.get(column.key, "-")
     value = run.figures.get(column.key)
     return "-" if value is None else column.write(value)
 

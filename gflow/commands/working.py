@@ -1,0 +1,162 @@
+"""One run of a job: its flow, its limit, and the files that it leaves."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gflow import configuration as tables
+from gflow.configuration import Configuration
+
+Report = Callable[[dict[str, Any]], None]
+
+UNFINISHED = ("interrupted", "seconds_spent")
+"""Outcomes of runs that `--resume` goes on with."""
+
+
+class Order(NamedTuple):
+    """A run that is to be done.
+
+    Attributes:
+        index: its number, from 0.
+        case: a `gflow.commands.building.Case`.
+        folder: of the job.
+        seconds: its share of the job's; None for no limit.
+        resumed: whether it goes on from what an earlier run of the job has saved.
+    """
+
+    index: int
+    case: Any
+    folder: Path
+    seconds: float | None = None
+    resumed: bool = False
+
+    @property
+    def trajectory(self) -> str:
+        """The file of the flow, relative to the folder."""
+        return f"trajectories/{self.index + 1:02d}.npz"
+
+    @property
+    def end(self) -> str:
+        """The file of its `gflow.report.end.End`."""
+        return f"ends/{self.index + 1:02d}.npz"
+
+
+def carry_out(configuration: Configuration, order: Order, report: Report) -> Any:
+    """Follows the flow, seeks its limit, and saves both; the run's `Record`.
+
+    The flow is on the disk before the limit is sought, and the end only once it is: a run without
+    its end goes on from there. An interrupt is an outcome like any other.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    from gflow.deadline import Deadline
+    from gflow.report.end import end_of
+    from gflow.report.record import record
+
+    begun = time.perf_counter()
+    deadline = Deadline.after(order.seconds, "carry_out")
+    flow = follow(configuration, order.case, _saved_flow(order), deadline.left(), report)
+    flow.save(order.folder / order.trajectory)
+    limit = None
+    if configuration.limit.enabled and flow.successful:
+        limit = seek(configuration.limit, order.case, flow, deadline.left(), report)
+    found = record(
+        flow,
+        network=order.case.network,
+        perturbation=order.case.perturbation,
+        seconds=time.perf_counter() - begun,
+        limit=limit,
+        file=order.trajectory,
+        end=order.end,
+    )
+    if found.outcome != "interrupted":
+        end_of(flow, limit, found).save(order.folder / order.end)
+        if limit is not None and limit.successful:  # the same flow, to where the search took over
+            limit.trajectory.save(order.folder / order.trajectory)
+    return found
+
+
+def finished(order: Order) -> Any:
+    """The `Record` of a run that an earlier run of the job has finished, or None."""
+    from gflow.report.end import load_end
+
+    with contextlib.suppress(ValueError, OSError):
+        found = load_end(order.folder / order.end).record
+        expected = order.case.network, order.case.perturbation
+        if (found.network, found.perturbation) == expected and found.outcome not in UNFINISHED:
+            return found
+    return None
+
+
+def _saved_flow(order: Order) -> Any:
+    """The flow that an earlier run of the job has saved, if it is one of this problem."""
+    import equinox as eqx
+
+    from gflow.loading import load
+
+    if not order.resumed:
+        return None
+    try:
+        flow = load(order.folder / order.trajectory)
+    except (ValueError, OSError):  # none, or a damaged one: it begins again
+        return None
+    same = flow.problem is not None and eqx.tree_equal(flow.problem, order.case.problem)
+    return flow if same else None
+
+
+def follow(
+    configuration: Configuration, case: Any, saved: Any, seconds: float | None, report: Report
+) -> Any:
+    """The flow to where the configuration tells it to stop, from `saved` on if that is a flow."""
+    from gflow.flow import Until, integrate
+
+    options = configuration.solver
+    return integrate(
+        case.problem,
+        case.params if saved is None else saved,
+        until=Until(**configuration.until.model_dump()),
+        solver=_solver(options.name),
+        max_seconds=_least(options.max_seconds, seconds),
+        progress=lambda status: report({**status, "stage": "flow"}),
+        throw=False,
+        **options.model_dump(exclude={"name", "max_seconds"}),
+    )
+
+
+def _solver(name: str) -> Any:
+    import diffrax
+
+    from gflow.stiff import Rosenbrock, RungeKuttaChebyshev
+
+    match name:
+        case "automatic":
+            return None
+        case "rosenbrock":
+            return Rosenbrock()
+        case "runge_kutta_chebyshev":
+            return RungeKuttaChebyshev()
+    return getattr(diffrax, name.capitalize())()  # diffrax writes the same names with a capital
+
+
+def seek(
+    options: tables.LimitTable, case: Any, flow: Any, seconds: float | None, report: Report
+) -> Any:
+    """The limit of the flow's direction."""
+    from gflow.limit import find_limit
+
+    return find_limit(
+        case.problem,
+        flow,
+        max_seconds=_least(options.max_seconds, seconds),
+        progress=lambda status: report({**status, "stage": "limit"}),
+        throw=False,
+        **options.model_dump(exclude={"enabled", "max_seconds"}),
+    )
+
+
+def _least(one: float | None, other: float | None) -> float | None:
+    given = [value for value in (one, other) if value is not None]
+    return min(given, default=None)

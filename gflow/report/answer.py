@@ -1,0 +1,117 @@
+"""The result of a job in plain words: does adversarial training enlarge the adversarial margin?"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gflow.report.evaluation import Evaluation
+from gflow.report.record import Results, seeks_limits
+
+# Two margins closer than this, relative, are told to be equal: they come from one limit.
+_EQUAL = 1e-4
+_RAISED = str.maketrans("-0123456789.", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹·")
+
+
+class Comparison(NamedTuple):
+    """Clean training beside the best of adversarial training with a ball, under a strong attack.
+
+    Attributes:
+        network, ball: what is compared.
+        trained: the name of the best adversarial training.
+        clean, adversarial: their normalized margins under the strong attack in the ball.
+    """
+
+    network: str
+    ball: str
+    trained: str
+    clean: float
+    adversarial: float
+
+    @property
+    def change(self) -> float:
+        """By which part the margin is larger: 0 where both come from one limit, infinite where
+        clean training has none.
+        """
+        if self.clean <= 0:
+            return np.inf if self.adversarial > 0 else 0.0
+        change = self.adversarial / self.clean - 1
+        return 0.0 if abs(change) <= _EQUAL else change
+
+
+def comparisons(evaluation: Evaluation, margins: np.ndarray) -> list[Comparison]:
+    """One for each ball that a run was trained in, where a clean run is there too.
+
+    Args:
+        margins: `evaluation.limit` or `evaluation.stopped`.
+    """
+    rows, balls = evaluation.rows, evaluation.balls
+    clean = [i for i, row in enumerate(rows) if balls[row] is None]
+    found = []
+    for name in evaluation.strong:
+        values = margins[:, evaluation.columns.index(name)]
+        inside = [i for i, row in enumerate(rows) if balls[row] == balls[name]]
+        inside = [i for i in inside if np.isfinite(values[i])]
+        if inside and clean and np.isfinite(values[clean[0]]):
+            best = max(inside, key=lambda i: values[i])
+            pair = float(values[clean[0]]), float(values[best])
+            found.append(Comparison(evaluation.network, name, rows[best], *pair))
+    return found
+
+
+def answer(results: Results, evaluations: Sequence[Evaluation]) -> str:
+    """The result of the job in plain words."""
+    at_limit = [one for each in evaluations for one in comparisons(each, each.limit)]
+    before = [one for each in evaluations for one in comparisons(each, each.stopped)]
+    told = [
+        _told(found, where)
+        for found, where in ((at_limit, "at the limit"), (before, stop(results)))
+        if found
+    ]
+    if not told:
+        return _sure(results)
+    return (
+        f"Adversarial training enlarges the adversarial margin {', and '.join(told)}; normalized "
+        "margins under a strong attack, clean training beside the best run trained in the same "
+        f"ball. {_sure(results)}"
+    )
+
+
+def _sure(results: Results) -> str:
+    """How many runs arrived, and how well."""
+    arrived = [run for run in results.runs if run.succeeded]
+    count = f"{len(arrived)} of {results.planned} runs"
+    if not seeks_limits(results):
+        return f"{count} reached what was asked for."
+    worst = max((run.figures.get("limit_stationarity") or 0.0 for run in arrived), default=0.0)
+    sure = sum(run.words.get("basin") in ("confirmed", "reproduced") for run in arrived)
+    evidence = f" (stationarity at most {worst:.0e}; basin confirmed in {sure})" if arrived else ""
+    return f"{count} stand at their limits{evidence}."
+
+
+def stop(results: Results) -> str:
+    """Where the flows were told to stop, in words."""
+    log_loss = results.settings.get("until", {}).get("log_loss")
+    if log_loss is None:
+        return "where the flows stopped"
+    return f"at equal loss e{f'{log_loss:g}'.translate(_RAISED)}"
+
+
+def _told(found: list[Comparison], where: str) -> str:
+    """How often the margin is larger, equal and smaller, and by how much at the extremes."""
+    larger = sum(one.change > 0 for one in found)
+    equal = sum(one.change == 0 for one in found)
+    smaller = len(found) - larger - equal
+    others = [f"{n} {word}" for n, word in ((equal, "equal"), (smaller, "smaller")) if n]
+    changes = sorted(one.change for one in found)
+    span = percent(changes[-1])
+    if changes[0] != changes[-1]:
+        span = f"{percent(changes[0])} to {span}"
+    return f"in {larger} of {len(found)} comparisons {where} ({', '.join([span, *others])})"
+
+
+def percent(change: float) -> str:
+    """`+12.3 %`; words where there is nothing to divide by."""
+    if np.isposinf(change):
+        return "from no margin to one"
+    return f"{100 * change:+.1f} %"

@@ -1,0 +1,67 @@
+"""The stylesheet of every figure: of reports, studies and papers, in light and dark."""
+
+from typing import Any
+
+# Okabe & Ito's palette, which colour-blind readers tell apart, in shades that stand out against
+# white and black alike. Dashes and marks repeat what the colour says, for prints in grey.
+PALETTE = ("#7f7f7f", "#0083c4", "#e69f00", "#00a878", "#d8602a", "#c06a9e", "#a89500")
+STYLES = (
+    "-",
+    (0, (6, 1.5)),
+    (0, (4, 1.5, 1, 1.5)),
+    (0, (1.2, 1.2)),
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (8, 2, 2, 2)),
+    (0, (2, 2)),
+)
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
+
+INK = "#010203"
+"""The colour of axes and text: that of no curve, so that a page can put its own in its place."""
+
+SETTINGS: dict[str, Any] = {
+    "figure.figsize": (4.3, 2.9),
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "savefig.dpi": 150,
+    "svg.fonttype": "path",
+    "path.simplify_threshold": 0.5,
+    "font.size": 9.5,
+    "axes.labelsize": 9.5,
+    "axes.titlesize": 9.5,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "legend.labelspacing": 0.3,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.facecolor": "none",
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": INK,
+    "grid.alpha": 0.15,
+    "grid.linewidth": 0.6,
+    "hatch.color": INK,
+}
+"""matplotlib's settings, for `matplotlib.rc_context`."""
+
+GUIDE: dict[str, Any] = {"color": "#7f7f7f", "linewidth": 1.0, "linestyle": ":"}
+"""For the line of a prediction."""
+
+
+def look(index: int) -> dict[str, Any]:
+    """Colour and line style of the perturbation number `index`, the same in every figure."""
+    place = index % len(PALETTE)
+    return {"color": PALETTE[place], "linestyle": STYLES[place], "linewidth": 1.6}
+
+
+def mark(index: int) -> str:
+    """The mark of the perturbation number `index`."""
+    return MARKS[index % len(MARKS)]

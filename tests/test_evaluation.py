@@ -1,0 +1,194 @@
+"""Trained under x attacked by: margins and accuracies against closed forms of linear networks."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gflow
+from gflow import losses, networks, perturbations
+from gflow.report.answer import answer, comparisons
+from gflow.report.end import End, end_of, load_end
+from gflow.report.evaluation import Ball, evaluate, largest, load_evaluation
+from gflow.report.record import Record, Results
+
+ATTACKS = {
+    "clean": perturbations.clean(),
+    "fgm": perturbations.fgm(0.1),
+    "fgsm": perturbations.fgsm(0.05),
+    "l1": perturbations.fgm(0.2, order=1),
+    "l3": perturbations.fgm(0.1, order=3),
+}
+ORDERS = {
+    "clean": (0.0, 2),
+    "fgm": (0.1, 2),
+    "fgsm": (0.05, np.inf),
+    "l1": (0.2, 1),
+    "l3": (0.1, 3),
+}
+WHOLE = gflow.datasets.gaussian(30, 3, gap=0.6, seed=2)
+DATA, HELD_OUT = (
+    gflow.Dataset(WHOLE.x[chosen], WHOLE.y[chosen]) for chosen in (slice(12), slice(12, None))
+)
+
+
+def problem(name):
+    network = networks.linear(3)
+    return gflow.Problem(network, DATA, loss=losses.logistic(), perturbation=ATTACKS[name])
+
+
+def end(vector, name, limit=None):
+    run = Record("net", name, "", True, {}, 0.0)
+    return End(run, vector / np.linalg.norm(vector), limit)
+
+
+@pytest.fixture(scope="module")
+def found():
+    flow = gflow.integrate(
+        problem("fgm"), (jnp.ones((1, 3)),), until=gflow.Until(log_loss=0.0), tolerance=1e-4
+    )
+    limits = {"fgm": np.array([0.6, 0.0, 0.8]), "fgsm": None}
+    ends = {
+        name: end(np.array([1.0, 2.0, -0.5]) + i, name, limit)
+        for i, (name, limit) in enumerate(limits.items())
+    }
+    problems = {name: problem(name) for name in ("clean", *limits)}
+    trajectories = dict.fromkeys(limits, flow)
+    return ends, flow, evaluate("net", problems, ends, trajectories, ATTACKS, HELD_OUT)
+
+
+def margins(data, vector, name):
+    """y w.x - eps |w|_q with 1/p + 1/q = 1."""
+    radius, order = ORDERS[name]
+    dual = {1: np.inf, np.inf: 1}.get(order) or order / (order - 1)
+    return data.y * (data.x @ vector) - radius * np.linalg.norm(vector, dual)
+
+
+def test_rows_are_the_runs_that_ended_and_columns_all_attacks(found):
+    _, _, evaluation = found
+    assert evaluation.rows == ["fgm", "fgsm"]
+    strong = ["strong l2 0.1", "strong linf 0.05", "strong l1 0.2"]
+    assert evaluation.columns == [*ATTACKS, *strong] and evaluation.strong == strong
+
+
+def test_margins_are_those_of_linear_networks(found):
+    ends, _, evaluation = found
+    for i, row in enumerate(evaluation.rows):
+        for j, column in enumerate(ATTACKS):
+            expected = margins(DATA, ends[row].stopped, column).min()
+            np.testing.assert_allclose(evaluation.stopped[i, j], expected, atol=1e-12)
+    for j, column in enumerate(ATTACKS):
+        expected = margins(DATA, ends["fgm"].limit, column)
+        np.testing.assert_allclose(evaluation.limit[0, j], expected.min(), atol=1e-12)
+        right = np.mean(margins(HELD_OUT, ends["fgm"].limit, column) > 0)
+        assert evaluation.accuracy[0, j] == right
+    # Without a limit there is nothing to tell of one.
+    assert np.isnan(evaluation.limit[1]).all() and np.isnan(evaluation.accuracy[1]).all()
+
+
+def test_no_attack_in_the_ball_beats_the_closed_form_of_a_linear_network(found):
+    _, _, evaluation = found
+    for strong, weak in (("strong l2 0.1", "fgm"), ("strong linf 0.05", "fgsm")):
+        columns = [evaluation.columns.index(name) for name in (strong, weak)]
+        one, other = evaluation.stopped[:, columns].T
+        np.testing.assert_allclose(one, other, rtol=1e-9)
+
+
+def test_margins_along_the_flow_are_those_of_its_points(found):
+    _, flow, evaluation = found
+    points, curves = evaluation.points[0], evaluation.curves[0]
+    assert points[0] == 0 and points[-1] == len(flow) - 1
+    np.testing.assert_allclose(curves[:, 0], flow.clean_margin[points], atol=1e-12)
+    np.testing.assert_allclose(curves[:, 1], flow.margin[points], atol=1e-12)
+
+
+def test_it_reads_back(found, tmp_path):
+    _, _, evaluation = found
+    evaluation.save(tmp_path / "e.npz")
+    again = load_evaluation(tmp_path / "e.npz")
+    for field in dataclasses.fields(evaluation):
+        one, other = getattr(evaluation, field.name), getattr(again, field.name)
+        if field.name in ("curves", "points"):
+            assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+        elif isinstance(one, np.ndarray):
+            np.testing.assert_array_equal(one, other)
+        else:
+            assert one == other
+    end(np.ones(3), "fgm", np.ones(3)).save(tmp_path / "end.npz")
+    np.testing.assert_array_equal(load_end(tmp_path / "end.npz").limit, np.ones(3))
+    for load in (load_end, load_evaluation):
+        (tmp_path / "bad.npz").write_bytes(b"no")
+        with pytest.raises(ValueError):
+            load(tmp_path / "bad.npz")
+        with pytest.raises(FileNotFoundError):
+            load(tmp_path / "absent.npz")
+    with pytest.raises(ValueError):
+        load_evaluation(tmp_path / "end.npz")
+
+
+def test_a_run_without_limit_has_an_end_without_one(found):
+    _, flow, _ = found
+    run = Record("net", "fgm", "", False, {}, 0.0)
+    assert end_of(flow, None, run).limit is None
+    np.testing.assert_array_equal(end_of(flow, None, run).stopped, flow.vectors[-1])
+
+
+def test_equals_are_marked_together():
+    values = np.array([[1.0, np.nan], [1.0 + 1e-6, 2.0], [0.5, 3.0], [np.nan, -1.0]])
+    expected = [[True, False], [True, False], [False, True], [False, False]]
+    np.testing.assert_array_equal(largest(values), expected)
+
+
+def with_margins(evaluation, values):
+    balls = {"clean": None, "fgm": Ball(2.0, 0.1), "pgd": Ball(2.0, 0.1), "s": Ball(2.0, 0.1)}
+    return dataclasses.replace(
+        evaluation,
+        rows=["clean", "fgm", "pgd"],
+        columns=["clean", "fgm", "pgd", "s"],
+        balls=balls,
+        curves=[np.zeros((1, 3))] * 3,
+        limit=np.array([[0.0] * 3 + [value] for value in values]),
+        stopped=np.array([[0.0] * 3 + [value] for value in (1.0, 3.0, 2.0)]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "change"),
+    [
+        ((2.0, 1.0, 3.0), 0.5),
+        ((2.0, 1.0, 1.5), -0.25),
+        ((2.0, 1.0, 2.0 + 1e-5), 0.0),
+        ((-1.0, 1.0, 2.0), np.inf),
+        ((-1.0, -2.0, -3.0), 0.0),
+        ((2.0, np.nan, 3.0), 0.5),
+    ],
+)
+def test_clean_training_is_compared_with_the_best_in_the_ball(found, values, change):
+    evaluation = with_margins(found[2], values)
+    (one,) = comparisons(evaluation, evaluation.limit)
+    assert one.change == pytest.approx(change)
+    assert (one.clean, one.ball) == (values[0], "s")
+
+
+def test_without_clean_training_there_is_no_comparison(found):
+    assert comparisons(found[2], found[2].stopped) == []
+    evaluation = with_margins(found[2], (np.nan, 1.0, 2.0))
+    assert comparisons(evaluation, evaluation.limit) == []
+
+
+def test_the_answer_names_the_result(found):
+    record = Record(
+        "net", "fgm", "", True, {"limit_stationarity": 2e-15}, 0.0, words={"basin": "confirmed"}
+    )
+    settings = {"limit": {"enabled": True}, "until": {"log_loss": -10.0}}
+    results = Results(settings, {}, 3, False, 1.0, "", [record] * 3)
+    told = answer(results, [with_margins(found[2], (2.0, 1.0, 3.0))] * 2)
+    assert "in 2 of 2 comparisons at the limit (+50.0 %)" in told
+    assert "in 2 of 2 comparisons at equal loss e⁻¹⁰ (+200.0 %)" in told
+    assert "3 of 3 runs stand at their limits (stationarity at most 2e-15" in told
+    pair = [with_margins(found[2], (2.0, 1.0, value)) for value in (2.0, 1.5)]
+    assert "in 0 of 2 comparisons at the limit (-25.0 % to +0.0 %, 1 equal, 1 smaller)" in answer(
+        results, pair
+    )
+    assert answer(results, []).startswith("3 of 3 runs stand")
