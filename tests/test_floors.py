@@ -72,6 +72,27 @@ FOLDERS = {
         {"driver"},
         {"__init__"},
     ],
+    "kkt": [
+        {"__init__", "semidefinite", "settings", "strong_attack", "variables"},
+        {"switches", "system"},
+        {"kinked_system", "point", "subgradients"},
+        {"curvature", "margin_next_to", "multipliers", "open_coefficients"},
+        {"certificate", "second_order"},
+        {"open_curvature"},
+    ],
+    "limit": [
+        {"dead", "itinerary", "settings"},
+        {"complementarity", "continuation", "cooling_system", "result", "search_settings"},
+        {"basin", "circling", "cooling_newton", "kinked_newton", "options", "verdict"},
+        {"cooling", "earned", "following", "sensitivity", "state"},
+        {"search", "sliding", "starting"},
+        {"approach", "drift"},
+        {"ending", "leaving", "polish"},
+        {"smooth"},
+        {"kinked"},
+        {"finding"},
+        {"__init__"},
+    ],
 }
 
 

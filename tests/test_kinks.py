@@ -21,7 +21,6 @@ from gflow.kkt.point import KKTPoint
 from gflow.kkt.switches import smoothed
 from gflow.kkt.system import kkt_system
 from gflow.kkt.variables import Variables
-from gflow.limit import KinkSettings
 from gflow.limit.complementarity import Anchor
 from gflow.limit.following import follow, start_at
 from gflow.limit.kinked_newton import KinkedNewton
@@ -301,7 +300,8 @@ def test_search_that_fails_at_kinks_says_so_and_names_them(monkeypatch):
 
 
 def test_networks_too_large_for_dense_systems_end_with_their_smoothing():
-    settings = gflow.LimitSettings(kinks=KinkSettings(most_parameters=1))
+    sizes = dataclasses.replace(REFINE.sizes, at_kinks=1)
+    settings = gflow.LimitSettings(refine=dataclasses.replace(REFINE, sizes=sizes))
     problem = relu_problem(wedge(), 2)
     limit = gflow.find_limit(problem, wedge_start(), settings=settings, throw=False)
     assert limit.result_name == "not_at_kink" and limit.smoothing == 0.02

@@ -293,8 +293,8 @@ def test_a_cap_keeps_the_logits_of_the_first():
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, 2.5, "2000", None, ()])
 def test_settings_that_are_no_positive_numbers_are_refused(value, own_words):
-    with pytest.raises(ValueError, match=r"KinkSettings\(most_parameters="):
-        KinkSettings(most_parameters=value)
+    with pytest.raises(ValueError, match=r"KinkSettings\(most_caps="):
+        KinkSettings(most_caps=value)
 
 
 def test_settings_of_another_kind_are_refused_by_name(own_words):
@@ -308,4 +308,4 @@ def test_settings_of_another_kind_are_refused_by_name(own_words):
 
 def test_settings_compare_equal_when_rebuilt():
     assert gflow.LimitSettings() == DEFAULT and hash(gflow.LimitSettings()) == hash(DEFAULT)
-    assert gflow.LimitSettings(kinks=KinkSettings(most_parameters=3)) != DEFAULT
+    assert gflow.LimitSettings(kinks=KinkSettings(most_caps=3)) != DEFAULT

@@ -12,6 +12,7 @@ from gflow.limit.search_settings import (
     VerdictSettings,
 )
 from gflow.limit.sensitivity import data_sensitivity, radius_sensitivity
+from gflow.limit.settings import RefineSettings
 
 __all__ = [
     "BasinSettings",
@@ -21,6 +22,7 @@ __all__ = [
     "Limit",
     "LimitFailed",
     "LimitSettings",
+    "RefineSettings",
     "SaddleSettings",
     "VerdictSettings",
     "data_sensitivity",

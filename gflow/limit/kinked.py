@@ -57,7 +57,7 @@ def search_at_kinks(search: Search, state: State) -> tuple[State, float]:
         state = run(Smooth(rounded), state)
         if state.final:
             return state, smoothing
-        if search.layout.size > settings.most_parameters:
+        if search.layout.size > search.settings.refine.sizes.at_kinks:
             found = state.found is not None
             return (replace(state, result=RESULTS.not_at_kink) if found else state), smoothing
         state = run(Kinked(search, rounded, smoothing), _unended(state))
@@ -114,7 +114,14 @@ class Kinked(Refiner):
 
     def beside(self, point: KKTPoint, direction: np.ndarray) -> KKTPoint:
         search, theta = self.search, direction * np.linalg.norm(point.theta)
-        return follow_back(search.problem, search.layout, point, theta, tolerance=search.tolerance)
+        return follow_back(
+            search.problem,
+            search.layout,
+            point,
+            theta,
+            tolerance=search.tolerance,
+            settings=search.settings.refine.smoothing,
+        )
 
     def leave(self, state: State) -> State:
         """A push off the saddle, with its multipliers and coefficients."""
@@ -125,7 +132,12 @@ class Kinked(Refiner):
     def _follow(self, state: State, start: Variables) -> State:
         search, begin = self.search, time.perf_counter()
         kinks = follow(
-            search.problem, search.layout, start, self.smoothing, tolerance=search.tolerance
+            search.problem,
+            search.layout,
+            start,
+            self.smoothing,
+            tolerance=search.tolerance,
+            settings=search.settings.refine.smoothing,
         )
         return self._with("kinks", kinks, state, time.perf_counter() - begin)
 
@@ -137,7 +149,13 @@ class Kinked(Refiner):
         """
         search, begin = self.search, time.perf_counter()
         kinks, before = slide(
-            search.problem, search.layout, start, smoothing, rate, tolerance=search.tolerance
+            search.problem,
+            search.layout,
+            start,
+            smoothing,
+            rate,
+            tolerance=search.tolerance,
+            settings=search.settings.refine,
         )
         state = replace(state, flow=replace(state.flow, vector=before))
         return self._with("sliding", kinks, state, time.perf_counter() - begin)

@@ -11,6 +11,7 @@ from typing import Any
 
 from gflow._numerics import is_integer, is_real
 from gflow._signatures import named
+from gflow.limit.settings import REFINE, RefineSettings
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,6 @@ class FlowSettings(_Group):
         colder: and the logits of the next cap, in multiples of this one's.
         most_caps: so many colder caps are tried from one point.
         caps_before_drift: after so many of them the flow is followed at infinite kappa.
-        most_parameters_of_drift: the largest network that is followed so, since its steps solve
-            dense systems of P + m unknowns.
     """
 
     logit_tolerance: float = 0.1
@@ -83,7 +82,6 @@ class FlowSettings(_Group):
     colder: float = 10.0
     most_caps: int = 4
     caps_before_drift: int = 1
-    most_parameters_of_drift: int = 1500
 
 
 @named()
@@ -166,17 +164,12 @@ class VerdictSettings(_Group):
             relative.
         family_moved: and lies at least this part of the step away: Newton's method has not come
             back to where it started.
-        dead: weights below this part of the largest belong to neurons that have died out.
-        most_parameters_of_dead: in larger networks dead neurons are judged where Newton's method
-            left them: to evaluate the Hessian a second time would take too long.
     """
 
     agree: float = 1e-11
     family_steps: tuple[float, ...] = (1e-3, -1e-3, 1e-5, -1e-5)
     family_margin: float = 1e-9
     family_moved: float = 0.1
-    dead: float = 1e-7
-    most_parameters_of_dead: int = 1500
 
 
 @named()
@@ -218,8 +211,6 @@ class KinkSettings(_Group):
     """Of the search at kinks (`gflow.limit.kinked`).
 
     Attributes:
-        most_parameters: the largest network whose smoothing is led to 0: the systems at kinks are
-            dense.
         most_steps: of a run of the flow with rounded kinks. Where those stop it, more steps are no
             help.
         most_caps: nor are more colder caps than this.
@@ -229,7 +220,6 @@ class KinkSettings(_Group):
             like its inverse, and below 1e-3 the solver stalls where the flow slides along kinks.
     """
 
-    most_parameters: int = 2000
     most_steps: int = 1500
     most_caps: int = 1
     less: float = 0.25
@@ -243,7 +233,7 @@ class LimitSettings:
 
     The defaults serve the problems of all benchmarks. `gflow.limit` has the classes of the groups:
 
-        gflow.LimitSettings(kinks=gflow.limit.KinkSettings(most_parameters=5000))
+        gflow.LimitSettings(kinks=gflow.limit.KinkSettings(most_steps=5000))
 
     Attributes:
         flow: of the flow, and of where Newton's method takes over.
@@ -252,6 +242,7 @@ class LimitSettings:
         verdict: of what kind of point a KKT point is.
         basin: of whose limit it is.
         kinks: of the search at kinks.
+        refine: of Newton's method on the KKT system and of continuation (`gflow.limit.settings`).
 
     Raises:
         TypeError: a group is of another class.
@@ -264,6 +255,7 @@ class LimitSettings:
     verdict: VerdictSettings = VerdictSettings()
     basin: BasinSettings = BasinSettings()
     kinks: KinkSettings = KinkSettings()
+    refine: RefineSettings = REFINE
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -58,16 +58,26 @@ class Smooth(Refiner):
         turn, to which they turn.
         """
         problem, layout = self.search.problem, self.search.layout
+        refine = self.search.settings.refine
         theta, at, multipliers = point.theta, point.linearized, point.multipliers
-        if theta.size <= self.search.settings.verdict.most_parameters_of_dead:
+        if theta.size <= refine.sizes.factored:
             theta = with_dead_as_they_arrived(self.search, state, theta)
         if theta is not point.theta:
-            at = at._replace(hessian=kkt_system(problem, layout, theta, multipliers).hessian)
-        found = curvature(at, point.active)
-        return with_dead_at_rest(problem, layout, theta, multipliers, found)
+            at = at._replace(
+                hessian=kkt_system(problem, layout, theta, multipliers, sizes=refine.sizes).hessian
+            )
+        found = curvature(at, point.active, sizes=refine.sizes, settings=refine.curvature)
+        return with_dead_at_rest(problem, layout, theta, multipliers, found, dead=refine.dead)
 
     def beside(self, point: KKTPoint, direction: np.ndarray) -> KKTPoint:
-        return polish_again(self.search.problem, self.search.layout, direction, point.multipliers)
+        search = self.search
+        return polish_again(
+            search.problem,
+            search.layout,
+            direction,
+            point.multipliers,
+            settings=search.settings.refine,
+        )
 
     def leave(self, state: State) -> State:
         """A push off the saddle, unless the flow circles about it."""
@@ -85,7 +95,7 @@ class Smooth(Refiner):
 
     @property
     def _may_drift(self) -> bool:
-        small = self.search.layout.size <= self.search.settings.flow.most_parameters_of_drift
+        small = self.search.layout.size <= self.search.settings.refine.sizes.factored
         return small and not self.search.has_kinks
 
     def _newton(self, state: State) -> State:
@@ -97,6 +107,7 @@ class Smooth(Refiner):
             weights_at(search, state),
             state.cap.log_kappa,
             search.tolerance,
+            settings=search.settings.refine,
         )
         return self._with(polished, state, time.perf_counter() - begin)
 
@@ -126,7 +137,10 @@ class Smooth(Refiner):
         """
         search, degree = self.search, self.search.problem.degree
         begin, state = time.perf_counter(), replace(state, direction=state.flow.vector)
-        found = drift(search.problem, search.layout, state.flow.vector, weights_at(search, state))
+        refine, weights = search.settings.refine, weights_at(search, state)
+        found = drift(
+            search.problem, search.layout, state.flow.vector, weights, settings=refine.drift
+        )
         log_kappa = state.flow.log_kappa + degree * found.log_growth
         state = replace(state, flow=replace(state.flow, log_kappa=log_kappa)).moved(
             "drift",
@@ -143,7 +157,9 @@ class Smooth(Refiner):
         state = replace(state, flow=flow, handover=Handover(False, found.speed, math.nan))
         if found.rests:
             begin = time.perf_counter()
-            polished = polish_drifted(search.problem, search.layout, found, search.tolerance)
+            polished = polish_drifted(
+                search.problem, search.layout, found, search.tolerance, settings=refine
+            )
             if polished.converged:
                 state = self._with(polished, state, time.perf_counter() - begin)
         return state if state.found is not None else state.ended(RESULTS.drifting)
@@ -153,7 +169,7 @@ def with_dead_as_they_arrived(search: Search, state: State, theta: np.ndarray) -
     """The point with the weights of dead neurons tiny, but in the direction in which they arrived:
     at 0 their switches have no side. Shape (P,).
     """
-    largest, below = np.abs(theta).max(), search.settings.verdict.dead
+    largest, below = np.abs(theta).max(), search.settings.refine.dead.weight
     dead = np.abs(theta) < below * largest
     remains = np.abs(state.flow.vector[dead]).max(initial=0.0)
     if not remains > 0:
