@@ -9,12 +9,14 @@ import numbers
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import numpy as np
 
+from gflow._batches import Batches, Sampling, check_batches
 from gflow._numerics import check_unmasked, check_untraced
 from gflow._signatures import named
 from gflow._typing import Inputs, Labels
@@ -61,6 +63,48 @@ class Dataset(eqx.Module):
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def take(self, indices: Any) -> "Dataset":
+        """The examples `indices`, in that order, with the classes of the whole set.
+
+        Some of the classes may be missing among them, as in a batch.
+
+        Raises:
+            IndexError: an index that is none of 0 .. n - 1, nor -n .. -1.
+        """
+        try:
+            x, y = self.x[np.asarray(indices, int)], self.y[np.asarray(indices, int)]
+        except IndexError as error:
+            raise IndexError(f"`Dataset.take(indices)`: {error}.") from None
+        for array in (x, y):
+            np.asarray(array).flags.writeable = False
+        return eqx.tree_at(lambda data: (data.x, data.y), self, (x, y))
+
+    @named("Dataset.batches")
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        num_epochs: int = 1,
+        sampling: Sampling = "shuffled",
+        seed: int = 0,
+    ) -> Iterator["Dataset"]:
+        """The mini-batches of some epochs, those of `gflow.descend` with the same arguments.
+
+        Args:
+            batch_size: examples of a batch; the last one of a shuffled epoch may have fewer.
+            num_epochs: passes through the data, of `ceil(n / batch_size)` batches each.
+            sampling: "shuffled" has every example once an epoch, in a new random order;
+                "replacement" draws the examples of every batch independently.
+            seed: of the order.
+
+        Raises:
+            TypeError, ValueError: an argument is of the wrong kind or out of its range.
+        """
+        check_batches("Dataset.batches", batch_size, sampling, seed, len(self))
+        drawn = Batches(len(self), batch_size, sampling, seed)
+        tables = (drawn.draw(1) for _ in range(num_epochs))
+        return (self.take(row[row >= 0]) for table in tables for row in table)
 
 
 def _numbers(values: Any, name: str) -> np.ndarray:
