@@ -111,7 +111,8 @@ def test_steps_on_batches_are_a_loop_in_numpy(sampling, mean):
         factor = 1 / len(part) if mean else 7 / len(part)
         point = point - STEP_SIZE * factor * gradient
         points.append(point)
-        times.append(times[-1] + STEP_SIZE * (1 / 7 if mean else 1))
+        # An example that no neuron sees has no gradient, and its step no length.
+        times.append(times[-1] + STEP_SIZE * (1 / 7 if mean else 1) * np.any(gradient))
     np.testing.assert_allclose(points_of(run), points, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(np.expm1(run.log1p_time), times, rtol=1e-10, atol=1e-14)
     # What is recorded is the loss of all examples.
@@ -144,9 +145,9 @@ def test_the_gradient_of_a_batch_is_the_full_one_on_average():
         run = gflow.descend(PROBLEM, START, SGD, num_steps=1, batch_size=1, seed=seed)
         steps.append(flat(run.params) - flat(START))
     found = {tuple(np.round(step, 12)) for step in steps}
-    assert len(found) == 7
+    assert len(found) == 6  # two examples that no neuron sees leave the weights as they are
     expected = -STEP_SIZE * loss_gradient(START, DATA, RADIUS)[0]
-    np.testing.assert_allclose(np.mean(list(found), axis=0), expected, atol=1e-11)
+    np.testing.assert_allclose(np.sum(list(found), axis=0) / 7, expected, atol=1e-11)
 
 
 def test_the_log_loss_of_a_batch_knows_no_factor():
@@ -166,7 +167,7 @@ def test_batches_without_one_of_the_classes():
     attack = pgd(0.1, num_steps=2, random_start=0, order=2)
     for size in (1, 2):
         problem = gflow.Problem(
-            networks.linear(3, 3), CLASSES, loss=losses.logistic(), perturbation=attack
+            networks.linear(3, num_outputs=3), CLASSES, loss=losses.logistic(), perturbation=attack
         )
         run = gflow.descend(
             problem, (START[0][:3],), optax.sgd(0.05), num_steps=60, batch_size=size, save=4
@@ -221,9 +222,9 @@ def loss_based_in_numpy(step_size, num_steps):
 
 @pytest.mark.parametrize("objective", ["log_loss", "loss"])
 def test_loss_based_steps_are_a_loop_in_numpy(objective):
-    optimizer = optimizers.loss_based(0.05, objective=objective)
+    optimizer = optimizers.loss_based(3.0, objective=objective)
     run = gflow.descend(PROBLEM, START, optimizer, num_steps=60, objective=objective, save=None)
-    points, successes = loss_based_in_numpy(0.05, 60)
+    points, successes = loss_based_in_numpy(3.0, 60)
     assert 0 < successes.sum() < 60
     np.testing.assert_allclose(points_of(run), points, rtol=1e-8, atol=1e-9)
     assert np.all(np.diff(run.log_loss) <= 1e-15)
@@ -242,7 +243,7 @@ def test_loss_based_steps_go_where_the_loss_has_underflowed():
         problem,
         (np.array([[0.3, -0.2, 0.1]]),),
         optimizers.loss_based(0.1),
-        num_steps=150,
+        num_steps=800,
         objective="log_loss",
     )
     assert run.log_loss[-1] < -4600 and run.successful
