@@ -58,7 +58,8 @@ def descend(
     The time of a step is its length along the negative gradient of the loss that the step sees,
     `dt = <update, -grad Loss> / |grad Loss|^2`: the step size for plain gradient descent, the step
     size over n with `mean=True`, the step size over the loss for descent on the log-loss. Steps
-    against the gradient, and on a batch without one, take no time. What is recorded of a point is that of all examples.
+    against the gradient, and on a batch without one, take no time. What is recorded of a point is
+    that of all examples.
 
     Args:
         problem: what is minimised.
