@@ -30,7 +30,11 @@ more digits. Other runs land on their targets to rounding."""
 
 _ROUNDING = 1e-12
 
-_READERS = {"flow": "gflow.flow.reading", "descent": "gflow.descent"}
+_READERS = {
+    "flow": "gflow.flow.reading",
+    "descent": "gflow.descent",
+    "modified flow": "gflow.descent.backward_error",
+}
 """The module whose `read_between(trajectory, index, name, target)` gives the parameters where the
 quantity `name` equals `target`, between the saved points `index` and `index + 1`, by kind.
 
@@ -72,7 +76,7 @@ class Trajectory(Outcome):
         clock, step       the integrator's own time tau, and its step there
 
     Attributes:
-        kind: "flow" or "descent".
+        kind: "flow", "descent", or "modified flow" from `gflow.backward_error_flow`.
         columns: the arrays above by name; each is an attribute too.
         vectors: (s, P) directions, flattened.
         layout: how the parameters lie in a vector.

@@ -27,11 +27,12 @@ def problem(radius=0.2, gradient="frozen", loss=None):
 @pytest.mark.parametrize("data", [DATA, TEST], ids=["own", "held out"])
 def test_accuracy_counts_positive_margins(data):
     found = float(measures.accuracy(problem(), JAX_PARAMS, dataset=data))
-    assert found == np.mean(margins(PARAMS, data) > 0)
+    assert found == pytest.approx(np.mean(margins(PARAMS, data) > 0), rel=1e-15)
     own = float(measures.robust_accuracy(problem(), JAX_PARAMS, dataset=data))
-    assert own == np.mean(margins(PARAMS, data, 0.2) > 0)
+    assert own == pytest.approx(np.mean(margins(PARAMS, data, 0.2) > 0), rel=1e-15)
     stronger = float(measures.robust_accuracy(problem(), JAX_PARAMS, fgm(1.0), dataset=data))
-    assert stronger == np.mean(margins(PARAMS, data, 1.0) > 0) <= own <= found
+    expected = np.mean(margins(PARAMS, data, 1.0) > 0)
+    assert stronger == pytest.approx(expected, rel=1e-15) and stronger <= own <= found
     assert 0 < found < 1 or data is DATA
 
 
@@ -41,7 +42,7 @@ def test_accuracy_of_classes_and_of_an_attack_that_starts_at_random():
     classes = gflow.Problem(networks.linear(3, num_outputs=3), data, loss=losses.logistic())
     params = (jnp.asarray(weight),)
     correct = np.argmax(data.x @ weight.T, axis=1) == data.y
-    assert float(measures.accuracy(classes, params)) == correct.mean()
+    assert float(measures.accuracy(classes, params)) == pytest.approx(correct.mean(), rel=1e-15)
     attack = pgd(0.5, num_steps=5, random_start=1)
     attacked = float(measures.robust_accuracy(classes, params, attack))
     rebuilt = gflow.Problem(classes.network, data, loss=classes.loss, perturbation=attack)

@@ -7,8 +7,9 @@ reading      points between saved ones
 run          `descend`
 """
 
+from gflow.descent.backward_error import backward_error_flow
 from gflow.descent.batch import Objective
 from gflow.descent.reading import read_between
 from gflow.descent.run import descend
 
-__all__ = ["Objective", "descend", "read_between"]
+__all__ = ["Objective", "backward_error_flow", "descend", "read_between"]
