@@ -302,7 +302,7 @@ def sharpness_along(run: Trajectory, *, num_points: int = 16) -> dict[str, np.nd
         "mean": run.settings.get("mean", False),
     }
     problem = run.require_problem()
-    values = [sharpness(problem, run.params_at_index(i), **options) for i in chosen]
+    values = [sharpness(problem, run.params_at_index(int(i)), **options) for i in chosen]
     names = ("num_steps_at", "log1p_time", "log_loss")
     return {**{name: run.columns[name][chosen] for name in names}, "sharpness": np.array(values)}
 

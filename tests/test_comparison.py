@@ -16,10 +16,10 @@ from gflow.comparison import step_size_of
 from gflow.perturbations import fgm
 
 DATA = datasets.gaussian(8, 3, gap=0.5, seed=1)
-NETWORK = networks.mlp((3, 4, 1), power=3)
-# Three times differentiable, so that the backward-error flow is of second order everywhere.
+# Smooth, so that the backward-error flow is of second order everywhere.
+NETWORK = networks.mlp((3, 4, 1), smoothing=0.5)
 PROBLEM = gflow.Problem(NETWORK, DATA, loss=losses.logistic(), perturbation=fgm(0.2))
-START = tuple(1.5 * np.asarray(leaf) for leaf in NETWORK.init(0))
+START = tuple(np.asarray(leaf) for leaf in NETWORK.init(0))
 SIZES, DURATION = (0.02, 0.01), 2.0
 NORMALISED = (0.04, 0.02)
 
@@ -126,7 +126,7 @@ def test_the_corrected_flow_of_steps_on_the_log_loss(runs):
 def test_the_corrected_field_is_a_gradient_where_f_is_one():
     """`f - (h/2) f' f = -grad(Loss + (h/4) |grad Loss|^2)` on clean data, by finite differences."""
     clean = gflow.Problem(NETWORK, DATA, loss=losses.logistic())
-    h, points = 0.3, 1e-4
+    h, points = 0.1, 1e-6
     flow = gflow.backward_error_flow(clean, START, step_size=h, num_steps=1, save=2)
     short = gflow.descent.backward_error._solved(
         clean,
@@ -146,7 +146,7 @@ def test_the_corrected_field_is_a_gradient_where_f_is_one():
 
     expected = -np.asarray(jax.grad(modified)(jnp.asarray(flat(START))))
     # The difference quotient is O(points) from the derivative.
-    np.testing.assert_allclose(velocity, expected, atol=1e-2 * np.abs(expected).max())
+    np.testing.assert_allclose(velocity, expected, atol=1e-3 * np.abs(expected).max())
     assert np.linalg.norm(velocity + flat(clean.gradient(START))) > 0.1
     assert flow.successful
 
