@@ -5,9 +5,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gflow import datasets, losses, measures, networks, perturbations, report
+    from gflow import datasets, losses, measures, networks, optimizers, perturbations, report
+    from gflow.comparison import Comparison, compare, sharpness_along
     from gflow.datasets import Dataset
-    from gflow.descent import descend
+    from gflow.descent import backward_error_flow, descend
     from gflow.flow import Until, integrate
     from gflow.kkt.certificate import Certificate, certify
     from gflow.limit import Limit, LimitFailed, data_sensitivity, find_limit, radius_sensitivity
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "RESULTS",
     "Certificate",
+    "Comparison",
     "Dataset",
     "Krylov",
     "Limit",
@@ -33,7 +35,9 @@ __all__ = [
     "RungeKuttaChebyshev",
     "Trajectory",
     "Until",
+    "backward_error_flow",
     "certify",
+    "compare",
     "data_sensitivity",
     "datasets",
     "descend",
@@ -44,9 +48,11 @@ __all__ = [
     "max_margin",
     "measures",
     "networks",
+    "optimizers",
     "perturbations",
     "radius_sensitivity",
     "report",
+    "sharpness_along",
 ]
 
 # Where the public names live. They are imported on first use, so that the command line can print
@@ -73,6 +79,10 @@ _HOMES = {
     "load": "trajectory",
     "max_margin": "reference",
     "radius_sensitivity": "limit",
+    "Comparison": "comparison",
+    "backward_error_flow": "descent",
+    "compare": "comparison",
+    "sharpness_along": "comparison",
 }
 
 
