@@ -82,7 +82,7 @@ def measure(smoke: bool) -> dict[str, Any]:
 def compared(problem, start, flow, name: str, size: float) -> list[dict[str, Any]]:
     """One optimizer with one step size, compared with the flow."""
     method = METHODS[name]
-    optimizer, num_steps = method.optimizer(size), 256
+    optimizer, num_steps = method.optimizer(size), 64
     while True:
         run = gflow.descend(
             problem, start, optimizer, num_steps=num_steps, save=1024, throw=False, **method.options
@@ -91,10 +91,10 @@ def compared(problem, start, flow, name: str, size: float) -> list[dict[str, Any
             break
         if num_steps >= MOST_STEPS:
             return [{"result": "not reached", "num_steps": num_steps}]
-        num_steps *= 4
+        num_steps *= 2
     if not run.successful:
         return [{"result": run.result_name, "num_steps": run.stats["num_steps"]}]
-    options = {"step_sizes": [size], "labels": [name], "num_points": 2}
+    options = {"step_sizes": [size], "labels": [name], "num_points": 1}
     corrected = name in ("GD", "step / loss")
     found = gflow.compare(flow, run, backward_error=corrected, **options)
     reached = int(run.num_steps_at[np.argmax(run.log_loss <= flow.log_loss[-1])])

@@ -171,7 +171,8 @@ def compare(
             time of a step; on the log-loss, of a step times the loss.
         backward_error: whether each run is compared with the backward-error flow of its own step
             size too; see `gflow.backward_error_flow`. Only for plain gradient descent with constant
-            steps, the size of which `step_sizes` or the record tells.
+            steps, the size of which `step_sizes` or the record tells, and as far as it goes: where
+            h times the sharpness is not small, it ends.
         num_points: values of each quantity.
 
     Raises:
@@ -273,6 +274,7 @@ def _corrected(run: Trajectory, step_size: float | None) -> Trajectory:
         step_size=step_size,
         num_steps=int(run.num_steps_at[-1]),
         objective=objective,
+        throw=False,
     )
 
 
