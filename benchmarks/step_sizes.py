@@ -1,133 +1,151 @@
-"""Gradient descent at constant steps, and normalised by the loss, against the continuous flow.
+"""Training by steps against the continuous flow: optimizers, step sizes and attacks.
 
-From one start, for each attack: the flow once, descent at step sizes over three decades. At equal
-time and at equal loss: how far descent is from the flow, in the parameters (relative) and in the
-direction. The figure is written beside the record.
+From one start, for each attack: the flow once; then gradient descent, SGD, momentum, Adam, sign
+descent, steps normalised by the loss and loss-based steps, at several step sizes, until they have
+the flow's last loss. At equal time, loss and norm: how far each is from the flow, in the parameters
+(relative) and in the direction, with the margins of both. Gradient descent is compared with its
+backward-error flow as well. The figure is written beside the record.
 """
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optax
 from _common import run_benchmark, save_figure
 
 import gflow
-from gflow import losses, networks, perturbations
+from gflow import losses, networks, optimizers, perturbations
 
 ATTACKS = {
     "clean": perturbations.clean(),
     "FGM 0.1": perturbations.fgm(0.1),
     "FGSM 0.05": perturbations.fgsm(0.05, smoothing=0.1),
+    "PGD 0.05": perturbations.pgd(0.05, num_steps=3, smoothing=0.1),
 }
-OBJECTIVES = {"loss": "constant step", "log_loss": "step / loss"}
-STYLES = {"loss": ("#0072B2", "-"), "log_loss": ("#D55E00", "--")}
+
+
+class Method(NamedTuple):
+    """An optimizer by its step size, the options of `descend`, and how it is drawn."""
+
+    optimizer: Any
+    options: dict[str, Any]
+    sizes: tuple[float, ...]
+    style: tuple[str, str]
+
+
+METHODS = {
+    "GD": Method(optax.sgd, {}, (1e-2, 3e-3, 1e-3), ("#0072B2", "o")),
+    "SGD": Method(optax.sgd, {"batch_size": 8}, (1e-2, 3e-3, 1e-3), ("#56B4E9", "v")),
+    "momentum 0.9": Method(
+        lambda h: optax.sgd(h, momentum=0.9), {}, (1e-3, 3e-4, 1e-4), ("#009E73", "^")
+    ),
+    "Adam": Method(optax.adam, {}, (3e-2, 1e-2, 3e-3), ("#D55E00", "s")),
+    "sign descent": Method(
+        lambda h: optax.chain(optax.scale_by_sign(), optax.scale(-h)),
+        {},
+        (1e-2, 3e-3, 1e-3),
+        ("#CC79A7", "D"),
+    ),
+    "step / loss": Method(
+        optax.sgd, {"objective": "log_loss"}, (1e-1, 3e-2, 1e-2), ("#E69F00", "P")
+    ),
+    "loss-based": Method(
+        optimizers.loss_based, {"objective": "log_loss"}, (1e-1, 1e-2, 1e-3), ("#000000", "*")
+    ),
+}
+NAMES = ("params_distance", "direction_distance", "margin", "reference_margin")
+MOST_STEPS = 65_536
 
 
 def measure(smoke: bool) -> dict[str, Any]:
-    """For every attack, objective and step size: the distances at the common time and loss."""
+    """For every attack, optimizer and step size: the distances at the last common values."""
     data = gflow.datasets.gaussian(8 if smoke else 40, 3 if smoke else 5, gap=0.5, seed=0)
-    network = networks.mlp((data.x.shape[1], 4 if smoke else 10, 1), power=2)
-    start = network.init(0)
-    log_loss, sizes = (0.0, [1e-2, 1e-3]) if smoke else (-2.0, list(np.logspace(-1, -4, 7)))
-    rows = []
-    for attack, perturbation in ATTACKS.items():
-        problem = gflow.Problem(network, data, loss=losses.logistic(), perturbation=perturbation)
-        flow = gflow.integrate(
-            problem, start, until=gflow.Until(log_loss=log_loss), tolerance=1e-10
-        )
-        for objective in OBJECTIVES:
-            for size in sizes:
-                rows.append({"attack": attack, **compare(problem, start, flow, objective, size)})
+    network = networks.mlp((data.x.shape[1], 4 if smoke else 10, 1), smoothing=0.2)
+    start, log_loss = network.init(0), 1.0 if smoke else -2.0
+    attacks = ("clean", "FGSM 0.05") if smoke else tuple(ATTACKS)
+    methods = ("GD", "SGD", "loss-based") if smoke else tuple(METHODS)
+    rows: list[dict[str, Any]] = []
+    for attack in attacks:
+        problem = gflow.Problem(network, data, loss=losses.logistic(), perturbation=ATTACKS[attack])
+        until = gflow.Until(log_loss=log_loss)
+        flow = gflow.integrate(problem, start, until=until, tolerance=1e-10)
+        for name in methods:
+            for size in METHODS[name].sizes[: 2 if smoke else None]:
+                head = {"attack": attack, "method": name, "step_size": size}
+                rows += [{**head, **row} for row in compared(problem, start, flow, name, size)]
                 print(row_text(rows[-1]), file=sys.stderr, flush=True)
     return {"log_loss": log_loss, "rows": rows}
 
 
-def compare(problem, start, flow, objective: str, size: float) -> dict[str, Any]:
-    """Descent with one step size, compared with the flow where both have the flow's last loss."""
-    end = float(np.expm1(flow.log1p_time[-1]))
-    # A normalised step passes the time size / Loss; a few per cent more for the discrete path.
-    duration = end if objective == "loss" else normalised_duration(flow)
-    steps = int(np.ceil(1.2 * duration / size)) + 2
-    row = {"objective": objective, "step_size": size, "num_steps": steps}
-    descent = gflow.descend(
-        problem,
-        start,
-        optax.sgd(size),
-        num_steps=steps,
-        objective=objective,
-        save=None,
-        throw=False,
-    )
-    if not descent.successful or descent.log_loss.min() > flow.log_loss[-1]:
-        return {**row, "result": descent.result_name if not descent.successful else "not reached"}
-    target = float(flow.log_loss[-1])
-    half = 0.5 * end
-    return {
-        **row,
-        "result": "successful",
-        "seconds": descent.stats["seconds"],
-        **distances("time", flow.at(time=half), descent.at(time=half)),
-        **distances("loss", flow.params, descent.at(log_loss=target)),
-    }
-
-
-def normalised_duration(flow) -> float:
-    """`integral of Loss dt` along the flow: the length that normalised steps have to cover."""
-    time = np.expm1(flow.log1p_time)
-    loss = np.exp(flow.log_loss)
-    return float(np.sum(0.5 * (loss[1:] + loss[:-1]) * np.diff(time)))
-
-
-def distances(name: str, reference: Any, params: Any) -> dict[str, float]:
-    """Relative distance of the parameters, and distance of the directions."""
-    left, right = (np.concatenate([np.ravel(leaf) for leaf in p]) for p in (reference, params))
-    return {
-        f"params_at_equal_{name}": float(np.linalg.norm(left - right) / np.linalg.norm(left)),
-        f"direction_at_equal_{name}": float(gflow.measures.direction_distance(reference, params)),
-    }
+def compared(problem, start, flow, name: str, size: float) -> list[dict[str, Any]]:
+    """One optimizer with one step size, compared with the flow."""
+    method = METHODS[name]
+    optimizer, num_steps = method.optimizer(size), 64
+    while True:
+        run = gflow.descend(
+            problem, start, optimizer, num_steps=num_steps, save=1024, throw=False, **method.options
+        )
+        if not run.successful or run.log_loss.min() <= flow.log_loss[-1]:
+            break
+        if num_steps >= MOST_STEPS:
+            return [{"result": "not reached", "num_steps": num_steps}]
+        num_steps *= 2
+    if not run.successful:
+        return [{"result": run.result_name, "num_steps": run.stats["num_steps"]}]
+    options = {"step_sizes": [size], "labels": [name], "num_points": 1}
+    corrected = name in ("GD", "step / loss")
+    found = gflow.compare(flow, run, backward_error=corrected, **options)
+    reached = int(run.num_steps_at[np.argmax(run.log_loss <= flow.log_loss[-1])])
+    head = {"result": "successful", "num_steps": reached}
+    kept = ("reference", "equal", "value", *NAMES)
+    return [{**head, **{key: row[key] for key in kept}} for row in found.last()]
 
 
 def row_text(row: dict[str, Any]) -> str:
-    head = f"{row['attack']:>10} {OBJECTIVES[row['objective']]:>14} {row['step_size']:8.1e}"
+    head = f"{row['attack']:>10} {row['method']:>14} {row['step_size']:8.1e} {row['num_steps']:7d}"
     if row["result"] != "successful":
         return f"{head}  {row['result']}"
-    names = ("params_at_equal_time", "direction_at_equal_time")
-    names += ("params_at_equal_loss", "direction_at_equal_loss")
-    return f"{head} {row['num_steps']:8d} steps  " + "  ".join(f"{row[n]:.2e}" for n in names)
+    return f"{head} steps  equal {row['equal']}  " + "  ".join(f"{row[n]:.3e}" for n in NAMES)
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Distance of the direction against the step size: colours are objectives, markers attacks."""
+    """Distance of the direction at equal loss against the step size, a panel for each attack."""
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
-    for axes, name in zip(panels, ("time", "loss"), strict=True):
-        for objective, (colour, line) in STYLES.items():
-            for attack, marker in zip(ATTACKS, "o^s", strict=True):
-                rows = [r for r in results["rows"] if r["result"] == "successful"]
-                rows = [r for r in rows if (r["attack"], r["objective"]) == (attack, objective)]
+    rows = [r for r in results["rows"] if r["result"] == "successful" and r["equal"] == "loss"]
+    attacks = list(dict.fromkeys(row["attack"] for row in rows))
+    size = (2.9 * len(attacks) + 2.2, 3.8)
+    figure, panels = pyplot.subplots(
+        1, len(attacks), figsize=size, sharey=True, layout="constrained", squeeze=False
+    )
+    for axes, attack in zip(panels[0], attacks, strict=True):
+        for name, method in METHODS.items():
+            colour, marker = method.style
+            for reference, line in (("flow", "-"), ("backward-error flow", "--")):
+                key = (attack, name, reference)
+                chosen = [r for r in rows if (r["attack"], r["method"], r["reference"]) == key]
                 axes.loglog(
-                    [r["step_size"] for r in rows],
-                    [r[f"direction_at_equal_{name}"] for r in rows],
-                    marker + line,
+                    [r["step_size"] for r in chosen],
+                    [r["direction_distance"] for r in chosen],
+                    line,
+                    marker=marker,
                     color=colour,
                     linewidth=1,
-                    markersize=5 + 2 * (marker == "s"),
+                    markersize=5,
                     markerfacecolor="none",
-                    label=f"{attack}, {OBJECTIVES[objective]}",
+                    label=name if line == "-" else f"{name}, to its\nbackward-error flow",
                 )
-        sizes = np.array([1e-4, 1e-1])
-        axes.loglog(sizes, 0.8 * sizes, ":", color="0.5", linewidth=1, label="slope 1")
-        axes.set(xlabel="step size", title=f"at equal {name}")
+        axes.set(xlabel="step size", title=attack)
         axes.grid(color="0.92", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("distance of directions, descent to flow")
-    panels[1].legend(frameon=False, fontsize=8, loc="lower right")
+    panels[0, 0].set_ylabel("distance of directions at equal loss")
+    drawn = [line for line in panels[0, 0].get_lines() if len(line.get_xdata())]
+    figure.legend(handles=drawn, frameon=False, fontsize=8, loc="outside right center")
     save_figure(figure, path)
     pyplot.close(figure)
 
 
 if __name__ == "__main__":
-    run_benchmark(__doc__, measure, draw)
+    run_benchmark(__doc__ or "", measure, draw)

@@ -5,10 +5,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gflow import datasets, losses, measures, networks, perturbations, report
+    from gflow import datasets, losses, measures, networks, optimizers, perturbations, report
+    from gflow.comparison import Comparison, compare, sharpness_along
     from gflow.compilation_cache import use_compilation_cache
     from gflow.datasets import Dataset
-    from gflow.descent import descend
+    from gflow.descent import backward_error_flow, descend
     from gflow.flow import Until, integrate
     from gflow.kkt.certificate import Certificate, certify
     from gflow.limit import (
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "RESULTS",
     "Certificate",
+    "Comparison",
     "Dataset",
     "Krylov",
     "Limit",
@@ -43,7 +45,9 @@ __all__ = [
     "RungeKuttaChebyshev",
     "Trajectory",
     "Until",
+    "backward_error_flow",
     "certify",
+    "compare",
     "data_sensitivity",
     "datasets",
     "descend",
@@ -54,9 +58,11 @@ __all__ = [
     "max_margin",
     "measures",
     "networks",
+    "optimizers",
     "perturbations",
     "radius_sensitivity",
     "report",
+    "sharpness_along",
     "use_compilation_cache",
 ]
 
@@ -86,6 +92,10 @@ _HOMES = {
     "max_margin": "reference",
     "radius_sensitivity": "limit",
     "use_compilation_cache": "compilation_cache",
+    "Comparison": "comparison",
+    "backward_error_flow": "descent",
+    "compare": "comparison",
+    "sharpness_along": "comparison",
 }
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import platformdirs
 
+from gflow._signatures import named
+
 OFF = "GFLOW_NO_CACHE"
 """The environment variable that, set to anything but nothing or 0, turns the cache off."""
 
@@ -24,6 +26,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 _LOG_LEVEL, _USUAL_LEVEL = "TF_CPP_MIN_LOG_LEVEL", "1"
 
 
+@named()
 def use_compilation_cache(
     folder: str | os.PathLike[str] | None = None, *, max_bytes: int = _MOST_BYTES
 ) -> Path | None:

@@ -10,12 +10,17 @@ import os
 from gflow import descent
 from gflow._archive import read_archive
 from gflow._signatures import named
+from gflow.descent import backward_error
 from gflow.flow import reading
 from gflow.problem import Problem
 from gflow.stored import check_fits, restored
 from gflow.trajectory import Reader, Trajectory
 
-_READERS: dict[str, Reader] = {"flow": reading.read_between, "descent": descent.read_between}
+_READERS: dict[str, Reader] = {
+    "flow": reading.read_between,
+    "descent": descent.read_between,
+    "modified flow": backward_error.read_between,
+}
 
 
 @named("gflow.load")

@@ -1,7 +1,7 @@
 """Measures of a point: pure functions of (problem, params) or of the parameters alone.
 
-All are jit-able and cost one or two evaluations of the margins. Those that do not depend on the
-norm of the parameters say so.
+All but `sharpness` are jit-able and cost one or two evaluations of the margins. Those that do not
+depend on the norm of the parameters say so.
 """
 
 import math
@@ -15,7 +15,9 @@ from jaxtyping import Array, Float, Int
 
 from gflow._numerics import scaled_margins, tangent, tree_dot, tree_norm, unit
 from gflow._typing import Params
+from gflow.accuracy import accuracy, robust_accuracy
 from gflow.problem import Ascent, Problem
+from gflow.sharpness import sharpness
 
 # exp(709.8) is the largest double; kappa enters products with margins.
 MAX_LOG_KAPPA = 700.0
@@ -226,6 +228,7 @@ def _matrices(params: Params, name: str) -> list[Array]:
 
 __all__ = [
     "PointMeasures",
+    "accuracy",
     "at_params",
     "balanced_margin",
     "balancedness",
@@ -238,7 +241,9 @@ __all__ = [
     "measure_point",
     "normalized_margin",
     "num_support",
+    "robust_accuracy",
     "scale_invariance_error",
+    "sharpness",
     "sine",
     "smoothed_margin",
     "stable_ranks",

@@ -60,15 +60,18 @@ def row_capacity(num_params: int) -> int:
     return int(np.clip(_BUFFER_BYTES // (24 * num_params), 8, _BUFFER_ROWS))
 
 
-def steps_within_work(num_params: int, num_examples: int, evaluations: float) -> int:
+def steps_within_work(
+    num_params: int, num_examples: int, evaluations: float, most: int | None = None
+) -> int:
     """Steps of a compiled segment at most, from sizes that are known beforehand, so that what a run
     does depends on no clock: an interrupt, a deadline and the progress line wait for its end.
 
     Args:
         evaluations: gradients of all examples in a step.
+        most: steps at most, however cheap they are; by default the rows of a buffer.
     """
     work = num_params * num_examples * evaluations
-    return int(np.clip(_WORK / work, 1, row_capacity(num_params)))
+    return int(np.clip(_WORK / work, 1, most or row_capacity(num_params)))
 
 
 def empty_rows(row: Row, capacity: int) -> Row:

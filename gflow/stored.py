@@ -31,7 +31,7 @@ FORMAT = 2
 _READABLE = (1, FORMAT)
 
 _NAMED = ("kind", "result", "stats", "settings", "structure", "problem")
-_KINDS = ("flow", "descent")
+_KINDS = ("flow", "descent", "modified flow")
 _COLUMN = "column_"
 
 # Others need not be: far out the loss leaves the range of numbers, and a capped flow has no time.
@@ -209,7 +209,7 @@ def _checked_stats(stats: Any) -> dict[str, Any]:
 def _checked_settings(settings: Any, kind: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise Damaged("its settings are of another kind")
-    if kind == "descent":
+    if kind != "flow":
         return settings
     given = {name: settings.get(name) for name in ("tolerance", "atol_logit")}
     # Files of earlier versions have one tolerance for all.

@@ -67,7 +67,7 @@ class Trajectory(Outcome):
         clock, step       the integrator's own time tau, and its step there
 
     Attributes:
-        kind: "flow" or "descent".
+        kind: "flow", "descent", or "modified flow" from `gflow.backward_error_flow`.
         columns: the arrays above by name; each is an attribute too.
         vectors: (s, P) directions, flattened.
         layout: how the parameters lie in a vector.

@@ -74,6 +74,35 @@ def test_mnist_from_a_folder(tmp_path, pack):
     np.testing.assert_array_equal(few.y, [-1, 1])
 
 
+def test_mnist_of_several_classes(tmp_path):
+    write(tmp_path)
+    three = datasets.mnist(tmp_path, classes=(7, 3, 0))
+    chosen = [0, 1, 3, 4, 5, 6, 7]
+    np.testing.assert_array_equal(three.x, IMAGES[chosen].reshape(7, 20) / 255)
+    np.testing.assert_array_equal(three.y, [1, 0, 0, 1, 1, 2, 0])
+    assert three.num_outputs == 3 and three.y.dtype == np.int32
+    # Two classes by that name are for a network with two outputs.
+    assert datasets.mnist(tmp_path, classes=[3, 7]).num_outputs == 2
+    with pytest.raises(ValueError, match=r"no example of \[2\] among the 7 images"):
+        datasets.mnist(tmp_path, classes=(3, 7, 1, 2))
+
+
+def test_mnist_to_train_and_to_test_with(tmp_path):
+    write(tmp_path)
+    write(tmp_path, split="t10k", images=idx(IMAGES[::-1]), labels=idx(LABELS[::-1]))
+    options = dict(classes=(3, 7))
+    train, test = datasets.mnist_pair(tmp_path, limit=4, test_limit=3, **options)
+    assert train == datasets.mnist(tmp_path, limit=4, **options) and len(train) == 4
+    assert test == datasets.mnist(tmp_path, limit=3, split="test", **options) and len(test) == 3
+
+
+@needs_sklearn
+def test_ten_digits():
+    ten = datasets.digits(classes=range(10))
+    assert ten.x.shape == (1797, 64) and ten.num_outputs == 10
+    assert np.bincount(ten.y)[3] == 183 and np.bincount(ten.y)[8] == 174
+
+
 @pytest.mark.parametrize("subfolder", ["", "mnist"])
 def test_the_environment_names_the_folder(tmp_path, monkeypatch, subfolder):
     write(tmp_path / subfolder)
@@ -90,7 +119,7 @@ def test_without_a_folder_mnist_is_fetched(monkeypatch, value):
     else:
         monkeypatch.setenv("GFLOW_DATA", value)
     fetched = (IMAGES.reshape(9, 20), LABELS)
-    monkeypatch.setattr(datasets, "_mnist_openml", lambda split: fetched)
+    monkeypatch.setattr(datasets._digits, "_mnist_openml", lambda split: fetched)
     assert len(datasets.mnist()) == 6
 
 
@@ -154,6 +183,9 @@ def test_missing_files_are_named(tmp_path):
         ("two different digits", dict(positive=3, negative=3)),
         ("two different digits", dict(positive=10)),
         ("two different digits", dict(negative=-1)),
+        ("`mnist(classes=[3])`: choose two or more different digits", dict(classes=[3])),
+        ("two or more different digits", dict(classes=(3, 3, 7))),
+        ("two or more different digits", dict(classes=range(11))),
         ("`mnist(split='validation')`", dict(split="validation")),
         ("`mnist(limit=1)`", dict(limit=1)),
     ],

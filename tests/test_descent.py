@@ -13,7 +13,9 @@ import pytest
 from _two_layer import descended, flat, loss_gradient, margins, shaped, unit
 
 import gflow
-from gflow import datasets, descent, losses, networks
+from gflow import datasets, losses, networks
+from gflow.descent import batch
+from gflow.descent import run as running
 from gflow.perturbations import fgm
 
 DATA = datasets.gaussian(8, 3, gap=0.5, seed=1)
@@ -262,7 +264,7 @@ def test_an_interrupt_before_the_first_step_is_passed_on(monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(descent, "_advance", interrupt)
+    monkeypatch.setattr(running, "advance", interrupt)
     with pytest.raises(KeyboardInterrupt):
         gflow.descend(PROBLEM, START, SGD, num_steps=10)
 
@@ -376,10 +378,10 @@ def test_the_objective_that_they_see_has_the_gradient_of_the_mode():
         problem = gflow.Problem(
             NETWORK, DATA, loss=losses.exponential(), perturbation=fgm(RADIUS), gradient=mode
         )
-        start = jax.tree.map(jnp.asarray, START)
+        start, rules = jax.tree.map(jnp.asarray, START), batch.Rules("loss", False, False)
         value, gradient = jax.jit(
-            lambda params, problem=problem: jax.value_and_grad(
-                lambda free: descent._value(problem, False, free)
+            lambda params, problem=problem, rules=rules: jax.value_and_grad(
+                batch.slope_at(problem, rules, params, None).value_fn
             )(params)
         )(start)
         assert float(value) == pytest.approx(float(jnp.exp(problem.log_loss(start))), rel=1e-13)

@@ -19,7 +19,7 @@ PACKAGE = Path(gflow.__file__).parent
 # another, it stands half a floor higher. `__init__` holds the public names: it may import all that
 # is below it, and only what is written as a user would write it stands above it.
 FLOORS = [
-    {"_files", "_programs", "_typing", "compilation_cache"},
+    {"_files", "_programs", "_typing"},
     {
         "_description",
         "_interior",
@@ -30,10 +30,11 @@ FLOORS = [
         "progress",
         "results",
     },
-    {"_archive", "_balls", "deadline"},
+    {"_archive", "_balls", "_batches", "compilation_cache", "deadline", "optimizers"},
     {"datasets", "losses", "networks", "perturbations", "stiff"},
     {"_parts"},
     {"problem"},
+    {"accuracy", "sharpness"},
     {"measures", "reference", "validation"},
     {"kkt"},
     {"checkpoint", "record"},
@@ -41,7 +42,7 @@ FLOORS = [
     {"trajectory"},
     {"descent", "flow"},
     {"limit", "loading"},
-    {"report", "sweep"},
+    {"comparison", "report", "sweep"},
     {"__init__"},
     {"studies"},
     {"configuration"},

@@ -1,0 +1,109 @@
+"""What a step of `gflow.descend` costs beside the same steps of optax in a plain `lax.scan`.
+
+The peer is what one would write by hand: the loss by `jnp`, the perturbation under `stop_gradient`,
+`jax.value_and_grad`, one scan, and no record but the last parameters. Both run in the same process,
+in turn, and end at the same parameters. Seconds are those of a whole call once it is compiled.
+"""
+
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from _common import run_benchmark, show
+from jax import lax
+
+import gflow
+from gflow import losses, networks, perturbations
+
+COLUMNS = ("problem", "num_steps", "us_a_step", "us_of_peer", "ratio", "difference")
+RADIUS, STEP_SIZE = 0.1, 1e-4
+# (examples, inputs, hidden neurons, attacked)
+SIZES = {
+    "linear": (40, 5, 0, False),
+    "40-5-10": (40, 5, 10, True),
+    "200-20-32": (200, 20, 32, True),
+}
+
+
+def measure(smoke: bool) -> dict[str, Any]:
+    """For every problem: microseconds a step of both, the median over repetitions in turn."""
+    num_steps, repeats = (200, 1) if smoke else (20_000, 7)
+    show({}, COLUMNS, header=True)
+    rows = []
+    for name, (n, d, hidden, attacked) in SIZES.items():
+        steps = num_steps if n < 100 else num_steps // 10
+        rows.append({"problem": name, **compared(n, d, hidden, attacked, steps, repeats)})
+        show(rows[-1], COLUMNS)
+    return {"step_size": STEP_SIZE, "radius": RADIUS, "rows": rows}
+
+
+def compared(n, d, hidden, attacked, num_steps, repeats) -> dict[str, Any]:
+    data = gflow.datasets.gaussian(n, d, gap=0.5, seed=0)
+    network = networks.mlp((d, hidden, 1), power=2) if hidden else networks.linear(d)
+    attack = perturbations.fgm(RADIUS, order=2) if attacked else None
+    problem = gflow.Problem(network, data, loss=losses.logistic(), perturbation=attack)
+    start, optimizer = network.init(0), optax.sgd(STEP_SIZE)
+    scanned = by_scan(data, attacked, optimizer, num_steps)
+
+    def by_gflow():
+        return gflow.descend(problem, start, optimizer, num_steps=num_steps).params
+
+    seconds: dict[str, list[float]] = {"gflow": [], "scan": []}
+    for repeat in range(repeats + 1):  # the first compiles
+        for name, call in (("gflow", by_gflow), ("scan", lambda: scanned(start))):
+            begin = time.perf_counter()
+            end = jax.block_until_ready(call())
+            if repeat:
+                seconds[name].append(time.perf_counter() - begin)
+            if name == "gflow":
+                ours = end
+    micro = {name: 1e6 * statistics.median(times) / num_steps for name, times in seconds.items()}
+    ours, theirs = (np.concatenate([np.ravel(leaf) for leaf in p]) for p in (ours, end))
+    return {
+        "num_steps": num_steps,
+        "us_a_step": micro["gflow"],
+        "us_of_peer": micro["scan"],
+        "ratio": micro["gflow"] / micro["scan"],
+        "difference": float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)),
+    }
+
+
+def by_scan(data, attacked: bool, optimizer, num_steps: int):
+    """`num_steps` steps from given parameters, as one compiled scan."""
+    x, y = jnp.asarray(data.x), jnp.asarray(data.y)
+
+    def output(params, inputs):
+        if len(params) == 1:
+            return (params[0] @ inputs)[0]
+        return jnp.dot(params[1][0], jax.nn.relu(params[0] @ inputs) ** 2)
+
+    def perturbed(params, inputs, label):
+        gradient = label * jax.grad(output, argnums=1)(params, inputs)
+        length = jnp.linalg.norm(gradient)
+        return inputs - RADIUS * gradient / jnp.where(length > 0, length, 1.0)
+
+    def loss(params):
+        inputs = x
+        if attacked:
+            inputs = lax.stop_gradient(jax.vmap(perturbed, (None, 0, 0))(params, x, y))
+        return jnp.sum(jax.nn.softplus(-y * jax.vmap(output, (None, 0))(params, inputs)))
+
+    def step(carry, _):
+        params, state = carry
+        _, gradient = jax.value_and_grad(loss)(params)
+        update, state = optimizer.update(gradient, state, params)
+        return (optax.apply_updates(params, update), state), None
+
+    @jax.jit
+    def run(start):
+        return lax.scan(step, (start, optimizer.init(start)), None, length=num_steps)[0][0]
+
+    return run
+
+
+if __name__ == "__main__":
+    run_benchmark(__doc__ or "", measure)

@@ -1,0 +1,327 @@
+"""Runs of descent beside the flow: how far they are from it, read at equal time, loss and norm."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gflow._description import plain
+from gflow._files import checked_path, replacing
+from gflow._numerics import is_integer
+from gflow._signatures import named
+from gflow._typing import Params
+from gflow.descent import backward_error_flow
+from gflow.measures import direction_distance, normalized_margin, sharpness
+from gflow.trajectory import Trajectory
+
+EQUAL = {"time": "log1p_time", "loss": "log_loss", "norm": "log_kappa"}
+"""What is made equal, and the column of a trajectory that holds it."""
+
+FLOW, CORRECTED = "flow", "backward-error flow"
+
+# Relative: a run whose steps take times as equal as that makes constant ones.
+_CONSTANT = 1e-9
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "osD^vP*"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `gflow.compare` found, as a tidy table: one row a run, reference, quantity and value.
+
+    Attributes:
+        rows: dictionaries with the keys
+
+            run                 number of the run, from 0
+            label               its label
+            step_size           its step size, see `gflow.compare`
+            reference           "flow", or "backward-error flow" of the run's own step size
+            equal               "time", "loss" or "norm"
+            value               log(1 + t), log Loss or log kappa at which both are read
+            params_distance     |theta_run - theta_ref| / |theta_ref|
+            direction_distance  | theta_run/|theta_run| - theta_ref/|theta_ref| |
+            margin              normalized margin of the run, min_i q_i(u)
+            reference_margin    that of the reference
+    """
+
+    rows: tuple[Mapping[str, Any], ...]
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        runs = len({row["run"] for row in self.rows})
+        lines = [
+            f"Comparison({runs} runs with the flow, {len(self)} rows); at the last common value"
+        ]
+        lines.append(
+            f"  {'run':24}{'step size':>11}{'equal':>7}{'|params|':>11}{'direction':>11}"
+            f"{'margin':>11}{'reference':>11}"
+        )
+        for row in self.last():
+            name = row["label"] if row["reference"] == FLOW else f"{row['label']} (corrected)"
+            lines.append(
+                f"  {name[:23]:24}{row['step_size']:11.2e}{row['equal']:>7}"
+                f"{row['params_distance']:11.2e}{row['direction_distance']:11.2e}"
+                f"{row['margin']:11.3e}{row['reference_margin']:11.3e}"
+            )
+        return "\n".join(lines)
+
+    def last(self) -> list[Mapping[str, Any]]:
+        """The rows at the last common value of each run, reference and quantity."""
+        # Later rows of one kind replace earlier ones.
+        kinds = {(row["run"], row["reference"], row["equal"]): row for row in self.rows}
+        return list(kinds.values())
+
+    def to_pandas(self) -> Any:
+        """The table as a `pandas.DataFrame`. Needs the extra `table`.
+
+        Raises:
+            ImportError: pandas is missing.
+        """
+        try:
+            pandas: Any = import_module("pandas")
+        except ImportError:
+            raise ImportError(
+                "`comparison.to_pandas()` needs pandas: `pip install 'gflow[table]'`. "
+                "`comparison.rows` holds the same as dictionaries."
+            ) from None
+        return pandas.DataFrame([dict(row) for row in self.rows])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The rows as plain Python values, which are JSON."""
+        return {"rows": [plain(dict(row)) for row in self.rows]}
+
+    def plot(self, path: str | os.PathLike | None = None) -> Any:
+        """The distance of the directions over the step size, at the last common values.
+
+        One panel each for equal time, loss and norm; one line a label, dashed to the backward-error
+        flow. Needs the extra `plot`.
+
+        Args:
+            path: a PNG file that is written as well.
+
+        Returns:
+            The figure of matplotlib.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise ImportError("`comparison.plot()` needs `pip install 'gflow[plot]'`.") from None
+        figure = Figure(figsize=(10, 3.6), layout="constrained")
+        panels = figure.subplots(1, 3, sharey=True)
+        for axes, equal in zip(panels, EQUAL, strict=True):
+            _draw(axes, [row for row in self.last() if row["equal"] == equal], equal)
+        panels[0].set_ylabel("distance of directions")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside right center")
+        if path is not None:
+            with replacing(checked_path(path, ".png", "comparison.plot({!r})")) as handle:
+                figure.savefig(handle, format="png", dpi=150)
+        return figure
+
+
+def _draw(axes: Any, rows: list[Mapping[str, Any]], equal: str) -> None:
+    for place, label in enumerate(dict.fromkeys(row["label"] for row in rows)):
+        style = {"color": _COLOURS[place % 7], "marker": _MARKERS[place % 7], "markersize": 4}
+        for reference, line in ((FLOW, "-"), (CORRECTED, "--")):
+            chosen = [r for r in rows if (r["label"], r["reference"]) == (label, reference)]
+            chosen = sorted(chosen, key=lambda row: row["step_size"])
+            if not chosen:
+                continue
+            sizes = [row["step_size"] for row in chosen]
+            distances = [row["direction_distance"] for row in chosen]
+            name = label if reference == FLOW else f"{label}, from its backward-error flow"
+            axes.plot(sizes, distances, line, linewidth=1.2, label=name, **style)
+    axes.set(xscale="log", yscale="log", xlabel="step size", title=f"at equal {equal}")
+    axes.grid(color="0.92", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+@named()
+def compare(
+    flow: Trajectory,
+    *runs: Trajectory,
+    labels: Sequence[str] | None = None,
+    step_sizes: Sequence[float] | None = None,
+    backward_error: bool = False,
+    num_points: int = 8,
+) -> Comparison:
+    """Distances of runs of descent from the flow, at equal time, equal loss and equal norm.
+
+    Each pair is read at `num_points` values, evenly spread in log(1 + t), log Loss and log kappa
+    over what both pass; what they do not pass both has no rows. The margins are those of the
+    problem of each.
+
+    Args:
+        flow: the flow, from `gflow.integrate`, without a cap for equal times.
+        runs: from `gflow.descend`, with parameters of the same shapes.
+        labels: a name for each run; runs of one name make one line of the figure. By default the
+            objective of the run.
+        step_sizes: a number for each run, by which it is sorted in the figure. By default the mean
+            time of a step; on the log-loss, of a step times the loss.
+        backward_error: whether each run is compared with the backward-error flow of its own step
+            size too; see `gflow.backward_error_flow`. Only for plain gradient descent with constant
+            steps, the size of which `step_sizes` or the record tells, and as far as it goes: where
+            h times the sharpness is not small, it ends.
+        num_points: values of each quantity.
+
+    Raises:
+        TypeError: `flow` or a run is no trajectory.
+        ValueError: there is no run; `labels` or `step_sizes` are not as many as runs; parameters of
+            other shapes; `backward_error` for a run that is not plain gradient descent.
+    """
+    _check(flow, runs, labels, step_sizes, num_points)
+    rows: list[dict[str, Any]] = []
+    for number, run in enumerate(runs):
+        size = float(step_size_of(run) if step_sizes is None else step_sizes[number])
+        label = _label(run) if labels is None else labels[number]
+        head = {"run": number, "label": label, "step_size": size}
+        references = {FLOW: flow}
+        if backward_error:
+            exact = None if step_sizes is None else size
+            references[CORRECTED] = _corrected(run, exact)
+        for name, reference in references.items():
+            for equal in EQUAL:
+                for row in _rows(reference, run, equal, num_points):
+                    rows.append({**head, "reference": name, "equal": equal, **row})
+    return Comparison(tuple(rows))
+
+
+def _rows(reference: Trajectory, run: Trajectory, equal: str, num_points: int) -> Any:
+    """Both read at common values."""
+    column = EQUAL[equal]
+    for value in _common(reference.columns[column], run.columns[column], num_points):
+        left, right = (_read(one, equal, float(value)) for one in (reference, run))
+        length = jnp.linalg.norm(_flat(left))
+        yield {
+            "value": float(value),
+            "params_distance": float(jnp.linalg.norm(_flat(right) - _flat(left)) / length),
+            "direction_distance": float(direction_distance(left, right)),
+            "margin": float(normalized_margin(run.require_problem(), right)),
+            "reference_margin": float(normalized_margin(reference.require_problem(), left)),
+        }
+
+
+def _read(run: Trajectory, equal: str, value: float) -> Params:
+    match equal:
+        case "time":
+            point = run.at(time=np.expm1(value))
+        case "loss":
+            point = run.at(log_loss=value)
+        case _:
+            point = run.at(log_kappa=value)
+    return jax.tree.map(jnp.asarray, point)
+
+
+def _flat(params: Params) -> jax.Array:
+    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(params)])
+
+
+def _common(left: np.ndarray, right: np.ndarray, num_points: int) -> np.ndarray:
+    """Values that both columns pass on their way from their starts to their ends."""
+    ends = [(column[0], column[-1]) for column in (left, right)]
+    if not np.all(np.isfinite(ends)):
+        return np.zeros(0)
+    sign = np.sign(ends[0][1] - ends[0][0])
+    first = max(sign * start for start, _ in ends)
+    # Of a column that passes values more than once, the farthest that it has come.
+    last = min(np.max(sign * column) for column in (left, right))
+    if not last > first:
+        return np.zeros(0)
+    return sign * np.linspace(first, last, num_points + 1)[1:]
+
+
+def step_size_of(run: Trajectory) -> float:
+    """The mean time of a step; on the log-loss, the mean of a step's time times the loss."""
+    steps = np.diff(run.num_steps_at)
+    if not len(steps):
+        return float("nan")
+    if run.settings.get("objective") != "log_loss":
+        return float(np.expm1(run.log1p_time[-1]) / steps.sum())
+    # In logarithms, since time and the inverse of the loss leave the range of numbers.
+    log_times = run.log1p_time[1:] + np.log(-np.expm1(-np.diff(run.log1p_time)))
+    return float(np.sum(np.exp(log_times + run.log_loss[:-1])) / steps.sum())
+
+
+def _corrected(run: Trajectory, step_size: float | None) -> Trajectory:
+    """The backward-error flow of a run of plain gradient descent."""
+    objective = run.settings.get("objective", "loss")
+    if run.settings.get("batch_size") is not None:
+        raise ValueError("`compare(backward_error=True)`: a run on mini-batches has no such flow.")
+    if step_size is None:
+        times, steps = np.expm1(run.log1p_time), run.num_steps_at
+        step_size = step_size_of(run)
+        even = np.allclose(times, step_size * steps, rtol=_CONSTANT, atol=0.0)
+        if objective == "log_loss" or not even:
+            raise ValueError(
+                "`compare(backward_error=True)`: the steps of a run are not known, or not constant "
+                "in time, as those of plain gradient descent are. On the log-loss name them by "
+                "`step_sizes`; other optimizers have no such flow."
+            )
+    return backward_error_flow(
+        run.require_problem(),
+        run.params_at_index(0),
+        step_size=step_size,
+        num_steps=int(run.num_steps_at[-1]),
+        objective=objective,
+        throw=False,
+    )
+
+
+def _label(run: Trajectory) -> str:
+    return "descent / loss" if run.settings.get("objective") == "log_loss" else "descent"
+
+
+@named()
+def sharpness_along(run: Trajectory, *, num_points: int = 16) -> dict[str, np.ndarray]:
+    """The sharpness of the loss at points of a run, evenly spread over those saved.
+
+    Gradient descent with steps h comes to the edge of stability where `h * sharpness` comes to 2.
+
+    Returns:
+        Arrays over the points: `num_steps_at`, `log1p_time`, `log_loss`, and `sharpness`, that of
+        the objective of the run, and of its mean over examples where the run has that.
+
+    Raises:
+        ValueError: `num_points` is below 1.
+        ArithmeticError: see `gflow.measures.sharpness`.
+    """
+    if not is_integer(num_points) or num_points < 1:
+        raise ValueError(f"`sharpness_along(num_points={num_points!r})` must be at least 1.")
+    chosen = np.unique(np.linspace(0, len(run) - 1, num_points).round().astype(int))
+    options: Any = {
+        "objective": run.settings.get("objective", "loss"),
+        "mean": run.settings.get("mean", False),
+    }
+    problem = run.require_problem()
+    values = [sharpness(problem, run.params_at_index(int(i)), **options) for i in chosen]
+    names = ("num_steps_at", "log1p_time", "log_loss")
+    return {**{name: run.columns[name][chosen] for name in names}, "sharpness": np.array(values)}
+
+
+def _check(flow: Any, runs: Sequence[Any], labels: Any, step_sizes: Any, num_points: Any) -> None:
+    for one in (flow, *runs):
+        if not isinstance(one, Trajectory):
+            raise TypeError(f"`compare(flow, *runs)`: {one!r} is no trajectory.")
+    if not runs:
+        raise ValueError("`compare(flow, *runs)`: give at least one run beside the flow.")
+    for name, given in (("labels", labels), ("step_sizes", step_sizes)):
+        if given is not None and len(given) != len(runs):
+            raise ValueError(
+                f"`compare({name}=...)`: {len(given)} for {len(runs)} runs; give one for each."
+            )
+    if not is_integer(num_points) or num_points < 1:
+        raise ValueError(f"`compare(num_points={num_points!r})` must be at least 1.")
+    for run in runs:
+        if run.layout.shapes != flow.layout.shapes:
+            raise ValueError("`compare(flow, *runs)`: a run has parameters of other shapes.")

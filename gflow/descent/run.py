@@ -1,0 +1,232 @@
+"""`descend`: the arguments, the loop over compiled segments, and what a run leaves."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gflow._batches import Batches, Sampling, check_batches
+from gflow._layout import Layout
+from gflow._numerics import is_integer
+from gflow._signatures import named
+from gflow._typing import Params
+from gflow.deadline import Deadline
+from gflow.descent.batch import Objective, Rules
+from gflow.descent.history import History, capacity, finite_part, measured
+from gflow.descent.reading import read_between
+from gflow.descent.stepping import advance, begin
+from gflow.problem import Problem
+from gflow.progress import check_progress, reporter
+from gflow.record import FIRST_STEPS, steps_within_work
+from gflow.results import RESULTS
+from gflow.trajectory import RunFailed, Trajectory
+from gflow.validation import check_start
+
+# Batches that are drawn at a time, in examples: a table of 4 MB.
+_DRAWN = 2**20
+
+
+@named(optimizer="Any optax transformation, such as `optax.sgd(0.1)`.")
+def descend(
+    problem: Problem,
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_steps: int,
+    objective: Objective = "loss",
+    batch_size: int | None = None,
+    sampling: Sampling = "shuffled",
+    seed: int = 0,
+    mean: bool = False,
+    save: int | None = 512,
+    max_seconds: float | None = None,
+    progress: bool | Callable[[dict[str, Any]], None] = False,
+    throw: bool = True,
+) -> Trajectory:
+    """Training by steps: `params <- params + update`, `num_steps` times.
+
+    Margins, losses and weights are in logarithms, as in the flow, so that a run can be compared
+    with it however small the loss.
+
+    The gradient of a step is that of `Loss = sum_i l(q_i)`, over all n examples or estimated from a
+    batch of B: `n / B` times the gradient of the batch's own sum, which is the full gradient on
+    average. The perturbations of its examples are made once, at the parameters of the step.
+
+    The time of a step is its length along the negative gradient of the loss that the step sees,
+    `dt = <update, -grad Loss> / |grad Loss|^2`: the step size for plain gradient descent, the step
+    size over n with `mean=True`, the step size over the loss for descent on the log-loss. Steps
+    against the gradient, and on a batch without one, take no time. What is recorded of a point is
+    that of all examples.
+
+    Args:
+        problem: what is minimised.
+        params: the start.
+        optimizer: any optax transformation, such as `optax.sgd(0.1)`, with any schedule, or
+            `gflow.optimizers.loss_based`. Those that look at the
+            objective itself (`optax.lbfgs`, `optax.polyak_sgd`, `optax.contrib.reduce_on_plateau`)
+            are given its `value`, its `grad` and `value_fn`, whose gradient is that of the
+            problem's mode; of a batch, where there are batches. Polyak's steps suppose that the
+            least value is 0, as for "loss" it is.
+            A new optimizer, even of the same kind, is compiled anew.
+        num_steps: number of steps.
+        objective: "loss" hands the optimizer `grad Loss` (the loss is a sum over examples);
+            "log_loss" hands it `grad Loss / Loss`, which is descent normalised by the loss, however
+            far that is below the smallest floating-point number.
+        batch_size: B, the examples of a step; None for all. A batch may lack one of the classes.
+        sampling: "shuffled" goes through all examples in a new random order every epoch, in
+            `ceil(n / B)` steps, the last of which may have fewer examples than B. "replacement"
+            draws the examples of every step independently. The batches are those of
+            `Dataset.batches`.
+        seed: of the batches.
+        mean: whether the objective is that of the mean loss, `Loss / n`, for which most published
+            step sizes are meant. Steps h on the mean are steps h / n on the sum.
+        save: the number of points kept at most, evenly spread over the steps; None keeps all.
+        max_seconds: after so many seconds the run ends, with the result `seconds_spent`. Looked at
+            between compiled segments of about a second at most. None for no limit.
+        progress: as in `gflow.integrate`.
+        throw: raise `RunFailed` on divergence, and where the seconds were spent; False returns the
+            trajectory.
+
+    Raises:
+        TypeError, ValueError: see `gflow.validation.check_start`; unknown or impossible options; an
+            optimizer that needs other arguments still, or that is made for another objective.
+        RunFailed: with `throw=True`, a run that left the range of floating-point numbers, or that
+            spent its seconds.
+    """
+    _check_options(optimizer, num_steps, objective, save, mean)
+    if batch_size is not None:
+        check_batches("descend", batch_size, sampling, seed, len(problem.dataset))
+    check_progress(progress, "descend")
+    deadline = Deadline.after(max_seconds, "descend")
+    settings = {
+        "num_steps": int(num_steps),
+        "objective": objective,
+        "batch_size": None if batch_size is None else int(batch_size),
+        "sampling": sampling,
+        "seed": int(seed),
+        "mean": mean,
+        "save": None if save is None else int(save),
+        "gradient": problem.gradient_mode,
+    }
+    params = check_start(problem, params)
+    seconds = time.perf_counter()
+    call = _Call(problem, optimizer, Layout.of(params), settings)
+    history = History(settings["save"])
+    result = _run(call, params, history, deadline, progress)
+    trajectory = _trajectory(call, history, result, seconds)
+    if throw and trajectory.result_name in ("diverged", "seconds_spent"):
+        raise RunFailed(trajectory)
+    return trajectory
+
+
+class _Call(NamedTuple):
+    """What is done at every step, and to what."""
+
+    problem: Problem
+    optimizer: optax.GradientTransformation
+    layout: Layout
+    settings: dict[str, Any]
+
+    def batches(self) -> Batches | None:
+        """The mini-batches of the run."""
+        size = self.settings["batch_size"]
+        if size is None:
+            return None
+        count = len(self.problem.dataset)
+        return Batches(count, size, self.settings["sampling"], self.settings["seed"])
+
+
+def _run(call: _Call, params, history: History, deadline: Deadline, progress) -> RESULTS:
+    """Segments of steps, each twice as long as the one before."""
+    problem, optimizer, layout, settings = call
+    point, made, length = begin(params, optimizer), 0, FIRST_STEPS
+    num_steps, rows = settings["num_steps"], capacity(layout.size)
+    batches = call.batches()
+    rules = Rules(settings["objective"], settings["mean"], batches is not None and batches.ragged)
+    examples = settings["batch_size"] or len(problem.dataset)
+    table, first, drawn = None, 0, num_steps
+    try:
+        with reporter(progress, "descent") as report:
+            while made < num_steps:
+                if batches is not None and (table is None or made == drawn):
+                    table, first = _drawn(batches), made
+                    drawn = made + len(table)
+                gradients = 1.0 + problem.perturbation.num_gradients
+                most = rows * history.stride
+                most = steps_within_work(layout.size, examples, gradients, most)
+                budget = np.int64(min(length, most, num_steps - made, drawn - made))
+                stride = np.int64(history.stride)
+                given = (problem, optimizer, rules, layout, point, budget, stride)
+                point, saved, count = jax.block_until_ready(
+                    advance(*given, table, np.int64(first), rows)
+                )
+                history.extend(saved, int(count))
+                made, length = int(point.num_steps), 2 * length
+                if progress is not False:
+                    report(history.status(problem, layout))
+                if not bool(point.finite):
+                    return RESULTS.diverged
+                if made < num_steps and deadline.passed():
+                    return RESULTS.seconds_spent
+    except KeyboardInterrupt:
+        if not made:  # nothing was computed that could be returned
+            raise
+        return RESULTS.interrupted
+    return RESULTS.successful  # pyright: ignore[reportReturnType]
+
+
+def _drawn(batches: Batches) -> jax.Array:
+    """The batches of the next epochs, on the device."""
+    size = batches.per_epoch * batches.batch_size
+    return jnp.asarray(batches.draw(max(1, _DRAWN // size)))
+
+
+def _trajectory(call: _Call, history: History, result: RESULTS, start: float) -> Trajectory:
+    columns, vectors = measured(call.problem, call.layout, history.all())
+    if bool(result == RESULTS.diverged):
+        columns, vectors = finite_part(columns, vectors)
+    made = int(columns["num_steps_at"][-1])
+    return Trajectory(
+        kind="descent",
+        reader=read_between,
+        columns=columns,
+        vectors=vectors,
+        layout=call.layout,
+        problem=call.problem,
+        result=result,
+        stats={
+            "num_steps": made,
+            "num_accepted_steps": made,
+            "num_rejected_steps": 0,
+            "stopped_by": "num_steps" if bool(result == RESULTS.successful) else None,
+            "seconds": time.perf_counter() - start,
+        },
+        settings=call.settings,
+    )
+
+
+def _check_options(optimizer: Any, num_steps: Any, objective: Any, save: Any, mean: Any) -> None:
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            f"`descend(optimizer={optimizer!r})` is no optax transformation, such as "
+            "`optax.sgd(0.1)`."
+        )
+    if not is_integer(num_steps) or num_steps < 1:
+        raise ValueError(f"`descend(num_steps={num_steps!r})` must be an integer of at least 1.")
+    if objective not in ("loss", "log_loss"):
+        raise ValueError(f"`descend(objective={objective!r})`: choose 'loss' or 'log_loss'.")
+    if save is not None and (not is_integer(save) or save < 2):
+        raise ValueError(f"`descend(save={save!r})` must be None or an integer of at least 2.")
+    if not isinstance(mean, bool):
+        raise TypeError(f"`descend(mean={mean!r})` must be True or False.")
+    # `gflow.optimizers.loss_based` says what it takes its value for.
+    made_for = getattr(optimizer.update, "objective", objective)
+    if made_for != objective:
+        raise ValueError(
+            f"`descend(objective={objective!r})`: the optimizer is made for the objective "
+            f"{made_for!r}. Give both the same."
+        )
