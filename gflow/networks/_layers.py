@@ -103,7 +103,8 @@ class AveragePool(_Pool):
 class MaxPool(_Pool):
     """The maximum over each window of a channel; among equals the derivative is the first one's.
 
-    It has kinks of its own, where two pixels of a window are equal, which smoothing leaves alone.
+    It has kinks of its own, where two pixels of a window are equal, which the network's `smoothing`
+    leaves alone.
 
     Attributes:
         size: height and width of a window: one integer for both, or a pair.
@@ -112,6 +113,18 @@ class MaxPool(_Pool):
 
     def pool(self, image: Array) -> Array:
         return self._reduce(image, -np.inf, lax.max)
+
+    def num_switches(self, shape: Shape) -> int:
+        """Switches that select the largest pixels, in an image of this shape."""
+        return math.prod(self.output_shape(shape)) * (math.prod(self.size) - 1)
+
+    def windows(self, image: Array) -> Array:
+        """The pixels of each window. Shapes: (channels, rows, columns, pixels of a window)."""
+        rows, columns = self.output_shape(image.shape)[1:]
+        down = self.stride[0] * np.arange(rows)[:, None] + np.arange(self.size[0])
+        along = self.stride[1] * np.arange(columns)[:, None] + np.arange(self.size[1])
+        pixels = image[:, down[:, None, :, None], along[None, :, None, :]]
+        return pixels.reshape(image.shape[0], rows, columns, math.prod(self.size))
 
 
 @storable("Dense")
