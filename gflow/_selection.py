@@ -16,7 +16,6 @@ import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -51,11 +50,11 @@ def select_largest(
         angles: phi of the m - 1 switches; None settles each. Shape (..., m - 1).
     """
     smoothing = jnp.asarray(smoothing, values.dtype)
-    position = np.arange(values.shape[-1])
     coefficients, used, rounds = jnp.ones_like(values), 0, []
     while values.shape[-1] > 1:
         count = values.shape[-1] // 2
-        first, second = values[..., : 2 * count : 2], values[..., 1 : 2 * count : 2]
+        # Strided slices: their derivatives compile in far less time than those of indexing.
+        first, second = (lax.slice_in_dim(values, begin, 2 * count, 2, axis=-1) for begin in (0, 1))
         unmatched = values[..., 2 * count :]
         difference = first - second
         scale = hypotenuse(first, jnp.abs(second)) / math.sqrt(2)
@@ -66,8 +65,9 @@ def select_largest(
         winner = shares[0] * first + shares[1] * second + 0.5 * width * jnp.cos(angle)
         pairs = jnp.stack(shares, axis=-1).reshape(*angle.shape[:-1], 2 * count)
         factors = jnp.concatenate([pairs, jnp.ones_like(unmatched)], axis=-1)
-        coefficients = coefficients * factors[..., position]
-        position, used = position // 2, used + count
+        repeated = jnp.repeat(factors, 2 ** len(rounds), axis=-1)
+        coefficients = coefficients * repeated[..., : coefficients.shape[-1]]
+        used += count
         values = jnp.concatenate([winner, unmatched], axis=-1)
         rounds.append((angle, difference, scale))
     nothing = (values[..., :0],) * 3
