@@ -265,13 +265,13 @@ def test_where_all_are_equal_any_convex_combination_is_selected():
 
 
 def test_a_peak_is_no_longer_than_1_and_depends_on_the_direction_alone():
-    gradient = np.array([0.5, -2.0, 1.9])
+    gradient = jnp.asarray([0.5, -2.0, 1.9])
     for smoothing in (1e-9, 0.1, 1.0):
-        step, found = select_peak(jnp.asarray(gradient), smoothing)
+        step, found = select_peak(gradient, smoothing)
         assert np.abs(step).sum() <= 1 + ROUNDING
         np.testing.assert_allclose(select_peak(1e5 * gradient, smoothing)[0], step, rtol=ROUNDING)
         assert found.values.shape == (2,)
-    np.testing.assert_allclose(select_peak(jnp.asarray(gradient), 1e-9)[0], [0, -1, 0], atol=1e-8)
+    np.testing.assert_allclose(select_peak(gradient, 1e-9)[0], [0, -1, 0], atol=1e-8)
     np.testing.assert_array_equal(select_peak(jnp.zeros(3), 0.1)[0], 0)
 
 
