@@ -321,6 +321,12 @@ class Configuration(Table):
         description="frozen: the perturbation is held fixed while differentiating, as adversarial "
         "training does; total: differentiate through it",
     )
+    rivals: Literal["worst", "runner_up", "each"] = Field(
+        default="worst",
+        description="what an attack lowers with three classes or more: worst: of the attacks "
+        "against each rival class, the one that leaves the smallest margin; runner_up: the "
+        "smallest margin at every gradient; each: every margin by an attack of its own",
+    )
     data: Data = Field(default=Digits(), description="the examples")
     network: list[Network] = Field(
         default=MAIN_NETWORKS, min_length=1, max_length=_MOST_CASES, description="the networks"

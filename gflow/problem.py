@@ -327,9 +327,9 @@ class Problem(eqx.Module):
             return Attack(self.perturbation(attacked, x, start), None)
 
         def against(rival: Array) -> Array:
-            return self.perturbation(lambda at: self._margin(params, at, y)[rival], x, start)
+            return self.perturbation(lambda at: rival @ self._margin(params, at, y), x, start)
 
-        delta = jax.vmap(against)(jnp.arange(self.dataset.num_outputs - 1))
+        delta = jax.vmap(against)(jnp.eye(self.dataset.num_outputs - 1))
         if self.rivals == "each":
             return Attack(delta, None)
         own = self._own_margins(params, x, y, delta)

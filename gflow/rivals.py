@@ -21,7 +21,6 @@ rival once for an example.
 from typing import Any, Literal
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from gflow._selection import Selection, select_smallest
@@ -32,13 +31,15 @@ RIVALS = ("worst", "runner_up", "each")
 
 def own_margins(table: Float[Array, "r r"]) -> Float[Array, " r"]:
     """`m_j(x + delta_j)` of `table[i, j] = m_j(x + delta_i)`."""
-    return jnp.diagonal(table)
+    return own_first(table)[:, 0]
 
 
 def own_first(table: Float[Array, "r r"]) -> Float[Array, "r r"]:
     """Row i of the table begins at the margin of rival i, the others follow in cyclic order."""
-    number = np.arange(table.shape[0])
-    return table[number[:, None], (number[:, None] + number) % len(number)]
+    count = len(table)
+    # Every row twice, read in steps of one more: no indexing, whose derivatives are slow.
+    twice = jnp.concatenate([table, table], axis=1).ravel()
+    return jnp.pad(twice, (0, count)).reshape(count, 2 * count + 1)[:, :count]
 
 
 def margins_of_worst(

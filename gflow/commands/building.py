@@ -60,6 +60,7 @@ def build_cases(configuration: Configuration, *, num_examples: int | None = None
                 loss=loss,
                 perturbation=attack,
                 gradient=configuration.gradient,
+                rivals=configuration.rivals,
             )
             cases.append(Case(label, name, problem, _named(label, check_start, problem, params)))
     return cases

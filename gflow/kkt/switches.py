@@ -184,7 +184,7 @@ def _one(
     under = under.reshape(*found.gradients, found.num_network + found.num_rivals)
     steps = steps.reshape(*found.gradients, found.num_steps)
     attack = _Attack(problem, params, example, smoothing)
-    delta, first, second = jax.vmap(attack)(jnp.arange(found.num_attacks), under, steps)
+    delta, first, second = jax.vmap(attack)(jnp.eye(found.num_attacks), under, steps)
 
     def at_input(delta: Array, angles: Array) -> tuple[Array, Decided]:
         output, decided = problem.network.switched(free, x + delta, angles, smoothing)
@@ -211,7 +211,7 @@ class _Attack(NamedTuple):
         """The perturbation, and what decides the switches of the margins and of the steps.
 
         Args:
-            rival: that it is made against, where each has its own attack.
+            rival: that it is made against, where each has its own attack: 1 for it, 0 for others.
         """
         problem, (x, _, start) = self.problem, self.example
 
@@ -233,7 +233,7 @@ class _Attack(NamedTuple):
         output, decided = problem.network.switched(self.params, point, network, self.smoothing)
         margin = problem.margin_of(output, y)
         if problem.separate:
-            return margin[rival], decided
+            return rival @ margin, decided
         if not choice.size:
             return problem.attacked(margin), decided
         found = select_smallest(margin, self.smoothing, choice)
