@@ -237,7 +237,7 @@ def steepest(gradient: jax.Array, order: float) -> jax.Array:
         peak = jnp.zeros(scaled.size, scaled.dtype).at[largest].set(1.0)
         return peak.reshape(scaled.shape) * jnp.sign(scaled)
     if order == 2:
-        return _ratio(scaled, jnp.sum(scaled * scaled))
+        return ratio(scaled, jnp.sum(scaled * scaled))
     magnitude = jnp.abs(scaled)
     total = jnp.sum(_safe_power(magnitude, dual_order(order)))
     denominator = jnp.where(total == 0, 1.0, total) ** (1 / order)
@@ -251,10 +251,10 @@ def smoothed_sign(gradient: jax.Array, smoothing: Any) -> jax.Array:
     """
     scaled, _ = _scaled(gradient)
     square = scaled * scaled
-    return _ratio(scaled, square + smoothing**2 * jnp.mean(square))
+    return ratio(scaled, square + smoothing**2 * jnp.mean(square))
 
 
-def _ratio(value: jax.Array, square: jax.Array) -> jax.Array:
+def ratio(value: jax.Array, square: jax.Array) -> jax.Array:
     """`value / sqrt(square)`, with value and derivative 0 where the square is 0."""
     zero = square == 0
     return jnp.where(zero, 0.0, value / jnp.sqrt(jnp.where(zero, 1.0, square)))
@@ -267,7 +267,7 @@ def smoothed_relu(value: jax.Array, width: jax.Array) -> jax.Array:
     Written without the cancellation for a < 0, where it equals `w^2 / (2 (sqrt(a^2 + w^2) - a))`.
     Its derivative is a rule of its own, in half the operations that one by one they would take.
     """
-    magnitude, root = jnp.abs(value), _hypotenuse(value, width)
+    magnitude, root = jnp.abs(value), hypotenuse(value, width)
     total = magnitude + root
     small = width * (width / jnp.where(total == 0, 1.0, total))
     return 0.5 * jnp.where(value < 0, small, total)
@@ -279,7 +279,7 @@ def _smoothed_relu_jvp(
 ) -> tuple[jax.Array, jax.Array]:
     """`dr = (r da + w dw / 2) / sqrt(a^2 + w^2)`, and `da / 2` where that root is 0."""
     (value, width), (value_dot, width_dot) = primals, tangents
-    rounded, root = smoothed_relu(value, width), _hypotenuse(value, width)
+    rounded, root = smoothed_relu(value, width), hypotenuse(value, width)
     zero = root == 0
     inverse = 1.0 / jnp.where(zero, 1.0, root)
     slope = jnp.where(zero, 0.5, rounded * inverse)
@@ -287,7 +287,7 @@ def _smoothed_relu_jvp(
 
 
 @jax.custom_jvp
-def _hypotenuse(value: jax.Array, width: jax.Array) -> jax.Array:
+def hypotenuse(value: jax.Array, width: jax.Array) -> jax.Array:
     """`sqrt(a^2 + w^2)`, w >= 0, without overflow or underflow of a square; its slope at 0 is 0."""
     magnitude = jnp.abs(value)
     larger, smaller = jnp.maximum(magnitude, width), jnp.minimum(magnitude, width)
@@ -296,11 +296,11 @@ def _hypotenuse(value: jax.Array, width: jax.Array) -> jax.Array:
     return jnp.where(zero, 0.0, larger * jnp.sqrt(1.0 + ratio * ratio))
 
 
-@_hypotenuse.defjvp
+@hypotenuse.defjvp
 def _hypotenuse_jvp(
     primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     (value, width), (value_dot, width_dot) = primals, tangents
-    root = _hypotenuse(value, width)
+    root = hypotenuse(value, width)
     safe = jnp.where(root == 0, 1.0, root)
     return root, value / safe * value_dot + width / safe * width_dot

@@ -439,6 +439,12 @@ class Configuration(Table):
         description="frozen: the perturbation is held fixed while differentiating, as adversarial "
         "training does; total: differentiate through it",
     )
+    rivals: Literal["worst", "runner_up", "each"] = Field(
+        default="worst",
+        description="what an attack lowers with three classes or more: worst: of the attacks "
+        "against each rival class, the one that leaves the smallest margin; runner_up: the "
+        "smallest margin at every gradient; each: every margin by an attack of its own",
+    )
     max_seconds: Positive | None = Field(
         default=600.0,
         description="seconds for the whole job, of which each run has a share: what one does not "

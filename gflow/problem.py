@@ -6,7 +6,7 @@ methods are compiled on first use.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -19,12 +19,14 @@ from gflow._description import storable
 from gflow._numerics import check_x64, scaled_margins, tree_scale
 from gflow._parts import check_parts, warn_of_radius
 from gflow._programs import PROGRAMS, compiled
+from gflow._selection import select_smallest
 from gflow._signatures import named
 from gflow._typing import Inputs, Params, Scalar
 from gflow.datasets import Dataset
 from gflow.losses import AbstractLoss
 from gflow.networks import AbstractNetwork
 from gflow.perturbations import AbstractPerturbation, Clean, clean
+from gflow.rivals import RIVALS, Rivals, margins_of_worst, own_margins
 
 GradientMode = Literal["frozen", "total"]
 
@@ -43,6 +45,19 @@ class Ascent(NamedTuple):
     vector: Params
 
 
+class Attack(NamedTuple):
+    """The attack on an example, or on each of several.
+
+    Attributes:
+        delta: the perturbation, (d,); where every rival class has its own and the choice among them
+            is none or rounded, (k - 1, d).
+        choice: of the worst rival: its index, or the angles of the rounded choice; else None.
+    """
+
+    delta: Array
+    choice: Array | None
+
+
 @storable("Problem")
 class Problem(eqx.Module):
     """Adversarial training of a network on a data set: what is minimised.
@@ -59,6 +74,13 @@ class Problem(eqx.Module):
             (Danskin's theorem at an exact adversary); "total" differentiates through delta, which
             is what makes the smoothed margin monotone (Lyu & Zhu 2022). They agree for linear
             networks and for exact adversaries.
+        rivals: for three classes or more, which margin an attack lowers. "worst": of the attacks
+            made against each rival class separately, the one that leaves the smallest margin;
+            "runner_up": at every gradient the smallest margin there, one attack for all rivals;
+            "each": a perturbation against every rival, whose margin is taken at its own (smooth; an
+            upper bound of the cross-entropy). See `gflow.rivals`. Where there is no choice, as with
+            two classes or without a perturbation, the three are one, and `problem.rivals` is
+            "runner_up".
 
     Raises:
         TypeError: an argument is not what it should be.
@@ -76,6 +98,10 @@ class Problem(eqx.Module):
     perturbation: AbstractPerturbation
     starts: Inputs | None
     gradient_mode: GradientMode = eqx.field(static=True)
+    # What problems in files written before there was a choice were attacked by.
+    rivals: Rivals = eqx.field(static=True, default="runner_up")
+    # The relative width to which the choice among rivals is rounded, where it is.
+    rival_smoothing: Any = None
 
     @named(loss="It comes from `gflow.losses`: `loss=gflow.losses.logistic()`.")
     def __init__(
@@ -86,11 +112,15 @@ class Problem(eqx.Module):
         loss: AbstractLoss,
         perturbation: AbstractPerturbation | None = None,
         gradient: GradientMode = "frozen",
+        rivals: Rivals = "worst",
     ):
         perturbation = clean() if perturbation is None else perturbation
         check_parts(network=network, dataset=dataset, loss=loss, perturbation=perturbation)
         if gradient not in ("frozen", "total"):
             raise ValueError(f"`Problem(gradient={gradient!r})`: choose 'frozen' or 'total'.")
+        if rivals not in RIVALS:
+            names = "'worst', 'runner_up' or 'each'"
+            raise ValueError(f"`Problem(rivals={rivals!r})`: choose {names}.")
         network.check_fits(dataset.x.shape[1], dataset.num_outputs)
         perturbation.check_fits(np.asarray(dataset.x))
         warn_of_radius(perturbation, np.asarray(dataset.x))
@@ -100,6 +130,9 @@ class Problem(eqx.Module):
         self.perturbation = perturbation
         self.starts = perturbation.starts(*dataset.x.shape)
         self.gradient_mode = gradient
+        choice = dataset.num_outputs > 2 and not isinstance(perturbation, Clean)
+        self.rivals = rivals if choice else "runner_up"
+        self.rival_smoothing = None
         PROGRAMS.serve(self)
 
     @property
@@ -107,32 +140,51 @@ class Problem(eqx.Module):
         """Homogeneity degree L of the network, and so of the margins, in the parameters."""
         return self.network.degree
 
+    @property
+    def separate(self) -> bool:
+        """Whether an attack is made against each rival class separately."""
+        return self.rivals != "runner_up"
+
     @compiled
-    def perturbations(self, params: Params) -> Float[Array, "n d"]:
-        """`delta_i(params)` for every example, in input units. Shapes: (n, d)."""
-        x, y = self._examples()
-        starts = None if self.starts is None else jnp.asarray(self.starts)
-        axes = (None, 0, 0, None if starts is None else 0)
-        return jax.vmap(self._perturb, axes)(params, x, y, starts)
+    def perturbations(self, params: Params) -> Float[Array, "n ..."]:
+        """`delta_i(params)` for every example, in input units.
+
+        Shapes: (n, d); with `rivals="each"` (n, k - 1, d), in the order of `clean_margins`.
+        """
+        attack = self._attacks(params)
+        if attack.choice is None or self.rival_smoothing is None:
+            return attack.delta
+        own = jax.vmap(self._own_margins, (None, 0, 0, 0))(params, *self._examples(), attack.delta)
+        found = select_smallest(own, self.rival_smoothing)
+        return jnp.einsum("nr,nrd->nd", found.coefficients, attack.delta)
 
     @compiled
     def margins(self, params: Params) -> Float[Array, "n ..."]:
         """Adversarial margins `q_i = y_i f(x_i + delta_i; params)`.
 
-        Shapes: (n,); for classes (n, k - 1), the margins against every other class.
+        Shapes: (n,); for classes (n, k - 1), the margins against every other class, where the
+        attack is against the worst rival with that against this one first.
         """
-        return self.margins_at(params, self.perturbations(params))
+        return self._attacked_margins(params, self._attacks(params))
 
     @compiled
     def clean_margins(self, params: Params) -> Float[Array, "n ..."]:
-        """Margins `y_i f(x_i; params)` without perturbation, in the shape of `margins`."""
+        """Margins `y_i f(x_i; params)` without perturbation, in the shape of `margins`.
+
+        For classes those against y+1, .., y+k-1 (mod k), in this order.
+        """
         x, _ = self._examples()
         return self.margins_at(params, jnp.zeros_like(x))
 
     @compiled
-    def margins_at(self, params: Params, delta: Float[Array, "n d"]) -> Float[Array, "n ..."]:
-        """Margins at given perturbations `delta`, held fixed. Shapes: delta (n, d)."""
+    def margins_at(self, params: Params, delta: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+        """Margins at given perturbations `delta`, held fixed, in the order of `clean_margins`.
+
+        Shapes: delta (n, d); or for classes (n, k - 1, d), one for the margin against each rival.
+        """
         x, y = self._examples()
+        if delta.ndim == 3:
+            return jax.vmap(self._own_margins, (None, 0, 0, 0))(params, x, y, delta)
         return jax.vmap(self._margin, (None, 0, 0))(params, x + delta, y)
 
     @compiled
@@ -193,8 +245,8 @@ class Problem(eqx.Module):
         """The margins as the function that the gradient mode differentiates at `params`."""
         if self.gradient_mode == "total":
             return self.margins
-        delta = self.perturbations(params)
-        return lambda free: self.margins_at(free, delta)
+        attack = self._attacks(params)
+        return lambda free: self._attacked_margins(free, attack)
 
     @property
     def gradients_are_slopes(self) -> bool:
@@ -220,10 +272,11 @@ class Problem(eqx.Module):
     def _margin_gradient(
         self, total: bool, params: Params, x: Array, y: Array, start: Array | None
     ) -> Params:
-        delta = self._perturb(params, x, y, start)
+        fixed = self._attack(params, x, y, start)
 
         def margin(free: Params) -> Array:
-            return self._margin(free, x + (self._perturb(free, x, y, start) if total else delta), y)
+            attack = self._attack(free, x, y, start) if total else fixed
+            return self._attacked_margin(free, x, y, attack)
 
         return jax.jacrev(margin)(params)
 
@@ -238,17 +291,63 @@ class Problem(eqx.Module):
 
     def attacked(self, margin: Array) -> Array:
         """The margin that the attack lowers: for classes, that against the runner-up."""
+        if self.dataset.binary:
+            return margin
+        if self.rival_smoothing is not None:
+            return select_smallest(margin, self.rival_smoothing).largest
         # Indexing rather than the minimum, whose gradient at a tie is a mean over the rivals.
-        return margin if self.dataset.binary else margin[jnp.argmin(margin)]
+        return margin[jnp.argmin(margin)]
 
     def _margin(self, params: Params, x: Array, y: Array) -> Array:
         return self.margin_of(self.network.apply(params, x), y)
 
-    def _perturb(self, params: Params, x: Array, y: Array, start: Array | None) -> Array:
-        def attacked_margin(point: Array) -> Array:
-            return self.attacked(self._margin(params, point, y))
+    def _table(self, params: Params, x: Array, y: Array, delta: Array) -> Array:
+        """All margins at each of several perturbations. Shapes: delta (r, d) -> (r, k - 1)."""
+        return jax.vmap(self._margin, (None, 0, None))(params, x + delta, y)
 
-        return self.perturbation(attacked_margin, x, start)
+    def _own_margins(self, params: Params, x: Array, y: Array, delta: Array) -> Array:
+        return own_margins(self._table(params, x, y, delta))
+
+    def _attacks(self, params: Params) -> Attack:
+        x, y = self._examples()
+        starts = None if self.starts is None else jnp.asarray(self.starts)
+        axes = (None, 0, 0, None if starts is None else 0)
+        return jax.vmap(self._attack, axes)(params, x, y, starts)
+
+    def _attacked_margins(self, params: Params, attack: Attack) -> Array:
+        axes = (None, 0, 0, 0)
+        return jax.vmap(self._attacked_margin, axes)(params, *self._examples(), attack)
+
+    def _attack(self, params: Params, x: Array, y: Array, start: Array | None) -> Attack:
+        if not self.separate:
+
+            def attacked(point: Array) -> Array:
+                return self.attacked(self._margin(params, point, y))
+
+            return Attack(self.perturbation(attacked, x, start), None)
+
+        def against(rival: Array) -> Array:
+            return self.perturbation(lambda at: rival @ self._margin(params, at, y), x, start)
+
+        delta = jax.vmap(against)(jnp.eye(self.dataset.num_outputs - 1))
+        if self.rivals == "each":
+            return Attack(delta, None)
+        own = self._own_margins(params, x, y, delta)
+        if self.rival_smoothing is None:
+            worst = jnp.argmin(own)
+            return Attack(delta[worst], worst)
+        return Attack(delta, select_smallest(own, self.rival_smoothing).angles)
+
+    def _attacked_margin(self, params: Params, x: Array, y: Array, attack: Attack) -> Array:
+        """The margins under an attack that is held fixed."""
+        if not self.separate:
+            return self._margin(params, x + attack.delta, y)
+        if attack.choice is None:
+            return self._own_margins(params, x, y, attack.delta)
+        if self.rival_smoothing is None:
+            return jnp.roll(self._margin(params, x + attack.delta, y), -attack.choice)
+        table = self._table(params, x, y, attack.delta)
+        return margins_of_worst(table, self.rival_smoothing, attack.choice)[0]
 
 
 def _against_others(output: Float[Array, " k"], y: Int[Array, ""]) -> Float[Array, " c"]:

@@ -166,9 +166,10 @@ def _check_scale_invariance(problem: Problem, params: Params) -> None:
     """
     direction = _nearby_direction(params)
     shape, inputs = _shape_of_perturbations(problem, direction), problem.dataset.x.shape
-    if shape != inputs:
+    given = shape[2 if problem.rivals == "each" else 1 :]
+    if given != inputs[1:]:
         raise ValueError(
-            f"`perturbation(margin, x, start)` gives the shape {shape[1:]}, expected that of `x`, "
+            f"`perturbation(margin, x, start)` gives the shape {given}, expected that of `x`, "
             f"{inputs[1:]}."
         )
     # Powers of 2, by which margins of whole degree are scaled without rounding.

@@ -25,14 +25,24 @@ EXPONENTIAL, LOGISTIC = gflow.losses.exponential(), gflow.losses.logistic()
 
 COVERED = {
     "binary": (gflow.networks.mlp((3, 4, 1), power=2), BINARY, WEIGHTS),
-    "classes": (gflow.networks.mlp((3, 4, 3), power=2), CLASSES, CLASS_WEIGHTS),
+    # Names of class problems are those of the attack.
+    "runner_up": (gflow.networks.mlp((3, 4, 3), power=2), CLASSES, CLASS_WEIGHTS),
+    "each": (gflow.networks.mlp((3, 4, 3), power=2), CLASSES, CLASS_WEIGHTS),
+    "worst": (gflow.networks.mlp((3, 4, 3), power=2), CLASSES, CLASS_WEIGHTS),
 }
 
 
 def build(name="binary", *, loss=LOGISTIC, perturbation=None, gradient="frozen"):
     network, dataset, _ = COVERED[name]
     perturbation = fgm(RADIUS) if perturbation is None else perturbation
-    return Problem(network, dataset, loss=loss, perturbation=perturbation, gradient=gradient)
+    return Problem(
+        network,
+        dataset,
+        loss=loss,
+        perturbation=perturbation,
+        gradient=gradient,
+        rivals="worst" if name == "binary" else name,
+    )
 
 
 def rivals(outputs, label):
@@ -41,25 +51,35 @@ def rivals(outputs, label):
     return np.array([outputs[label] - outputs[j] for j in others]), others
 
 
-def attacked_gradient(name, index):
-    """Gradient in x of the margin that is attacked, by hand."""
+def attack(name, index):
+    """The perturbation of an example and its margins under l_2 FGM, by hand."""
     _, dataset, weights = COVERED[name]
     x, label = dataset.x[index], dataset.y[index]
+
+    def moved(row):
+        return -RADIUS * steepest(mlp_input_gradient(weights, x, row, power=2), 2)
+
+    def margins_at(delta):
+        outputs, _ = mlp_forward(weights, x + delta, power=2)
+        return label * outputs if dataset.binary else rivals(outputs, label)[0]
+
     if dataset.binary:
-        return mlp_input_gradient(weights, x, [label], power=2)
-    margins, others = rivals(mlp_forward(weights, x, power=2)[0], label)
-    row = np.eye(3)[label] - np.eye(3)[others[int(np.argmin(margins))]]
-    return mlp_input_gradient(weights, x, row, power=2)
+        delta = moved([label])
+        return delta, margins_at(delta)[0]
+    clean, others = rivals(mlp_forward(weights, x, power=2)[0], label)
+    deltas = [moved(np.eye(3)[label] - np.eye(3)[other]) for other in others]
+    own = [margins_at(delta)[j] for j, delta in enumerate(deltas)]
+    if name == "each":
+        return np.array(deltas), np.array(own)
+    chosen = int(np.argmin(clean if name == "runner_up" else own))
+    # Under the attack against the worst rival its own margin is the first.
+    order = [0, 1] if name == "runner_up" else [chosen, 1 - chosen]
+    return deltas[chosen], margins_at(deltas[chosen])[order]
 
 
 def by_numpy(name):
     """Perturbations and margins under l_2 FGM."""
-    _, dataset, weights = COVERED[name]
-    delta, margins = [], []
-    for index, (x, label) in enumerate(zip(dataset.x, dataset.y, strict=True)):
-        delta.append(-RADIUS * steepest(attacked_gradient(name, index), 2))
-        outputs, _ = mlp_forward(weights, x + delta[-1], power=2)
-        margins.append(label * outputs[0] if dataset.binary else rivals(outputs, label)[0])
+    delta, margins = zip(*(attack(name, index) for index in range(len(X))), strict=True)
     return np.array(delta), np.array(margins)
 
 
@@ -69,9 +89,14 @@ def test_values(name):
     delta, margins = by_numpy(name)
     np.testing.assert_allclose(problem.perturbations(weights), delta, atol=1e-14)
     np.testing.assert_allclose(problem.margins(weights), margins, rtol=1e-13)
-    np.testing.assert_allclose(problem.margins_at(weights, delta), margins, rtol=1e-13)
+    there = np.asarray(problem.margins_at(weights, delta))
+    if name == "worst":
+        there, margins_there = np.sort(there), np.sort(margins)
+    else:
+        margins_there = margins
+    np.testing.assert_allclose(there, margins_there, rtol=1e-13)
     clean = np.asarray(problem.clean_margins(weights))
-    np.testing.assert_allclose(clean, problem.margins_at(weights, 0 * delta), rtol=1e-14)
+    np.testing.assert_allclose(clean, problem.margins_at(weights, 0 * X), rtol=1e-14)
     assert clean.shape == margins.shape and np.min(margins) < np.min(clean)
     terms = np.log1p(np.exp(-margins) if margins.ndim == 1 else np.exp(-margins).sum(axis=1))
     np.testing.assert_allclose(problem.log_loss(weights), np.log(terms.sum()), rtol=1e-13)
@@ -107,9 +132,10 @@ def test_gradient(name, loss, mode):
         )
 
 
-def test_gradients_of_single_margins():
-    weights = COVERED["classes"][2]
-    problem = build("classes", gradient="total")
+@pytest.mark.parametrize("name", ["runner_up", "each", "worst"])
+def test_gradients_of_single_margins(name):
+    weights = COVERED[name][2]
+    problem = build(name, gradient="total")
     ascent = problem.ascent(weights)
     every = problem.margin_gradients(weights, np.arange(6))
     for single, together in zip(every, ascent.vector, strict=True):

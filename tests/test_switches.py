@@ -16,13 +16,16 @@ import pytest
 
 import gflow
 from gflow import losses, networks
+from gflow._selection import select_largest, select_peak
 from gflow.kkt.switches import has_kinks, passes, smoothed, switched_margins
-from gflow.networks import Convolution, Dense
+from gflow.networks import Convolution, Dense, MaxPool
+from gflow.networks._convolutional import Convolutional
 from gflow.perturbations import clean, fgm, fgsm, pgd
 
 X = np.random.default_rng(5).uniform(0.1, 0.9, size=(4, 3))
 BINARY = gflow.Dataset(X, np.array([1.0, -1.0, -1.0, 1.0]))
 CLASSES = gflow.Dataset(X, np.array([0, 1, 2, 1]))
+FOUR_CLASSES = gflow.Dataset(X, np.array([0, 1, 2, 3]))
 RADIUS = 0.2
 # A few hundred operations on numbers of order one.
 ROUNDING = 1e-12
@@ -36,42 +39,67 @@ NETWORKS = {
     "three_layers": lambda: networks.mlp((3, 4, 4, 1)),
     "three_layers_classes": lambda: networks.mlp((3, 4, 4, 3)),
     "conv": lambda: networks.conv((1, 3, 1), [Convolution(2, (2, 1)), Dense(3), Dense(1)]),
+    "pooled": lambda: networks.conv(
+        (1, 3, 1), [Convolution(2, 1), MaxPool((2, 1), stride=1), Dense(1)], power=2
+    ),
+    "pooled_relu": lambda: networks.conv((1, 3, 1), [Convolution(2, 1), MaxPool((3, 1)), Dense(1)]),
+    "classes": lambda: networks.linear(3, num_outputs=4),
+    "classes_squared": lambda: networks.mlp((3, 4, 4), power=2),
+    "classes_relu": lambda: networks.mlp((3, 4, 4)),
 }
 PERTURBATIONS = {
     "clean": clean,
     "fgm": lambda: fgm(RADIUS),
     "fgsm": lambda: fgsm(RADIUS),
+    "fgm_1": lambda: fgm(RADIUS, order=1),
+    "pgd_1": lambda: pgd(RADIUS, order=1, num_steps=2),
     "fgsm_smoothed": lambda: fgsm(RADIUS, smoothing=0.1),
     "pgd": lambda: pgd(RADIUS, num_steps=2, step_size=0.15, random_start=0),
     "pgd_2": lambda: pgd(RADIUS, order=2, num_steps=2, step_size=0.15),
 }
-# network, perturbation, and how many switches an example has, counted by hand: with s ReLUs,
-# (s + 3 signs) at each gradient, and s after the attack. The convolution has 2 x 3 ReLUs.
+# network, perturbation, rivals, and how many switches an example has, counted by hand: with s
+# ReLUs, (s + 3 signs) at each gradient, and s after the attack. The convolution has 2 x 3 ReLUs.
+# To select among m values takes m - 1 switches: 3 coordinates, k - 1 rivals, 2 or 3 pixels.
 ROWS = [
-    ("mlp", "clean", 4),
-    ("mlp", "pgd", 2 * (4 + 3) + 4),
-    ("mlp_bias", "fgsm", (4 + 3) + 4),
-    ("mlp_smoothed", "fgsm", 3),
-    ("three_layers", "fgm", 8 + 8),
-    ("three_layers_classes", "fgsm", (8 + 3) + 8),
-    ("conv", "pgd_2", 2 * 9 + 9),
+    ("mlp", "clean", "worst", 4),
+    ("mlp", "pgd", "worst", 2 * (4 + 3) + 4),
+    ("mlp_bias", "fgsm", "worst", (4 + 3) + 4),
+    ("mlp_smoothed", "fgsm", "worst", 3),
+    ("three_layers", "fgm", "worst", 8 + 8),
+    ("three_layers_classes", "fgsm", "runner_up", (8 + 1 + 3) + 8),
+    ("conv", "pgd_2", "worst", 2 * 9 + 9),
+    ("linear", "fgm_1", "worst", 2),
+    ("mlp", "pgd_1", "worst", 2 * (4 + 2) + 4),
+    ("pooled", "clean", "worst", 4),
+    ("pooled_relu", "fgm", "worst", (6 + 4) + (6 + 4)),
+    ("classes", "fgm", "runner_up", 2),
+    ("classes", "fgm", "worst", 2),
+    ("classes", "fgsm", "worst", 3 * 3 + 2),
+    ("classes_squared", "pgd", "runner_up", 2 * (2 + 3)),
+    ("classes_relu", "pgd", "worst", 3 * 2 * (4 + 3) + 3 * 4 + 2),
+    ("classes_relu", "fgm", "each", 3 * 4 + 3 * 4),
 ]
+# Whose derivatives through the perturbation are compared.
+TOTAL = [("mlp", "clean", "worst"), ("mlp", "pgd", "worst"), ("classes", "fgm", "runner_up")]
 SMOOTH = [
-    ("linear", "clean"),
-    ("mlp_smoothed", "fgm"),
-    ("mlp_squared", "fgsm_smoothed"),
-    ("mlp_squared", "pgd_2"),
+    ("linear", "clean", "worst"),
+    ("mlp_smoothed", "fgm", "worst"),
+    ("mlp_squared", "fgsm_smoothed", "worst"),
+    ("mlp_squared", "pgd_2", "worst"),
+    ("classes_squared", "clean", "worst"),
+    ("classes_squared", "fgm", "each"),
 ]
 
 
-def problem_of(network, perturbation, gradient="frozen"):
+def problem_of(network, perturbation, rivals, gradient="frozen"):
     made = NETWORKS[network]()
     return gflow.Problem(
         made,
-        CLASSES if made.num_outputs > 1 else BINARY,
+        {1: BINARY, 3: CLASSES, 4: FOUR_CLASSES}[made.num_outputs],
         loss=losses.exponential(),
         perturbation=PERTURBATIONS[perturbation](),
         gradient=gradient,
+        rivals=rivals,
     )
 
 
@@ -107,13 +135,13 @@ class Case:
 
     @classmethod
     @functools.cache
-    def of(cls, network, perturbation):
-        problem = problem_of(network, perturbation)
+    def of(cls, network, perturbation, rivals):
+        problem = problem_of(network, perturbation, rivals)
         generator = np.random.default_rng(1)
         shapes = jax.eval_shape(problem.network.init, 0)
         params = tuple(generator.normal(size=leaf.shape) for leaf in shapes)
-        rivals = (problem.dataset.num_outputs - 1,) if problem.dataset is CLASSES else ()
-        return cls(problem, params, generator.normal(size=(len(X), *rivals)))
+        others = () if problem.dataset.binary else (problem.dataset.num_outputs - 1,)
+        return cls(problem, params, generator.normal(size=(len(X), *others)))
 
     @property
     def shape(self):
@@ -137,9 +165,9 @@ class Case:
         raise AssertionError("The angles do not settle.")
 
 
-@pytest.fixture(params=ROWS, ids=lambda row: "-".join(row[:2]))
+@pytest.fixture(params=ROWS, ids=lambda row: "-".join(row[:3]))
 def case(request):
-    return Case.of(*request.param[:2])
+    return Case.of(*request.param[:3])
 
 
 def assert_equal(found, expected):
@@ -156,15 +184,16 @@ def test_at_the_angles_of_their_values_margins_are_the_smoothed_ones(case, smoot
 
 def test_at_right_angles_margins_are_those_with_kinks(case):
     angles = case.settled(0.0)
-    np.testing.assert_array_equal(np.abs(angles), np.pi / 2)  # no switch stands on its kink
-    margins, _, gradient, _ = case.observe(angles, 0.0)
+    margins, decided, gradient, _ = case.observe(angles, 0.0)
+    # No switch stands on its kink, but those between two pixels that are 0 both.
+    np.testing.assert_array_equal(np.abs(angles), np.where(decided.scales > 0, np.pi / 2, 0))
     assert_equal((margins, gradient), reference(case.problem, case.params, case.cotangent))
 
 
 @pytest.mark.parametrize("smoothing", [0.5, 0.01])
 def test_a_relu_does_not_feel_its_own_angle(case, smoothing):
     _, _, _, by_angle = case.observe(case.settled(smoothing), smoothing)
-    last = np.asarray(by_angle)[:, case.shape[1] - case.problem.network.num_switches :]
+    last = np.asarray(by_angle)[:, case.shape[1] - passes(case.problem).parts[-1] :]
     np.testing.assert_allclose(last, 0, atol=ROUNDING)
     elsewhere = case.observe(np.full(case.shape, 0.3), smoothing)[3]
     assert np.abs(elsewhere).max() > 1e-3
@@ -172,11 +201,14 @@ def test_a_relu_does_not_feel_its_own_angle(case, smoothing):
 
 def test_a_value_is_no_larger_than_what_it_is_measured_against(case):
     decided = case.observe(case.settled(0.1), 0.1)[1]
-    shares = np.abs(decided.values) / np.asarray(decided.scales)
-    under, signs, after = np.split(shares, np.cumsum(sizes(case.problem))[:2], axis=1)
-    assert max(under.max(initial=0), after.max(initial=0)) <= 1 + ROUNDING
-    # A gradient against its root mean square.
-    assert signs.max(initial=0) <= math.sqrt(X.shape[1]) * (1 + ROUNDING)
+    values, scales = np.abs(decided.values), np.asarray(decided.scales)
+    # A ReLU's argument against its largest value; two values, of which one is selected, differ by
+    # up to twice their root mean square; a gradient against its root mean square.
+    selects = isinstance(case.problem.network, Convolutional) or not case.problem.dataset.binary
+    _, steps, choice, _ = np.cumsum([0, *passes(case.problem).parts])[:-1]
+    bounds = np.full(case.shape[1], 2.0 if selects else 1.0)
+    bounds[steps:choice] = max(2.0, math.sqrt(X.shape[1]))
+    assert np.all(values <= bounds * scales * (1 + ROUNDING))
 
 
 def test_one_program_serves_every_smoothing(case):
@@ -188,28 +220,62 @@ def test_one_program_serves_every_smoothing(case):
     assert len(traced) == before
 
 
-def sizes(problem):
-    count, relus, signs = passes(problem)
-    return count * relus, count * signs, relus
-
-
-@pytest.mark.parametrize(("network", "perturbation", "size"), ROWS)
-def test_switches_are_counted_and_smoothing_leaves_none(network, perturbation, size):
-    problem = problem_of(network, perturbation)
-    assert passes(problem).size == size == sum(sizes(problem))
+@pytest.mark.parametrize(("network", "perturbation", "rivals", "size"), ROWS)
+def test_switches_are_counted_and_smoothing_leaves_none(network, perturbation, rivals, size):
+    problem = problem_of(network, perturbation, rivals)
+    assert passes(problem).size == size == sum(passes(problem).parts)
     assert has_kinks(problem)
     assert not has_kinks(smoothed(problem, 0.1))
     assert smoothed(problem, 0.1) == smoothed(problem, np.float64(0.1)) != problem
 
 
-@pytest.mark.parametrize(("network", "perturbation"), SMOOTH)
-def test_smooth_problems_are_left_alone(network, perturbation):
-    problem = problem_of(network, perturbation)
+@pytest.mark.parametrize(("network", "perturbation", "rivals"), SMOOTH)
+def test_smooth_problems_are_left_alone(network, perturbation, rivals):
+    problem = problem_of(network, perturbation, rivals)
     assert not has_kinks(problem)
     assert smoothed(problem, 0.1) == problem
 
 
-@pytest.mark.parametrize("row", [("mlp", "clean"), ("mlp", "pgd")], ids="-".join)
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_the_largest_is_selected_and_does_not_feel_its_angles(count):
+    values = np.random.default_rng(count).normal(size=(5, count))
+    found = select_largest(jnp.asarray(values), 1e-9)
+    np.testing.assert_allclose(found.largest, values.max(axis=1), atol=1e-8)
+    np.testing.assert_allclose(found.coefficients.argmax(axis=1), values.argmax(axis=1))
+    rounded = select_largest(jnp.asarray(values), 0.3)
+    np.testing.assert_allclose(rounded.coefficients.sum(axis=1), 1, rtol=ROUNDING)
+    assert np.all(rounded.coefficients >= 0)
+
+    def total(values, angles):
+        return jnp.sum(select_largest(values, 0.3, angles).largest)
+
+    by_angle = jax.grad(total, argnums=1)(jnp.asarray(values), rounded.angles)
+    np.testing.assert_allclose(by_angle, 0, atol=ROUNDING)
+
+
+def test_where_all_are_equal_any_convex_combination_is_selected():
+    angles = jnp.arcsin(jnp.asarray([0.2, -0.6]))
+    found = select_largest(jnp.ones(3), 0.0, angles)
+    assert found.largest == pytest.approx(1.0, rel=ROUNDING)
+    # The first two meet, the winner meets the third.
+    np.testing.assert_allclose(found.coefficients, [0.6 * 0.2, 0.4 * 0.2, 0.8], rtol=ROUNDING)
+    nothing = select_largest(jnp.zeros(3), 0.1)
+    assert np.all(np.isfinite(jax.jacfwd(lambda v: select_largest(v, 0.1).angles)(jnp.zeros(3))))
+    np.testing.assert_array_equal(nothing.largest, 0)
+
+
+def test_a_peak_is_no_longer_than_1_and_depends_on_the_direction_alone():
+    gradient = jnp.asarray([0.5, -2.0, 1.9])
+    for smoothing in (1e-9, 0.1, 1.0):
+        step, found = select_peak(gradient, smoothing)
+        assert np.abs(step).sum() <= 1 + ROUNDING
+        np.testing.assert_allclose(select_peak(1e5 * gradient, smoothing)[0], step, rtol=ROUNDING)
+        assert found.values.shape == (2,)
+    np.testing.assert_allclose(select_peak(gradient, 1e-9)[0], [0, -1, 0], atol=1e-8)
+    np.testing.assert_array_equal(select_peak(jnp.zeros(3), 0.1)[0], 0)
+
+
+@pytest.mark.parametrize("row", TOTAL, ids="-".join)
 def test_with_its_angles_the_total_derivative_is_the_smoothed_one(row):
     # Through delta the slopes of the attacked network turn too: fixed angles are not enough.
     case, smoothing = Case.of(*row), np.float64(0.3)

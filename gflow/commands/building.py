@@ -85,7 +85,11 @@ def _problem(
     dataset: datasets.Dataset,
     attack: perturbations.AbstractPerturbation,
 ) -> Problem:
-    options = {"loss": getattr(losses, configuration.loss)(), "gradient": configuration.gradient}
+    options = {
+        "loss": getattr(losses, configuration.loss)(),
+        "gradient": configuration.gradient,
+        "rivals": configuration.rivals,
+    }
     return _named(label, Problem, network, dataset, perturbation=attack, **options)
 
 

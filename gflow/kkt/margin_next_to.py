@@ -72,8 +72,7 @@ class _Sides:
         self.problem, self.layout = problem, Layout.of(direction)
         self.direction = np.asarray(self.layout.flatten(direction))
         self.held = np.clip(coefficients, -1.0, 1.0)
-        after = passes(problem).num_relus
-        self.num_under = self.held.shape[1] - after
+        self.num_under = passes(problem).num_under
         pattern = decided(problem, self.layout, self.direction, self.held)
         jumps = (pattern.free & pattern.alive)[:, : self.num_under]
         self.places = {

@@ -26,7 +26,8 @@ def strong_margins(problem: Problem, params: Params) -> Float[Array, "n ..."]:
     from 0 and from three fixed random points; for orders other than 1, 2 and inf, to which there is
     no projection, the first two only. An upper bound of the worst case, as every attack is.
 
-    Shapes: that of `problem.margins(params)`.
+    Shapes: that of `problem.margins(params)`; for classes the smallest of an example is meant, as
+    the order of the others may depend on the attack.
     """
     weak = jnp.minimum(problem.margins(params), problem.clean_margins(params))
     perturbation = problem.perturbation

@@ -1,6 +1,7 @@
-"""Kinks, named: margins with every ReLU and every sign held at its own angle.
+"""Kinks, named: margins with every ReLU, every sign and every selection held at its own angle.
 
-Where the network has plain ReLUs, or the attack follows signs, the margins have kinks, and the flow
+Where the network has plain ReLUs or max pooling, where the attack follows signs or the largest
+coordinate of a gradient, or chooses among rival classes, the margins have kinks, and the flow
 may end on them. At a kink the slope of a ReLU is no function of the parameters but a coefficient
 between 0 and 1 of its own (Clarke); a sign lies between -1 and 1 there. Here each is written as an
 angle phi in [-pi/2, pi/2]: the sign is `sin phi`, the slope of a ReLU `(1 + sin phi)/2`. With the
@@ -10,9 +11,11 @@ number v whose sign it is, and the scale w that v is measured against,
 
 makes it the sign smoothed by mu > 0, exactly as `smoothed` does; for mu -> 0 it says that phi is
 +-pi/2 with the sign of v, or v is 0 and phi free. So one set of equations reaches from smooth
-problems to kinks.
+problems to kinks. The largest of several values is selected by switches of the same kind
+(`gflow._selection`).
 """
 
+import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -23,10 +26,12 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gflow._programs import compiled
+from gflow._selection import select_smallest
 from gflow._typing import Params
 from gflow.kkt.settings import DEAD
 from gflow.networks import Decided
 from gflow.problem import Problem
+from gflow.rivals import margins_of_worst, own_margins
 
 # Angles that turn by less have settled; no chain of switches that decide each other is so long.
 _SETTLED, _MOST_PASSES = 1e-12, 1000
@@ -36,34 +41,72 @@ class Passes(NamedTuple):
     """How many switches an example has.
 
     Attributes:
-        num_gradients: gradients that the attack takes.
-        num_relus: ReLUs of the network, at each of them and at the perturbed input.
-        num_signs: signs that the attack follows, at each gradient.
+        num_attacks: perturbations of the example: against every rival class its own, or one.
+        num_gradients: gradients that each attack takes.
+        num_network: switches of the network, at each gradient and at each perturbed input.
+        num_rivals: switches that select the runner-up, at each gradient.
+        num_steps: switches of the attack's step, at each gradient.
+        num_choices: switches that choose the worst rival, once.
     """
 
+    num_attacks: int
     num_gradients: int
-    num_relus: int
-    num_signs: int
+    num_network: int
+    num_rivals: int
+    num_steps: int
+    num_choices: int
+
+    @property
+    def gradients(self) -> tuple[int, int]:
+        """Gradients taken: attacks, and those of each."""
+        return self.num_attacks, self.num_gradients
+
+    @property
+    def parts(self) -> tuple[int, int, int, int]:
+        """Switches of an example, in this order: of the margins whose gradients the attacks take;
+        of their steps; of the choice of the worst rival; of the network at the perturbed inputs.
+        """
+        gradients = math.prod(self.gradients)
+        return (
+            gradients * (self.num_network + self.num_rivals),
+            gradients * self.num_steps,
+            self.num_choices,
+            self.num_attacks * self.num_network,
+        )
 
     @property
     def size(self) -> int:
-        """Switches of an example, in the order: ReLUs under attack, signs, ReLUs after it."""
-        return self.num_gradients * (self.num_relus + self.num_signs) + self.num_relus
+        """Switches of an example, all together."""
+        return sum(self.parts)
+
+    @property
+    def num_under(self) -> int:
+        """Switches that the attack depends on: all but the last part."""
+        return sum(self.parts[:-1])
 
 
 def passes(problem: Problem) -> Passes:
     """The switches of one example; none where the problem is smooth, or its kinks unnamed."""
-    perturbation, num_inputs = problem.perturbation, problem.dataset.x.shape[1]
-    num_signs = num_inputs if perturbation.has_signs else 0
-    num_relus = problem.network.num_switches
-    return Passes(perturbation.num_gradients, num_relus, num_signs)
+    perturbation, dataset = problem.perturbation, problem.dataset
+    if not perturbation.has_named_kinks:
+        return Passes(1, 0, 0, 0, 0, 0)
+    choices = max(dataset.num_outputs - 2, 0)
+    rounded, gradients = problem.rival_smoothing is not None, perturbation.num_gradients
+    return Passes(
+        dataset.num_outputs - 1 if problem.separate else 1,
+        gradients,
+        problem.network.num_switches,
+        0 if problem.separate or rounded or not gradients else choices,
+        perturbation.num_switches(dataset.x.shape[1]),
+        choices if problem.rivals == "worst" and not rounded else 0,
+    )
 
 
 def has_kinks(problem: Problem) -> bool:
     """Whether the problem has kinks that can be named.
 
-    Not named are those of max pooling, of a user's own function, of the l_1 attack, which changes
-    over from one coordinate to another, and of a change of the runner-up among classes.
+    Not named are those of a user's own network or perturbation, of projections onto a ball, and
+    those of derivatives alone, such as the second ones of ReLU^2.
     """
     return passes(problem).size > 0
 
@@ -71,8 +114,18 @@ def has_kinks(problem: Problem) -> bool:
 def smoothed(problem: Problem, smoothing: Any) -> Problem:
     """The problem with every named kink rounded to the relative width `smoothing` > 0."""
     width = np.asarray(smoothing, np.float64)
-    twins = problem.network.smoothed(width), problem.perturbation.smoothed(width)
-    return eqx.tree_at(lambda p: (p.network, p.perturbation), problem, twins)
+    found = passes(problem)
+    twins = (
+        problem.network.smoothed(width),
+        problem.perturbation.smoothed(width),
+        width if found.num_rivals or found.num_choices else problem.rival_smoothing,
+    )
+    return eqx.tree_at(
+        lambda p: (p.network, p.perturbation, p.rival_smoothing),
+        problem,
+        twins,
+        is_leaf=lambda leaf: leaf is None,
+    )
 
 
 @compiled
@@ -125,24 +178,85 @@ def _one(
     problem: Problem, params: Params, free: Params, example: Any, angles: Array, smoothing: Any
 ) -> tuple[Array, Decided]:
     """`switched_margins` of one example."""
-    x, y, start = example
-    count, relus, signs = passes(problem)
-    under, signed, after = jnp.split(angles, np.cumsum([count * relus, count * signs]))
+    x, y, _ = example
+    found = passes(problem)
+    under, steps, choice, after = jnp.split(angles, np.cumsum(found.parts[:-1]))
+    under = under.reshape(*found.gradients, found.num_network + found.num_rivals)
+    steps = steps.reshape(*found.gradients, found.num_steps)
+    attack = _Attack(problem, params, example, smoothing)
+    delta, first, second = jax.vmap(attack)(jnp.eye(found.num_attacks), under, steps)
 
-    def attacked(point: Array, angles: Array) -> tuple[Array, Decided]:
-        output, decided = problem.network.switched(params, point, angles, smoothing)
-        return problem.attacked(problem.margin_of(output, y)), decided
+    def at_input(delta: Array, angles: Array) -> tuple[Array, Decided]:
+        output, decided = problem.network.switched(free, x + delta, angles, smoothing)
+        return problem.margin_of(output, y), decided
 
-    under, signed = under.reshape(count, relus), signed.reshape(count, signs)
-    if count:
-        delta, first, second = problem.perturbation.switched(attacked, x, start, under, signed)
-        before = jax.tree.leaves((first, second))
-    else:
-        delta, before = jnp.zeros_like(x), [under, under, signed, signed]
-    output, last = problem.network.switched(free, x + delta, after, smoothing)
-    values = jnp.concatenate([jnp.ravel(leaf) for leaf in (before[0], before[2], last.values)])
-    scales = jnp.concatenate([jnp.ravel(leaf) for leaf in (before[1], before[3], last.scales)])
-    return problem.margin_of(output, y), Decided(values, scales)
+    table, last = jax.vmap(at_input)(delta, after.reshape(found.num_attacks, found.num_network))
+    margins, third = _margins_of(problem, table, choice, smoothing)
+    decided = [first, second, third, last]
+    joined = [jnp.concatenate([jnp.ravel(p) for p in side]) for side in zip(*decided, strict=True)]
+    return margins, Decided(*joined)
+
+
+class _Attack(NamedTuple):
+    """The attack on one example with its switches held at their angles."""
+
+    problem: Problem
+    params: Params
+    example: Any
+    smoothing: Any
+
+    def __call__(
+        self, rival: Array, angles: Float[Array, "g s"], steps: Float[Array, "g e"]
+    ) -> tuple[Array, Decided, Decided]:
+        """The perturbation, and what decides the switches of the margins and of the steps.
+
+        Args:
+            rival: that it is made against, where each has its own attack: 1 for it, 0 for others.
+        """
+        problem, (x, _, start) = self.problem, self.example
+
+        def attacked(point: Array, angles: Array) -> tuple[Array, Decided]:
+            return self.attacked(point, angles, rival)
+
+        if not len(angles):
+            nothing = Decided(angles, angles), Decided(steps, steps)
+            return jnp.zeros_like(x), *nothing
+        delta, decided, turned = problem.perturbation.switched(
+            attacked, x, start, angles, steps, self.smoothing
+        )
+        return delta, decided, Decided(*turned)
+
+    def attacked(self, point: Array, angles: Array, rival: Array) -> tuple[Array, Decided]:
+        """The margin that is attacked, and what decides its switches."""
+        problem, (_, y, _) = self.problem, self.example
+        network, choice = jnp.split(angles, [problem.network.num_switches])
+        output, decided = problem.network.switched(self.params, point, network, self.smoothing)
+        margin = problem.margin_of(output, y)
+        if problem.separate:
+            return rival @ margin, decided
+        if not choice.size:
+            return problem.attacked(margin), decided
+        found = select_smallest(margin, self.smoothing, choice)
+        pairs = zip(decided, (found.values, found.scales), strict=True)
+        return found.largest, Decided(*(jnp.concatenate(pair) for pair in pairs))
+
+
+def _margins_of(
+    problem: Problem, table: Array, choice: Array, smoothing: Any
+) -> tuple[Array, Decided]:
+    """The margins of an example, and what decides the choice of the worst rival.
+
+    Args:
+        table: the margins at each of its perturbed inputs, one row for each.
+    """
+    if problem.rivals == "worst":
+        # A choice that is rounded has no switches, and settles here.
+        settles = problem.rival_smoothing is not None
+        width = problem.rival_smoothing if settles else smoothing
+        margins, found = margins_of_worst(table, width, None if settles else choice)
+        return margins, Decided(choice, choice) if settles else Decided(found.values, found.scales)
+    margins = own_margins(table) if problem.rivals == "each" else table[0]
+    return margins, Decided(choice, choice)
 
 
 def alive(scales: np.ndarray) -> np.ndarray:

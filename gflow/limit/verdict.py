@@ -120,6 +120,7 @@ def is_maximum(
         loss=problem.loss,
         perturbation=problem.perturbation,
         gradient="total",
+        rivals=problem.rivals,
     )
     found = _total_curvature(total, layout, point)
     return not (found.unstable.any() or found.undecided)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from gflow._numerics import is_integer, scalar, smoothed_relu
 from gflow._programs import compiled
+from gflow._selection import select_largest
 from gflow._signatures import named
 from gflow._typing import Params
 
@@ -21,7 +22,8 @@ class Decided(NamedTuple):
     """What decides how switches stand, for each of them.
 
     Attributes:
-        values: the number whose sign it is: a ReLU's argument, a coordinate of a gradient.
+        values: the number whose sign it is: a ReLU's argument, a coordinate of a gradient, the
+            difference of two values of which the larger one is selected.
         scales: what that number is small or large against, >= 0, in the same units.
     """
 
@@ -62,25 +64,28 @@ class AbstractNetwork(eqx.Module):
 
     @property
     def num_switches(self) -> int:
-        """ReLUs without smoothing, each of which switches at a kink; 0 for a smooth network."""
+        """ReLUs without smoothing, each of which switches at a kink, and the selections of max
+        pooling; 0 for a smooth network.
+        """
         return 0
 
     def switched(
         self, params: Params, x: Float[Array, " d"], angles: Float[Array, " s"], smoothing: Any
     ) -> "tuple[Array, Decided]":
-        """The output with every ReLU held at its own slope, and what decides the slopes.
+        """The output with every switch held at its own angle, and what decides the angles.
 
         A ReLU becomes `((1 + sin phi) a + mu w cos phi) / 2`, `w = |w_j| |h|` the largest that its
         argument `a = <w_j, h>` can be. At the angle `phi = arctan(a / (mu w))` this is the ReLU
         smoothed by mu, and its derivative by phi vanishes; at mu = 0, `sin phi` in [-1, 1] is the
-        Clarke coefficient of a ReLU at its kink.
+        Clarke coefficient of a ReLU at its kink. Max pooling selects the largest pixel of a window
+        by switches of the same kind (`gflow._selection`).
 
         Args:
-            angles: phi of each ReLU, layer by layer. Shape (s,), s = `num_switches`.
+            angles: phi of each switch, layer by layer. Shape (s,), s = `num_switches`.
             smoothing: mu >= 0.
 
         Returns:
-            the output, and a and w of each ReLU.
+            the output, and v and w of each switch; of a ReLU a and w.
         """
         del smoothing
         return self.apply(params, x), Decided(angles, angles)
@@ -88,7 +93,7 @@ class AbstractNetwork(eqx.Module):
     def smoothed(self, smoothing: Any) -> "AbstractNetwork":
         """The network with its kinks rounded to the relative width `smoothing`, where it has any.
 
-        Max pooling and functions of a user keep their kinks.
+        Functions of a user keep their kinks.
         """
         del smoothing
         return self
@@ -214,7 +219,7 @@ def rectified(value: Array, width: Array | None, power: float) -> Array:
 
 
 class Switches:
-    """The ReLUs of one pass through a network, layer by layer, each held at its angle."""
+    """The switches of one pass through a network, layer by layer, each held at its angle."""
 
     def __init__(self, angles: Array, smoothing: Any):
         self._angles, self._smoothing, self._used = angles, smoothing, 0
@@ -223,13 +228,27 @@ class Switches:
 
     def activate(self, value: Array, scale: Array) -> Array:
         """`((1 + sin phi) a + mu w cos phi) / 2`; see `AbstractNetwork.switched`."""
-        end = self._used + value.size
-        angles = self._angles[self._used : end].reshape(value.shape)
-        self._used = end
-        self._values.append(jnp.ravel(value))
-        self._scales.append(jnp.ravel(jnp.broadcast_to(scale, value.shape)))
+        angles = self._next(value.shape)
+        self._record(value, jnp.broadcast_to(scale, value.shape))
         smoothing = jnp.asarray(self._smoothing, value.dtype)
         return 0.5 * ((1 + jnp.sin(angles)) * value + smoothing * scale * jnp.cos(angles))
+
+    def largest(self, values: Array) -> Array:
+        """The largest along the last axis; see `gflow._selection`. Shapes: (..., m) -> (...)."""
+        angles = self._next((*values.shape[:-1], values.shape[-1] - 1))
+        found = select_largest(values, self._smoothing, angles)
+        self._record(found.values, found.scales)
+        return found.largest
+
+    def _next(self, shape: tuple[int, ...]) -> Array:
+        end = self._used + math.prod(shape)
+        angles = self._angles[self._used : end].reshape(shape)
+        self._used = end
+        return angles
+
+    def _record(self, values: Array, scales: Array) -> None:
+        self._values.append(jnp.ravel(values))
+        self._scales.append(jnp.ravel(scales))
 
     def decided(self) -> Decided:
         """What decided them, all layers in one."""

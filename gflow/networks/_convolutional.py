@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from gflow._description import storable
 from gflow._numerics import norm, smoothing_leaf
+from gflow._selection import select_largest
 from gflow._signatures import named
 from gflow._typing import Params
 from gflow.networks._base import (
@@ -36,6 +37,8 @@ class Convolutional(AbstractNetwork):
     layers: tuple[Layer, ...] = eqx.field(static=True)
     power: float = eqx.field(static=True)
     smoothing: Any
+    # The relative width to which the kinks of max pooling are rounded, where they are.
+    pool_smoothing: Any = None
 
     @property
     def degree(self) -> float:
@@ -62,15 +65,20 @@ class Convolutional(AbstractNetwork):
         def dense(weight: Array, hidden: Array) -> Array:
             return dense_layer(weight, hidden, self.smoothing, self.power)
 
-        return self._through(self._convolved, dense, params, x)
+        return self._through((self._convolved, dense, self._pooled), params, x)
 
-    def _through(self, convolved: Callable, dense: Callable, params: Params, x: Array) -> Array:
-        """The output with `convolved(layer, weight, image)` and `dense(weight, hidden)`."""
+    def _through(self, act: tuple[Callable, Callable, Callable], params: Params, x: Array) -> Array:
+        """The output with `act`: `convolved(layer, weight, image)`, `dense(weight, hidden)`,
+        `pooled(layer, image)`, this one for max pooling.
+        """
+        convolved, dense, pooled = act
         hidden = x.reshape(self.input_shape)
         weights = iter(params[:-1])
         for layer in self.layers[:-1]:
-            if isinstance(layer, (AveragePool, MaxPool)):
+            if isinstance(layer, AveragePool):
                 hidden = layer.pool(hidden)
+            elif isinstance(layer, MaxPool):
+                hidden = pooled(layer, hidden)
             elif isinstance(layer, Convolution):
                 hidden = convolved(layer, next(weights), hidden)
             else:
@@ -84,15 +92,25 @@ class Convolutional(AbstractNetwork):
         width = jnp.asarray(self.smoothing, value.dtype) * _scale(layer, weight, image)
         return rectified(value, width, self.power)
 
+    def _pooled(self, layer: MaxPool, image: Array) -> Array:
+        if self.pool_smoothing is None:
+            return layer.pool(image)
+        return select_largest(layer.windows(image), self.pool_smoothing).largest
+
     @property
     def num_switches(self) -> int:
-        if self.power != 1 or self.smoothing is not None:
-            return 0
         shape, count = self.input_shape, 0
         for layer in self.layers[:-1]:
+            if isinstance(layer, MaxPool) and self.pool_smoothing is None:
+                count += layer.num_switches(shape)
             shape = layer.output_shape(shape)
-            count += math.prod(shape) if isinstance(layer, (Convolution, Dense)) else 0
+            if isinstance(layer, (Convolution, Dense)) and self._switches_relus:
+                count += math.prod(shape)
         return count
+
+    @property
+    def _switches_relus(self) -> bool:
+        return self.power == 1 and self.smoothing is None
 
     def switched(
         self, params: Params, x: Array, angles: Array, smoothing: Any
@@ -102,17 +120,34 @@ class Convolutional(AbstractNetwork):
         switches = Switches(angles, smoothing)
 
         def convolved(layer: Convolution, weight: Array, image: Array) -> Array:
+            if not self._switches_relus:
+                return self._convolved(layer, weight, image)
             return switches.activate(layer.linear(weight, image), _scale(layer, weight, image))
 
         def dense(weight: Array, hidden: Array) -> Array:
+            if not self._switches_relus:
+                return dense_layer(weight, hidden, self.smoothing, self.power)
             return switched_layer(weight, hidden, switches)
 
-        return self._through(convolved, dense, params, x), switches.decided()
+        def pooled(layer: MaxPool, image: Array) -> Array:
+            if self.pool_smoothing is not None:
+                return self._pooled(layer, image)
+            return switches.largest(layer.windows(image))
+
+        output = self._through((convolved, dense, pooled), params, x)
+        return output, switches.decided()
 
     def smoothed(self, smoothing: Any) -> AbstractNetwork:
         if not self.num_switches:
             return self
-        return Convolutional(self.input_shape, self.layers, self.power, smoothing)
+        pools = any(isinstance(layer, MaxPool) for layer in self.layers)
+        return Convolutional(
+            self.input_shape,
+            self.layers,
+            self.power,
+            smoothing if self._switches_relus else self.smoothing,
+            smoothing if pools and self.pool_smoothing is None else self.pool_smoothing,
+        )
 
 
 def _scale(layer: Convolution, weight: Array, image: Array) -> Array:

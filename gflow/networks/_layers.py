@@ -1,9 +1,11 @@
 """Descriptions of the layers of a convolutional network, and what each does to an image."""
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array
@@ -103,7 +105,8 @@ class AveragePool(_Pool):
 class MaxPool(_Pool):
     """The maximum over each window of a channel; among equals the derivative is the first one's.
 
-    It has kinks of its own, where two pixels of a window are equal, which smoothing leaves alone.
+    It has kinks of its own, where two pixels of a window are equal, which the network's `smoothing`
+    leaves alone.
 
     Attributes:
         size: height and width of a window: one integer for both, or a pair.
@@ -112,6 +115,25 @@ class MaxPool(_Pool):
 
     def pool(self, image: Array) -> Array:
         return self._reduce(image, -np.inf, lax.max)
+
+    def num_switches(self, shape: Shape) -> int:
+        """Switches that select the largest pixels, in an image of this shape."""
+        return math.prod(self.output_shape(shape)) * (math.prod(self.size) - 1)
+
+    def windows(self, image: Array) -> Array:
+        """The pixels of each window. Shapes: (channels, rows, columns, pixels of a window)."""
+        ends = [
+            step * (count - 1) + 1
+            for step, count in zip(self.stride, self.output_shape(image.shape)[1:], strict=True)
+        ]
+
+        # Strided slices: their derivatives compile in far less time than those of indexing.
+        def pixel(row: int, column: int) -> Array:
+            limits = image.shape[0], row + ends[0], column + ends[1]
+            return lax.slice(image, (0, row, column), limits, (1, *self.stride))
+
+        places = itertools.product(range(self.size[0]), range(self.size[1]))
+        return jnp.stack([pixel(*place) for place in places], axis=-1)
 
 
 @storable("Dense")

@@ -17,7 +17,7 @@ Margin = Callable[[Array], Array]
 """The margin of one example as a function of its input: (d,) -> ()."""
 
 SwitchedMargin = Callable[[Array, Array], tuple[Array, Any]]
-"""(input, angles of the network's ReLUs) -> the margin, and what decides the angles; see
+"""(input, angles of switches) -> the margin, and what decides the angles; see
 `gflow.networks.AbstractNetwork.switched`."""
 
 
@@ -49,10 +49,19 @@ class AbstractPerturbation(eqx.Module):
         """How many gradients of the margin one perturbation takes."""
         return 0
 
+    def num_switches(self, num_inputs: int) -> int:
+        """Switches of a step along one gradient, for inputs (num_inputs,).
+
+        Signs of coordinates that nothing smooths, each with a kink at 0; or, for steps of order 1,
+        those that select the coordinate of largest magnitude.
+        """
+        del num_inputs
+        return 0
+
     @property
-    def has_signs(self) -> bool:
-        """Whether it follows signs of gradients, without smoothing: each has a kink at 0."""
-        return False
+    def has_named_kinks(self) -> bool:
+        """Whether `switched` is this perturbation; it is not where a user's class lacks it."""
+        return type(self).switched is not AbstractPerturbation.switched
 
     def switched(
         self,
@@ -60,25 +69,29 @@ class AbstractPerturbation(eqx.Module):
         x: Float[Array, " d"],
         start: Float[Array, " d"] | None,
         angles: Float[Array, "g s"],
-        signs: Float[Array, "g e"],
+        steps: Float[Array, "g e"],
+        smoothing: Any,
     ) -> tuple[Float[Array, " d"], Any, tuple[Float[Array, "g e"], Float[Array, "g e"]]]:
         """The perturbation with every switch held at its angle phi.
 
-        The gradient g is that of a network whose ReLUs are held at `angles`; where signs are
-        followed, `sin phi` of `signs` stands for the sign of each coordinate of g.
+        The gradient g is that of a margin whose switches are held at `angles`; of the switches of a
+        step at the angles `steps`, where it follows signs, `sin phi` stands for the sign of each
+        coordinate of g, and where it selects the largest coordinate, see `gflow._selection`.
 
-        Shapes: g gradients, s ReLUs in the network, e = d where signs are followed and 0 elsewhere.
+        Shapes: g gradients, s switches of the margin, e = `num_switches(d)`.
 
         Returns:
-            the perturbation; what decides the ReLUs, as from `margin` with g gradients as the first
-            axis; and g and rms(g), which decide the signs.
+            the perturbation; what decides the margin's switches, as from `margin` with g gradients
+            as the first axis; and the values v and scales w that decide those of the steps.
         """
-        del start
+        del start, smoothing
         nothing = jax.vmap(lambda row: margin(x, row)[1])(angles)
-        return jnp.zeros_like(x), nothing, (signs, signs)
+        return jnp.zeros_like(x), nothing, (steps, steps)
 
     def smoothed(self, smoothing: Any) -> "AbstractPerturbation":
-        """The perturbation with its signs rounded to the relative width `smoothing`, if any."""
+        """The perturbation with the kinks of its steps rounded to the relative width `smoothing`,
+        if any.
+        """
         del smoothing
         return self
 
@@ -99,6 +112,10 @@ class Clean(AbstractPerturbation):
 
     def __call__(self, margin: Margin, x: Array, start: Array | None) -> Array:
         return jnp.zeros_like(x)
+
+    @property
+    def has_named_kinks(self) -> bool:
+        return True
 
 
 @named()

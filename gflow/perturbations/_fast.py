@@ -13,7 +13,13 @@ from gflow._description import storable
 from gflow._numerics import scalar, smoothing_leaf
 from gflow._signatures import named
 from gflow.perturbations._base import AbstractPerturbation, Margin, SwitchedMargin
-from gflow.perturbations._steps import checked_order, follows_signs, switched_step, unit_step
+from gflow.perturbations._steps import (
+    checked_order,
+    has_kinks,
+    num_switches,
+    switched_step,
+    unit_step,
+)
 
 
 @storable("FastGradient")
@@ -31,20 +37,26 @@ class FastGradient(AbstractPerturbation):
 
     num_gradients: ClassVar[int] = 1
 
-    @property
-    def has_signs(self) -> bool:
-        return follows_signs(self.order, self.smoothing)
+    def num_switches(self, num_inputs: int) -> int:
+        return num_switches(self.order, self.smoothing, num_inputs)
 
     def switched(
-        self, margin: SwitchedMargin, x: Array, start: Array | None, angles: Array, signs: Array
+        self,
+        margin: SwitchedMargin,
+        x: Array,
+        start: Array | None,
+        angles: Array,
+        steps: Array,
+        smoothing: Any,
     ) -> tuple[Array, Any, tuple[Array, Array]]:
         gradient, decided = jax.grad(margin, has_aux=True)(x, angles[0])
-        step, signed = switched_step(gradient, self.order, self.smoothing, signs[0])
+        step, turned = switched_step(gradient, self.order, self.smoothing, smoothing, steps[0])
         delta = -jnp.asarray(self.radius, x.dtype) * step
-        return delta, *jax.tree.map(lambda leaf: leaf[None], (decided, signed))
+        return delta, *jax.tree.map(lambda leaf: leaf[None], (decided, turned))
 
     def smoothed(self, smoothing: Any) -> AbstractPerturbation:
-        return FastGradient(self.radius, self.order, smoothing) if self.has_signs else self
+        kinks = has_kinks(self.order, self.smoothing)
+        return FastGradient(self.radius, self.order, smoothing) if kinks else self
 
 
 @named()

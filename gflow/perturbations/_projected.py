@@ -18,7 +18,13 @@ from gflow._description import storable
 from gflow._numerics import is_integer, scalar, smoothing_leaf
 from gflow._signatures import named
 from gflow.perturbations._base import AbstractPerturbation, Margin, SwitchedMargin
-from gflow.perturbations._steps import checked_order, follows_signs, switched_step, unit_step
+from gflow.perturbations._steps import (
+    checked_order,
+    has_kinks,
+    num_switches,
+    switched_step,
+    unit_step,
+)
 
 # In units of the radius.
 _LONGEST_STEP = 1e300
@@ -80,23 +86,28 @@ class ProjectedGradient(AbstractPerturbation):
     def num_gradients(self) -> int:
         return self.num_steps
 
-    @property
-    def has_signs(self) -> bool:
-        return follows_signs(self.order, self.smoothing)
+    def num_switches(self, num_inputs: int) -> int:
+        return num_switches(self.order, self.smoothing, num_inputs)
 
     def switched(
-        self, margin: SwitchedMargin, x: Array, start: Array | None, angles: Array, signs: Array
+        self,
+        margin: SwitchedMargin,
+        x: Array,
+        start: Array | None,
+        angles: Array,
+        steps: Array,
+        smoothing: Any,
     ) -> tuple[Array, Any, tuple[Array, Array]]:
         def along(point: Array, given: tuple[Array, Array]) -> tuple[Array, Any]:
             gradient, decided = jax.grad(margin, has_aux=True)(point, given[0])
-            step, signed = switched_step(gradient, self.order, self.smoothing, given[1])
-            return step, (decided, signed)
+            step, turned = switched_step(gradient, self.order, self.smoothing, smoothing, given[1])
+            return step, (decided, turned)
 
-        delta, (decided, signed) = self._iterate(along, x, start, (angles, signs))
-        return delta, decided, signed
+        delta, (decided, turned) = self._iterate(along, x, start, (angles, steps))
+        return delta, decided, turned
 
     def smoothed(self, smoothing: Any) -> AbstractPerturbation:
-        if not self.has_signs:
+        if not has_kinks(self.order, self.smoothing):
             return self
         return eqx.tree_at(
             lambda p: p.smoothing, self, smoothing, is_leaf=lambda leaf: leaf is None

@@ -8,28 +8,53 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from gflow._numerics import norm, smoothed_sign, steepest
+from gflow._selection import select_peak
 
 
-def follows_signs(order: float, smoothing: Any) -> bool:
-    """Whether a step of this order is along signs that nothing smooths."""
-    return math.isinf(order) and smoothing is None
+def num_switches(order: float, smoothing: Any, num_inputs: int) -> int:
+    """Switches of a step of this order, where nothing smooths them: the sign of each coordinate
+    for order inf, and for order 1 the selection of the largest one.
+    """
+    if smoothing is not None:
+        return 0
+    if math.isinf(order):
+        return num_inputs
+    return num_inputs - 1 if order == 1 else 0
+
+
+def has_kinks(order: float, smoothing: Any) -> bool:
+    """Whether a step of this order has kinks that have names."""
+    return num_switches(order, smoothing, 2) > 0
 
 
 def unit_step(gradient: Array, order: float, smoothing: Any) -> Array:
-    """The step of unit length along the gradient, its signs smoothed where asked."""
+    """The step of unit length along the gradient, its kinks smoothed where asked."""
     if smoothing is None:
         return steepest(gradient, order)
-    return smoothed_sign(gradient, jnp.asarray(smoothing, gradient.dtype))
+    smoothing = jnp.asarray(smoothing, gradient.dtype)
+    if order == 1:
+        return select_peak(gradient, smoothing)[0]
+    return smoothed_sign(gradient, smoothing)
 
 
 def switched_step(
-    gradient: Array, order: float, smoothing: Any, signs: Array
+    gradient: Array, order: float, rounded: Any, smoothing: Any, angles: Array
 ) -> tuple[Array, tuple[Array, Array]]:
-    """`unit_step` with signs held at their angles, and what decides them: g and rms(g)."""
-    if not signs.size:
-        return unit_step(gradient, order, smoothing), (signs, signs)
+    """`unit_step` with its switches held at their angles, and what decides them.
+
+    For order inf that is g and rms(g); for order 1 see `gflow._selection.select_peak`.
+
+    Args:
+        rounded: the smoothing of the step itself, which then has no switches; or None.
+        smoothing: mu >= 0 of the switches.
+    """
+    if not angles.size:
+        return unit_step(gradient, order, rounded), (angles, angles)
+    if order == 1:
+        step, found = select_peak(gradient, smoothing, angles)
+        return step, (found.values, found.scales)
     size = norm(gradient) / math.sqrt(gradient.size)
-    return jnp.sin(signs), (gradient, jnp.broadcast_to(size, gradient.shape))
+    return jnp.sin(angles), (gradient, jnp.broadcast_to(size, gradient.shape))
 
 
 def checked_order(order: Any, name: str) -> float:
