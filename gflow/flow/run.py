@@ -18,7 +18,7 @@ from gflow.flow.until import NEVER, Until
 from gflow.kkt.switches import has_kinks
 from gflow.record import Record, Row, row_capacity
 from gflow.results import RESULTS
-from gflow.stiff.rosenbrock import Rosenbrock
+from gflow.stiff.traits import traits_of
 
 # How a segment ends whose steps lead nowhere any more: too short to change anything, or arrived.
 _BY_ITSELF = diffrax.RESULTS.dt_min_reached, diffrax.RESULTS.event_occurred
@@ -160,7 +160,7 @@ class Run:
         return self.sliding.chatters(self.cursor, num_steps, self._explicit(), self._next_states)
 
     def _explicit(self) -> bool:
-        return not isinstance(self.now.solver, Rosenbrock)
+        return not traits_of(self.now.solver).implicit
 
     def _next_states(self) -> np.ndarray:
         """The next points, one by one, since saved ones may skip every second crossing."""

@@ -34,6 +34,7 @@ from gflow.kkt.kinked_system import kinked_system
 from gflow.kkt.open_coefficients import OpenSwitches
 from gflow.kkt.point import KKTPoint
 from gflow.kkt.second_order import SecondOrder, multiples, some_ends, undecided_at
+from gflow.kkt.settings import CURVATURE, CurvatureSettings
 from gflow.kkt.variables import Variables
 from gflow.problem import Problem
 
@@ -42,7 +43,13 @@ from gflow.problem import Problem
 _MOST_PENCILS = 5
 
 
-def open_curvature(problem: Problem, layout: Layout, point: KKTPoint) -> Curvature:
+def open_curvature(
+    problem: Problem,
+    layout: Layout,
+    point: KKTPoint,
+    *,
+    settings: CurvatureSettings = CURVATURE,
+) -> Curvature:
     """The eigenvalues at a KKT point at kinks, with coefficients that stationarity leaves open.
 
     Returns:
@@ -52,18 +59,22 @@ def open_curvature(problem: Problem, layout: Layout, point: KKTPoint) -> Curvatu
     """
     switches = OpenSwitches(problem, layout, point)
     if not len(switches.places):
-        return kinked_curvature(point)
+        return kinked_curvature(point, settings=settings)
     held = point.at_kink.copy()
     held[tuple(switches.places[switches.vanishing].T)] = False
     base = with_coefficients(problem, layout, point, point.variables, held)
-    found = kinked_curvature(base)
+    found = kinked_curvature(base, settings=settings)
     if not found.symmetric:
-        return _stable_at_ends(problem, layout, base, switches)
+        return _stable_at_ends(problem, layout, base, switches, settings)
     return SecondOrder(switches, found).judged()
 
 
 def _stable_at_ends(
-    problem: Problem, layout: Layout, base: KKTPoint, switches: OpenSwitches
+    problem: Problem,
+    layout: Layout,
+    base: KKTPoint,
+    switches: OpenSwitches,
+    settings: CurvatureSettings,
 ) -> Curvature:
     """The least stable eigenvalues, where all ends of the coefficients agree."""
     probe = np.random.default_rng(0).normal(size=base.theta.size)
@@ -78,7 +89,7 @@ def _stable_at_ends(
             angles[tuple(switches.places[index[members]].T)] = np.pi / 2 * end * np.sign(ratios)
         there = base.variables._replace(angles=angles)
         turned_to = with_coefficients(problem, layout, base, there, base.at_kink)
-        found.append(kinked_curvature(turned_to))
+        found.append(kinked_curvature(turned_to, settings=settings))
     least = min(found, key=lambda curvature: curvature.values.min(initial=np.inf))
     unstable = [bool(curvature.unstable.any()) for curvature in found]
     if len(groups) <= _MOST_PENCILS and len(set(unstable)) == 1:

@@ -110,7 +110,10 @@ class Kinked(Refiner):
         return state.ended(RESULTS.not_at_kink)
 
     def curvature(self, state: State, point: KKTPoint) -> Curvature:
-        return open_curvature(self.search.problem, self.search.layout, point)
+        search = self.search
+        return open_curvature(
+            search.problem, search.layout, point, settings=search.settings.refine.curvature
+        )
 
     def beside(self, point: KKTPoint, direction: np.ndarray) -> KKTPoint:
         search, theta = self.search, direction * np.linalg.norm(point.theta)

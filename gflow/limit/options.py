@@ -6,7 +6,7 @@ from typing import Any
 
 from gflow._numerics import is_integer, is_real
 from gflow.limit.search_settings import DEFAULT, LimitSettings
-from gflow.stiff.rosenbrock import Rosenbrock
+from gflow.stiff.traits import traits_of
 
 
 def check_options(
@@ -22,7 +22,7 @@ def check_options(
     settings: Any = DEFAULT,
 ) -> None:
     """Refuses, by the name of the option, what cannot be meant; see `find_limit`."""
-    if solver is not None and not isinstance(solver, Rosenbrock):
+    if solver is not None and not traits_of(solver).linearised:
         raise TypeError(
             f"`find_limit(solver={solver!r})`: the capped flow is stiff, and only a "
             "`gflow.Rosenbrock` follows it to where it rests."

@@ -151,7 +151,7 @@ def judge(refiner: Refiner, state: State) -> State:
     words = verdict(
         curvature,
         lambda: in_family(point, curvature, refiner.beside, settings),
-        lambda: is_maximum(search.problem, search.layout, point, settings),
+        lambda: is_maximum(search.problem, search.layout, point, settings, search.settings.refine),
     )
     found, visits = Found(point, curvature, words), _visited(search, state, words)
     state = replace(state, found=found, visits=visits)

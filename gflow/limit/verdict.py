@@ -23,6 +23,7 @@ from gflow.kkt.point import KKTPoint
 from gflow.kkt.system import kkt_system
 from gflow.limit.dead import with_dead_at_rest
 from gflow.limit.search_settings import DEFAULT, VerdictSettings
+from gflow.limit.settings import REFINE, RefineSettings
 from gflow.problem import Problem
 
 STRICT = ("strict maximum", "stable rest point")
@@ -102,6 +103,7 @@ def is_maximum(
     layout: Layout,
     point: KKTPoint,
     settings: VerdictSettings = DEFAULT.verdict,
+    refine: RefineSettings = REFINE,
 ) -> bool:
     """Whether a rest point that nothing leaves is a maximum of the adversarial margin, with every
     switch at a kink held at its coefficient.
@@ -122,7 +124,7 @@ def is_maximum(
         gradient="total",
         rivals=problem.rivals,
     )
-    found = _total_curvature(total, layout, point)
+    found = _total_curvature(total, layout, point, refine)
     return not (found.unstable.any() or found.undecided)
 
 
@@ -135,11 +137,14 @@ def _pulls_agree(point: KKTPoint, settings: VerdictSettings) -> bool:
     return bool(gap <= settings.agree * (multipliers @ np.linalg.norm(gradients, axis=1)))
 
 
-def _total_curvature(total: Problem, layout: Layout, point: KKTPoint) -> Curvature:
+def _total_curvature(
+    total: Problem, layout: Layout, point: KKTPoint, refine: RefineSettings
+) -> Curvature:
     """The curvature of the margins themselves. One more program is compiled."""
     theta, multipliers = point.theta, point.multipliers
     if point.has_switches:
         held = with_coefficients(total, layout, point, point.variables, point.at_kink)
-        return open_curvature(total, layout, held)
-    found = curvature(kkt_system(total, layout, theta, multipliers), point.active)
-    return with_dead_at_rest(total, layout, theta, multipliers, found)
+        return open_curvature(total, layout, held, settings=refine.curvature)
+    at = kkt_system(total, layout, theta, multipliers, sizes=refine.sizes)
+    found = curvature(at, point.active, sizes=refine.sizes, settings=refine.curvature)
+    return with_dead_at_rest(total, layout, theta, multipliers, found, dead=refine.dead)
