@@ -12,19 +12,23 @@ _RANK = 1e-11
 _WELL_CONDITIONED, _SMALL = 1e-10, 200
 
 
-def minimum_norm(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+def minimum_norm(matrix: np.ndarray, right: np.ndarray, *, rank: float = 0.0) -> np.ndarray:
     """The solution of least squares of `matrix @ x = right` that has the smallest norm.
 
     By LU factors where a square matrix is far from singular, which is 4 to 6 times as fast as the
     rank-revealing QR that it takes otherwise. Shapes: (r, c), (r,) -> (c,).
+
+    Args:
+        rank: singular values below this part of the largest count as 0, and below 1e-11 of it.
     """
+    rank = max(rank, _RANK)
     if len(matrix) >= _SMALL and matrix.shape[0] == matrix.shape[1]:
         factorised, condition, solved = get_lapack_funcs(("getrf", "gecon", "getrs"), (matrix,))
         factors, pivots, singular = factorised(matrix)
         norm = np.abs(matrix).sum(axis=0).max()
-        if not singular and condition(factors, norm)[0] > _WELL_CONDITIONED:
+        if not singular and condition(factors, norm)[0] > max(rank, _WELL_CONDITIONED):
             return solved(factors, pivots, right)[0]
-    solution: Any = lstsq(matrix, right, cond=_RANK, lapack_driver="gelsy", check_finite=False)
+    solution: Any = lstsq(matrix, right, cond=rank, lapack_driver="gelsy", check_finite=False)
     return solution[0]
 
 

@@ -62,7 +62,41 @@ def polish_capped(
         start, support = (direction, weights), newton.flow_support
     given = {"support": support, "tolerance": tolerance, "most_iterations": most}
     found = polish(problem, layout, *start, **given, settings=settings)
-    return dataclasses.replace(found, num_iterations=found.num_iterations + cooled.num_iterations)
+    nearest = found
+    if found.converged and not large:
+        nearest = _nearest(problem, layout, direction, found, tolerance, settings)
+    systems = cooled.num_iterations + found.num_iterations
+    if nearest is not found:
+        systems += nearest.num_iterations
+    return dataclasses.replace(nearest, num_iterations=systems)
+
+
+def _nearest(
+    problem: Problem,
+    layout: Layout,
+    direction: np.ndarray,
+    found: KKTPoint,
+    tolerance: float | None,
+    settings: RefineSettings,
+) -> KKTPoint:
+    """`found`, or the KKT point of the same active set that is closer to where the flow stopped.
+
+    Cooling drifts along a family of KKT points, such as those of a deep linear network. Newton's
+    steps of minimum norm from the flow's own end, with the multipliers found, stay close to it.
+    """
+    again = polish(
+        problem,
+        layout,
+        direction,
+        found.multipliers,
+        support=settings.newton.support,
+        tolerance=tolerance,
+        most_iterations=settings.newton.most_iterations_nearest,
+        settings=settings,
+    )
+    gaps = (np.linalg.norm(point.direction - direction) for point in (again, found))
+    closer = next(gaps) < next(gaps)
+    return again if again.converged and closer else found
 
 
 def polish_drifted(
@@ -204,7 +238,9 @@ def _stepped(at: KKTSystem, now: _Iterate, most: float, settings: RefineSettings
     right = -np.concatenate([at.stationarity, at.margins[active] - 1])
     matrix = at.bordered(active)
     if len(right) <= settings.sizes.factored:
-        step = minimum_norm(matrix, right)
+        # Along a family of KKT points the matrix is singular but for the residual r. A singular
+        # value below r^2 asks for a step of 1/r or so: the direction is one of a family.
+        step = minimum_norm(matrix, right, rank=now.error(at) ** 2)
     else:  # nearly that, by a shift of the Hessian
         step = by_factors(at.bordered(active, shift=newton.shift), right)
     left_over = np.linalg.norm(matrix @ step - right)
