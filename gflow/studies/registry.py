@@ -18,6 +18,9 @@ _FILES = {
     "kernel-svm": "kernel_svm",
     "scale-invariance": "scale_invariance",
     "smoothed-margin": "smoothed_margin",
+    "minimum-norms": "minimum_norms",
+    "own-norm": "own_norm",
+    "clusters": "clusters",
 }
 
 NAMES = tuple(_FILES)
