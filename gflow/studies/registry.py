@@ -21,6 +21,8 @@ _FILES = {
     "minimum-norms": "minimum_norms",
     "own-norm": "own_norm",
     "clusters": "clusters",
+    "loss-based": "loss_based",
+    "matrix": "matrix",
 }
 
 NAMES = tuple(_FILES)
