@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
-import optax
 from scipy.optimize import minimize
 
 import gflow
@@ -74,7 +74,7 @@ def _flip_radius(count: int, power: int, radius: float, seed: int) -> float:
     start = network.init(seed, scale=_INITIAL_SCALE)
     if power == 1:  # kinks everywhere, where the flow slides: steps divided by the loss
         run = gflow.descend(
-            problem, start, optax.sgd(_STEP), num_steps=_STEPS, objective="log_loss", save=2
+            problem, start, _optimizer(), num_steps=_STEPS, objective="log_loss", save=2
         )
     else:
         until, solver = gflow.Until(log_loss=_LOG_LOSS), gflow.Rosenbrock()
@@ -82,6 +82,14 @@ def _flip_radius(count: int, power: int, radius: float, seed: int) -> float:
     inner, outer = (np.asarray(layer) for layer in run.direction)
     examples = zip(problem.dataset.x, problem.dataset.y, strict=True)
     return float(np.median([_distance(inner, outer[0], power, x, y) for x, y in examples]))
+
+
+@cache
+def _optimizer() -> Any:
+    """One for all runs: another, even of the same kind, would be compiled anew."""
+    import optax
+
+    return optax.sgd(_STEP)
 
 
 def _distance(inner: np.ndarray, outer: np.ndarray, power: int, x: np.ndarray, y: float) -> float:

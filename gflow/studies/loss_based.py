@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
-import optax
 
 import gflow
 from gflow.studies.settings import plane
@@ -32,7 +32,7 @@ def _measure(small: bool) -> Measurement:
         constant = _descend(problem, steps, "loss")
         by_loss = _descend(problem, steps, "log_loss")
         flow = _flow(problem)
-        at_time = flow.at(time=_STEP * steps)
+        at_time = _arrays(flow.at(time=_STEP * steps))
         growth = _growth(by_loss)
         jittering = by_loss.margin[len(by_loss.margin) // 2 :]
         shares = float(constant.margin[-1]) / limit, float(np.median(jittering)) / limit
@@ -95,16 +95,28 @@ def _problem(radius: float) -> Any:
 
 
 def _descend(problem: Any, steps: int, objective: Any) -> Any:
-    start = problem.network.init(0)
-    return gflow.descend(problem, start, _OPTIMIZER, num_steps=steps, objective=objective, save=256)
+    start, optimizer = problem.network.init(0), _optimizer()
+    return gflow.descend(problem, start, optimizer, num_steps=steps, objective=objective, save=256)
 
 
-_OPTIMIZER = optax.sgd(_STEP)
+@cache
+def _optimizer() -> Any:
+    """One for all runs: another, even of the same kind, would be compiled anew."""
+    import optax
+
+    return optax.sgd(_STEP)
 
 
 def _flow(problem: Any) -> Any:
     until = gflow.Until(time=_STEP * _FULL_STEPS)
     return gflow.integrate(problem, problem.network.init(0), until=until, solver=gflow.Rosenbrock())
+
+
+def _arrays(params: Any) -> Any:
+    from jax import numpy as jnp
+    from jax import tree
+
+    return tree.map(jnp.asarray, params)
 
 
 def _growth(run: Any) -> float:

@@ -4,14 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import linprog
 
 import gflow
-from gflow._numerics import dual_order
-from gflow.reference import largest_feasible_radius
 from gflow.studies.study import Finding, Measurement, Study
 from gflow.studies.style import panels
 
@@ -67,6 +63,9 @@ def _data(count: int) -> Any:
     Gaussian points, labelled by the sign of a Gaussian direction. Drawn by the generator that was
     JAX's default in 2021, in single precision.
     """
+    import jax
+    from jax import numpy as jnp
+
     with jax.threefry_partitionable(False):
         key = jax.random.split(jax.random.key(0, impl="threefry2x32"), 3)[1]
         of_direction, of_points, _ = jax.random.split(key, 3)
@@ -79,7 +78,14 @@ def _data(count: int) -> Any:
 
 def _least_norm(data: Any, q: float) -> float:
     """`min |w|_q` subject to `y_i <w, x_i> >= 1`: one over the largest feasible l_p radius."""
-    return 1 / largest_feasible_radius(data, order=dual_order(q))
+    from gflow.reference import largest_feasible_radius
+
+    return 1 / largest_feasible_radius(data, order=_dual(q))
+
+
+def _dual(q: float) -> float:
+    """p with 1/p + 1/q = 1."""
+    return math.inf if q == 1 else 1.0 if math.isinf(q) else q / (q - 1)
 
 
 def _by_linear_program(data: Any, q: float) -> float:
@@ -116,10 +122,10 @@ def _shares(data: Any, flow: np.ndarray) -> dict[str, dict[float, float]]:
     largest = {q: 1 / _least_norm(data, q) for q in (1.0, 2.0, math.inf)}
     directions = {"gradient flow": flow}
     for q in (1.0, math.inf):
-        order = dual_order(q)
+        order = _dual(q)
         almost = (1 - 1e-6) * largest[q]
         found = gflow.max_margin(data, radius=almost, order=order)
-        directions[f"adversarial training, l{_name(dual_order(q))}"] = found.direction
+        directions[f"adversarial training, l{_name(order)}"] = found.direction
     return {
         name: {q: radius / largest[q] for q, radius in _withstood(data, direction).items()}
         for name, direction in directions.items()

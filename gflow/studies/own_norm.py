@@ -4,12 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
-import optax
 
 import gflow
-from gflow.reference import largest_feasible_radius
 from gflow.studies.study import Finding, Measurement, Study
 from gflow.studies.style import GREY, loglog, panels
 
@@ -20,6 +17,10 @@ _FIRST_STEP = 0.1
 
 
 def _measure(small: bool) -> Measurement:
+    import optax
+
+    from gflow.reference import largest_feasible_radius
+
     steps = _STEPS if small else _FULL_STEPS
     best = {q: largest_feasible_radius(_data(), order=p) for q, p in ((math.inf, 1), (2, 2))}
     svm = gflow.max_margin(_data(), radius=0.0, order=2).direction
@@ -78,6 +79,8 @@ def _run(
     network: Any, optimizer: Any, steps: int, objective: Any = "log_loss"
 ) -> tuple[np.ndarray, np.ndarray]:
     """At every saved point the margin over `|params|_inf^L`, and `|params|_inf^L`."""
+    from jax import tree
+
     problem = gflow.Problem(
         network,
         _data(),
@@ -87,7 +90,7 @@ def _run(
     run = gflow.descend(
         problem, network.init(0), optimizer, num_steps=steps, objective=objective, save=256
     )
-    leaves = [np.reshape(leaf, (len(run.log_norm), -1)) for leaf in jax.tree.leaves(run.directions)]
+    leaves = [np.reshape(leaf, (len(run.log_norm), -1)) for leaf in tree.leaves(run.directions)]
     largest = np.max(np.abs(np.hstack(leaves)), axis=1) ** network.degree
     weights = leaves[0] if len(leaves) == 1 else leaves[0] ** 2 - leaves[1] ** 2
     return _margin(weights) / largest, largest * np.exp(network.degree * run.log_norm)
