@@ -39,7 +39,12 @@ def _measure(small: bool) -> Measurement:
             len(table),
             "at least",
         ),
-        ("columns whose largest mean stands on the diagonal", len(radii), best.sum(), "difference"),
+        (
+            "columns whose largest mean stands on the diagonal",
+            len(radii),
+            int(best.sum()),
+            "difference",
+        ),
         (f"margin under {where}: smallest gain over clean training", 0, gain.min(), "at least"),
         (f"the same under strong attacks of {where}", 0, strong_gain.min(), "at least"),
         (f"clean margin: smallest lead of clean training over {where}", 0, cost.min(), "at least"),
