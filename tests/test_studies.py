@@ -6,11 +6,12 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from gflow import studies
+from gflow import datasets, studies
 from gflow.__main__ import main
-from gflow.studies import Finding, Measurement, Study, Verdict, registry
+from gflow.studies import Finding, Measurement, Study, Verdict, ledger, registry, style
 
 HOLDING = {
     "difference": (2.0, 2.05, 0.1),
@@ -126,10 +127,62 @@ def test_the_ledger_holds_every_study(made_up, tmp_path, capsys, names, code):
     assert {"python", "jax", "processor"} <= record["environment"].keys()
     assert record["studies"][0]["findings"][0]["holds"]
     page = (folder / "ledger.html").read_text(encoding="utf-8")
-    assert page.count("<svg") == sum(name != "broken" for name in names)
+    assert page.count("<svg") == 2 * sum(name != "broken" for name in names)  # wide and narrow
     assert (folder / "good.png").exists() and (folder / "good.svg").exists()
     assert not list(folder.glob(".gflow*"))
     assert "1 of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("compared", "words"),
+    [
+        ("difference", "± 0.1"),
+        ("ratio", "± 10 %"),
+        ("at most", "at most, + 0.1"),
+        ("at least", "at least, - 0.1"),
+        ("apart", "differs by more than 0.1"),
+    ],
+)
+def test_the_page_says_how_numbers_were_compared(compared, words):
+    assert ledger.relation(Finding("q", 1.0, 1.0, 0.1, compared)) == words
+
+
+def test_code_in_sentences_is_marked_and_the_rest_is_escaped():
+    text = ledger.prose("norms <z> by `max_margin`, `a < b`.")
+    assert text == "norms &lt;z&gt; by <code>max_margin</code>, <code>a &lt; b</code>."
+
+
+def test_panels_stack_on_narrow_pages_in_reading_order():
+    figure, axes = style.styled(lambda: style.panels(2, 2))
+    narrow, stacked = style.styled(lambda: style.stacked(lambda: style.panels(2, 2)))
+    assert len(axes) == len(stacked) == 4
+    tops = [one.get_position().y0 for one in stacked]
+    assert tops == sorted(tops, reverse=True)
+    assert narrow.get_figwidth() < figure.get_figwidth()
+
+
+def test_the_numbers_of_a_paper_need_its_data():
+    from gflow.studies import minimum_norms
+
+    data = minimum_norms._data(10)
+    assert data.x.shape == (10, 100)
+    exact = minimum_norms._by_linear_program(data, 1.0)
+    assert minimum_norms._least_norm(data, 1.0) == pytest.approx(exact, rel=1e-8)
+    other = datasets.gaussian(10, 100, gap=0.0, seed=0)
+    assert abs(minimum_norms._least_norm(other, 1.0) - 1.8497) > 5e-5
+
+
+@pytest.mark.parametrize("power", [1, 2, 3])
+def test_the_flip_radius_of_two_neurons_and_of_one_a_cluster(power):
+    from gflow.studies import clusters
+
+    labels = np.where(np.arange(8) % 2 == 0, 1.0, -1.0)
+    both = np.stack([labels > 0, labels < 0]).astype(float)
+    found = clusters._distance(both, np.array([1.0, -1.0]), power, np.eye(8)[0], 1.0)
+    assert found == pytest.approx(8**-0.5, rel=1e-5)
+    alone = clusters._distance(np.eye(8), labels, power, np.eye(8)[0], 1.0)
+    # k = 1: min a² + 4 b² with 1 - a = 4 b. k >= 2: all of b in one cluster, a = b = 1/2.
+    assert alone == pytest.approx(5**-0.5 if power == 1 else 0.5**0.5, rel=1e-3)
 
 
 def test_without_figures_there_is_only_the_record(made_up, tmp_path):

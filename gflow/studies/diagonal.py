@@ -148,8 +148,7 @@ STUDY = Study(
     "starts is not the one of largest margin.",
     setting="8 points in 3 dimensions, f = <u^L - v^L, x>, exponential loss; limits by "
     "`find_limit`. Predicted: the vertices of the constraints in every orthant.",
-    source="Lyu & Zhu 2022, Theorem on KKT points; Gunasekar et al. 2018 and Woodworth et al. 2020 "
-    "for diagonal networks",
+    source="Lyu & Zhu 2022; Gunasekar et al. 2018 and Woodworth et al. 2020 for diagonal networks",
     run=_measure,
     figure=_draw,
 )

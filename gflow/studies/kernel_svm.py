@@ -79,7 +79,7 @@ STUDY = Study(
     "the adversarial examples: its features are the gradients ∇q_i(u).",
     setting="10 points in 3 dimensions, ReLU² network 3-6-1, exponential loss, clean and l2-FGM "
     "with frozen gradient; limits by `find_limit`, the SVM by `max_margin` on the gradients.",
-    source="Lyu & Zhu 2022, Theorem on KKT points and Corollary 4.5",
+    source="Lyu & Zhu 2022, Corollary 4.5",
     run=_measure,
     figure=_draw,
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from gflow._files import write_text
 from gflow.studies.study import Finding, Verdict
-from gflow.studies.style import save, styled
+from gflow.studies.style import save, stacked, styled
 
 JSON_NAME, PAGE_NAME = "ledger.json", "ledger.html"
 
@@ -90,7 +90,19 @@ def relation(finding: Finding) -> str:
             return f"± {100 * finding.tolerance:.2g} %"
         case "apart":
             return f"differs by more than {size}"
-    return finding.compared if finding.tolerance == 0 else f"{finding.compared}, + {size}"
+    if finding.tolerance == 0:
+        return finding.compared
+    return f"{finding.compared}, {'+' if finding.compared == 'at most' else '-'} {size}"
+
+
+def prose(text: str) -> Any:
+    """Sentences for the page: what stands in backticks is code."""
+    from markupsafe import Markup, escape
+
+    parts = [escape(part) for part in text.split("`")]
+    coded = [Markup("<code>%s</code>") % part for part in parts[1::2]]
+    parts[1::2] = coded
+    return Markup("").join(parts)
 
 
 def _page(verdicts: Sequence[Verdict], machine: dict[str, Any]) -> str:
@@ -106,20 +118,28 @@ def _page(verdicts: Sequence[Verdict], machine: dict[str, Any]) -> str:
         machine=sorted(machine.items()),
         number=number,
         relation=relation,
+        prose=prose,
     )
 
 
 def _section(verdict: Verdict) -> dict[str, Any]:
+    figures = {"wide": styled, "narrow": lambda draw: styled(lambda: stacked(draw))}
+    drawn = {form: _figure(verdict, form, how) for form, how in figures.items()}
+    return {"verdict": verdict, "study": verdict.study, "figures": drawn if verdict.data else {}}
+
+
+def _figure(verdict: Verdict, form: str, how: Any) -> Any:
+    """The study's figure as an element of the page, where something was measured."""
     from markupsafe import Markup
 
     from gflow.report.vector import svg
 
+    if not verdict.data:
+        return ""
     study = verdict.study
-    figure = ""
-    if verdict.data:
-        figure = svg(
-            lambda: styled(lambda: study.figure(verdict.data)),
-            name=study.name,
-            description=f"{study.title}: {study.claim}",
-        )
-    return {"verdict": verdict, "study": study, "figure": Markup(figure)}
+    text = svg(
+        lambda: how(lambda: study.figure(verdict.data)),
+        name=f"{study.name}-{form}",
+        description=f"{study.title}: {study.claim}",
+    )
+    return Markup(text)

@@ -84,7 +84,7 @@ STUDY = Study(
     setting="40 points in 5 dimensions, γ = 0.7216, exponential loss, flow to ln t = 1e8. The "
     "constant of 1 - cos is that of the residual v with exp(-<z_i, v>) = λ_i. From ln t = 1e5 on "
     "the distance of γ² t Loss from 1 is the accuracy to which ln t is followed.",
-    source="Soudry, Hoffer, Nacson, Gunasekar & Srebro 2018, Theorems 3 to 5",
+    source="Soudry, Hoffer, Nacson, Gunasekar & Srebro 2018",
     run=_measure,
     figure=_draw,
 )

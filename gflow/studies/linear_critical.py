@@ -107,7 +107,7 @@ STUDY = Study(
     setting="40 points in 5 dimensions, exponential loss, flow to t = 1e15. Constants from the "
     "residual v that minimises the loss of the support vectors across the SVM direction; tuned: "
     "γ - ε = 1.98 / sqrt(Loss T).",
-    source="Li, Fang, Xu & Zhao 2020, Theorem on l2 perturbations; constants derived here",
+    source="Li, Fang, Xu & Zhao 2020; constants derived here",
     run=_measure,
     figure=_draw,
 )

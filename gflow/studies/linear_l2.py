@@ -73,8 +73,7 @@ STUDY = Study(
     "the loss is (γ / (γ - ε))² times that of clean training.",
     setting="40 points in 5 dimensions, exponential loss; losses compared at ln t = 690, norm and "
     "direction where |w| (γ - ε) = 1e8.",
-    source="Lyu & Zhu 2022, Theorem on linear and deep linear networks; rates of Soudry et al. "
-    "2018",
+    source="Lyu & Zhu 2022; rates of Soudry et al. 2018",
     run=_measure,
     figure=_draw,
 )

@@ -108,7 +108,7 @@ STUDY = Study(
     setting="10 points in 3 dimensions, ReLU² network 3-6-1 (L = 3), exponential loss, clean and "
     "l2-FGM with total gradient, flow to kappa = e^32. From ln t = 1e8 on the distance of the "
     "loss's ratio from 1 is the accuracy to which ln t is followed.",
-    source="Lyu & Li 2020, Theorem 4.3 (rates) and Appendix C, Lemma C.10; constants derived here",
+    source="Lyu & Li 2020, rates and Lemma C.10; constants derived here",
     run=_measure,
     figure=_draw,
 )

@@ -18,6 +18,11 @@ _FILES = {
     "kernel-svm": "kernel_svm",
     "scale-invariance": "scale_invariance",
     "smoothed-margin": "smoothed_margin",
+    "minimum-norms": "minimum_norms",
+    "own-norm": "own_norm",
+    "clusters": "clusters",
+    "loss-based": "loss_based",
+    "matrix": "matrix",
 }
 
 NAMES = tuple(_FILES)

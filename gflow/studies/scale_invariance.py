@@ -122,7 +122,7 @@ STUDY = Study(
     "where only the runner-up counts, and not before.",
     setting="ReLU² network 3-6-1 on 10 points, radius 0.1, c = 1e-3 and 1e3; for raw gradients c = "
     "2; ten classes: ReLU² network 6-12-10 at 20 random points, l2-FGM.",
-    source="Lyu & Zhu 2022, Lemma on scale invariant perturbations",
+    source="Lyu & Zhu 2022",
     run=_measure,
     figure=_draw,
 )

@@ -87,12 +87,12 @@ STUDY = Study(
     "margin never falls along the flow of adversarial training.",
     correction="It never falls along the total gradient, which differentiates through the "
     "perturbation. Training holds the perturbation fixed; then it can fall, from one start by 13 % "
-    "just after the loss has passed 1, where the margin is still near 0. That is rare: in a coarse "
-    "survey 1 of 1500 random starts fell by more than 0.1 %.",
+    "just after the loss has passed 1, where the margin is still near 0. That start was searched "
+    "for: in a coarse survey of 1500 random starts it was the only one that fell by more than "
+    "0.1 %, so that such falls are rare.",
     setting="10 points in 3 dimensions, ReLU² network 3-6-1, exponential loss, l2-FGM of radius "
     "0.25, flow to a loss of e^-12; starts that slide along kinks are left out.",
-    source="Lyu & Zhu 2022, Theorem on the smoothed margin; Lyu & Li 2020, Lemma 5.1 for clean "
-    "data",
+    source="Lyu & Zhu 2022; Lyu & Li 2020 for clean data",
     run=_measure,
     figure=_draw,
 )

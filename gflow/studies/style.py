@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 from gflow._files import replacing
@@ -28,6 +29,17 @@ _SETTINGS = {
 GREY = {"color": "#7f7f7f", "linewidth": 1.0, "linestyle": "--"}
 """For the line of a prediction."""
 
+_stacked: ContextVar[bool] = ContextVar("stacked", default=False)
+
+
+def stacked(draw: Callable[[], Any]) -> Any:
+    """What `draw()` returns, with its panels one below the other, as for a narrow page."""
+    token = _stacked.set(True)
+    try:
+        return draw()
+    finally:
+        _stacked.reset(token)
+
 
 def styled(draw: Callable[[], Any]) -> Any:
     """What `draw()` returns, drawn in the stylesheet."""
@@ -47,6 +59,8 @@ def panels(columns: int, rows: int = 1, **options: Any) -> tuple[Any, Any]:
     from matplotlib import rcParams
     from matplotlib.figure import Figure
 
+    if _stacked.get():
+        columns, rows = 1, rows * columns
     width, height = rcParams["figure.figsize"]
     width = min(width, 4.2) if columns == 1 else width * max(columns, 2) / 2.1
     figure = Figure(figsize=(width, height * rows))
