@@ -33,6 +33,10 @@ class Layout(eqx.Module):
         """All leaves in one vector."""
         return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(params)])
 
+    def flatten_on_host(self, params: Params) -> Float[np.ndarray, " P"]:
+        """The same in NumPy: outside of compiled functions JAX compiles each operation."""
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
+
     def unflatten(self, vector: Float[Array, "... P"] | Float[np.ndarray, "... P"]) -> Params:
         """The leaves; leading axes of `vector` lead in every leaf."""
         leaves, start = [], 0

@@ -102,7 +102,7 @@ def compiler_options(work: float) -> dict[str, Any]:
     compile fast, where it is small, runs on CPU, and `XLA_FLAGS` says nothing of them.
 
     Args:
-        work: examples times weights, see `work_of`.
+        work: examples times weights, see `work_of`; 0 for a program that runs a few times only.
     """
     if work > _SMALL or jax.default_backend() != "cpu":
         return {}
@@ -113,12 +113,20 @@ def compiler_options(work: float) -> dict[str, Any]:
 def work_of(arguments: Any) -> int:
     """How much a program with these arguments works on, from their sizes: the number of examples of
     the problem among them, times the largest array that is none of its data. That is of the size of
-    the weights, so the product is nearly the cost of one gradient.
+    the weights, so the product is nearly the cost of one gradient. Of a table with a row for each
+    example, such as the angles of switches at kinks, one row counts; indices do not.
     """
     leaves, _ = jax.tree.flatten(arguments, is_leaf=_is_dataset)
-    examples = [len(leaf.x) for leaf in leaves if _is_dataset(leaf)]
-    sizes = [np.size(leaf) for leaf in leaves if isinstance(leaf, (np.ndarray, jax.Array))]
-    return max(examples, default=1) * max(sizes, default=1)
+    examples = max((len(leaf.x) for leaf in leaves if _is_dataset(leaf)), default=1)
+    arrays = [leaf for leaf in leaves if isinstance(leaf, (np.ndarray, jax.Array))]
+    arrays = [leaf for leaf in arrays if np.issubdtype(leaf.dtype, np.floating)]
+    return examples * max((_size_of(leaf, examples) for leaf in arrays), default=1)
+
+
+def _size_of(array: Any, examples: int) -> int:
+    """Of an array, or of one of its rows where there is one for each example."""
+    by_example = np.ndim(array) > 1 and len(array) == examples
+    return np.size(array) // max(examples, 1) if by_example else np.size(array)
 
 
 def _is_dataset(node: Any) -> bool:
@@ -132,10 +140,14 @@ class _Program:
     JAX takes options of the compiler only for a program that is called from Python, not for one
     that is traced into another: each set of options has a compiled function of its own, and what
     is traced another.
+
+    Args:
+        few_calls: whether it is called a few times in a run, so that compiling it is what it costs,
+            whatever its size.
     """
 
-    def __init__(self, function: Callable[..., Any]):
-        self._function = function
+    def __init__(self, function: Callable[..., Any], *, few_calls: bool = False):
+        self._function, self._few_calls = function, few_calls
         self._jitted: dict[Hashable, Any] = {}
         self._calls: dict[Hashable, Any] = {}
         self.__wrapped__ = function
@@ -162,7 +174,7 @@ class _Program:
 
     def _first_call(self, key: Hashable, args: Any, options: Any) -> Any:
         """The first call with arguments of these shapes."""
-        chosen = compiler_options(work_of((args, options)))
+        chosen = self._options(args, options)
         jitted = self._with(chosen)
         try:
             result = jitted(*args, **options)
@@ -174,6 +186,9 @@ class _Program:
         self._calls[key] = jitted
         return result
 
+    def _options(self, args: Any, options: Any) -> dict[str, Any]:
+        return compiler_options(0 if self._few_calls else work_of((args, options)))
+
     def _with(self, chosen: dict[str, Any]) -> Any:
         """The function compiled with these options."""
         name = tuple(chosen.items())
@@ -184,7 +199,7 @@ class _Program:
 
     def lower(self, *args: Any, **options: Any) -> Any:
         """The program for these arguments before it is compiled, as of `equinox.filter_jit`."""
-        return self._with(compiler_options(work_of((args, options)))).lower(*args, **options)
+        return self._with(self._options(args, options)).lower(*args, **options)
 
     def num_compiled(self) -> int:
         """How many shapes it is compiled for."""
@@ -321,3 +336,10 @@ PROGRAMS = Programs(_num_maps, _most_maps)
 def compiled(function: _Function) -> _Function:
     """`equinox.filter_jit`, for functions of gflow itself; see the module."""
     return _Program(function)  # pyright: ignore[reportReturnType]
+
+
+def compiled_for_few_calls(function: _Function) -> _Function:
+    """The same for a function that a run or a search calls a few times, as a check or a certificate
+    does: on CPU it is compiled fast whatever its size.
+    """
+    return _Program(function, few_calls=True)  # pyright: ignore[reportReturnType]

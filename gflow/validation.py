@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gflow._numerics import check_unmasked, check_untraced, check_x64, tree_norm, tree_scale
-from gflow._programs import compiled
+from gflow._programs import compiled_for_few_calls
 from gflow._typing import Params
 from gflow.perturbations import Clean, FastGradient, ProjectedGradient
 from gflow.problem import Problem
@@ -142,7 +142,7 @@ def _check_degree(problem: Problem, params: Params) -> None:
         )
 
 
-@compiled
+@compiled_for_few_calls
 def _degree_error(problem: Problem, direction: Params) -> Any:
     """Largest `|f(x; c u) - c^L f(x; u)|`, c = 1/2 and 2, relative to the largest output."""
     apply = jax.vmap(problem.network.apply, (None, 0))
@@ -194,7 +194,7 @@ def _shape_of_perturbations(problem: Problem, direction: Params) -> tuple[int, .
     return np.shape(eqx.filter_eval_shape(problem.perturbations, direction))
 
 
-@compiled
+@compiled_for_few_calls
 def _invariance_error(problem: Problem, direction: Params, factors: Any) -> Any:
     """Largest `|delta(c u) - delta(u)|_inf` over the factors c, relative; NaN where delta is."""
 

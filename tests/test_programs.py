@@ -294,6 +294,8 @@ def test_the_work_is_examples_times_the_largest_array_beside_the_data():
     data = gflow.Dataset(np.eye(4, 50), np.array([1, -1, 1, -1]))
     wide = gflow.Problem(networks.linear(50), data, loss=losses.logistic())
     assert work_of((wide, np.zeros(3))) == 4 * 3
+    # A row of a table of the examples counts, and no indices.
+    assert work_of((problem, START, np.zeros((7, 5)), np.zeros(99, int))) == 7 * 5
 
 
 @pytest.mark.usefixtures("no_flags")

@@ -147,7 +147,7 @@ def _begun(problem: Problem, params: Params, until: Until, given: Given, how: _H
     path = Path(Field(problem, Layout.of(params), log_cap), tolerances)
     solver = first_solver() if chosen is None else chosen
     cursor = start_cursor(path.field, solver, control_of(solver, tolerances, 1, until), params)
-    path = path.scaled(np.asarray(cursor.state[-1]))
+    path = path.scaled(np.asarray(cursor.state)[-1, ...])
     watch = StiffnessWatch() if chosen is None else None
     sliding, budget = Sliding(np.asarray(cursor.state)), first_budget(path.field, solver)
     place = Place(cursor, solver, watch, sliding, budget=budget)

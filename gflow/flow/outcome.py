@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from gflow._programs import compiled
+from gflow._programs import compiled_for_few_calls
 from gflow.flow.field import Field, State, vector_field
 from gflow.flow.until import TARGETS, Until, known_log_loss
 from gflow.measures import PointMeasures
@@ -51,7 +51,7 @@ def targets_met(until: Until, field: Field, row: Row, *, landed: bool = False) -
     return []
 
 
-@compiled
+@compiled_for_few_calls
 def _distances(until: Until, field: Field, row: Row) -> Array:
     """To each target, as one program rather than one for each of its operations."""
     measures = row.measures
@@ -101,8 +101,10 @@ def fixed(until: Until, now: PointMeasures) -> bool:
 
     Where a log kappa or a stationarity is asked for, waiting there reaches it.
     """
-    beyond = np.isposinf(known_log_loss(now)) and now.stationarity <= _STILL
-    return bool(beyond and np.isposinf(until.log_kappa) and until.stationarity == 0)
+    still = now.stationarity <= _STILL
+    still = still and np.isposinf(until.log_kappa) and until.stationarity == 0
+    # Last, since its operations are programs of their own here.
+    return bool(still and np.isposinf(known_log_loss(now)))
 
 
 def faded(until: Until, degree: float, start: Row, now: Row) -> bool:
@@ -128,7 +130,7 @@ def stalled(record: Record) -> bool:
     return bool(late <= 1e-3 * min(1.0, log_loss[0] - log_loss[-1]))
 
 
-@compiled
+@compiled_for_few_calls
 def _slopes_ahead(field: Field, state: State) -> Any:
     slope = vector_field(0.0, state, field)
     steps = 10.0 ** -jnp.arange(6.0, 13.0) / jnp.maximum(1.0, jnp.max(jnp.abs(slope)))

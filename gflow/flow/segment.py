@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from gflow._programs import compiled
+from gflow._programs import compiled, compiled_for_few_calls
 from gflow.flow.control import ControlState, FlowController, rewound, starting
 from gflow.flow.field import Field, State, unit_direction, vector_field
 from gflow.record import Row, empty_rows, write_row
@@ -54,7 +54,7 @@ class Block(NamedTuple):
     num_steps: Int[Array, ""]
 
 
-@compiled
+@compiled_for_few_calls
 def begin(
     field: Field,
     solver: diffrax.AbstractSolver,

@@ -6,7 +6,7 @@ import diffrax
 import jax.numpy as jnp
 import numpy as np
 
-from gflow._programs import compiled
+from gflow._programs import compiled_for_few_calls
 from gflow._typing import Params
 from gflow.flow.control import FlowController, make_controller
 from gflow.flow.field import Field, initial_state
@@ -56,7 +56,7 @@ def first_length(solver: diffrax.AbstractSolver, controller: FlowController) -> 
     return traits_of(solver).first_step * float(controller.atol) ** 0.2
 
 
-@compiled
+@compiled_for_few_calls
 def _begin_at_params(field, solver, controller, params, length) -> Cursor:
     """A cursor that tries a step of this length over the speed `|sum_i p_i grad q_i|`.
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from gflow._description import plain
 from gflow._numerics import check_unmasked, unit
-from gflow._programs import compiled
+from gflow._programs import compiled_for_few_calls
 from gflow._signatures import named
 from gflow._typing import Params
 from gflow.kkt.multipliers import Solution, best_multipliers
@@ -210,7 +210,7 @@ class _Examined(eqx.Module):
     scale_invariance_error: Array
 
 
-@compiled
+@compiled_for_few_calls
 def _examine(problem: Problem, params: Params) -> _Examined:
     direction, length = unit(params)
     # Beyond that kappa weights and smoothed margin no longer change.

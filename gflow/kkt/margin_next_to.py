@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from scipy.optimize import linprog
 
 from gflow._layout import Layout
-from gflow._programs import compiled
+from gflow._programs import compiled_for_few_calls
 from gflow._typing import Params
 from gflow.kkt.subgradients import Pattern, decided
 from gflow.kkt.switches import alone_with, has_kinks, passes, switched_margins
@@ -70,7 +70,7 @@ class _Sides:
 
     def __init__(self, problem: Problem, direction: Params, coefficients: np.ndarray):
         self.problem, self.layout = problem, Layout.of(direction)
-        self.direction = np.asarray(self.layout.flatten(direction))
+        self.direction = self.layout.flatten_on_host(direction)
         self.held = np.clip(coefficients, -1.0, 1.0)
         self.num_under = passes(problem).num_under
         pattern = decided(problem, self.layout, self.direction, self.held)
@@ -200,7 +200,7 @@ def _has_interior(rows: np.ndarray) -> bool:
     return found.status == 0
 
 
-@compiled
+@compiled_for_few_calls
 def _rows(
     problem: Problem, layout: Layout, theta: Any, coefficients: Any, places: Any
 ) -> Float[Array, "k P"]:

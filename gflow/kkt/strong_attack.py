@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gflow._programs import compiled
+from gflow._programs import compiled_for_few_calls
 from gflow._typing import Params
 from gflow.perturbations import pgd
 from gflow.problem import Problem
@@ -19,7 +19,7 @@ _NUM_STEPS = 40
 _NUM_RANDOM = 3
 
 
-def strong_margins(problem: Problem, params: Params) -> Float[Array, "n ..."]:
+def strong_margins(problem: Problem, params: Params) -> Float[np.ndarray, "n ..."]:
     """The smallest margin of each example among several attacks in the training attack's ball.
 
     They are no perturbation, the training perturbation, and projected gradient descent, 40 steps
@@ -29,7 +29,7 @@ def strong_margins(problem: Problem, params: Params) -> Float[Array, "n ..."]:
     Shapes: that of `problem.margins(params)`; for classes the smallest of an example is meant, as
     the order of the others may depend on the attack.
     """
-    weak = jnp.minimum(problem.margins(params), problem.clean_margins(params))
+    weak = np.minimum(problem.margins(params), problem.clean_margins(params))
     perturbation = problem.perturbation
     if perturbation.order not in (1.0, 2.0, math.inf) or not np.any(perturbation.radius):
         return weak
@@ -52,11 +52,11 @@ def strong_margins(problem: Problem, params: Params) -> Float[Array, "n ..."]:
         for seed in range(_NUM_RANDOM)
     ]
     starts = np.stack([np.zeros(problem.dataset.x.shape), *random])
-    return jnp.minimum(weak, _smallest(attacked, params, jnp.asarray(starts)))
+    return np.minimum(weak, _smallest(attacked, params, starts))
 
 
-@compiled
-def _smallest(problem: Problem, params: Params, starts: Float[Array, "r n d"]) -> Array:
+@compiled_for_few_calls
+def _smallest(problem: Problem, params: Params, starts: Any) -> Array:
     def margins(start: Array) -> Array:
         return eqx.tree_at(lambda p: p.starts, problem, start).margins(params)
 

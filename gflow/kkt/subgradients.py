@@ -18,9 +18,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gflow._layout import Layout
-from gflow._programs import compiled
+from gflow._programs import compiled_for_few_calls
 from gflow._typing import Params
 from gflow.kkt.switches import alive, alone_with, has_kinks, passes, switched_margins
+from gflow.kkt.system import margins_and_rows
 from gflow.problem import Problem
 
 # Memory for the gradients of single margins; the most margins that they are taken of, the smallest
@@ -72,7 +73,7 @@ class Subgradients:
 
     def __init__(self, problem: Problem, direction: Params, margins: np.ndarray):
         self.problem, self.layout = problem, Layout.of(direction)
-        self.direction = np.asarray(self.layout.flatten(direction))
+        self.direction = self.layout.flatten_on_host(direction)
         self.named = has_kinks(problem)
         self.per_example = margins.size // len(margins)
         self.num_margins, self._margins = margins.size, margins
@@ -106,7 +107,14 @@ class Subgradients:
         the switches held under a pattern. Shapes: multipliers (m,), result (P,).
         """
         given = self.problem, self.layout, self.direction
+        if self._from_system:
+            return multipliers @ np.asarray(margins_and_rows(*given)[1])
         return np.asarray(_total_pull(*given, pattern.coefficients, multipliers))
+
+    @property
+    def _from_system(self) -> bool:
+        """Whether the program of the KKT system, which a search has compiled, has all gradients."""
+        return not self.named and self.examined == self.num_margins
 
     def turns(self, pattern: Pattern, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Derivatives of an example's gradient by its coefficients, at the free switches.
@@ -159,6 +167,8 @@ class Subgradients:
                 self.problem, self.layout, vector, pattern.coefficients, self.examples
             )
             return np.asarray(found)
+        if self._from_system:
+            return np.asarray(margins_and_rows(self.problem, self.layout, vector)[2])
         params = self.layout.unflatten(jnp.asarray(vector))
         gradients = self.problem.margin_gradients(params, jnp.asarray(self.examples))
         leaves = [
@@ -214,7 +224,7 @@ def _probes(direction: np.ndarray) -> list[np.ndarray]:
     return [direction + sign * step for step in steps for sign in (1, -1)]
 
 
-@compiled
+@compiled_for_few_calls
 def _switched_values(problem: Problem, layout: Layout, theta: Any, coefficients: Any) -> Any:
     params = layout.unflatten(jnp.asarray(theta))
     angles = jnp.arcsin(jnp.asarray(coefficients))
@@ -222,7 +232,7 @@ def _switched_values(problem: Problem, layout: Layout, theta: Any, coefficients:
     return decided.values, decided.scales, margins
 
 
-@compiled
+@compiled_for_few_calls
 def _switched_gradients(
     problem: Problem, layout: Layout, theta: Any, coefficients: Any, examples: Any
 ) -> Float[Array, "m P"]:
@@ -235,7 +245,7 @@ def _switched_gradients(
     return jax.vmap(one)(jnp.asarray(examples)).reshape(-1, theta.size)
 
 
-@compiled
+@compiled_for_few_calls
 def _total_pull(
     problem: Problem, layout: Layout, theta: Any, coefficients: Any, multipliers: Any
 ) -> Float[Array, " P"]:
@@ -249,7 +259,7 @@ def _total_pull(
     return jax.vjp(margins, jnp.asarray(theta))[1](jnp.asarray(multipliers))[0]
 
 
-@compiled
+@compiled_for_few_calls
 def _switched_turns(
     problem: Problem, layout: Layout, theta: Any, coefficients: Any, shares: Any, places: Any
 ) -> Float[Array, "t P"]:

@@ -146,11 +146,11 @@ def kkt_system(
     """
     theta = without_dead(theta)
     if theta.size <= sizes.formed:
-        found = _system(problem, layout, theta, multipliers)
+        found = _lagrangian(problem, multipliers, layout, theta)
     else:
         fewer, kept = only_pushing(problem, multipliers != 0)
         found = _lagrangian(fewer, multipliers[kept], layout, theta)
-        found = *found, *_margins(problem, layout, theta)
+    found = *found, *margins_and_rows(problem, layout, theta)
     stationarity, hessian, margins, slopes, gradients = map(np.asarray, found)
     return KKTSystem(stationarity, margins, hessian, slopes, gradients)
 
@@ -178,11 +178,6 @@ def only_pushing(problem: Problem, pushing: np.ndarray) -> tuple[Problem, np.nda
 
 
 @compiled
-def _system(problem: Problem, layout: Layout, theta: Any, multipliers: Any) -> tuple[Array, ...]:
-    return *_lagrangian(problem, multipliers, layout, theta), *_margins(problem, layout, theta)
-
-
-@compiled
 def _lagrangian(
     problem: Problem, multipliers: Any, layout: Layout, theta: Any
 ) -> tuple[Array, Array]:
@@ -197,7 +192,10 @@ def _lagrangian(
 
 
 @compiled
-def _margins(problem: Problem, layout: Layout, theta: Any) -> tuple[Array, Array, Array]:
+def margins_and_rows(
+    problem: Problem, layout: Layout, theta: Any
+) -> tuple[Float[Array, " m"], Float[Array, "m P"], Float[Array, "m P"]]:
+    """The margins, flattened, and `slopes_and_gradients`."""
     margins = problem.margins(layout.unflatten(theta))
     return margins.ravel(), *slopes_and_gradients(problem, layout, theta)
 

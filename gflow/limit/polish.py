@@ -49,7 +49,7 @@ def polish_capped(
     """
     # A margin of 0 may be positive by the rounding of the program that measured it before. There is
     # no KKT system where this one says otherwise.
-    if not np.min(problem.margins(layout.unflatten(direction))) > 0:
+    if not np.asarray(problem.margins(layout.unflatten(direction))).min() > 0:
         return _without_system(problem, layout, direction, weights)
     newton, large = settings.newton, layout.size > settings.sizes.factored
     most = newton.most_iterations_large if large else newton.most_iterations

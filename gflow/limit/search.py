@@ -85,7 +85,7 @@ class Search:
 
     def margin(self, direction: np.ndarray) -> float:
         """The normalized margin at a direction, that is `min_i q_i(u)`."""
-        return float(np.min(self.problem.margins(self.layout.unflatten(direction))))
+        return float(np.asarray(self.problem.margins(self.layout.unflatten(direction))).min())
 
 
 class Refiner(ABC):

@@ -24,7 +24,7 @@ def started(problem: Problem, start: Params | Trajectory | Limit) -> tuple[Layou
         return Layout.of(check_start(problem, start.direction)), _after(problem, start)
     params = check_start(problem, start.direction if isinstance(start, Limit) else start)
     layout = Layout.of(params)
-    vector, log_norm = _polar(np.asarray(layout.flatten(params)))
+    vector, log_norm = _polar(layout.flatten_on_host(params))
     if not isinstance(start, Limit):
         return layout, Start(vector, problem.degree * log_norm)
     same = eqx.tree_equal(start.problem, problem)
