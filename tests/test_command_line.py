@@ -316,7 +316,7 @@ def test_columns_attack_with_exact_signs():
     ]
     columns = build_columns(Configuration(perturbation=attacks))
     assert list(columns) == ["clean", "fgsm", "pgd"]
-    assert columns["fgsm"].has_signs and columns["pgd"].has_signs
+    assert columns["fgsm"].has_named_kinks and columns["pgd"].has_named_kinks
 
 
 def test_quick_keeps_every_case():

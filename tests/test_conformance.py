@@ -201,9 +201,9 @@ def test_compiled_and_mapped_as_plain_and_alone(case):
     start = None if problem.starts is None else jnp.asarray(problem.starts[index])
     with jax.disable_jit():
         params = jax.tree.map(jnp.asarray, case.params)
-        delta = problem._perturb(params, x, y, start)
-        margin = problem._margin(params, x + delta, y)
-    np.testing.assert_allclose(case.delta[index], delta, rtol=0, atol=1e-13)
+        attack = problem._attack(params, x, y, start)
+        margin = problem._attacked_margin(params, x, y, attack)
+    np.testing.assert_allclose(case.delta[index], attack.delta, rtol=0, atol=1e-13)
     np.testing.assert_allclose(case.ascent.margins[index], margin, rtol=0, atol=1e-13)
 
 

@@ -322,7 +322,16 @@ PUBLIC = {
     if not key.startswith("Abstract") and callable(getattr(home, key))
 }
 # Made by gflow alone, by their functions.
-MADE = {"Certificate", "Limit", "LimitFailed", "MaxMargin", "RESULTS", "RunFailed", "Trajectory"}
+MADE = {
+    "Certificate",
+    "Comparison",
+    "Limit",
+    "LimitFailed",
+    "MaxMargin",
+    "RESULTS",
+    "RunFailed",
+    "Trajectory",
+}
 MADE |= {f"networks.{key}" for key in ("MLP", "Custom", "Convolutional", "DeepLinear", "Diagonal")}
 MADE |= {"networks.Decided", "perturbations.Clean", "perturbations.FastGradient"}
 MADE |= {"perturbations.ProjectedGradient", "perturbations.Margin", "perturbations.SwitchedMargin"}
@@ -332,7 +341,9 @@ CALLED = sorted(PUBLIC.keys() - MADE)
 @pytest.mark.parametrize("name", CALLED)
 def test_every_wrong_name_is_answered_with_the_right_one(name):
     function = PUBLIC[name]
-    known = [key for key in inspect.signature(function).parameters if key != "self"]
+    parameters = inspect.signature(function).parameters.values()
+    named = [each for each in parameters if each.kind is not each.VAR_POSITIONAL]
+    known = [each.name for each in named if each.name != "self"]
     with pytest.raises(TypeError) as refusal:
         function(qqqq=1)
     assert "there is no `qqqq`." in str(refusal.value)

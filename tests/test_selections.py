@@ -68,7 +68,7 @@ def test_where_there_is_no_choice_the_three_attacks_are_one():
     assert shape == (2, 2)
 
 
-def test_unknown_rivals_are_refused():
+def test_unknown_rivals_are_refused(own_words):
     with pytest.raises(ValueError, match=r"`Problem\(rivals='all'\)`: choose"):
         gflow.Problem(
             networks.linear(4, num_outputs=3),
