@@ -254,7 +254,7 @@ def test_smoothing_out_of_range_is_refused(smoothing):
 def all_unstable(monkeypatch):
     """Every KKT point at kinks passes for a saddle."""
 
-    def unstable(problem, layout, kinks):
+    def unstable(problem, layout, kinks, **_):
         found = kinked_curvature(kinks)
         return dataclasses.replace(found, values=found.values - found.values.max() - 1)
 

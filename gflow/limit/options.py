@@ -4,6 +4,8 @@ import math
 import warnings
 from typing import Any
 
+import diffrax
+
 from gflow._numerics import is_integer, is_real
 from gflow.limit.search_settings import DEFAULT, LimitSettings
 from gflow.stiff.traits import traits_of
@@ -22,7 +24,8 @@ def check_options(
     settings: Any = DEFAULT,
 ) -> None:
     """Refuses, by the name of the option, what cannot be meant; see `find_limit`."""
-    if solver is not None and not traits_of(solver).linearised:
+    known = solver is None or isinstance(solver, diffrax.AbstractSolver)
+    if not known or (solver is not None and not traits_of(solver).linearised):
         raise TypeError(
             f"`find_limit(solver={solver!r})`: the capped flow is stiff, and only a "
             "`gflow.Rosenbrock` follows it to where it rests."
