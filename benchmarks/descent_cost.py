@@ -1,9 +1,9 @@
 """What a step of `gflow.descend` costs beside the same steps of optax in a plain `lax.scan`.
 
 There are two peers, each one scan without any record but the last parameters: over the gradient of
-the same `Problem`, and over a loss written by hand, with the perturbation under `stop_gradient`. All
-run in the same process, in turn, and end at the same parameters. Seconds are those of the process's
-CPU, for a whole call once it is compiled: the least of all repetitions.
+the same `Problem`, and over a loss written by hand, with the perturbation under `stop_gradient`.
+All run in the same process, in turn, and end at the same parameters. Seconds are those of the
+process's CPU, for a whole call once it is compiled: the least of all repetitions.
 """
 
 import time

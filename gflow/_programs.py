@@ -144,10 +144,13 @@ class _Program:
     Args:
         few_calls: whether it is called a few times in a run, so that compiling it is what it costs,
             whatever its size.
+        many_steps: whether one call makes so many steps that running it is what it costs.
     """
 
-    def __init__(self, function: Callable[..., Any], *, few_calls: bool = False):
-        self._function, self._few_calls = function, few_calls
+    def __init__(
+        self, function: Callable[..., Any], *, few_calls: bool = False, many_steps: bool = False
+    ):
+        self._function, self._few_calls, self._many_steps = function, few_calls, many_steps
         self._jitted: dict[Hashable, Any] = {}
         self._calls: dict[Hashable, Any] = {}
         self.__wrapped__ = function
@@ -187,6 +190,8 @@ class _Program:
         return result
 
     def _options(self, args: Any, options: Any) -> dict[str, Any]:
+        if self._many_steps:
+            return {}
         return compiler_options(0 if self._few_calls else work_of((args, options)))
 
     def _with(self, chosen: dict[str, Any]) -> Any:
@@ -343,3 +348,8 @@ def compiled_for_few_calls(function: _Function) -> _Function:
     does: on CPU it is compiled fast whatever its size.
     """
     return _Program(function, few_calls=True)  # pyright: ignore[reportReturnType]
+
+
+def compiled_for_many_steps(function: _Function) -> _Function:
+    """The same for a loop of thousands of steps in one call, as of descent: it is always optimised."""
+    return _Program(function, many_steps=True)  # pyright: ignore[reportReturnType]

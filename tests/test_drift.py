@@ -1,7 +1,6 @@
 """The slow flow at infinite kappa: to the rest point that Newton's method or SciPy reaches."""
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -167,18 +166,18 @@ def test_scipy_reproduces_the_drift(drifting):
 
 
 @pytest.mark.slow
-def test_a_drift_that_does_not_end_is_an_outcome(drifting, monkeypatch):
+def test_a_drift_that_does_not_end_is_an_outcome(drifting):
     """The budget of its steps spent on the way: no success, and the speed is that of the flow."""
     problem, start = drifting
     few = dataclasses.replace(REFINE.drift, most_steps=20)
-    monkeypatch.setattr("gflow.limit.search.drift", functools.partial(drift, settings=few))
-    limit = gflow.find_limit(problem, start, throw=False)
+    settings = gflow.LimitSettings(refine=dataclasses.replace(REFINE, drift=few))
+    limit = gflow.find_limit(problem, start, settings=settings, throw=False)
     assert limit.result_name == "drifting" and not limit.successful
     assert limit.verdict == "unknown" and "drift" in limit.message
     stage = limit.stages[-1]
     assert stage.kind == "drift" and 1e-9 < stage.stationarity < 1e-3
     with pytest.raises(gflow.LimitFailed, match="drifts"):
-        gflow.find_limit(problem, start)
+        gflow.find_limit(problem, start, settings=settings)
     unit = np.asarray(Layout.of(start).flatten(limit.direction))
     span = 0.01 / stage.stationarity
     log_kappa = math.log(1e4 / limit.margin)

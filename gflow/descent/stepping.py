@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gflow._layout import Layout
 from gflow._numerics import tree_dot, tree_scale
-from gflow._programs import compiled
+from gflow._programs import compiled, compiled_for_many_steps
 from gflow._typing import Params
 from gflow.descent.batch import Rules, Slope, slope_at
 from gflow.problem import Problem
@@ -64,7 +64,7 @@ def begin(params: Params, optimizer: optax.GradientTransformation) -> Point:
     return Point(params, state, square, zero, jnp.zeros((), jnp.int64), jnp.ones((), bool))
 
 
-@compiled
+@compiled_for_many_steps
 def advance(
     problem: Problem,
     optimizer: optax.GradientTransformation,

@@ -240,7 +240,8 @@ def _stepped(at: KKTSystem, now: _Iterate, most: float, settings: RefineSettings
     if len(right) <= settings.sizes.factored:
         # Along a family of KKT points the matrix is singular but for the residual r. A singular
         # value below r^2 asks for a step of 1/r or so: the direction is one of a family.
-        step = minimum_norm(matrix, right, rank=now.error(at) ** 2)
+        rank = min(now.error(at) ** 2, newton.family_rank)
+        step = minimum_norm(matrix, right, rank=rank)
     else:  # nearly that, by a shift of the Hessian
         step = by_factors(at.bordered(active, shift=newton.shift), right)
     left_over = np.linalg.norm(matrix @ step - right)

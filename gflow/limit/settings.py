@@ -23,6 +23,8 @@ class NewtonSettings:
             seconds; what is close after cooling needs no more.
         most_iterations_nearest: likewise from where the flow stopped, once cooling has told the
             active margins: from a stationarity of 1e-3 Newton's method takes four to seven.
+        family_rank: singular values below the square of the residual, and below this part of the
+            largest, belong to a family of KKT points. Far from one nothing tells a family.
         coldest_needed: beyond that size, where cooling ended at a higher temperature than this,
             these few iterations have not led on, and none is made.
         longest_step: how far a step may move the point: a model is good nearby only.
@@ -40,6 +42,7 @@ class NewtonSettings:
     most_iterations: int = 40
     most_iterations_large: int = 5
     most_iterations_nearest: int = 8
+    family_rank: float = 1e-6
     coldest_needed: float = 1e-8
     longest_step: float = 0.3
     shortest_share: float = 0.125
