@@ -351,5 +351,5 @@ def compiled_for_few_calls(function: _Function) -> _Function:
 
 
 def compiled_for_many_steps(function: _Function) -> _Function:
-    """The same for a loop of thousands of steps in one call, as of descent: it is always optimised."""
+    """The same for a loop of thousands of steps in one call, as of descent: always optimised."""
     return _Program(function, many_steps=True)  # pyright: ignore[reportReturnType]
