@@ -22,7 +22,7 @@ from gflow.kkt.switches import smoothed
 from gflow.kkt.system import kkt_system
 from gflow.kkt.variables import Variables
 from gflow.limit.complementarity import Anchor
-from gflow.limit.following import follow, start_at
+from gflow.limit.following import start_at
 from gflow.limit.kinked_newton import KinkedNewton
 from gflow.limit.settings import REFINE
 from gflow.limit.sliding import slide
@@ -286,18 +286,16 @@ def test_a_search_that_is_lost_after_a_saddle_returns_to_it(all_unstable, monkey
     assert limit.certificate.stationarity < 1e-10
 
 
-def test_search_that_fails_at_kinks_says_so_and_names_them(monkeypatch):
+def test_search_that_fails_at_kinks_says_so_and_names_them():
     none = dataclasses.replace(REFINE.smoothing, most_iterations=0, most_in_step=0)
-    settings = dataclasses.replace(REFINE, smoothing=none)
-    monkeypatch.setattr("gflow.limit.kinked.follow", functools.partial(follow, settings=none))
-    monkeypatch.setattr("gflow.limit.kinked.slide", functools.partial(slide, settings=settings))
+    settings = gflow.LimitSettings(refine=dataclasses.replace(REFINE, smoothing=none))
     trained, start = relu_problem(wedge(), 2), wedge_start()
-    limit = gflow.find_limit(trained, start, throw=False)
+    limit = gflow.find_limit(trained, start, settings=settings, throw=False)
     assert limit.result_name == "not_at_kink" and limit.verdict == "unknown"
     assert not limit.kinks.converged and limit.smoothing > 0
     assert json.loads(json.dumps(limit.to_dict()))["at_kink"] == [0, 1]
     with pytest.raises(gflow.LimitFailed, match="smoothing"):
-        gflow.find_limit(trained, start)
+        gflow.find_limit(trained, start, settings=settings)
 
 
 def test_networks_too_large_for_dense_systems_end_with_their_smoothing():
