@@ -103,6 +103,25 @@ def test_margins_along_the_flow_are_those_of_its_points(found):
     np.testing.assert_allclose(curves[:, 1], flow.margin[points], atol=1e-12)
 
 
+@pytest.mark.parametrize("rivals", ["worst", "runner_up", "each"])
+def test_several_classes_are_attacked_as_in_training(rivals):
+    generator = np.random.default_rng(0)
+    data = gflow.Dataset(generator.normal(size=(12, 3)), np.arange(12) % 3)
+    network, attack = networks.linear(3, num_outputs=3), perturbations.fgm(0.4)
+    options = {"loss": losses.logistic(), "rivals": rivals}
+    trained = gflow.Problem(network, data, perturbation=attack, **options)
+    # The class of the longest weights is the worst rival where another one is the runner-up.
+    start = (np.asarray(network.init(20)[0]) * np.array([[1.0], [1.0], [5.0]]),)
+    flow = gflow.integrate(trained, start, until=gflow.Until(time=1e-4), tolerance=1e-4)
+    ends = {"fgm": End(Record("net", "fgm", "", True, {}, 0.0), flow.vectors[-1])}
+    evaluation = evaluate("net", {"fgm": trained}, ends, {"fgm": flow}, {"fgm": attack}, None)
+    expected = float(np.min(trained.margins(flow.direction)))
+    assert evaluation.stopped[0, 0] == pytest.approx(expected, rel=1e-12)
+    other = gflow.Problem(network, data, perturbation=attack, loss=losses.logistic())
+    told_apart = float(np.min(other.margins(flow.direction))) != pytest.approx(expected, rel=1e-3)
+    assert told_apart == (rivals == "runner_up")
+
+
 def test_it_reads_back(found, tmp_path):
     _, _, evaluation = found
     evaluation.save(tmp_path / "e.npz")

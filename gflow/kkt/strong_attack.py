@@ -11,8 +11,12 @@ from jaxtyping import Array, Float
 
 from gflow._programs import compiled_for_few_calls
 from gflow._typing import Params
+from gflow.accuracy import under
 from gflow.perturbations import pgd
 from gflow.problem import Problem
+
+PROJECTED_ORDERS = (1.0, 2.0, math.inf)
+"""Of the balls to which there is a projection."""
 
 # Steps of projected gradient descent, and random points that it starts from.
 _NUM_STEPS = 40
@@ -31,33 +35,36 @@ def strong_margins(problem: Problem, params: Params) -> Float[np.ndarray, "n ...
     """
     weak = np.minimum(problem.margins(params), problem.clean_margins(params))
     perturbation = problem.perturbation
-    if perturbation.order not in (1.0, 2.0, math.inf) or not np.any(perturbation.radius):
+    if perturbation.order not in PROJECTED_ORDERS or not np.any(perturbation.radius):
         return weak
-    # From 0 and from each random point the same program runs, on other starts.
-    attack = pgd(
-        perturbation.radius,
-        order=perturbation.order,
-        num_steps=_NUM_STEPS,
-        random_start=0,
-        box=getattr(perturbation, "box", None),
-    )
-    attacked = eqx.tree_at(
-        lambda p: (p.perturbation, p.starts),
-        problem,
-        (attack, attack.starts(*problem.dataset.x.shape)),
-        is_leaf=lambda leaf: leaf is None,
-    )
-    random: list[Any] = [
-        pgd(1.0, order=perturbation.order, random_start=seed).starts(*problem.dataset.x.shape)
-        for seed in range(_NUM_RANDOM)
-    ]
-    starts = np.stack([np.zeros(problem.dataset.x.shape), *random])
+    box = getattr(perturbation, "box", None)
+    attacked, starts = strongly_attacked(problem, perturbation.order, perturbation.radius, box)
     return np.minimum(weak, _smallest(attacked, params, starts))
 
 
-@compiled_for_few_calls
-def _smallest(problem: Problem, params: Params, starts: Any) -> Array:
+def strongly_attacked(
+    problem: Problem, order: float, radius: Any, box: tuple[Any, Any] | None
+) -> tuple[Problem, Float[np.ndarray, "s n d"]]:
+    """The problem under projected gradient descent in a ball, and the points to start it from: 0
+    and three random ones. The same program runs from each; see `smallest_margins`.
+
+    Args:
+        order: one of `PROJECTED_ORDERS`.
+    """
+    options = {"order": order, "num_steps": _NUM_STEPS, "box": box}
+    attacks = [pgd(radius, random_start=seed, **options) for seed in range(_NUM_RANDOM)]
+    shape = problem.dataset.x.shape
+    random: list[Any] = [attack.starts(*shape) for attack in attacks]
+    return under(problem, attacks[0]), np.stack([np.zeros(shape), *random])
+
+
+def smallest_margins(problem: Problem, params: Params, starts: Any) -> Array:
+    """The smallest margins from any of these starts of the attack. Shapes: starts (s, n, d)."""
+
     def margins(start: Array) -> Array:
         return eqx.tree_at(lambda p: p.starts, problem, start).margins(params)
 
     return jnp.min(jax.lax.map(margins, starts), axis=0)
+
+
+_smallest = compiled_for_few_calls(smallest_margins)

@@ -1,6 +1,5 @@
 """Trained under x attacked by: every direction that training reached, under every attack."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +14,19 @@ from jaxtyping import Array, Float
 from gflow._archive import Damaged, read_archive, write_archive
 from gflow._layout import Layout
 from gflow._programs import compiled
+from gflow.accuracy import under
 from gflow.datasets import Dataset
-from gflow.perturbations import AbstractPerturbation, pgd
+from gflow.kkt.strong_attack import PROJECTED_ORDERS, smallest_margins, strongly_attacked
+from gflow.perturbations import AbstractPerturbation
 from gflow.problem import Problem
 from gflow.report.end import End
 from gflow.trajectory import Trajectory
 
 _FORMAT = 1
 _ARRAYS = ("limit", "stopped", "accuracy")
-# The strong attack: projected gradient descent from 0 and from random points.
-_NUM_STEPS, _NUM_RANDOM = 40, 3
-# Points of a flow at which every attack is tried, and the work that this may be: products.
 # Two margins closer than this, relative, come from one limit.
 _SAME = 1e-4
+# Points of a flow at which every attack is tried, and the work that this may be: products.
 _FEWEST_POINTS, _MOST_POINTS, _MOST_WORK = 8, 40, 2e11
 
 
@@ -213,12 +212,12 @@ def _union(problem: Problem, held_out: Dataset | None) -> Problem:
         return problem
     data = problem.dataset
     x, y = np.concatenate([data.x, held_out.x]), np.concatenate([data.y, held_out.y])
-    return Problem(problem.network, Dataset(x, y), loss=problem.loss)
+    return under(problem, None, Dataset(x, y))
 
 
 def _attacked(union: Problem, attack: AbstractPerturbation, own: Problem) -> Problem:
     """The problem under this attack, which starts on training examples as it does in training."""
-    problem = Problem(union.network, union.dataset, loss=union.loss, perturbation=attack)
+    problem = under(union, attack)
     if problem.starts is None:
         return problem
     starts = np.array(problem.starts)
@@ -255,15 +254,11 @@ def _strong(
     balls: Mapping[str, Ball | None],
 ) -> dict[Ball, np.ndarray]:
     """The smallest margins that any attack finds in each ball. Shapes: (m, n, ...)."""
-    shape, found = union.dataset.x.shape, {}
+    found = {}
     for ball in dict.fromkeys(one for one in balls.values() if one is not None):
-        if ball.order not in (1.0, 2.0, math.inf):
+        if ball.order not in PROJECTED_ORDERS:
             continue
-        options = {"order": ball.order, "num_steps": _NUM_STEPS, "box": ball.box}
-        attacks = [pgd(ball.radius, random_start=seed, **options) for seed in range(_NUM_RANDOM)]
-        problem = Problem(union.network, union.dataset, loss=union.loss, perturbation=attacks[0])
-        random: list[Any] = [attack.starts(*shape) for attack in attacks]
-        starts = np.stack([np.zeros(shape), *random])
+        problem, starts = strongly_attacked(union, ball.order, ball.radius, ball.box)
         least = np.asarray(_smallest(problem, layout, vectors, jnp.asarray(starts)))
         for name, each in margins.items():
             if balls[name] in (None, ball):
@@ -276,12 +271,8 @@ def _strong(
 def _smallest(
     problem: Problem, layout: Layout, vectors: Float[Array, "m P"], starts: Float[Array, "s n d"]
 ) -> Array:
-    def margins(vector: Array, start: Array) -> Array:
-        started = eqx.tree_at(lambda p: p.starts, problem, start)
-        return started.margins(layout.unflatten(vector))
-
     def least(vector: Array) -> Array:
-        return jnp.min(jax.lax.map(lambda start: margins(vector, start), starts), axis=0)
+        return smallest_margins(problem, layout.unflatten(vector), starts)
 
     return jax.lax.map(least, vectors)
 
