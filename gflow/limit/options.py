@@ -24,8 +24,7 @@ def check_options(
     settings: Any = DEFAULT,
 ) -> None:
     """Refuses, by the name of the option, what cannot be meant; see `find_limit`."""
-    known = solver is None or isinstance(solver, diffrax.AbstractSolver)
-    if not known or (solver is not None and not traits_of(solver).linearised):
+    if not (solver is None or _is_linearised(solver)):
         raise TypeError(
             f"`find_limit(solver={solver!r})`: the capped flow is stiff, and only a "
             "`gflow.Rosenbrock` follows it to where it rests."
@@ -44,6 +43,10 @@ def check_options(
     for name, value in (("max_rounds", max_rounds), ("max_steps", max_steps)):
         if not is_integer(value) or value < 1:
             raise ValueError(f"`find_limit({name}={value!r})` must be an integer of at least 1.")
+
+
+def _is_linearised(solver: Any) -> bool:
+    return isinstance(solver, diffrax.AbstractSolver) and traits_of(solver).linearised
 
 
 def log_kappa_of(kappa_cap: float | None) -> float:

@@ -10,6 +10,7 @@ finds about nine digits of it (`_class_cones`), the others come from `_class_dig
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,20 +43,16 @@ def max_margin_of_classes(
 ) -> MaxMargin:
     """`max_margin` for classes 0 .. k-1; arguments are checked. Shapes: x (n, d), y (n,)."""
     rivals = rivals_of(x, y, num_classes)
-    clean = least_norm(rivals.rows(rivals.x))
-    if clean is None:
-        largest = 0.0 if inseparable(rivals.rows(rivals.x)) else math.nan
-        return _shaped(infeasible(x, radius, order, largest, _SEPARATOR), rivals)
-    # In these units the clean margin, and every solver's variables, are of moderate size.
-    unit = 1 / float(np.linalg.norm(clean[0]))
-    scaled = rivals._replace(x=rivals.x / unit)
-    weights = clean[0].reshape(rivals.shape) * unit
-    slopes = slopes_at(rivals.differences(weights), order)
-    best = Candidate(weights, slopes, clean[1])
-    if radius > 0:
-        best = _solved(scaled, radius / unit, order)
+    clean = _clean(rivals)
+    if clean.solution is None:
+        return _shaped(infeasible(x, radius, order, clean.bound, _SEPARATOR), rivals)
+    if radius == 0:
+        slopes = slopes_at(rivals.differences(clean.solution.weights), order)
+        best = clean.solution._replace(slopes=slopes)
+    else:
+        best = _solved(clean.rivals, radius / clean.unit, order)
     if best is None:
-        largest = unit * _largest_radius(scaled, order, weights)
+        largest = clean.unit * _largest_radius(clean.rivals, order, clean.solution.weights)
         outcome = unsolved if radius < largest else infeasible
         return _shaped(outcome(x, radius, order, largest), rivals)
     return _certified(rivals, radius, order, best)
@@ -63,13 +60,40 @@ def max_margin_of_classes(
 
 def largest_radius_of_classes(x: Array, y: Array, num_classes: int, order: float) -> float:
     """`largest_feasible_radius` for classes; arguments are checked."""
-    rivals = rivals_of(x, y, num_classes)
-    clean = least_norm(rivals.rows(rivals.x))
-    if clean is None:
-        return 0.0 if inseparable(rivals.rows(rivals.x)) else math.nan
-    unit = 1 / float(np.linalg.norm(clean[0]))
-    weights = clean[0].reshape(rivals.shape) * unit
-    return unit * _largest_radius(rivals._replace(x=rivals.x / unit), order, weights)
+    clean = _clean(rivals_of(x, y, num_classes))
+    if clean.solution is None:
+        return clean.bound
+    return clean.unit * _largest_radius(clean.rivals, order, clean.solution.weights)
+
+
+class _Clean(NamedTuple):
+    """The problem without attack, in units in which its margin is 1.
+
+    In these units every solver's variables are of moderate size.
+
+    Attributes:
+        rivals: with inputs in these units.
+        unit: the clean margin of weights of Frobenius norm 1.
+        solution: weights whose smallest margin is 1 in these units, without slopes; None where no
+            weights separate the examples, or none were found.
+        bound: then the largest feasible radius: 0, or NaN where it is unknown.
+    """
+
+    rivals: Rivals
+    unit: float
+    solution: Candidate | None
+    bound: float
+
+
+def _clean(rivals: Rivals) -> _Clean:
+    rows = rivals.rows(rivals.x)
+    found = least_norm(rows)
+    if found is None:
+        return _Clean(rivals, math.nan, None, 0.0 if inseparable(rows) else math.nan)
+    unit = 1 / float(np.linalg.norm(found[0]))
+    weights = found[0].reshape(rivals.shape) * unit
+    solution = Candidate(weights, np.zeros((len(rivals.pairs), weights.shape[1])), found[1])
+    return _Clean(rivals._replace(x=rivals.x / unit), unit, solution, math.nan)
 
 
 def _shaped(outcome: MaxMargin, rivals: Rivals) -> MaxMargin:

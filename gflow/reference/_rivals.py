@@ -76,18 +76,22 @@ def rivals_of(x: Array, y: Array, num_classes: int) -> Rivals:
 
 def withstood(rivals: Rivals, order: float, weights: Array) -> float:
     """The radius at which the smallest margin of these weights is 0. Shapes: weights (k, d)."""
-    differences = rivals.differences(weights)
-    lengths = np.array([lp_norm(row, dual_order(order)) for row in differences])[rivals.pair]
-    margins = np.sum(rivals.x * differences[rivals.pair], axis=1) * rivals.sign
-    return float(np.min(margins / np.where(lengths > 0, lengths, np.inf)))
+    clean, lengths = _clean_margins_and_lengths(rivals, order, weights)
+    return float(np.min(clean / np.where(lengths > 0, lengths, np.inf)))
 
 
 def smallest_margin(rivals: Rivals, radius: float, order: float, weights: Array) -> float:
     """Of the weights scaled to Frobenius norm 1. Shapes: weights (k, d)."""
-    differences = rivals.differences(weights / np.linalg.norm(weights))
+    clean, lengths = _clean_margins_and_lengths(rivals, order, weights / np.linalg.norm(weights))
+    return float(np.min(clean - radius * lengths))
+
+
+def _clean_margins_and_lengths(rivals: Rivals, order: float, weights: Array) -> tuple[Array, Array]:
+    """`<W_own - W_other, x>` and `|W_own - W_other|_q` of every row. Shapes: (m,), (m,)."""
+    differences = rivals.differences(weights)
     lengths = np.array([lp_norm(row, dual_order(order)) for row in differences])
     clean = np.sum(rivals.x * differences[rivals.pair], axis=1) * rivals.sign
-    return float(np.min(clean - radius * lengths[rivals.pair]))
+    return clean, lengths[rivals.pair]
 
 
 def slopes_at(differences: Array, order: float) -> Array:

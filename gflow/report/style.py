@@ -19,25 +19,31 @@ MARKS = ("o", "s", "^", "D", "v", "P", "X")
 INK = "#010203"
 """The colour of axes and text: that of no curve, so that a page can put its own in its place."""
 
-SETTINGS: dict[str, Any] = {
-    "figure.figsize": (4.3, 2.9),
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
+LAYOUT: dict[str, Any] = {
     "savefig.dpi": 150,
-    "svg.fonttype": "path",
-    "path.simplify_threshold": 0.5,
     "font.size": 9.5,
     "axes.labelsize": 9.5,
     "axes.titlesize": 9.5,
     "legend.fontsize": 8.5,
     "legend.frameon": False,
-    "legend.handlelength": 2.6,
-    "legend.labelspacing": 0.3,
     "lines.linewidth": 1.6,
-    "lines.markersize": 4.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "grid.alpha": 0.15,
+    "grid.linewidth": 0.6,
+}
+"""matplotlib's settings of every figure, whatever its size and its ink."""
+
+SETTINGS: dict[str, Any] = LAYOUT | {
+    "figure.figsize": (4.3, 2.9),
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "svg.fonttype": "path",
+    "path.simplify_threshold": 0.5,
+    "legend.handlelength": 2.6,
+    "legend.labelspacing": 0.3,
+    "lines.markersize": 4.0,
     "axes.facecolor": "none",
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -46,11 +52,9 @@ SETTINGS: dict[str, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
     "grid.color": INK,
-    "grid.alpha": 0.15,
-    "grid.linewidth": 0.6,
     "hatch.color": INK,
 }
-"""matplotlib's settings, for `matplotlib.rc_context`."""
+"""matplotlib's settings of a report's figures, for `matplotlib.rc_context`."""
 
 GUIDE: dict[str, Any] = {"color": "#7f7f7f", "linewidth": 1.0, "linestyle": ":"}
 """For the line of a prediction."""

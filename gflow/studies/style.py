@@ -7,24 +7,12 @@ from typing import Any
 
 from gflow._files import replacing
 
-# Colours that also differ in grey and for colour-blind readers; the line style repeats what the
-# colour says. Nothing here sets the colour of the ink, which is that of the page.
+# Beside the settings of every figure, `gflow.report.style.LAYOUT`, which come with JAX and are
+# imported where a figure is drawn. Nothing here sets the colour of the ink: it is the page's.
 _SETTINGS = {
     "figure.figsize": (7.2, 3.2),
     "figure.constrained_layout.use": True,
-    "font.size": 9.5,
-    "axes.labelsize": 9.5,
-    "axes.titlesize": 9.5,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.15,
-    "grid.linewidth": 0.6,
-    "savefig.dpi": 150,
 }
 GREY = {"color": "#7f7f7f", "linewidth": 1.0, "linestyle": "--"}
 """For the line of a prediction."""
@@ -46,10 +34,10 @@ def styled(draw: Callable[[], Any]) -> Any:
     from cycler import cycler
     from matplotlib import rc_context
 
-    from gflow.report.overview import PALETTE, STYLES
+    from gflow.report.style import LAYOUT, PALETTE, STYLES
 
     cycle = cycler(color=PALETTE[1:]) + cycler(linestyle=STYLES[1:])
-    settings: Any = {**_SETTINGS, "axes.prop_cycle": cycle}
+    settings: Any = LAYOUT | _SETTINGS | {"axes.prop_cycle": cycle}
     with rc_context(settings):
         return draw()
 
