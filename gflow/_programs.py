@@ -119,7 +119,8 @@ def work_of(arguments: Any) -> int:
     leaves, _ = jax.tree.flatten(arguments, is_leaf=_is_dataset)
     examples = max((len(leaf.x) for leaf in leaves if _is_dataset(leaf)), default=1)
     arrays = [leaf for leaf in leaves if isinstance(leaf, (np.ndarray, jax.Array))]
-    arrays = [leaf for leaf in arrays if np.issubdtype(leaf.dtype, np.floating)]
+    # Of JAX, which knows the types of random keys too.
+    arrays = [leaf for leaf in arrays if jax.numpy.issubdtype(leaf.dtype, np.floating)]
     return examples * max((_size_of(leaf, examples) for leaf in arrays), default=1)
 
 
