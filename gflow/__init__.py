@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gflow import datasets, losses, measures, networks, optimizers, perturbations, report
+    from gflow.batch import find_limits
     from gflow.comparison import Comparison, compare, sharpness_along
     from gflow.compilation_cache import use_compilation_cache
     from gflow.datasets import Dataset
@@ -52,6 +53,7 @@ __all__ = [
     "datasets",
     "descend",
     "find_limit",
+    "find_limits",
     "integrate",
     "load",
     "losses",
@@ -87,6 +89,7 @@ _HOMES = {
     "data_sensitivity": "limit",
     "descend": "descent",
     "find_limit": "limit",
+    "find_limits": "batch",
     "integrate": "flow",
     "load": "loading",
     "max_margin": "reference",

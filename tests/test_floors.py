@@ -43,6 +43,7 @@ FLOORS = [
     {"trajectory"},
     {"descent", "flow"},
     {"limit", "loading"},
+    {"batch"},
     {"comparison", "report", "sweep"},
     {"__init__"},
     {"studies"},
