@@ -44,7 +44,7 @@ FLOORS = [
     {"descent", "flow"},
     {"limit", "loading"},
     {"batch"},
-    {"comparison", "report", "sweep"},
+    {"comparison", "report", "sweeps"},
     {"__init__"},
     {"studies"},
     {"configuration"},
