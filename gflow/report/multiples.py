@@ -20,8 +20,8 @@ Row = Mapping[str, Any]
 
 # Numbers that span this factor or more are drawn on a logarithmic axis.
 _LOGARITHMIC = 50.0
-# The points of one place take up this part of the distance to the next.
-_WIDTH = 0.16
+# The points of a series at one place take up this part of the distance to the next.
+_WIDTH = 0.1
 _PLACE = ("network", "perturbation")
 
 
@@ -119,7 +119,7 @@ def _beside(rows: Sequence[Row], number: str) -> dict[str, float]:
 
 def panel(multiple: Multiple, name: str) -> Panel:
     """The panel as a report holds it."""
-    title = multiple.place[1]
+    title = ", ".join(multiple.place)
     runs = [row for each in multiple.series for row in each.rows]
     table = written([{**row} for row in runs])
     return Panel(name, title, _words(multiple), lambda: draw(multiple), table)
@@ -165,10 +165,12 @@ def draw(multiple: Multiple) -> Any:
 def _bounds(multiple: Multiple) -> tuple[float, float]:
     """The view along the number: every place in it, with the points beside it."""
     first, last = multiple.places[0], multiple.places[-1]
+    beside = _WIDTH * (len(multiple.series) / 2 + 0.5)
+    low, high = _moved(multiple, first, -beside), _moved(multiple, last, beside)
     if multiple.logarithmic:
-        return first / 1.3, last * 1.3
-    room = 0.07 * (last - first) or 0.5
-    return first - room, last + room
+        room = (high / low) ** 0.02
+        return low / room, high * room
+    return low - 0.02 * (high - low), high + 0.02 * (high - low)
 
 
 def _draw_series(axes: Any, series: Series, multiple: Multiple) -> None:
@@ -177,38 +179,40 @@ def _draw_series(axes: Any, series: Series, multiple: Multiple) -> None:
     if not known:
         return
     style, shape = look(series.index + 1), mark(series.index)
-    x = np.array([group[multiple.number] for group in known], float)
-    low, mean, high = (np.array([g[key] for g in known]) for key in ("min", "mean", "max"))
-    label = series.name or None
-    axes.plot(x, mean, **style, label=label, marker=shape, markevery=(0, 1), markersize=0.1)
+    x = [_moved(multiple, group[multiple.number], _aside(series, multiple)) for group in known]
+    low, mean, high = ([group[key] for group in known] for key in ("min", "mean", "max"))
+    hollow = {"markerfacecolor": "none", "markeredgecolor": style["color"], "markersize": 4.0}
+    axes.plot(x, mean, **style)
     axes.vlines(x, low, high, color=style["color"], linewidth=4.0, alpha=0.3)
-    at, margins = _points(series, multiple)
-    axes.plot(
-        at, margins, linestyle="none", marker=shape, markersize=4.0, markerfacecolor="none",
-        markeredgecolor=style["color"], markeredgewidth=0.9,
-    )  # fmt: skip
+    axes.plot(*_points(series, multiple), shape, **hollow)
+    if series.name:
+        axes.plot([], [], label=series.name, marker=shape, **style, **hollow)
 
 
-def _points(series: Series, multiple: Multiple) -> tuple[np.ndarray, np.ndarray]:
+def _aside(series: Series, multiple: Multiple) -> float:
+    """How far a series stands beside its places, so that several do not cover each other."""
+    numbers = sorted(each.index for each in multiple.series)
+    return _WIDTH * (numbers.index(series.index) - (len(numbers) - 1) / 2)
+
+
+def _points(series: Series, multiple: Multiple) -> tuple[list[float], list[float]]:
     """Every run that arrived: beside its place, in the order of the runs."""
     at, margins = [], []
     for place in multiple.places:
-        found = [
-            row["margin"]
-            for row in series.rows
-            if row[multiple.number] == place and row["margin"] is not None
-        ]
+        rows = [row for row in series.rows if row[multiple.number] == place]
+        found = [row["margin"] for row in rows if row["margin"] is not None]
         offsets = np.linspace(-0.5, 0.5, len(found)) if len(found) > 1 else np.zeros(len(found))
-        at += [_beside_place(multiple, place, offset) for offset in offsets]
+        aside = _aside(series, multiple) + _WIDTH * offsets
+        at += [_moved(multiple, place, offset) for offset in aside]
         margins += found
-    return np.array(at), np.array(margins)
+    return at, margins
 
 
-def _beside_place(multiple: Multiple, place: float, offset: float) -> float:
+def _moved(multiple: Multiple, place: float, offset: float) -> float:
+    """A place along the number, moved by this part of the distance between the closest two."""
     places = np.log(multiple.places) if multiple.logarithmic else np.array(multiple.places)
-    gap = float(np.diff(places).min(initial=np.inf)) if len(places) > 1 else 1.0
-    moved = _WIDTH * gap * offset
-    return place * math.exp(moved) if multiple.logarithmic else place + moved
+    gap = float(np.diff(places).min()) if len(places) > 1 else 1.0
+    return place * math.exp(gap * offset) if multiple.logarithmic else place + gap * offset
 
 
 def _draw_failed(axes: Any, multiple: Multiple) -> None:

@@ -49,7 +49,7 @@ def _answer(record: SweepRecord) -> str:
     basins = Counter(row["basin"] for row in record.rows if row["basin"])
     told = ", ".join(f"{count} {name}" for name, count in basins.most_common())
     low, high = significant(min(margins)), significant(max(margins))
-    return f"{arrived}, with normalized margins from {low} to {high}; of the basins {told}."
+    return f"{arrived}, with normalized margins from {low} to {high}; their basins: {told}."
 
 
 def _notices(record: SweepRecord) -> list[str]:
@@ -62,15 +62,17 @@ def _notices(record: SweepRecord) -> list[str]:
 
 
 def _figures(record: SweepRecord) -> list[dict[str, Any]]:
-    """For every swept number, the panels of each network."""
-    found = []
-    for count, number in enumerate(numbers_of(record.rows, record.names)):
-        networks: dict[str, list[Any]] = {}
-        for place, each in enumerate(multiples(record.rows, record.names, number)):
-            drawn = figure_of(panel(each, f"sweep-{count + 1}-{place + 1}"), each.place[0])
-            networks.setdefault(each.place[0], []).append(drawn)
-        found.append({"name": number, "networks": networks})
-    return found
+    """For every swept number, a panel for each network under each attack."""
+    return [
+        {
+            "name": number,
+            "figures": [
+                figure_of(panel(each, f"sweep-{count + 1}-{place + 1}"), record.data)
+                for place, each in enumerate(multiples(record.rows, record.names, number))
+            ],
+        }
+        for count, number in enumerate(numbers_of(record.rows, record.names))
+    ]
 
 
 def _cells(names: list[str], group: dict[str, Any]) -> dict[str, Any]:
