@@ -6,8 +6,8 @@ perturbation is run with every combination of these values.
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from typing import Any, NamedTuple
 
 from gflow.commands.fields import kind_of, tables_of, type_text
@@ -51,20 +51,20 @@ def entries(document: dict[str, Any], source: str) -> list[Entry]:
     found = list(_lists(document))
     for swept in found:
         _check_values(swept)
+    count = _count(document, found)
+    if count > MOST_RUNS:
+        raise UserError(f"{source}: the lists ask for {count} runs; at most {MOST_RUNS} are made.")
     first = _with(document, [(swept, swept.values[0]) for swept in found])
     names = _names(check_document(first, source))
     for swept in found:  # one after another, so that a message names the right place
         for value in swept.values[1:]:
             check_document(_with(first, [(swept, value)]), source)
-    rows = list(itertools.islice(_rows(document, found, names), MOST_RUNS + 1))
-    if len(rows) > MOST_RUNS:
-        raise UserError(f"{source}: the lists ask for more than {MOST_RUNS} runs.")
-    return rows
+    return list(_rows(document, found, names))
 
 
 def _filled(document: Mapping[str, Any]) -> dict[str, Any]:
     """With the networks and perturbations of the main job, where there are none."""
-    filled = deepcopy(dict(document))
+    filled = dict(document)
     for name in _ARRAYS:
         if name not in filled:
             tables = Configuration.model_fields[name].default
@@ -114,8 +114,25 @@ def _check_values(swept: Swept) -> None:
         raise UserError(f"`{where}`: the values must differ.")
 
 
+def _count(document: Mapping[str, Any], found: list[Swept]) -> int:
+    """How many runs the product has."""
+    counts = {name: 0 for name in _ARRAYS}
+    for name in _ARRAYS:
+        for number in range(len(document[name]) if isinstance(document[name], list) else 1):
+            own = (len(each.values) for each in found if each.place[:2] == (name, number))
+            counts[name] += math.prod(own)
+    whole = (len(each.values) for each in found if each.place[0] not in _ARRAYS)
+    return math.prod([*counts.values(), *whole])
+
+
 def _with(document: Mapping[str, Any], changes: list[tuple[Swept, Any]]) -> dict[str, Any]:
-    changed = deepcopy(dict(document))
+    """The document with other values at these places; what is not changed is shared."""
+    changed = dict(document)
+    for name in _ARRAYS:
+        if isinstance(changed[name], list):
+            changed[name] = [dict(t) if isinstance(t, dict) else t for t in changed[name]]
+    if isinstance(changed.get("data"), dict):
+        changed["data"] = dict(changed["data"])
     for swept, value in changes:
         table: Any = changed
         for key in swept.place[:-1]:

@@ -268,6 +268,7 @@ def _conclude(
     seconds: float,
 ) -> int:
     from gflow.report.sweep_record import SweepRecord, write_record
+    from gflow.sweeps.result import UNFINISHED
 
     interrupted = any(run.outcome == "interrupted" for run in found)
     record = SweepRecord(
@@ -290,8 +291,11 @@ def _conclude(
         with console.status("Drawing figures"):
             paths.append(write(safe, draw_sweep, record, folder))
     _print(console, record)
+    _say(console, repr(found))
+    for outcome, message in _failures(found).items():
+        _say(console, f"{outcome}: {message}")
     _say(console, f"In {seconds:.0f} s. Written: {', '.join(map(str, paths))}")
-    unfinished = sum(run.outcome in ("not_begun", "interrupted", "seconds_spent") for run in found)
+    unfinished = sum(run.outcome in UNFINISHED for run in found)
     if unfinished:
         why = "Interrupted" if interrupted else "The seconds are spent"
         _say(
@@ -299,10 +303,17 @@ def _conclude(
             f"{why}: {unfinished} run(s) are not finished; go on with `gflow sweep --resume "
             f"{folder}`.",
         )
-    _say(console, repr(found))
     if interrupted:
         return INTERRUPTED
     return ALL_REACHED if len(found.arrived) == len(found) else NOT_ALL_REACHED
+
+
+def _failures(found: Any) -> dict[str, str]:
+    """Of each outcome of finished runs that did not arrive, the first one's sentence."""
+    from gflow.sweeps.result import UNFINISHED
+
+    failed = [run for run in found.failed if run.outcome not in UNFINISHED]
+    return {run.outcome: run.message for run in reversed(failed)}
 
 
 def _print(console: Console, record: Any) -> None:
