@@ -37,6 +37,7 @@ CHUNK = 4
 COLUMNS = ("target", "kill", "seconds", "kept", "begun", "lost")
 
 SWEEP = """
+import functools
 import sys
 import jax
 jax.config.update("jax_enable_x64", True)
@@ -44,6 +45,7 @@ import gflow
 from gflow.sweeps import running
 
 search = running.find_limits
+@functools.wraps(search)
 def told(problems, *arguments, **options):
     print("begun", len(problems), flush=True)
     return search(problems, *arguments, **options)
@@ -53,10 +55,13 @@ data = gflow.datasets.gaussian(10, 4, seed=0)
 network = gflow.networks.deep_linear((4, 3, 1))
 def make(radius, seed):
     attack = gflow.perturbations.fgm(radius)
-    return gflow.Problem(network, data, perturbation=attack), network.init(seed)
+    loss = gflow.losses.exponential()
+    return gflow.Problem(network, data, loss=loss, perturbation=attack), network.init(seed)
 
 settings = {"radius": [0.0, 0.05, 0.1], "seed": range(8)}
-gflow.sweep(make, settings, folder=sys.argv[1], chunk=int(sys.argv[2]))
+found = gflow.sweep(make, settings, folder=sys.argv[1], chunk=int(sys.argv[2]))
+if len(found.arrived) < len(found):
+    sys.exit(f"{found}: {found.failed[0].message}")
 """
 
 JOB = """

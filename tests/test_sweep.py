@@ -110,6 +110,7 @@ def test_settings_that_cannot_be_meant_are_refused(settings, error, words):
         ({"throw": True}, TypeError, "there is no `throw`"),
         ({"chunk": 0}, ValueError, "at least 1"),
         ({"max_seconds": -1.0}, ValueError, "positive"),
+        ({"limit_settings": 3}, TypeError, "must be a `gflow.LimitSettings`"),
         ({"folder": " "}, TypeError, "the path of a folder"),
     ],
 )

@@ -7,7 +7,7 @@ perturbation is run with every combination of these values.
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gflow.commands.fields import kind_of, tables_of, type_text
@@ -168,7 +168,7 @@ def _combinations(found: list[Swept]) -> Iterator[list[tuple[Swept, Any]]]:
 def _entry(
     document: dict[str, Any],
     names: dict[str, list[str]],
-    places: list[tuple[str, int]],
+    places: Sequence[tuple[str, int]],
     chosen: list[tuple[Swept, Any]],
 ) -> Entry:
     changed = _with(document, chosen)

@@ -60,7 +60,8 @@ def put(value: Any, arrays: Arrays) -> Any:
     """`value`, a limit or a part of one, as JSON; its arrays are added to `arrays`."""
     name = _KIND_NAMES.get(type(value))
     if name is not None:
-        fields = value._asdict() if isinstance(value, tuple) else vars(value)
+        # Of a named tuple, or of a dataclass.
+        fields: dict[str, Any] = getattr(value, "_asdict", lambda: vars(value))()
         return {"kind": name, "fields": {key: put(item, arrays) for key, item in fields.items()}}
     match value:
         case None | bool() | str():

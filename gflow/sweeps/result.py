@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, overload
 
 from gflow._files import checked_path, write_text
@@ -286,6 +287,9 @@ class Sweep:
             ]
         if failed:
             lines.append(f"  failed    {_counted(failed)}")
+        refused = next((run.message for run in self if run.outcome == REFUSED), "")
+        if refused:
+            lines.append(f"  refused   {shorten(refused, _MOST_LETTERS)}")
         return "\n".join(lines) + ")"
 
 
@@ -293,6 +297,7 @@ _NUMBERS = tuple(
     name for name in COLUMNS if name not in ("outcome", "arrived", "verdict", "basin", "message")
 )
 _MOST_SHOWN = 6
+_MOST_LETTERS = 100
 
 
 def _few(names: Sequence[str]) -> str:

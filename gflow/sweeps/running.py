@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from gflow._archive import Damaged
 from gflow._description import encode
 from gflow._numerics import check_x64, is_integer
-from gflow._signatures import named, nearest
+from gflow._signatures import named
 from gflow._typing import Params
 from gflow.batch import find_limits
 from gflow.deadline import Deadline
@@ -30,15 +30,39 @@ from gflow.trajectory import Trajectory
 from gflow.validation import check_start
 
 Make = Callable[..., tuple[Problem, Any]]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _CHUNK = 64
 # Matrices of a KKT point that are larger than this are not kept with the limit.
 _MOST_BYTES = 2**20
 # What the sweep itself says of the search.
 _OWN = ("problems", "starts", "max_seconds", "progress", "throw")
+# An option of the search that is called like an argument of the sweep.
+_RENAMED = {"settings": "limit_settings"}
+
+
+def _takes_options(function: _Function) -> _Function:
+    """A decorator: in place of `**options` the signature has those of `find_limits` by name."""
+    own = inspect.signature(function)
+    listed = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+        for name, default in _defaults().items()
+    ]
+    signature: Any = own.replace(parameters=[*listed, *options])
+    function.__signature__ = signature
+    return function
+
+
+def _defaults() -> dict[str, Any]:
+    """The options of the search and what they are if they are not given."""
+    parameters = inspect.signature(find_limits).parameters
+    found = {name: each.default for name, each in parameters.items() if name not in _OWN}
+    return {_RENAMED.get(name, name): default for name, default in found.items()}
 
 
 @named()
+@_takes_options
 def sweep(
     make: Make,
     settings: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]],
@@ -80,7 +104,8 @@ def sweep(
         progress: True for a line with the runs done, arrived and failed, and their rate; or a
             function of a dict with `done`, `runs`, `arrived`, `failed` and `seconds`.
         max_seconds: for the whole sweep. Runs that it does not come to are "not_begun".
-        options: those of `find_limits`, for every run.
+        options: those of `find_limits`, for every run; its `settings` is called `limit_settings`
+            here.
 
     Returns:
         Every run in the order of the settings. An interrupt from the keyboard returns what was
@@ -132,23 +157,15 @@ def _check(make: Any, chunk: Any, progress: Any, options: Mapping[str, Any]) -> 
     if chunk is not None and (not is_integer(chunk) or chunk < 1):
         raise ValueError(f"`sweep(chunk={chunk!r})` must be an integer of at least 1.")
     check_progress(progress, "sweep")
-    known = _defaults()
-    for name in options:
-        if name not in known:
-            meant = nearest(name, known)
-            guess = f"; perhaps `{meant}` is meant" if meant else ""
-            raise TypeError(
-                f"`sweep({name}=...)`: there is no `{name}`{guess}. Beside its own arguments it "
-                f"takes those of `find_limits`: {', '.join(f'`{key}`' for key in known)}."
-            )
     checked = inspect.signature(check_options).parameters
-    check_options(**{name: value for name, value in options.items() if name in checked})
+    search = _of_search(options)
+    check_options(**{name: value for name, value in search.items() if name in checked})
 
 
-def _defaults() -> dict[str, Any]:
-    """The options of the search and what they are if they are not given."""
-    parameters = inspect.signature(find_limits).parameters
-    return {name: each.default for name, each in parameters.items() if name not in _OWN}
+def _of_search(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as `find_limits` calls them."""
+    names = {new: old for old, new in _RENAMED.items()}
+    return {names.get(name, name): value for name, value in options.items()}
 
 
 def _as_text(options: Mapping[str, Any]) -> dict[str, str]:
@@ -309,7 +326,7 @@ def _found(job: _Job, made: Sequence[_Made], before: Count) -> list[Limit]:
         max_seconds=job.deadline.left(),
         progress=hear,
         throw=False,
-        **job.options,
+        **_of_search(job.options),
     )
 
 
