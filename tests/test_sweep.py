@@ -122,6 +122,12 @@ def test_options_that_cannot_be_meant_are_refused_before_anything_is_made(option
         gflow.sweep(never, SETTINGS, **options)
 
 
+def test_options_that_are_called_otherwise_here_reach_the_search():
+    given = {"batch": 4, "limit_settings": "of experts", "tolerance": 1e-9}
+    search = {"chunk": 4, "settings": "of experts", "tolerance": 1e-9}
+    assert running._of_search(given) == search
+
+
 def test_a_bad_run_spoils_no_other(found):
     def sometimes(case):
         if case == "raises":

@@ -37,8 +37,10 @@ _CHUNK = 64
 _MOST_BYTES = 2**20
 # What the sweep itself says of the search.
 _OWN = ("problems", "starts", "max_seconds", "progress", "throw")
-# An option of the search that is called like an argument of the sweep.
-_RENAMED = {"settings": "limit_settings"}
+# Options of the search that are called like an argument of the sweep, and their names here.
+_RENAMED = {"settings": "limit_settings", "chunk": "batch"}
+# Options that say how runs are searched side by side, and change no limit beyond rounding.
+_HOW = ("batch", "mesh")
 
 
 def _takes_options(function: _Function) -> _Function:
@@ -102,10 +104,11 @@ def sweep(
         chunk: how many runs are searched, and kept, at once; None for 64, or for what the folder's
             sweep was begun with.
         progress: True for a line with the runs done, arrived and failed, and their rate; or a
-            function of a dict with `done`, `runs`, `arrived`, `failed` and `seconds`.
+            function of a dict with `done`, `runs`, `arrived`, `failed`, `rate` (runs a second),
+            `steps` (of the chunk in progress) and `seconds`.
         max_seconds: for the whole sweep. Runs that it does not come to are "not_begun".
         options: those of `find_limits`, for every run; its `settings` is called `limit_settings`
-            here.
+            here, and its `chunk`, if it has one, `batch`.
 
     Returns:
         Every run in the order of the settings. An interrupt from the keyboard returns what was
@@ -171,7 +174,8 @@ def _of_search(options: Mapping[str, Any]) -> dict[str, Any]:
 def _as_text(options: Mapping[str, Any]) -> dict[str, str]:
     """Every option of the search, written so that equal ones are equal in another process."""
     every = _defaults() | dict(options)
-    return {name: without_addresses(repr(value)) for name, value in every.items()}
+    asked = {name: value for name, value in every.items() if name not in _HOW}
+    return {name: without_addresses(repr(value)) for name, value in asked.items()}
 
 
 def _place(folder: Any) -> Path:
@@ -318,7 +322,7 @@ def _found(job: _Job, made: Sequence[_Made], before: Count) -> list[Limit]:
         return []
 
     def hear(status: Mapping[str, Any]) -> None:
-        job.tell(before.plus(status.get("arrived", 0), status.get("done", 0)))
+        job.tell(replace(before, steps=int(status.get("steps", 0))))
 
     return find_limits(
         problems,

@@ -18,11 +18,13 @@ class Count:
         done: runs that ended, one way or another.
         arrived: of these, those whose limit was found.
         kept: of these, those that an earlier call had finished.
+        steps: of the flow, in the chunk in progress.
     """
 
     done: int = 0
     arrived: int = 0
     kept: int = 0
+    steps: int = 0
 
     def plus(self, arrived: int, done: int, *, kept: bool = False) -> "Count":
         """With so many more runs."""
@@ -52,6 +54,7 @@ def telling(progress: bool | Report, runs: int) -> Iterator[Tell]:
             "arrived": count.arrived,
             "failed": count.done - count.arrived,
             "rate": (count.done - count.kept) / seconds,
+            "steps": count.steps,
             "seconds": seconds,
         }
 
@@ -77,7 +80,8 @@ def _line(runs: int) -> Iterator[Report]:
 
         def show(status: dict[str, Any]) -> None:
             told = f"{status['arrived']} arrived, {status['failed']} failed"
-            line.set_postfix_str(f"{told}, {status['rate']:.3g} runs/s", refresh=False)
+            steps = f", {status['steps']} steps" if status["steps"] else ""
+            line.set_postfix_str(f"{told}, {status['rate']:.3g} runs/s{steps}", refresh=False)
             line.update(status["done"] - line.n)
 
         with while_compiling(compiling):
