@@ -108,7 +108,7 @@ def get(value: Any, arrays: dict[str, np.ndarray], problem: Problem | None = Non
         kind, fields = _KINDS[value["kind"]], value["fields"]
         return kind(**{key: get(item, arrays, problem) for key, item in fields.items()})
     if "trajectory" in value:
-        return trajectory_from(value["trajectory"], _named(value, arrays), problem)
+        return _trajectory(value, arrays, problem)
     if "problem" in value:
         return decode(value["problem"], _named(value, arrays)) if problem is None else problem
     if "array" in value:
@@ -122,6 +122,16 @@ def get(value: Any, arrays: dict[str, np.ndarray], problem: Problem | None = Non
     if kind == "dict":
         return {get(key, arrays): get(item, arrays, problem) for key, item in items}
     return {"tuple": tuple, "list": list}[kind](get(item, arrays, problem) for item in items)
+
+
+def _trajectory(
+    value: dict[str, Any], arrays: dict[str, np.ndarray], problem: Problem | None
+) -> Trajectory:
+    """With its own problem, which at kinks has rounded ones, unless the file could not hold it."""
+    found = trajectory_from(value["trajectory"], _named(value, arrays), None)
+    if found.problem is not None or problem is None:
+        return found
+    return trajectory_from(value["trajectory"], _named(value, arrays), problem)
 
 
 def _named(value: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
