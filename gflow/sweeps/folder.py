@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from gflow._archive import Damaged, read_archive, write_archive
@@ -26,6 +27,8 @@ from gflow.sweeps.table import cell, without_addresses
 
 FORMAT = 1
 _NAME = "sweep.npz"
+# Of an option, in a message.
+_LETTERS = 80
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Plan:
 
     Attributes:
         rows: the settings of every run.
-        options: of the search, as text.
+        options: of the search, those that are not the usual ones, as text.
         chunk: runs that are searched, and kept, at once.
     """
 
@@ -139,7 +142,8 @@ def _difference(found: Plan, plan: Plan) -> str:
     for name in dict.fromkeys((*found.options, *plan.options)):
         one, other = found.options.get(name), plan.options.get(name)
         if one != other:
-            return f"it has `{name}={one}`, and you ask for `{name}={other}`"
+            told = [f"`{name}={shorten(value or 'as usual', _LETTERS)}`" for value in (one, other)]
+            return f"it has {told[0]}, and you ask for {told[1]}"
     if len(found.rows) != len(plan.rows):
         return f"it has {len(found.rows)} runs, and you ask for {len(plan.rows)}"
     for number, (one, other) in enumerate(zip(found.rows, plan.rows, strict=True)):

@@ -99,7 +99,7 @@ class Sweep:
 
     Attributes:
         runs: every run, those that failed or were not begun too.
-        options: the options of the search, as text.
+        options: of the search, those that are not the usual ones, as text.
         chunk: how many runs were searched at once.
     """
 

@@ -172,10 +172,13 @@ def _of_search(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_text(options: Mapping[str, Any]) -> dict[str, str]:
-    """Every option of the search, written so that equal ones are equal in another process."""
-    every = _defaults() | dict(options)
-    asked = {name: value for name, value in every.items() if name not in _HOW}
-    return {name: without_addresses(repr(value)) for name, value in asked.items()}
+    """The options that are not the usual ones, so that equal ones are equal in another process."""
+    usual = _defaults()
+    return {
+        name: without_addresses(repr(value))
+        for name, value in options.items()
+        if name not in _HOW and repr(value) != repr(usual[name])
+    }
 
 
 def _place(folder: Any) -> Path:
