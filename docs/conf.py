@@ -25,22 +25,24 @@ extensions = [
     "mathml",
     "pages",
 ]
-exclude_patterns = ["_build", "_ext", "**/.ipynb_checkpoints", "notebooks/*.py"]
+exclude_patterns = ["_build", "_ext", "_generated", "**/.ipynb_checkpoints", "notebooks/*.py"]
 
 # Pages
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 # Notebooks are shown as they are committed, with their outputs.
 nb_execution_mode = "off"
-suppress_warnings = ["mystnb.unknown_mime_type"]
 
 # Docstrings
 autodoc_member_order = "bysource"
+# Overrides have the text of what they override, once, in the base class.
+autodoc_inherit_docstrings = False
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 napoleon_use_rtype = False
 napoleon_custom_sections = [("Shapes", "params_style")]
 add_module_names = False

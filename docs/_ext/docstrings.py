@@ -1,29 +1,38 @@
 """Docstrings are plain text with code between single backticks; here they become reStructuredText.
 
 - A block that is indented after an empty line is shown as it stands.
-- `code` stays code, and names of the package become links.
+- `code` stays code, and names such as `gflow.certify` become links.
 - Signs that mean something to reStructuredText, as in |theta|, stay signs.
 """
 
 import re
+from itertools import groupby
 from typing import Any
 
 from sphinx.application import Sphinx
 
-_PARTS = re.compile(r"``[^`]+``|`(?P<code>[^`]+)`|(?P<sign>\||\*(?!\w[^*]*\w\*|\*))")
+_PARTS = re.compile(
+    r"``[^`]+``|`(?P<code>[^`]+)`|\*\*\w[^*]*\w\*\*|(?<!\w)\*\w[^*]*\w\*|(?P<sign>[|*])"
+)
 _PUBLIC = re.compile(r"gflow(\.\w+)+")
+
+# In signatures: arrays by their shapes alone, defaults as numbers, and no private places.
+_SHORTER = [
+    (re.compile(r"jaxlib\._jax\.Array"), "Array"),
+    (re.compile(r"Default\(([^()]*)\)"), r"\1"),
+    (re.compile(r"(\w+\[(?:Array|ndarray), '[^']*'\])(?: \| \w+\[(?:Array|ndarray), '[^']*'\])+"), r"\1"),
+    (re.compile(r"<gflow\.\S+ object at 0x\w+>"), "..."),
+]
+# Classes with more fields than this are made by gflow, not by users.
+_MOST_FIELDS = 8
 
 
 def as_rst(lines: list[str]) -> list[str]:
     """The lines of a docstring as reStructuredText."""
-    parts, text = [], []
-    for display, line in _marked(lines):
-        if display:
-            parts += [_PARTS.sub(_escaped, "\n".join(text)), line]
-            text = []
-        else:
-            text.append(line)
-    parts.append(_PARTS.sub(_escaped, "\n".join(text)))
+    parts = []
+    for display, some in groupby(_marked(lines), key=lambda marked: marked[0]):
+        text = "\n".join(line for _, line in some)
+        parts.append(text if display else _PARTS.sub(_escaped, text))
     return "\n".join(parts).split("\n")
 
 
@@ -41,7 +50,7 @@ def _marked(lines: list[str]) -> list[tuple[bool, str]]:
             inside = None
         if inside is None and empty and indent > above:
             inside = indent
-            found += [(True, " " * above + "::"), (True, "")]
+            found += [(True, " " * max(above, indent - 4) + ".. code-block:: text"), (True, "")]
         if inside is None:
             above = indent
         found.append((inside is not None, line))
@@ -53,16 +62,29 @@ def _escaped(match: re.Match[str]) -> str:
     code = match["code"]
     if code is None:
         return "\\" + match[0] if match["sign"] else match[0]
-    if _PUBLIC.fullmatch(code):
-        return f":py:obj:`{code}`"
-    return f"``{code}``"
+    code = " ".join(code.split())
+    return f":py:obj:`{code}`" if _PUBLIC.fullmatch(code) else f"``{code}``"
 
 
-def _process(app: Sphinx, kind: str, name: str, what: Any, options: Any, lines: list[str]) -> None:
+def _docstring(
+    app: Sphinx, kind: str, name: str, what: Any, options: Any, lines: list[str]
+) -> None:
     lines[:] = as_rst(lines)
+
+
+def _signature(
+    app: Sphinx, kind: str, name: str, what: Any, options: Any, arguments: str, returns: str
+) -> tuple[str, str]:
+    fields = getattr(what, "__dataclass_fields__", {}) if kind == "class" else {}
+    if len(fields) > _MOST_FIELDS:
+        return "", ""
+    for pattern, short in _SHORTER:
+        arguments, returns = (text and pattern.sub(short, text) for text in (arguments, returns))
+    return arguments, returns
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     # Before napoleon, which reads sections such as `Args:`.
-    app.connect("autodoc-process-docstring", _process, priority=400)
+    app.connect("autodoc-process-docstring", _docstring, priority=400)
+    app.connect("autodoc-process-signature", _signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -3,6 +3,8 @@
 The converter is that of docutils. A command that it does not know is a warning, with its place.
 """
 
+import html
+import re
 from typing import Any
 
 from docutils import nodes
@@ -13,14 +15,24 @@ from sphinx.util import logging
 
 _log = logging.getLogger(__name__)
 
+# As in TeX: the arguments of \tfrac12 are single digits, and neither / nor | is spaced. And TeX's
+# names for what docutils calls otherwise.
+_DIGITS = re.compile(r"\\([dt]?frac)(\d)(\d)")
+_NAMES = {r"\dots": r"\ldots", r"\big": r"\bigl", r"\Big": r"\Bigl"}
+_NAMED = re.compile("|".join(re.escape(name) + r"(?![A-Za-z])" for name in _NAMES))
+_SPACED = re.compile(r"<mo>([/|])</mo>")
+
 
 def _converted(node: nodes.Element, *, block: bool) -> str:
     formula = node.astext()
+    source = _NAMED.sub(lambda found: _NAMES[found[0]], formula)
+    source = _DIGITS.sub(r"\\\1{\2}{\3}", source)
     try:
-        return tex2mathml(formula, as_block=block)
+        written = tex2mathml(source, as_block=block)
+        return _SPACED.sub(r'<mo lspace="0" rspace="0" stretchy="false">\1</mo>', written)
     except MathError as error:
         _log.warning(f"the formula {formula!r} is no MathML: {error}", location=node)
-        return f"<code>{nodes.unescape(formula)}</code>"
+        return f"<code>{html.escape(formula)}</code>"
 
 
 def _inline(translator: Any, node: nodes.math) -> None:
