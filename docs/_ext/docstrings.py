@@ -16,11 +16,12 @@ _PARTS = re.compile(
 )
 _PUBLIC = re.compile(r"gflow(\.\w+)+")
 
+_SHAPED = r"\w+\[(?:Array|ndarray), '[^']*'\]"
 # In signatures: arrays by their shapes alone, defaults as numbers, and no private places.
 _SHORTER = [
     (re.compile(r"jaxlib\._jax\.Array"), "Array"),
     (re.compile(r"Default\(([^()]*)\)"), r"\1"),
-    (re.compile(r"(\w+\[(?:Array|ndarray), '[^']*'\])(?: \| \w+\[(?:Array|ndarray), '[^']*'\])+"), r"\1"),
+    (re.compile(rf"({_SHAPED})(?: \| {_SHAPED})+"), r"\1"),
     (re.compile(r"<gflow\.\S+ object at 0x\w+>"), "..."),
 ]
 # Classes with more fields than this are made by gflow, not by users.

@@ -38,7 +38,8 @@ def study_list() -> str:
     lines = []
     for name in studies.NAMES:
         study = studies.find(name)
-        lines += [f"## {plain(study.title)}", "", f"`gflow study {name}`", "", plain(study.claim), ""]
+        lines += [f"## {plain(study.title)}", "", f"`gflow study {name}`", ""]
+        lines += [plain(study.claim), ""]
         if study.correction:
             lines += [f"*What holds instead.* {plain(study.correction)}", ""]
         lines += [f"*Setting.* {plain(study.setting)}", "", f"*Source.* {plain(study.source)}", ""]
@@ -52,7 +53,8 @@ def commands() -> str:
         context = click.Context(command, info_name=f"gflow {name}", max_content_width=88)
         arguments = " ".join(command.collect_usage_pieces(context))
         lines += [f"## `gflow {name}`", "", "```text", f"gflow {name} {arguments}", "```", ""]
-        lines += [plain(" ".join(part.split())) + "\n" for part in (command.help or "").split("\n\n")]
+        paragraphs = (command.help or "").split("\n\n")
+        lines += [plain(" ".join(paragraph.split())) + "\n" for paragraph in paragraphs]
         for option in command.get_params(context):
             record = option.get_help_record(context)
             if record is not None:

@@ -90,6 +90,7 @@ def _rows(fields: list[tuple[str, FieldInfo]], indent: int = 2) -> Padding:
 
 
 def explanation(info: FieldInfo) -> Text:
+    """What a field means, with its type, its bounds and its default."""
     return Text.assemble(
         info.description or "",
         (f"  [{type_text(info)}{_bounds(info)}; {_default_phrase(info)}]", "dim"),

@@ -19,7 +19,6 @@ import numpy as np
 
 from gflow.limit.search_settings import DEFAULT, BasinSettings
 
-
 BASINS = ("confirmed", "undecided", "reproduced")
 """Every word that `Limit.basin` can be."""
 
