@@ -28,6 +28,7 @@ extensions = [
 exclude_patterns = ["_build", "_ext", "_generated", "**/.ipynb_checkpoints", "notebooks/*.py"]
 
 # Pages
+smartquotes = False
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 # Notebooks are shown as they are committed, with their outputs.

@@ -17,6 +17,7 @@ import pytest
 from _printed import same
 
 import gflow
+from gflow.kkt.settings import SIZES
 from gflow.limit.basin import BASINS
 from gflow.limit.verdict import VERDICTS
 from gflow.results import NAMES
@@ -117,6 +118,15 @@ def test_every_word_of_a_result_has_an_entry():
     told = [[title.removesuffix(" (verdict)") for title in titles] for titles in found.values()]
     assert list(map(len, told)) == [len(NAMES), len(VERDICTS), len(BASINS)]
     assert list(map(set, told)) == [set(NAMES), set(VERDICTS), set(BASINS)]
+
+
+def test_the_sizes_are_those_of_the_code():
+    page = " ".join((DOCS / "performance.md").read_text().split())
+    for told in (
+        f"Up to {SIZES.formed} parameters the search forms its matrices, up to {SIZES.factored} it",
+        f"led to 0 for at most {SIZES.at_kinks} parameters",
+    ):
+        assert told in page
 
 
 def examples() -> dict[str, list[tuple[str, str]]]:

@@ -15,12 +15,17 @@ from sphinx.util import logging
 
 _log = logging.getLogger(__name__)
 
-# As in TeX: the arguments of \tfrac12 are single digits, and neither / nor | is spaced. And TeX's
-# names for what docutils calls otherwise.
-_DIGITS = re.compile(r"\\([dt]?frac)(\d)(\d)")
+# TeX's names for what docutils calls otherwise, and the single digits of \tfrac12.
 _NAMES = {r"\dots": r"\ldots", r"\big": r"\bigl", r"\Big": r"\Bigl"}
 _NAMED = re.compile("|".join(re.escape(name) + r"(?![A-Za-z])" for name in _NAMES))
-_SPACED = re.compile(r"<mo>([/|])</mo>")
+_DIGITS = re.compile(r"\\([dt]?frac)(\d)(\d)")
+
+# Spaces as in TeX: none around / and |, a thin one between log and t; and full size in tables.
+_SPACING = [
+    (re.compile(r'<mo stretchy="false">([/|])'), r'<mo stretchy="false" lspace="0" rspace="0">\1'),
+    (re.compile(r"<mo>&ApplyFunction;</mo>(?=\s*<(?!mo s))"), '<mspace width="0.17em"></mspace>'),
+    (re.compile(r"<mtable(?! display)"), '<mtable displaystyle="true"'),
+]
 
 
 def _converted(node: nodes.Element, *, block: bool) -> str:
@@ -29,10 +34,12 @@ def _converted(node: nodes.Element, *, block: bool) -> str:
     source = _DIGITS.sub(r"\\\1{\2}{\3}", source)
     try:
         written = tex2mathml(source, as_block=block)
-        return _SPACED.sub(r'<mo lspace="0" rspace="0" stretchy="false">\1</mo>', written)
     except MathError as error:
         _log.warning(f"the formula {formula!r} is no MathML: {error}", location=node)
         return f"<code>{html.escape(formula)}</code>"
+    for pattern, spaced in _SPACING:
+        written = pattern.sub(spaced, written)
+    return written
 
 
 def _inline(translator: Any, node: nodes.math) -> None:

@@ -16,13 +16,13 @@ DOCS = Path(__file__).parent.parent
 FOLDER = DOCS / "_generated"
 
 _FIRST = ("quickstart",)
-_MARKS = re.compile(r"([\\`*_{}\[\]<>|$^~#])")
+_MARKS = re.compile(r"(?P<code>`[^`]+`)|(?P<mark>[\\`*_{}\[\]<>|$^~#])")
 _PASSAGE = re.compile(r"^\*\*([^*\n]+?)\.\*\* (.*?)(?=^\*\*[^*\n]+?\.\*\* |\Z)", re.M | re.S)
 
 
 def plain(text: str) -> str:
-    """Text whose signs are no markup."""
-    return _MARKS.sub(r"\\\1", text)
+    """Text whose signs are no markup, but for `code`."""
+    return _MARKS.sub(lambda found: found["code"] or "\\" + found["mark"], text)
 
 
 def tutorials() -> str:
@@ -57,7 +57,7 @@ def commands() -> str:
         lines += [plain(" ".join(paragraph.split())) + "\n" for paragraph in paragraphs]
         for option in command.get_params(context):
             record = option.get_help_record(context)
-            if record is not None:
+            if record is not None and record[1]:
                 lines += [f"`{record[0]}`", f": {plain(' '.join(record[1].split()))}", ""]
     return "\n".join(lines)
 
