@@ -28,7 +28,6 @@ extensions = [
 exclude_patterns = ["_build", "_ext", "_generated", "**/.ipynb_checkpoints", "notebooks/*.py"]
 
 # Pages
-smartquotes = False
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 # Notebooks are shown as they are committed, with their outputs.
@@ -42,10 +41,8 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
-napoleon_attr_annotations = False
 napoleon_use_rtype = False
-napoleon_custom_sections = [("Shapes", "params_style")]
+napoleon_custom_sections = [("Attributes", "params_style"), ("Shapes", "params_style")]
 add_module_names = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88

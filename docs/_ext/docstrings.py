@@ -21,6 +21,7 @@ _SHAPED = r"\w+\[(?:Array|ndarray), '[^']*'\]"
 _SHORTER = [
     (re.compile(r"jaxlib\._jax\.Array"), "Array"),
     (re.compile(r"Default\(([^()]*)\)"), r"\1"),
+    (re.compile(rf"(?:{_SHAPED} \| )+float64 \| float"), "float"),
     (re.compile(rf"({_SHAPED})(?: \| {_SHAPED})+"), r"\1"),
     (re.compile(r"<gflow\.\S+ object at 0x\w+>"), "..."),
 ]
@@ -70,7 +71,13 @@ def _escaped(match: re.Match[str]) -> str:
 def _docstring(
     app: Sphinx, kind: str, name: str, what: Any, options: Any, lines: list[str]
 ) -> None:
+    if kind == "data" and what.__doc__ == type(what).__doc__:
+        # Of a number or a tuple, which has no text of its own: the page says what it is.
+        lines.clear()
     lines[:] = as_rst(lines)
+    if kind in ("attribute", "data", "property"):
+        # A comment of nothing: in a first line napoleon takes what is before a colon for a type.
+        lines[:0] = ["..", ""]
 
 
 def _signature(

@@ -16,13 +16,18 @@ DOCS = Path(__file__).parent.parent
 FOLDER = DOCS / "_generated"
 
 _FIRST = ("quickstart",)
-_MARKS = re.compile(r"(?P<code>`[^`]+`)|(?P<mark>[\\`*_{}\[\]<>|$^~#])")
+_MARKS = re.compile(r"(?P<code>`[^`]+`)|(?P<option>--[a-z-]+)|(?P<mark>[\\`*_{}\[\]<>|$^~#])")
 _PASSAGE = re.compile(r"^\*\*([^*\n]+?)\.\*\* (.*?)(?=^\*\*[^*\n]+?\.\*\* |\Z)", re.M | re.S)
 
 
 def plain(text: str) -> str:
-    """Text whose signs are no markup, but for `code`."""
-    return _MARKS.sub(lambda found: found["code"] or "\\" + found["mark"], text)
+    """Text whose signs are no markup, but for `code` and options."""
+
+    def written(found: re.Match[str]) -> str:
+        option, mark = found["option"], found["mark"]
+        return f"`{option}`" if option else f"\\{mark}" if mark else found["code"]
+
+    return _MARKS.sub(written, text)
 
 
 def tutorials() -> str:
