@@ -7,8 +7,10 @@ import inspect
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path
@@ -17,6 +19,8 @@ import pytest
 from _printed import same
 
 import gflow
+from gflow.__main__ import cli
+from gflow.configuration import Configuration
 from gflow.kkt.settings import SIZES
 from gflow.limit.basin import BASINS
 from gflow.limit.verdict import VERDICTS
@@ -127,6 +131,22 @@ def test_the_sizes_are_those_of_the_code():
         f"led to 0 for at most {SIZES.at_kinks} parameters",
     ):
         assert told in page
+
+
+def test_the_commands_on_the_pages_can_be_given():
+    shell = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
+    blocks = [text for path in DOCS.glob("*.md") for text in shell.findall(path.read_text())]
+    lines = [line for text in blocks for line in text.splitlines() if "gflow " in line]
+    calls = [shlex.split(line.partition("gflow ")[2]) for line in lines if "SBATCH" not in line]
+    assert {"run", "study"} <= {name for name, *_ in calls}
+    for name, *arguments in calls:
+        numbers = [argument.replace("$seed", "3") for argument in arguments]
+        cli.commands[name].make_context(name, numbers)
+
+
+def test_the_job_on_the_page_is_one():
+    (job,) = re.findall(r"^```toml\n(.*?)^```", (DOCS / "command_line.md").read_text(), re.S | re.M)
+    assert Configuration.model_validate(tomllib.loads(job)).num_runs == 6
 
 
 def examples() -> dict[str, list[tuple[str, str]]]:

@@ -47,8 +47,8 @@ class MaxMargin:
     Attributes:
         direction: of Euclidean norm 1. Shape (d,); for classes (k, d), of Frobenius norm 1.
         margin: the margin under attack, `min_i <direction, z_i> - radius |direction|_q`.
-        multipliers: the lambda above. Shape (n,); for classes (n, k-1), against the classes y+1, .., y+k-1
-            (mod k).
+        multipliers: the lambda above. Shape (n,); for classes (n, k-1), against the classes y+1,
+            .., y+k-1 (mod k).
         subgradient: the s above. Shape (d,); for classes (k (k-1)/2, d), at `W_a - W_b` of every
             pair of classes a < b.
         duality_gap: `(upper - margin) / upper`, where `upper = |sum_i a_i z_i - radius s|_2`,
