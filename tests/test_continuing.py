@@ -49,7 +49,6 @@ class Counted(diffrax.Heun):
 
 
 SOLVERS = {
-    "automatic": None,
     "Tsit5": diffrax.Tsit5(),
     "Rosenbrock": gflow.Rosenbrock("Rodas4P"),
     "RungeKuttaChebyshev": gflow.RungeKuttaChebyshev(6, num_implicit=2),
