@@ -344,9 +344,7 @@ def test_other_tolerances_and_solvers_go_on_from_the_last_point(whole, tmp_path)
         again = gflow.load(rest.save(tmp_path / "rest"))
         assert again.settings == rest.settings
         for log_loss in (-1.0, -5.0):
-            for a, b in zip(
-                again.at(log_loss=log_loss), whole.at(log_loss=log_loss), strict=True
-            ):
+            for a, b in zip(again.at(log_loss=log_loss), whole.at(log_loss=log_loss), strict=True):
                 np.testing.assert_allclose(a, b, atol=1e-5)
         further = {"until": Until(log_loss=-9.1), "save": None}
         assert_equal(run(again, **further), run(rest, **further))
