@@ -154,10 +154,16 @@ LONG = ("frozen FGSM", "total FGM", "deep linear", "deep linear, clean", "linear
 ORDERS = {perturbations.fgm: 2.0, no_attack: 2.0, perturbations.fgsm: math.inf}
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in ROWS],
-)
+def marked(attribute=None, value=True):
+    """The names of all rows, or of those where an attribute has a value; long ones are slow."""
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in LONG))
+        for name, row in ROWS.items()
+        if attribute is None or getattr(row, attribute) == value
+    ]
+
+
+@pytest.fixture(scope="module", params=marked())
 def found(request):
     """A row, and its limits that are rest points, at least two, by the seeds of their starts."""
     row, limits = ROWS[request.param], {}
@@ -252,10 +258,9 @@ def test_the_certificate_agrees_with_numpy(found):
             assert multipliers @ (margins - margins.min()) < 1e-10
 
 
+@pytest.mark.parametrize("found", marked("separable"), indirect=True, scope="module")
 def test_linear_limits_have_the_margin_of_the_convex_reference(found):
     row, limits = found
-    if not row.separable:
-        pytest.skip("the reference is that of linear predictors")
     for limit in limits.values():
         order = ORDERS[row.attack]
         best = gflow.max_margin(limit.problem.dataset, radius=row.radius, order=order)
@@ -326,16 +331,18 @@ def test_copies_of_examples_share_their_multiplier(found):
 # At kinks
 
 
+only_kinks = pytest.mark.parametrize("found", ["plain ReLU"], indirect=True, scope="module")
+
+
 @pytest.fixture
 def switched(found):
     """The limits of networks whose ReLUs stand on kinks."""
     row, limits = found
-    if row.numpy is not None:
-        pytest.skip("the network has no kinks")
     assert all(at_kinks(limit) for limit in limits.values())
     return row, list(limits.values())
 
 
+@only_kinks
 def test_coefficients_are_signs_or_belong_to_a_kink(switched):
     row, limits = switched
     for limit in limits:
@@ -350,6 +357,7 @@ def test_coefficients_are_signs_or_belong_to_a_kink(switched):
         assert kinks.active[kinks.examples].all()
 
 
+@only_kinks
 def test_margin_at_kinks_is_that_of_the_kkt_point(switched):
     for limit in switched[1]:
         certificate = gflow.certify(
@@ -361,6 +369,7 @@ def test_margin_at_kinks_is_that_of_the_kkt_point(switched):
         assert f"{limit.margin:+.6e}" in str(certificate)
 
 
+@only_kinks
 def test_margin_does_not_rise_along_kinks_and_active_margins(switched):
     for limit in switched[1]:
         assert "maximum" in limit.verdict
@@ -375,6 +384,7 @@ def test_margin_does_not_rise_along_kinks_and_active_margins(switched):
         assert limit.margin - 1e-3 < most <= limit.margin + 1e-9
 
 
+@only_kinks
 def test_curvature_at_kinks_is_the_limit_of_the_smoothed_ones(switched):
     smoothing = 1e-5
     for limit in switched[1][:1]:
@@ -469,12 +479,10 @@ def test_only_at_a_maximum_the_margin_cannot_be_raised(limits):
             assert max(normalized(limit, unit - step * left) for step in STEPS) > here
 
 
+@pytest.mark.parametrize("found", marked("maximum", False), indirect=True, scope="module")
 def test_a_stable_rest_point_is_returned_to(limits):
-    kept, maximum = limits
-    if maximum:
-        pytest.skip("a maximum is a law of the margin alone")
     log_cap = 12.0
-    for limit in kept:
+    for limit in limits[0]:
         unit, _ = flat(limit)
         log_kappa = log_cap - math.log(limit.margin)
         problem, unflatten = limit.problem, jax.flatten_util.ravel_pytree(limit.direction)[1]
