@@ -23,6 +23,7 @@ _FILES = {
     "clusters": "clusters",
     "loss-based": "loss_based",
     "matrix": "matrix",
+    "paper-experiment": "paper_experiment",
 }
 
 NAMES = tuple(_FILES)
