@@ -14,6 +14,7 @@ from gflow.commands.bounds import Size, too_large
 from gflow.commands.reading import UserError
 from gflow.configuration import Configuration
 from gflow.problem import Problem
+from gflow.report.spread import seeded
 from gflow.validation import check_start
 
 
@@ -69,7 +70,7 @@ def build(configuration: Configuration, *, num_examples: int | None = None) -> W
     ):
         network = _named(label, build_network, table, dataset)
         for seed in configuration.seeds:
-            place = f"{label}, seed {seed}" if len(configuration.seeds) > 1 else label
+            place = seeded(label, seed) if len(configuration.seeds) > 1 else label
             params = _named(place, network.init, seed, scale=table.scale)
             for name, attack in attacks.items():
                 problem = _problem(configuration, f"{label}, {name}", network, dataset, attack)

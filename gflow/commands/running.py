@@ -364,12 +364,7 @@ def _conclude(job: Job) -> int:
             paths += [write(_safe(job), draw_report, results, job.folder)]
     print_table(job.console, results)
     if evaluations:
-        print_matrix(
-            job.console,
-            evaluations,
-            "Normalized margins, trained under x attacked by (exact signs; strong: the smallest "
-            "that any attack in the ball finds); * the largest of a column.",
-        )
+        print_matrix(job.console, evaluations, results.settings)
     seconds = time.perf_counter() - job.started
     _say(job, f"In {seconds:.0f} s. Written: {', '.join(map(str, paths))}")
     if job.interrupted:

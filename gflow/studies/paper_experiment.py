@@ -41,11 +41,11 @@ class _Form(NamedTuple):
 
 
 _SMALL = _Form((3, 8), None, (256, 64), 0.5, {2: 150, 10: 60}, 16)
-_FULL = _Form((3, 7), 6000, _HIDDEN, 0.1, {2: 16, 10: 16}, 8)
+_FULL = _Form((3, 7), 3000, _HIDDEN, 0.1, {2: 16, 10: 16}, 8)
 # Images of MNIST that the accuracy is told of; and of the digits every fifth.
-_HELD_OUT, _EVERY = 2000, 5
+_HELD_OUT, _EVERY = 1000, 5
 # Examples that are attacked at a time, so that the memory is bounded.
-_CHUNK = 2000
+_CHUNK = 1000
 
 
 class _Data(NamedTuple):
@@ -210,7 +210,7 @@ STUDY = Study(
     setting="Network d-1024-64-out of ReLUs without biases, SGD with constant steps on the mean "
     "logistic loss or cross-entropy, batches of 80; FGSM of radius 16/255, and PGD of 5 steps of "
     "6/255 in that ball. Small form: scikit-learn's digits (8 x 8 pixels, 3 against 8 and all "
-    "ten, a first layer of 256), steps of 0.5, 150 and 60 epochs. Full form: the first 6000 images "
+    "ten, a first layer of 256), steps of 0.5, 150 and 60 epochs. Full form: the first 3000 images "
     "of MNIST, 3 against 7 and all ten, steps of 0.1, 16 epochs; `GFLOW_DATA` names the folder of "
     "its files. Step size, epochs, start and the two classes are not published and were chosen "
     "here. The attacks follow the gradient of the margin, with ten classes of that against the "
