@@ -59,6 +59,7 @@ def build(configuration: Configuration, *, num_examples: int | None = None) -> W
     lines = too_large(configuration, Size(len(dataset), dataset.x.shape[1], dataset.num_outputs))
     if lines:
         raise UserError(f"the networks do not fit into memory: {'; '.join(lines)}.")
+    _check_batches(configuration.descent, len(dataset))
     names = tables.labels(configuration.attacks)
     attacks = {
         name: _named(name, build_perturbation, table)
@@ -77,6 +78,14 @@ def build(configuration: Configuration, *, num_examples: int | None = None) -> W
                 start = _named(place, check_start, problem, params)
                 cases.append(Case(place, name, problem, start))
     return Work(cases, held_out)
+
+
+def _check_batches(table: tables.DescentTable, num_examples: int) -> None:
+    size = table.batch_size
+    if table.enabled and size is not None and size > num_examples:
+        raise UserError(
+            f"[descent]: `batch_size = {size}`, but there are {num_examples} examples to train on."
+        )
 
 
 def _problem(

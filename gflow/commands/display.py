@@ -66,6 +66,8 @@ class Display:
         if status["stage"] == "flow":
             done = [_fraction(name, start, status, to) for name, to in self._targets.items()]
             fraction, state = max(done), f"{steps}, log-loss {status['log_loss']:.2f}"
+        elif status["stage"] == "descent":
+            fraction, state = 1.0, f"descent, {steps}, log-loss {status['log_loss']:.2f}"
         else:
             fraction, state = 1.0, f"to the limit, {steps}, {status['stationarity']:.0e}"
         self.bars.update(self._tasks[number], completed=fraction, state=state)

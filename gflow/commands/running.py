@@ -26,7 +26,8 @@ NOT_ALL_REACHED = 1
 INTERRUPTED = 130
 
 # Folders of a job, made anew for each.
-_FOLDERS = {"trajectories": "*.npz", "ends": "*.npz", "evaluations": "*.npz"}
+_FOLDERS = dict.fromkeys(("trajectories", "ends", "evaluations"), "*.npz")
+_DESCENTS = {"descents": "*.npz"}
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def _prepare_folder(job: Job) -> None:
     or with its own where it is gone on with.
     """
     safe = "Nothing was integrated."
-    for name, pattern in _FOLDERS.items():
+    folders = _FOLDERS | (_DESCENTS if job.configuration.descent.enabled else {})
+    for name, pattern in folders.items():
         write(safe, (job.folder / name).mkdir, exist_ok=True)
         if not job.options.resumed:
             for path in (job.folder / name).glob(pattern):
