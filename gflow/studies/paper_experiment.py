@@ -30,6 +30,7 @@ class _Form(NamedTuple):
         step: on the mean loss.
         epochs: by the number of classes.
         points: of a run, at which the attack is tried.
+        separates: whether two classes are trained until all images withstand the attack.
     """
 
     pair: tuple[int, int]
@@ -38,10 +39,11 @@ class _Form(NamedTuple):
     step: float
     epochs: Mapping[int, int]
     points: int
+    separates: bool
 
 
-_SMALL = _Form((3, 8), None, (256, 64), 0.5, {2: 150, 10: 60}, 16)
-_FULL = _Form((3, 7), 3000, _HIDDEN, 0.1, {2: 16, 10: 16}, 8)
+_SMALL = _Form((3, 8), None, (256, 64), 0.5, {2: 150, 10: 60}, 16, True)
+_FULL = _Form((3, 7), 3000, _HIDDEN, 0.1, {2: 16, 10: 16}, 8, False)
 # Images of MNIST that the accuracy is told of; and of the digits every fifth.
 _HELD_OUT, _EVERY = 1000, 5
 # Examples that are attacked at a time, so that the memory is bounded.
@@ -77,34 +79,30 @@ def _measure(small: bool) -> Measurement:
     for classes in form.epochs:
         data = _digits(form, classes) if small else _mnist(form, classes)
         found = {name: _train(form, data, attack) for name, attack in _attacks().items()}
-        findings += _findings(classes, found)
+        findings += _findings(classes, found, separates=form.separates and classes == 2)
         curves[classes] = found
     return Measurement(tuple(findings), {"curves": curves})
 
 
-def _findings(classes: int, found: Mapping[str, _Curve]) -> list[Finding]:
+def _findings(classes: int, found: Mapping[str, _Curve], *, separates: bool) -> list[Finding]:
     """What the claim says of the ends of three trainings on the same data."""
     clean, findings = found["clean"], []
     for name in ("FGSM", "PGD"):
         one, where = found[name], f"{classes} classes, {name}"
-        # Behind the first steps, before which nothing is learned and every margin is near 0.
-        least = one.margin[1:].min()
+        quantities = [
+            ("last margin under PGD, and of clean training", clean.margin[-1], one.margin[-1]),
+            ("share that withstands PGD, and of clean training", clean.right[-1], one.right[-1]),
+            ("the same of images held out", clean.held_out[-1], one.held_out[-1]),
+        ]
+        if separates:
+            first = one.margin[np.argmax(one.right == 1)]
+            quantities += [
+                ("share that withstands PGD", 1.0, one.right[-1]),
+                ("last margin, and where first all images withstand PGD", first, one.margin[-1]),
+            ]
         findings += [
-            Finding(f"{where}: {what}", before, after, 0.0, "at least")
-            for what, before, after in (
-                (
-                    "last margin under PGD, and that of clean training",
-                    clean.margin[-1],
-                    one.margin[-1],
-                ),
-                ("rise of that margin from its least", abs(least) / 2, one.margin[-1] - least),
-                (
-                    "share that withstands PGD, and of clean training",
-                    clean.right[-1],
-                    one.right[-1],
-                ),
-                ("the same of images held out", clean.held_out[-1], one.held_out[-1]),
-            )
+            Finding(f"{where}: {what}", least, value, 0.0, "at least")
+            for what, least, value in quantities
         ]
     return findings
 
@@ -204,19 +202,20 @@ def _draw(data: Mapping[str, Any]) -> Any:
 STUDY = Study(
     name="paper-experiment",
     title="The experiment of the paper: MNIST, clean, FGSM and PGD",
-    claim="Trained adversarially, the smallest normalized margin of the perturbed examples rises "
-    "with the epochs and comes out above that of clean training, which has none, and more images "
-    "withstand the attack, of those trained on and of others.",
+    claim="Trained adversarially, the smallest normalized margin of the perturbed examples comes "
+    "out above that of clean training, which has none, and it rises with the epochs once all "
+    "examples withstand the attack. More images withstand it, of those trained on and of others.",
     setting="Network d-1024-64-out of ReLUs without biases, SGD with constant steps on the mean "
     "logistic loss or cross-entropy, batches of 80; FGSM of radius 16/255, and PGD of 5 steps of "
     "6/255 in that ball. Small form: scikit-learn's digits (8 x 8 pixels, 3 against 8 and all "
     "ten, a first layer of 256), steps of 0.5, 150 and 60 epochs. Full form: the first 3000 images "
-    "of MNIST, 3 against 7 and all ten, steps of 0.1, 16 epochs; `GFLOW_DATA` names the folder of "
-    "its files. Step size, epochs, start and the two classes are not published and were chosen "
-    "here. The attacks follow the gradient of the margin, with ten classes of that against the "
-    "runner-up, and not of the loss: the two have the same sign of the gradient with two classes, "
-    "and with ten in the limit. Margins are the smallest of all images that are trained on, under "
-    "PGD, over the norm of the parameters to the power 3.",
+    "of MNIST, 3 against 7 and all ten, steps of 0.1, 16 epochs, some 8 minutes of one core; "
+    "`GFLOW_DATA` names the folder of its files. Step size, epochs, start and the two classes are "
+    "not published and were chosen here. The attacks follow the gradient of the margin and not of "
+    "the loss: with two classes these are the same attack; with ten, where the margin against the "
+    "runner-up is attacked, they become the same as the loss goes to 0. Margins are the smallest "
+    "of all images that are trained on, under PGD, divided by the third power of the norm of the "
+    "parameters.",
     source="Lyu & Zhu 2022, experiments",
     run=_measure,
     figure=_draw,
