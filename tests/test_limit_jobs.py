@@ -75,7 +75,8 @@ def test_a_run_ends_at_the_max_margin_direction(job):
 
 
 SEVERAL = (
-    JOB.replace("seed = 1", "seed = [0, 1]").replace("radius = 0.1", "radius = [0.0, 0.1]")
+    "max_seconds = 1e5"
+    + JOB.replace("seed = 1", "seed = [0, 1]").replace("radius = 0.1", "radius = [0.0, 0.1]")
     + "[descent]\nenabled = true\nstep_size = 0.05\nnum_steps = 50\nbatch_size = 4\nseed = 3\n"
 )
 

@@ -152,7 +152,7 @@ def _group(each: Evaluation, values: np.ndarray, write: Any) -> dict[str, Any]:
             number,
             row,
             [
-                {"text": _written(value, write), "most": bool(most)}
+                {"text": _written(value, write), "most": bool(most), "range": ""}
                 for value, most in zip(values[number], marks[number], strict=True)
             ],
         )

@@ -84,7 +84,7 @@ def _draw(axes: Any, matrix: Matrix, *, named: bool) -> None:
     values, marks = matrix.margins, largest(matrix.margins)
     axes.imshow(_shades(values), cmap="Blues", vmin=0.0, vmax=1 / _DARKEST, aspect="auto")
     for row, column in np.argwhere(np.isfinite(values)):
-        text = significant(values[row, column])
+        text = significant(float(values[row, column]))
         if matrix.around is not None:
             text += f"\n± {matrix.around[row, column]:.2g}"
         weight = "bold" if marks[row, column] else "normal"

@@ -64,12 +64,10 @@ def _section(one: Mapping[str, Any], level: int) -> list[str]:
 def _row(item: Mapping[str, Any]) -> tuple[str, ...]:
     from gflow.studies.ledger import number, relation
 
-    finding = Finding(
-        item["quantity"],
-        *(float("nan") if item[name] is None else item[name] for name in ("predicted", "measured")),
-        item["tolerance"],
-        item["compared"],
+    predicted, measured = (
+        float("nan") if item[name] is None else item[name] for name in ("predicted", "measured")
     )
+    finding = Finding(item["quantity"], predicted, measured, item["tolerance"], item["compared"])
     held = "holds" if item["holds"] else "fails"
     numbers = number(finding.predicted), number(finding.measured)
     return finding.quantity, *numbers, relation(finding), held
