@@ -105,7 +105,7 @@ def test_training_by_steps_beside_a_run_is_that_of_descend(several):
             batch_size=4,
             seed=3,
         )
-        np.testing.assert_array_equal(kept.vectors, again.vectors)
+        np.testing.assert_allclose(kept.vectors, again.vectors, atol=1e-12)
         limit = load_end(several / "ends" / f"{number:02d}.npz").limit
         distance = np.linalg.norm(kept.vectors[-1] - limit)
         assert run.figures["descent_distance"] == pytest.approx(distance, rel=1e-12)

@@ -19,6 +19,14 @@ def rebuild_report(folder: Path) -> Path:
     import jax
 
     jax.config.update("jax_enable_x64", True)
+    from gflow.report.sweep_record import read_record
+
+    try:
+        swept = read_record(folder)
+        if swept is not None:
+            return write(_SAFE, draw_sweep, swept, folder)
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(str(error)) from error
     return write(_SAFE, draw_report, _results(folder), folder)
 
 
@@ -56,6 +64,18 @@ def _evaluations(folder: Path) -> list[Any]:
         with contextlib.suppress(ValueError, OSError):
             found.append(load_evaluation(path))
     return found
+
+
+def draw_sweep(record: Any, folder: Path) -> Path:
+    """Writes `report.html` from a sweep's record and the configuration in `folder`.
+
+    Raises:
+        OSError: the page cannot be written.
+    """
+    from gflow.report.sweep_page import write_sweep_page
+
+    configuration = (folder / "config.toml").read_text(encoding="utf-8")
+    return write_sweep_page(record, folder, configuration=configuration)
 
 
 def draw_report(results: Any, folder: Path) -> Path:
