@@ -1,7 +1,8 @@
 """One plot function for each main quantity of a trajectory.
 
 All take `(trajectory, axes=None, *, against="time", **line)` and return the axes: `against` is one
-of "time", "loss", "kappa" and "steps"; `line` goes to matplotlib's `Axes.plot`. Quantities that
+of "time", "loss", "log_loss" (-log loss, which grows like log t and shows how a limit is neared),
+"kappa" and "steps"; `line` goes to matplotlib's `Axes.plot`. Quantities that
 span decades are drawn as logarithms to base 10, so that nothing overflows.
 """
 
