@@ -108,34 +108,36 @@ hard = gflow.Problem(
 )
 from_small = hard.network.init(0, scale=0.4)
 hard_flow = gflow.integrate(hard, from_small, until=gflow.Until(log_loss=-1.0), tolerance=1e-6)
-points = 16 if small else 40
-along = {"flow": gflow.sharpness_along(hard_flow, num_points=points)}
-time_of_flow = float(np.expm1(hard_flow.log1p_time[-1]))
-large = (0.01, 0.03)
-for h in large:
-    run = gflow.descend(hard, from_small, optax.sgd(h), num_steps=round(time_of_flow / h), save=None)
-    along[f"steps {h:g}"] = gflow.sharpness_along(run, num_points=points)
+last = float(np.expm1(hard_flow.log1p_time[-1]))
+times = np.linspace(0, last, 12 if small else 40)
+along_flow = [gflow.measures.sharpness(hard, hard_flow.at(time=time)) for time in times]
 
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.5), sharex=True)
-for name, one in along.items():
-    time = np.expm1(one["log1p_time"])
-    axes[0].plot(time, one["sharpness"], label=name)
-    axes[1].semilogy(time, np.exp(one["log_loss"]), label=name)
-for number, h in enumerate(large):
+axes[0].plot(times, along_flow, label="flow")
+axes[1].semilogy(times, [np.exp(hard.log_loss(hard_flow.at(time=time))) for time in times], label="flow")
+for h in (0.01, 0.03):
+    run = gflow.descend(hard, from_small, optax.sgd(h), num_steps=round(last / h), save=4096)
+    along = gflow.sharpness_along(run, num_points=2 * len(times))
+    axes[0].plot(np.expm1(along["log1p_time"]), along["sharpness"], label=f"steps h = {h:g}", linewidth=1)
+    axes[1].semilogy(np.expm1(run.log1p_time), np.exp(run.log_loss), linewidth=0.7)
     axes[0].axhline(2 / h, **report.style.GUIDE)
-    axes[0].annotate(f"2/h, h = {h:g}", (0.98, 2 / h), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    text = {"ha": "right", "va": "bottom", "backgroundcolor": "white"}
+    axes[0].annotate(f"2/h, h = {h:g}", (0.99, 2 / h + 3), xycoords=("axes fraction", "data"), **text)
 axes[0].set(xlabel="time", ylabel="sharpness")
 axes[1].set(xlabel="time", ylabel="loss (sum)")
-axes[0].legend()
+axes[0].legend(loc="upper left", frameon=True)
 plt.show()
 
 # %% [markdown]
-# EDGE
+# Theory predicts that descent follows the flow until the sharpness comes to $2/h$, and that from there on it is held near
+# that value while the loss no longer falls at every step (Cohen et al. 2021). Seen: with steps of 0.01 descent stays with
+# the flow, whose sharpness remains below 200; with steps of 0.03 it leaves the flow where the sharpness passes 67, and
+# from there sharpness and loss swing to and fro.
 
 # %% [markdown]
 # ## Other optimizers
 #
-# Momentum is a faster clock on nearly the same path; mini-batches add noise of the order of the step. Adam and sign
+# Momentum is a faster clock on nearly the same path; mini-batches add noise that is small with the step. Adam and sign
 # descent are steepest descent in another norm: their limit is another (Zhang et al. 2024), and small steps do not bring
 # them to the flow.
 
@@ -160,4 +162,6 @@ for row in found.last():
               f"{row['margin']:.4f}   {row['reference_margin']:.4f}")
 
 # %% [markdown]
-# OTHERS
+# Theory predicts for the first three that the distance goes to 0 with the step, and for the last two that it does not.
+# Seen: the first three are as close as their steps are small; Adam and sign descent have the same loss and nearly the
+# same margin, at another place on the sphere.
