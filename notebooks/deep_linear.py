@@ -56,7 +56,9 @@ for order in (2.0, 4.0, np.inf):
     largest = gflow.max_margin(data, order=order).largest_feasible_radius
     found = [gflow.max_margin(data, radius=share * largest, order=order) for share in shares]
     path[order] = [np.linalg.norm(one.direction - svm.direction) for one in found]
-    print(f"p = {order:3g}: largest radius {largest:.4f}, direction moves by up to {max(path[order]):.4f}")
+    print(
+        f"p = {order:3g}: largest radius {largest:.4f}, direction moves by up to {max(path[order]):.4f}"
+    )
 
 # %% [markdown]
 # ## The flow, at two depths
@@ -108,7 +110,15 @@ for order, moved in path.items():
     axes.plot(shares, moved, label=f"max_margin, p = {'∞' if np.isinf(order) else f'{order:g}'}")
 for depth, marker in zip(depths, "ox", strict=False):
     ends = [flows[depth, share][1] for share in tried]
-    axes.plot(tried, ends, marker, color="0.35", markersize=8, fillstyle="none", label=f"flow, depth {depth}, p = ∞")
+    axes.plot(
+        tried,
+        ends,
+        marker,
+        color="0.35",
+        markersize=8,
+        fillstyle="none",
+        label=f"flow, depth {depth}, p = ∞",
+    )
 axes.set(xlabel="radius / largest radius", ylabel="distance from the l2-SVM")
 axes.legend()
 plt.show()
@@ -137,8 +147,10 @@ early = gflow.integrate(
 conserved = [measures.balancedness(early.params_at_index(i)) for i in (0, -1)]
 for layer, (before, after) in enumerate(zip(*conserved, strict=True)):
     scale, change = np.abs(before).max(), np.abs(np.asarray(after) - before).max()
-    print(f"layers {layer + 1} and {layer + 2}: entries up to {scale:.3f}, changed by {change:.1e} while |params| grew "
-          f"by a factor of {np.exp(early.log_norm[-1] - early.log_norm[0]):.0f}")
+    print(
+        f"layers {layer + 1} and {layer + 2}: entries up to {scale:.3f}, changed by {change:.1e} while |params| grew "
+        f"by a factor of {np.exp(early.log_norm[-1] - early.log_norm[0]):.0f}"
+    )
 print("stable ranks at the end:", np.asarray(measures.stable_ranks(flow.direction)))
 print("alignment at the end:   ", np.asarray(measures.layer_alignment(flow.direction)))
 
@@ -167,6 +179,10 @@ for radius in (0.1, 0.4):
     limit = gflow.find_limit(problem, problem.network.init(starts[depth]))
     reference = gflow.max_margin(data, radius=radius, order=2)
     distance = np.linalg.norm(predictor(problem.network, limit.direction) - svm.direction)
-    print(f"radius {radius}: {limit.verdict}, basin {limit.basin}, stationarity {limit.certificate.stationarity:.0e}")
-    print(f"    distance of the predictor to the l2-SVM {distance:.0e}; margin {limit.margin:.12f}, predicted "
-          f"{measures.balanced_margin(reference.margin, depth):.12f}")
+    print(
+        f"radius {radius}: {limit.verdict}, basin {limit.basin}, stationarity {limit.certificate.stationarity:.0e}"
+    )
+    print(
+        f"    distance of the predictor to the l2-SVM {distance:.0e}; margin {limit.margin:.12f}, predicted "
+        f"{measures.balanced_margin(reference.margin, depth):.12f}"
+    )

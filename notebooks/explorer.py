@@ -88,9 +88,13 @@ pushing = np.flatnonzero(limit.certificate.multipliers > 1e-8)
 margins = np.asarray(problem.margins(limit.direction))
 print("example   multiplier   margin / smallest margin")
 for example in pushing:
-    print(f"{example:7d}   {limit.certificate.multipliers[example]:10.4f}   {margins[example] / limit.margin:.12f}")
+    print(
+        f"{example:7d}   {limit.certificate.multipliers[example]:10.4f}   {margins[example] / limit.margin:.12f}"
+    )
 others = np.delete(margins, pushing)
-print(f"all others: no multiplier, margins from {others.min() / limit.margin:.2f} times the smallest on")
+print(
+    f"all others: no multiplier, margins from {others.min() / limit.margin:.2f} times the smallest on"
+)
 
 # %% [markdown]
 # ## The page

@@ -60,7 +60,9 @@ else:
     except (OSError, ImportError) as error:
         print(f"MNIST is not to be had here ({error}).")
         name, (train, test) = "scikit-learn's digits", small_digits()
-print(f"{name}, 3 against 7: {len(train)} examples to train with, {len(test)} to test with, {train.x.shape[1]} pixels")
+print(
+    f"{name}, 3 against 7: {len(train)} examples to train with, {len(test)} to test with, {train.x.shape[1]} pixels"
+)
 
 # %% [markdown]
 # ## Two problems: clean, and under FGSM
@@ -94,13 +96,20 @@ for trained, problem in problems.items():
         problem, start, optax.sgd(step_size), num_steps=steps, batch_size=batch_size, mean=True
     )
     flows[trained] = gflow.integrate(
-        problem, start, until=gflow.Until(log_loss=float(runs[trained].log_loss.min())), tolerance=1e-4
+        problem,
+        start,
+        until=gflow.Until(log_loss=float(runs[trained].log_loss.min())),
+        tolerance=1e-4,
     )
-    print(f"{trained}: loss {np.exp(runs[trained].log_loss[-1]):.3f} after {epochs} epochs; flow: {flows[trained]}")
+    print(
+        f"{trained}: loss {np.exp(runs[trained].log_loss[-1]):.3f} after {epochs} epochs; flow: {flows[trained]}"
+    )
 
 # %%
 for trained in problems:
-    found = gflow.compare(flows[trained], runs[trained], step_sizes=[step_size / len(train)], num_points=4)
+    found = gflow.compare(
+        flows[trained], runs[trained], step_sizes=[step_size / len(train)], num_points=4
+    )
     for row in found.rows:
         if row["equal"] == "loss":
             print(
@@ -140,7 +149,9 @@ for trained, run in runs.items():
     axes[0].plot(epoch, margin, label=f"trained {trained}")
     axes[1].plot(epoch, clean, label=f"trained {trained}")
     axes[2].plot(epoch, robust, label=f"trained {trained}")
-    print(f"trained {trained:5}: margin under FGSM {margin[-1]:+.4f}, accuracy {clean[-1]:.3f}, under FGSM {robust[-1]:.3f}")
+    print(
+        f"trained {trained:5}: margin under FGSM {margin[-1]:+.4f}, accuracy {clean[-1]:.3f}, under FGSM {robust[-1]:.3f}"
+    )
 axes[0].set(xlabel="epoch", ylabel="normalized margin under FGSM")
 axes[1].set(xlabel="epoch", ylabel="accuracy on the test set", ylim=(0.4, 1.02))
 axes[2].set(xlabel="epoch", ylabel="accuracy under FGSM", ylim=(-0.02, 1.02))

@@ -105,7 +105,9 @@ for log_loss in (0.0, -5.0, -10.0, -15.0, -20.0):
 # %%
 limit = gflow.find_limit(problem, trajectory)
 print(limit)
-print(f"distance of its predictor to the max-margin direction: {distance_to_reference(limit.direction):.1e}")
+print(
+    f"distance of its predictor to the max-margin direction: {distance_to_reference(limit.direction):.1e}"
+)
 print(
     f"margin {limit.margin:.12f}, of the balanced network with the largest margin "
     f"{gflow.measures.balanced_margin(reference.margin, 2):.12f}"
@@ -150,8 +152,12 @@ print(certificate)
 
 # %%
 before = gflow.certify(problem, trajectory.params)
-print(f"at a loss of e^-20: stationarity {before.stationarity:.1e}, margin {before.normalized_margin:.6f}")
-print(f"at the limit:       stationarity {certificate.stationarity:.1e}, margin {certificate.normalized_margin:.6f}")
+print(
+    f"at a loss of e^-20: stationarity {before.stationarity:.1e}, margin {before.normalized_margin:.6f}"
+)
+print(
+    f"at the limit:       stationarity {certificate.stationarity:.1e}, margin {certificate.normalized_margin:.6f}"
+)
 
 # %% [markdown]
 # ## Keep it

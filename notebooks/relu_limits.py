@@ -52,8 +52,10 @@ plane = gflow.Problem(
 seeds = (0, 1) if small else (0, 1, 2, 3)
 limits = {seed: gflow.find_limit(plane, relu.init(seed)) for seed in seeds}
 for seed, limit in limits.items():
-    print(f"start {seed}: {limit.verdict}, margin {limit.margin:.6f}, stationarity "
-          f"{limit.certificate.stationarity:.0e}, basin {limit.basin}, switches at a kink: {limit.kinks.at_kink.sum()}")
+    print(
+        f"start {seed}: {limit.verdict}, margin {limit.margin:.6f}, stationarity "
+        f"{limit.certificate.stationarity:.0e}, basin {limit.basin}, switches at a kink: {limit.kinks.at_kink.sum()}"
+    )
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9, 4.2))
@@ -99,15 +101,20 @@ print(limit)
 print()
 print("visited                 margin      from log kappa   to log kappa   growth")
 for visit in limit.itinerary:
-    print(f"{visit.verdict:22} {visit.margin:.6f}   {visit.arrival:14.1f}   {visit.departure:12.1f}   {visit.growth:6.3f}")
+    print(
+        f"{visit.verdict:22} {visit.margin:.6f}   {visit.arrival:14.1f}   {visit.departure:12.1f}   {visit.growth:6.3f}"
+    )
 
 # %%
 flow = limit.trajectory
 figure, axes = plt.subplots(figsize=(5.2, 3.4))
 report.plot_margin(flow, axes, against="kappa", label="flow")
 for visit in limit.itinerary:
-    held = np.array([visit.arrival, min(visit.departure, limit.itinerary[-1].arrival + 40)]) / np.log(10)
-    axes.plot(held, [visit.margin] * 2, linewidth=4, alpha=0.7, label=visit.verdict)
+    held = np.array(
+        [visit.arrival, min(visit.departure, limit.itinerary[-1].arrival + 40)]
+    ) / np.log(10)
+    axes.plot(held, [visit.margin] * 2, linewidth=5, linestyle="-", label=visit.verdict)
+axes.set_ylim(0.9 * limit.margin, 1.01 * limit.margin)
 axes.legend()
 plt.show()
 
@@ -124,7 +131,7 @@ plt.show()
 # neuron, and the flow slides along such kinks: its limit holds several of them exactly.
 
 # %%
-generator = np.random.default_rng(1014)
+generator = np.random.default_rng(1009)
 x = generator.normal(size=(12, 3))
 y = np.where(generator.random(12) < 0.5, -1.0, 1.0)
 jumping = gflow.Problem(
@@ -133,7 +140,7 @@ jumping = gflow.Problem(
     loss=losses.exponential(),
     perturbation=perturbations.fgm(0.1, order=2),
 )
-limit = gflow.find_limit(jumping, jumping.network.init(514))
+limit = gflow.find_limit(jumping, jumping.network.init(509))
 print(limit)
 print()
 print(limit.kinks)
@@ -147,26 +154,32 @@ print(limit.kinks)
 # %%
 held = limit.kinks.coefficients[limit.kinks.at_kink]
 print("coefficients at the kinks:", np.round(held, 3))
-print(f"held margin {limit.held_margin:.6f}, margin {limit.margin:.6f}: {limit.held_margin / limit.margin - 1:.1%} apart")
+print(
+    f"held margin {limit.held_margin:.6f}, margin {limit.margin:.6f}: {limit.held_margin / limit.margin - 1:.1%} apart"
+)
 
 flow = limit.trajectory
 figure, axes = plt.subplots(figsize=(5.2, 3.4))
 report.plot_margin(flow, axes, against="log_loss", label="margin of the flow")
 report.plot_smoothed_margin(flow, axes, against="log_loss", label="smoothed margin")
-axes.axhline(limit.held_margin, color="black", linewidth=1, linestyle="--", label="held margin of the limit")
+axes.axhline(
+    limit.held_margin, color="black", linewidth=1, linestyle="--", label="held margin of the limit"
+)
 axes.axhline(limit.margin, color="black", linewidth=1, linestyle=":", label="margin of the limit")
-axes.set_ylim(0, 1.25 * limit.held_margin)
+axes.set(ylabel="normalized margin", ylim=(0, 1.1 * limit.held_margin))
 axes.legend()
 plt.show()
 
 # %% [markdown]
 # Theory predicts a sliding equilibrium (Filippov's sense): what the flow holds lies above what the attack leaves at any
-# single point. Seen: SLIDE
+# single point. Seen: the flow, followed with its kinks rounded to 2 %, runs into a margin shortly below the held one and
+# well above the dotted line; with less rounding it comes closer to the dashed line.
 #
 # ## The certificate, again
 #
 # A point at kinks is certified with its coefficients. From the direction alone `certify` finds the neurons that stand at
-# a kink, but where the attack jumps it has to guess on which side.
+# a kink, but where the attack jumps it has to guess on which side. Its normalized margin is that of one side, which
+# rounding decides; `limit.margin` is the largest on any side.
 
 # %%
 print(gflow.certify(jumping, limit.direction, coefficients=limit.kinks.coefficients))

@@ -71,11 +71,14 @@ plt.show()
 # %%
 end = float(np.expm1(flow.log1p_time[-1]))
 sizes = (1e-2, 3e-3) if small else (1e-2, 3e-3, 1e-3)
-runs = [
-    gflow.descend(problem, start, optax.sgd(h), num_steps=round(end / h)) for h in sizes
-]
+runs = [gflow.descend(problem, start, optax.sgd(h), num_steps=round(end / h)) for h in sizes]
 comparison = gflow.compare(
-    flow, *runs, labels=["gradient descent"] * len(runs), step_sizes=sizes, backward_error=True, num_points=4
+    flow,
+    *runs,
+    labels=["gradient descent"] * len(runs),
+    step_sizes=sizes,
+    backward_error=True,
+    num_points=4,
 )
 print(comparison)
 
@@ -88,8 +91,12 @@ comparison.plot()
 
 # %%
 for reference in ("flow", "backward-error flow"):
-    rows = [row for row in comparison.last() if (row["reference"], row["equal"]) == (reference, "loss")]
-    steps, distances = (np.log([row[name] for row in rows]) for name in ("step_size", "direction_distance"))
+    rows = [
+        row for row in comparison.last() if (row["reference"], row["equal"]) == (reference, "loss")
+    ]
+    steps, distances = (
+        np.log([row[name] for row in rows]) for name in ("step_size", "direction_distance")
+    )
     print(f"slope to the {reference}: {np.polyfit(steps, distances, 1)[0]:.2f}")
 
 # %% [markdown]
@@ -114,15 +121,21 @@ along_flow = [gflow.measures.sharpness(hard, hard_flow.at(time=time)) for time i
 
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.5), sharex=True)
 axes[0].plot(times, along_flow, label="flow")
-axes[1].semilogy(times, [np.exp(hard.log_loss(hard_flow.at(time=time))) for time in times], label="flow")
+axes[1].semilogy(
+    times, [np.exp(hard.log_loss(hard_flow.at(time=time))) for time in times], label="flow"
+)
 for h in (0.01, 0.03):
     run = gflow.descend(hard, from_small, optax.sgd(h), num_steps=round(last / h), save=4096)
     along = gflow.sharpness_along(run, num_points=2 * len(times))
-    axes[0].plot(np.expm1(along["log1p_time"]), along["sharpness"], label=f"steps h = {h:g}", linewidth=1)
+    axes[0].plot(
+        np.expm1(along["log1p_time"]), along["sharpness"], label=f"steps h = {h:g}", linewidth=1
+    )
     axes[1].semilogy(np.expm1(run.log1p_time), np.exp(run.log_loss), linewidth=0.7)
     axes[0].axhline(2 / h, **report.style.GUIDE)
     text = {"ha": "right", "va": "bottom", "backgroundcolor": "white"}
-    axes[0].annotate(f"2/h, h = {h:g}", (0.99, 2 / h + 3), xycoords=("axes fraction", "data"), **text)
+    axes[0].annotate(
+        f"2/h, h = {h:g}", (0.99, 2 / h + 3), xycoords=("axes fraction", "data"), **text
+    )
 axes[0].set(xlabel="time", ylabel="sharpness")
 axes[1].set(xlabel="time", ylabel="loss (sum)")
 axes[0].legend(loc="upper left", frameon=True)
@@ -158,8 +171,10 @@ found = gflow.compare(flow, *others, labels=list(methods), num_points=1)
 print("at the last common loss    loss       distance of directions   margin   of the flow")
 for row in found.last():
     if row["equal"] == "loss":
-        print(f"{row['label']:22} {np.exp(row['value']):10.4f}   {row['direction_distance']:22.4f}   "
-              f"{row['margin']:.4f}   {row['reference_margin']:.4f}")
+        print(
+            f"{row['label']:22} {np.exp(row['value']):10.4f}   {row['direction_distance']:22.4f}   "
+            f"{row['margin']:.4f}   {row['reference_margin']:.4f}"
+        )
 
 # %% [markdown]
 # Theory predicts for the first three that the distance goes to 0 with the step, and for the last two that it does not.

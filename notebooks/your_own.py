@@ -54,7 +54,10 @@ def attention(params, x):
 
 def fresh(key):
     first, second = jax.random.split(key)
-    return {"keys": jax.random.normal(first, (2, 2, 2)), "values": jax.random.normal(second, (2, 2))}
+    return {
+        "keys": jax.random.normal(first, (2, 2, 2)),
+        "values": jax.random.normal(second, (2, 2)),
+    }
 
 
 network = networks.custom(attention, degree=3, init=fresh, num_inputs=2)
@@ -193,7 +196,9 @@ def torch_forward(x):
 
 inputs = rng.normal(size=(100, 3))
 outputs = np.array([brought.apply(params, x) for x in inputs])
-print(f"largest difference of the outputs, PyTorch's formula and gflow: {np.abs(outputs - torch_forward(inputs)).max():.1e}")
+print(
+    f"largest difference of the outputs, PyTorch's formula and gflow: {np.abs(outputs - torch_forward(inputs)).max():.1e}"
+)
 assert np.allclose(outputs, torch_forward(inputs), rtol=1e-12)
 
 # %% [markdown]
@@ -221,7 +226,9 @@ def flax_forward(x):
 
 
 outputs = np.array([brought.apply(from_flax, x) for x in inputs])
-print(f"largest difference of the outputs, Flax's formula and gflow:    {np.abs(outputs - flax_forward(inputs)).max():.1e}")
+print(
+    f"largest difference of the outputs, Flax's formula and gflow:    {np.abs(outputs - flax_forward(inputs)).max():.1e}"
+)
 assert np.allclose(outputs, flax_forward(inputs), rtol=1e-12)
 
 # %% [markdown]

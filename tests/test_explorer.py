@@ -113,7 +113,7 @@ def test_places_go_from_the_start_to_the_end_evenly_in_log_time(flow):
     near = places[(log_time[places] <= 16) & (log_time[places] > 0.5)]
     steps, share = np.diff(log_time[near]), 16 / 40
     assert len(steps) > 5
-    assert all(b - a == 1 for a, b, step in zip(near, near[1:], steps) if step > 2 * share)
+    assert np.all(np.diff(near)[steps > 2 * share] == 1)
 
 
 class Parser(HTMLParser):

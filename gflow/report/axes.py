@@ -50,7 +50,9 @@ def abscissa(trajectory: Any, against: Against) -> Abscissa:
             return Abscissa(decades(trajectory.log_kappa), "κ = ‖θ‖ᴸ", True)
         case "steps":
             return Abscissa(np.asarray(trajectory.num_steps_at), "accepted steps", False)
-    raise ValueError(f"`against={against!r}`: choose 'time', 'loss', 'log_loss', 'kappa' or 'steps'.")
+    raise ValueError(
+        f"`against={against!r}`: choose 'time', 'loss', 'log_loss', 'kappa' or 'steps'."
+    )
 
 
 def decades(logarithm: Any) -> np.ndarray:

@@ -20,7 +20,9 @@ class View:
     def points(self, points: Any) -> list[list[float]]:
         """Places of points of the plane, to a tenth of a unit. Shapes: (n, 2)."""
         window = self.window
-        scaled = (np.reshape(points, (-1, 2)) - [window.left, window.bottom]) * (SIDE / window.width)
+        scaled = (np.reshape(points, (-1, 2)) - [window.left, window.bottom]) * (
+            SIDE / window.width
+        )
         return np.round([0, SIDE] + scaled * [1, -1], 1).tolist()
 
     def level_path(self, height: np.ndarray, level: float) -> str:
@@ -43,7 +45,7 @@ class View:
 
         placed = Path(self.points(polygon))
         # Without the points that lie on the line between their neighbours.
-        segments = placed.cleaned(simplify=True)
+        segments: Any = placed.cleaned(simplify=True)
         drawn = (segments.codes == Path.MOVETO) | (segments.codes == Path.LINETO)
         corners = segments.vertices[drawn]
         return "M" + "L".join(f"{x:g},{y:g}" for x, y in np.round(corners, 1)) + "Z"

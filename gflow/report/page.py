@@ -213,7 +213,7 @@ def _planes(view: View) -> list[dict[str, Any]]:
             continue
         limit = None
         if end is not None and end.limit is not None and end.multipliers is not None:
-            limit = end.limit, end.multipliers, view.records[run].figures["limit_margin"]
+            limit = end.limit, end.multipliers, view.limit(run, "limit_margin") or np.nan
         name = f"{view.prefix}-plane-{view.places[run] + 1}"
         notice = "" if view.records[run].succeeded else "It did not reach what was asked for."
         found.append(

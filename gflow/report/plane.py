@@ -1,6 +1,6 @@
 """What a network of two inputs says of the plane: its outputs on a grid, and their level lines."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -17,8 +17,8 @@ from gflow.problem import Problem
 from gflow.report.style import MARKS, PALETTE
 from gflow.validation import check_start
 
-# Points of the grid along each side.
-_SIDE = 97
+# Points of the grid along each side, of one of many drawings and of a single one.
+_SIDE, _FINE = 97, 289
 # Room around the examples and the origin, as a part of what they take.
 _ROOM = 0.08
 
@@ -30,16 +30,18 @@ class Window:
     Attributes:
         left, bottom: its lower left corner, in input units.
         width: of its sides.
+        num_points: of the grid along each side.
     """
 
     left: float
     bottom: float
     width: float
+    num_points: int = _SIDE
 
     @property
     def axes(self) -> tuple[np.ndarray, np.ndarray]:
         """The coordinates of the grid, which goes one point beyond every side. Shapes: (g,)."""
-        steps = np.linspace(0, self.width, _SIDE - 2)
+        steps = np.linspace(0, self.width, self.num_points - 2)
         steps = np.concatenate([[-steps[1]], steps, [self.width + steps[1]]])
         return self.left + steps, self.bottom + steps
 
@@ -150,7 +152,7 @@ def plot_plane(problem: Problem, params: Params, axes: Any = None) -> Any:
     layout = Layout.of(params)
     vectors = layout.flatten_on_host(params)[None]
     vectors = vectors / np.linalg.norm(vectors)
-    window = window_around(problem)
+    window = replace(window_around(problem), num_points=_FINE)
     found = heights(problem, layout, vectors, window)[0]
     deltas, margins, _ = attacks_at(problem, layout, jnp.asarray(vectors), jnp.zeros(1))
     margin = float(np.min(margins))

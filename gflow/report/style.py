@@ -68,7 +68,8 @@ def use_style() -> None:
     """
     from matplotlib import rcParams
 
-    rcParams.update(LAYOUT | {"figure.constrained_layout.use": True, "axes.prop_cycle": cycle()})
+    settings: Any = {"figure.constrained_layout.use": True, "axes.prop_cycle": cycle()}
+    rcParams.update(LAYOUT | settings)
 
 
 def cycle() -> Any:
