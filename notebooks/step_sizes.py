@@ -125,7 +125,7 @@ axes[1].semilogy(
     times, [np.exp(hard.log_loss(hard_flow.at(time=time))) for time in times], label="flow"
 )
 for h in (0.01, 0.03):
-    run = gflow.descend(hard, from_small, optax.sgd(h), num_steps=round(last / h), save=4096)
+    run = gflow.descend(hard, from_small, optax.sgd(h), num_steps=round(last / h), save=None)
     along = gflow.sharpness_along(run, num_points=2 * len(times))
     axes[0].plot(
         np.expm1(along["log1p_time"]), along["sharpness"], label=f"steps h = {h:g}", linewidth=1
