@@ -109,7 +109,17 @@ def levels(floors: list[set[str]]) -> dict[str, int]:
 LEVEL = levels(FLOORS)
 
 # Imported where they are used, never by `import gflow`.
-HEAVY = ["clarabel", "click", "jinja2", "matplotlib", "pandas", "pydantic", "rich", "sklearn"]
+HEAVY = [
+    "clarabel",
+    "click",
+    "contourpy",
+    "jinja2",
+    "matplotlib",
+    "pandas",
+    "pydantic",
+    "rich",
+    "sklearn",
+]
 
 
 def room_of(path: Path) -> str:

@@ -11,6 +11,7 @@ from gflow._files import write_text
 from gflow.report import answer as words
 from gflow.report.end import End
 from gflow.report.evaluation import Evaluation, largest
+from gflow.report.explorer import view_of
 from gflow.report.images import images
 from gflow.report.panels import Panel, View, panels
 from gflow.report.record import (
@@ -232,9 +233,28 @@ def _networks(
                 "rows": [_row(run, columns, look(places[run.perturbation])) for run in runs],
                 "figures": [figure_of(panel, name) for panel in panels(view)] if kept else [],
                 "images": [figure_of(panel, name) for panel in images(view)],
+                "planes": _planes(view),
             }
         )
     return networks
+
+
+def _planes(view: View) -> list[dict[str, Any]]:
+    """The plane along each run, where the examples have two inputs."""
+    found = []
+    for run, trajectory in view.trajectories.items():
+        problem, end = trajectory.problem, view.ends.get(run)
+        if problem is None or problem.dataset.x.shape[1] != 2:
+            continue
+        limit = None
+        if end is not None and end.limit is not None and end.multipliers is not None:
+            limit = end.limit, end.multipliers, view.limit(run, "limit_margin") or np.nan
+        name = f"{view.prefix}-plane-{view.places[run] + 1}"
+        notice = "" if view.records[run].succeeded else "It did not reach what was asked for."
+        found.append(
+            {"perturbation": run, "view": view_of(trajectory, limit, name=name, notice=notice)}
+        )
+    return found
 
 
 def _describe_network(trajectories: Mapping[str, Trajectory]) -> str:
