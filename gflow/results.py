@@ -63,7 +63,8 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "A KKT point was reached at which the flow does not stay: it leaves it in the end, "
         "after a time that grows without bound as it comes closer. `find_limit(escape=True)` "
         "follows it; with that set, the number of saddles exceeded `max_rounds`, or the saddle "
-        "lies at kinks (`.kinks`) from which no step of the flow could be solved."
+        "lies at kinks (`.kinks`) from which no step of the flow could be solved, or to which the "
+        "flow along the kinks came back twice."
     )
     degenerate = (
         "A KKT point was reached whose second derivatives vanish in some direction that is no "

@@ -37,7 +37,7 @@ from gflow.kkt.variables import Variables, at_unit_margin
 from gflow.limit.approach import weights_at
 from gflow.limit.following import follow, follow_back, start_at
 from gflow.limit.kinked_newton import KinkedNewton
-from gflow.limit.leaving import pushed_off
+from gflow.limit.leaving import pushed_off, times_left
 from gflow.limit.result import margin_at
 from gflow.limit.search import Refiner, Search, run
 from gflow.limit.sliding import slide
@@ -156,9 +156,13 @@ class Kinked(Refiner):
         )
 
     def leave(self, state: State) -> State:
-        """A push off the saddle, with its multipliers and coefficients."""
+        """A push off the saddle, with its multipliers and coefficients; or the end, where the slide
+        has come back to it from either side.
+        """
         if self.search.deadline.passed():
             return state.ended(RESULTS.seconds_spent, final=True)
+        if times_left(self.search, state) > 1:
+            return state.ended(RESULTS.saddle)
         return pushed_off(self.search, state, self.search.settings.saddles.push_at_kinks)
 
     def _follow(self, state: State, start: Variables) -> State:
