@@ -70,7 +70,7 @@ def cli() -> None:
     "--jobs",
     type=click.IntRange(min=1),
     default=min(os.cpu_count() or 1, _MOST_JOBS),
-    show_default=True,
+    show_default=f"number of processors, at most {_MOST_JOBS}",
     help="Runs at once, each in a process of its own.",
 )
 @click.option(

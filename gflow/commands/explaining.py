@@ -85,11 +85,12 @@ def _rows(fields: list[tuple[str, FieldInfo]], indent: int = 2) -> Padding:
     grid.add_column(style="yellow", width=max(14 - indent + 2, 12), no_wrap=True)
     grid.add_column(ratio=1)
     for name, info in fields:
-        grid.add_row(name, _explanation(info))
+        grid.add_row(name, explanation(info))
     return Padding(grid, (0, 0, 0, indent))
 
 
-def _explanation(info: FieldInfo) -> Text:
+def explanation(info: FieldInfo) -> Text:
+    """What a field means, with its type, its bounds and its default."""
     return Text.assemble(
         info.description or "",
         (f"  [{type_text(info)}{_bounds(info)}; {_default_phrase(info)}]", "dim"),
