@@ -328,6 +328,7 @@ def test_search_that_fails_at_kinks_says_so_and_names_them():
         gflow.find_limit(trained, start, settings=settings)
 
 
+@pytest.mark.slow
 def test_networks_too_large_for_dense_systems_end_with_their_smoothing():
     sizes = dataclasses.replace(REFINE.sizes, at_kinks=1)
     settings = gflow.LimitSettings(refine=dataclasses.replace(REFINE, sizes=sizes))
