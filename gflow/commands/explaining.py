@@ -115,7 +115,11 @@ def _default_phrase(info: FieldInfo) -> str:
 
 def example_toml(configuration: Configuration) -> str:
     """`configuration` as a commented TOML file that reads back as the same configuration."""
-    lines = ["# One job of `gflow run`: every network under every perturbation.", ""]
+    lines = ["# One job of `gflow run`: every network under every perturbation."]
+    lines += [
+        "# `gflow sweep` runs the limits of all combinations, where lists stand for values.",
+        "",
+    ]
     lines += _lines(configuration)
     for name, info in Configuration.model_fields.items():
         if not tables_of(info.annotation):
@@ -136,3 +140,19 @@ def _lines(table: Table) -> Iterator[str]:
         # TOML has no null: what is unset is left out, as a comment that says what it would be.
         line = f"# {name} =" if value is None else f"{name} = {toml_value(value)}"
         yield f"{line:<24}  # {info.description}"
+
+
+def document_toml(document: dict[str, Any], comment: str) -> str:
+    """A document of tables and arrays of tables as TOML, under a comment."""
+    lines = [f"# {comment}", ""]
+    lines += [f"{key} = {toml_value(value)}" for key, value in document.items() if _plain(value)]
+    for key, value in document.items():
+        if not _plain(value):
+            header = f"[[{key}]]" if isinstance(value, list) else f"[{key}]"
+            for table in value if isinstance(value, list) else [value]:
+                lines += ["", header, *(f"{name} = {toml_value(x)}" for name, x in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> bool:
+    return not isinstance(value[0] if isinstance(value, list) and value else value, dict)

@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from gflow._programs import compiled
+from gflow._programs import compiled_for_some_calls
 from gflow._selection import select_smallest
 from gflow._typing import Params
 from gflow.networks import Decided
@@ -130,7 +130,7 @@ def smoothed(problem: Problem, smoothing: Any) -> Problem:
     )
 
 
-@compiled
+@compiled_for_some_calls
 def settled_angles(problem: Problem, params: Params, smoothing: Any) -> Float[Array, "n s"]:
     """The angles at which every switch stands where its own value puts it.
 

@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gflow._layout import Layout
-from gflow._programs import compiled
+from gflow._programs import compiled_for_some_calls
 from gflow._typing import Params
 from gflow.kkt.settings import SIZES, Sizes
 from gflow.problem import GradientMode, Problem
@@ -109,7 +109,7 @@ class KKTSystem(NamedTuple):
 Vector = Float[Array, " _"] | Float[np.ndarray, " _"]
 
 
-@compiled
+@compiled_for_some_calls
 def stationarity_and_margins(
     problem: Problem, layout: Layout, theta: Vector, multipliers: Vector
 ) -> tuple[Float[Array, " P"], Float[Array, " m"]]:
@@ -180,7 +180,7 @@ def only_pushing(problem: Problem, pushing: np.ndarray) -> tuple[Problem, np.nda
     return fewer, np.arange(pushing.size).reshape(pushing.shape)[kept].ravel()
 
 
-@compiled
+@compiled_for_some_calls
 def _lagrangian(
     problem: Problem, multipliers: Any, layout: Layout, theta: Any
 ) -> tuple[Array, Array]:
@@ -194,7 +194,7 @@ def _lagrangian(
     return value, lax.map(product, jnp.eye(theta.size), batch_size=batch).T
 
 
-@compiled
+@compiled_for_some_calls
 def margins_and_rows(
     problem: Problem, layout: Layout, theta: Any
 ) -> tuple[Float[Array, " m"], Float[Array, "m P"], Float[Array, "m P"]]:
@@ -203,7 +203,7 @@ def margins_and_rows(
     return margins.ravel(), *slopes_and_gradients(problem, layout, theta)
 
 
-@compiled
+@compiled_for_some_calls
 def slopes_and_gradients(
     problem: Problem, layout: Layout, theta: Vector
 ) -> tuple[Float[Array, "m P"], Float[Array, "m P"]]:

@@ -20,7 +20,7 @@ from scipy.sparse.linalg import LinearOperator, gmres
 
 from gflow._layout import Layout
 from gflow._minimum_norm import by_factors
-from gflow._programs import compiled
+from gflow._programs import compiled_for_some_calls
 from gflow.kkt.settings import Sizes
 from gflow.kkt.system import (
     kkt_system,
@@ -31,7 +31,7 @@ from gflow.kkt.system import (
 from gflow.limit.settings import RefineSettings
 from gflow.problem import Problem
 
-# Multipliers that have sunk below any number: their logarithm is still one.
+# Stands for multipliers that have underflown to 0, so that their logarithm is finite.
 TINY = 1e-300
 
 
@@ -76,7 +76,7 @@ class CoolingSystem:
 
     @property
     def sizes(self) -> Sizes:
-        """From which size on which algorithm serves."""
+        """Sizes from which on the algorithm changes."""
         return self.settings.sizes
 
     def solve(self, time: float) -> np.ndarray | None:
@@ -158,7 +158,7 @@ class CoolingSystem:
         return nearly
 
 
-@compiled
+@compiled_for_some_calls
 def _linearized(problem: Problem, layout: Layout, theta: Any, multipliers: Any) -> Any:
     """The derivative of the equations along a vector, a function that may leave the program."""
 
@@ -168,6 +168,6 @@ def _linearized(problem: Problem, layout: Layout, theta: Any, multipliers: Any) 
     return jax.linearize(values, jnp.asarray(theta), jnp.asarray(multipliers))[1]
 
 
-@compiled
+@compiled_for_some_calls
 def _applied(linear: Any, first: Any, second: Any) -> Any:
     return linear(jnp.asarray(first), jnp.asarray(second))

@@ -21,6 +21,7 @@ from gflow.report.record import (
     significant,
     write_cell,
 )
+from gflow.report.spread import Spread, spreads
 from gflow.report.style import look
 from gflow.report.vector import drawn
 from gflow.trajectory import Trajectory
@@ -124,7 +125,7 @@ def _matrices(results: Results, evaluations: Sequence[Evaluation]) -> list[dict[
             lambda value: f"{100 * value:.1f}",
         ),
     ]
-    found = []
+    found, several = [], spreads(evaluations, results.settings)
     for name, title, meaning, write in asked:
         groups = [_group(each, getattr(each, name), write) for each in evaluations]
         if any(group["any"] for group in groups):
@@ -135,8 +136,9 @@ def _matrices(results: Results, evaluations: Sequence[Evaluation]) -> list[dict[
                     "meaning": meaning,
                     "columns": first.columns,
                     "num_strong": len(first.strong),
-                    "groups": groups,
-                    "csv": _uri("text/csv", _matrix_table(evaluations, name).encode()),
+                    "groups": [_spread_group(each, name, write) for each in several] or groups,
+                    "by_seed": groups if several else [],
+                    "csv": data_uri("text/csv", _matrix_table(evaluations, several, name).encode()),
                     "file": f"matrix-{name}",
                 }
             )
@@ -146,25 +148,58 @@ def _matrices(results: Results, evaluations: Sequence[Evaluation]) -> list[dict[
 def _group(each: Evaluation, values: np.ndarray, write: Any) -> dict[str, Any]:
     marks = largest(values)
     rows = [
-        {
-            "name": row,
-            "colour": look(number)["color"],
-            "cells": [
-                {"text": write(value) if np.isfinite(value) else "–", "most": bool(most)}
+        _matrix_row(
+            number,
+            row,
+            [
+                {"text": _written(value, write), "most": bool(most), "range": ""}
                 for value, most in zip(values[number], marks[number], strict=True)
             ],
-        }
+        )
         for number, row in enumerate(each.rows)
     ]
     return {"network": each.network, "rows": rows, "any": bool(np.isfinite(values).any())}
 
 
-def _matrix_table(evaluations: Sequence[Evaluation], name: str) -> str:
+def _spread_group(spread: Spread, name: str, write: Any) -> dict[str, Any]:
+    """The mean over seeds, and below it the range."""
+    values, planned = spread.of(name), len(spread.evaluations)
+    marks = largest(values.mean)
+
+    def cell(row: int, column: int) -> dict[str, Any]:
+        mean, least, most, count = (each[row, column] for each in values)
+        fewer = f" ({count} of {planned})" if 0 < count < planned else ""
+        span = f"{_written(least, write)} to {_written(most, write)}{fewer}" if count else ""
+        return {"text": _written(mean, write), "most": bool(marks[row, column]), "range": span}
+
+    columns = range(len(spread.columns))
+    rows = [
+        _matrix_row(number, row, [cell(number, column) for column in columns])
+        for number, row in enumerate(spread.rows)
+    ]
+    return {"network": f"{spread.network}: mean over {planned} seeds, and range", "rows": rows}
+
+
+def _written(value: float, write: Any) -> str:
+    return write(value) if np.isfinite(value) else "–"
+
+
+def _matrix_row(number: int, name: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"name": name, "colour": look(number)["color"], "cells": cells}
+
+
+def _matrix_table(evaluations: Sequence[Evaluation], several: Sequence[Spread], name: str) -> str:
+    """As CSV: every matrix, and over seeds their mean, smallest and largest."""
+    matrices = [(each.network, each.rows, getattr(each, name)) for each in evaluations]
+    for spread in several:
+        values = spread.of(name)
+        for word, table in (("mean", values.mean), ("least", values.least), ("most", values.most)):
+            matrices.append((f"{spread.network}, {word} over seeds", spread.rows, table))
     lines = ["network,trained_under," + ",".join(evaluations[0].columns)]
-    for each in evaluations:
-        for row, values in zip(each.rows, getattr(each, name), strict=True):
+    for network, rows, table in matrices:
+        for row, values in zip(rows, table, strict=True):
             numbers = ",".join(f"{value:.10g}" for value in values)
-            lines.append(f'"{each.network}",{row},{numbers}')
+            lines.append(f'"{network}",{row},{numbers}')
     return "\n".join(lines) + "\n"
 
 
@@ -195,8 +230,8 @@ def _networks(
                 "name": name,
                 "description": _describe_network(view.trajectories),
                 "rows": [_row(run, columns, look(places[run.perturbation])) for run in runs],
-                "figures": [_figure(panel, name) for panel in panels(view)] if kept else [],
-                "images": [_figure(panel, name) for panel in images(view)],
+                "figures": [figure_of(panel, name) for panel in panels(view)] if kept else [],
+                "images": [figure_of(panel, name) for panel in images(view)],
             }
         )
     return networks
@@ -227,7 +262,8 @@ def _row(run: Record, columns: Sequence[Any], style: Mapping[str, Any]) -> dict[
     }
 
 
-def _figure(panel: Panel, network: str) -> dict[str, Any]:
+def figure_of(panel: Panel, network: str) -> dict[str, Any]:
+    """What the page shows of a panel: its drawing, its words, and files of it."""
     from markupsafe import Markup
 
     figure = drawn(panel.draw, name=panel.name, description=f"{network}: {panel.title}")
@@ -237,12 +273,13 @@ def _figure(panel: Panel, network: str) -> dict[str, Any]:
         "prediction": panel.prediction,
         "svg": Markup(figure.inline),
         "files": [
-            ("PDF", "pdf", _uri("application/pdf", figure.pdf)),
-            ("SVG", "svg", _uri("image/svg+xml", figure.svg)),
-            ("CSV", "csv", _uri("text/csv", panel.table.encode())),
+            ("PDF", "pdf", data_uri("application/pdf", figure.pdf)),
+            ("SVG", "svg", data_uri("image/svg+xml", figure.svg)),
+            ("CSV", "csv", data_uri("text/csv", panel.table.encode())),
         ],
     }
 
 
-def _uri(kind: str, content: bytes) -> str:
+def data_uri(kind: str, content: bytes) -> str:
+    """A link that holds its content."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
