@@ -35,6 +35,8 @@ _NUM_PROBES = 2
 _JUMP = 1e-3
 # A switch stands on its kink where |v| is below this part of w.
 _AT_KINK = 1e-9
+# A scale w below this part of the largest is rounding, as where all pixels of a window are 0.
+_NOTHING = 1e-6
 # Derivatives by sin phi are taken this far within its range, as that of phi is infinite at the end.
 _INSIDE = 1e-6
 # Switches that are differentiated by side by side.
@@ -208,7 +210,7 @@ def decided(problem: Problem, layout: Layout, vector: np.ndarray, given: np.ndar
     while True:  # no longer than there are layers of switches: none decides one before it
         found = _switched_values(problem, layout, vector, coefficients)
         values, scales, margins = map(np.asarray, found)
-        free = np.abs(values) <= _AT_KINK * scales
+        free = np.abs(values) <= _AT_KINK * np.maximum(scales, _NOTHING * scales.max(initial=0.0))
         turned = np.where(free, given, np.sign(values))
         if np.array_equal(turned, coefficients):
             break

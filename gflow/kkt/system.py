@@ -22,9 +22,12 @@ from jaxtyping import Array, Float
 from gflow._layout import Layout
 from gflow._programs import compiled_for_some_calls
 from gflow._typing import Params
-from gflow.kkt.settings import DEAD, SIZES, Sizes
+from gflow.kkt.settings import SIZES, Sizes
 from gflow.problem import GradientMode, Problem
 
+# Weights below this part of the largest count as 0: second derivatives are divided by their squares
+# and more, which must stay above 1e-308.
+_UNDERFLOWING = 1e-60
 # So many bytes of directions are differentiated along side by side: with 64 times as much, at 4160
 # parameters, the Hessian takes 1.5 to 1.8 times as long.
 _TANGENTS = 2**18
@@ -124,7 +127,7 @@ def without_dead(theta: np.ndarray) -> np.ndarray:
     """The point with 0 for weights next to nothing, as of a neuron that has died out: the squares
     by which its second derivatives are divided would underflow. Shapes (P,).
     """
-    return np.where(np.abs(theta) < DEAD.underflowing * np.abs(theta).max(), 0.0, theta)
+    return np.where(np.abs(theta) < _UNDERFLOWING * np.abs(theta).max(), 0.0, theta)
 
 
 def kkt_system(

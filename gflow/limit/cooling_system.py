@@ -67,7 +67,7 @@ class CoolingSystem:
         self.rows, self.own = weight / (1 + weight), 1 / (1 + weight)
         found = stationarity_and_margins(self.problem, self.layout, theta, multipliers)
         self.stationarity, self.margins = map(np.asarray, found)
-        logarithm = np.log(np.maximum(multipliers, TINY) / largest)
+        logarithm = np.log(np.maximum(multipliers / largest, TINY))
         barrier = self.own * multipliers * logarithm
         margins = self.rows * (self.margins - 1) + barrier
         self.right = -np.concatenate([self.stationarity, margins])

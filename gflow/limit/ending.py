@@ -40,7 +40,7 @@ def limit_of(search: Search, state: State, smoothing: float) -> Limit:
         curvature=None if state.found is None else state.found.curvature,
         stages=state.stages,
         heading=state.heading,
-        polished=None if search.has_kinks else point,
+        polished=None if search.has_kinks and (smoothing > 0 or state.kinks is not None) else point,
         kinks=state.kinks,
         smoothing=smoothing if state.kinks is None else state.kinks.smoothing,
         held_margin=certificate.held_margin,
