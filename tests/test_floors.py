@@ -83,6 +83,12 @@ FOLDERS = {
         {"certificate", "second_order"},
         {"open_curvature"},
     ],
+    "batch": [
+        {"lanes", "stacked"},
+        {"certificates", "flow", "points", "states"},
+        {"finding"},
+        {"__init__"},
+    ],
     "limit": [
         {"dead", "itinerary", "settings"},
         {"complementarity", "continuation", "cooling_system", "result", "search_settings"},
