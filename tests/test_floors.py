@@ -86,6 +86,7 @@ FOLDERS = {
     "batch": [
         {"lanes", "stacked"},
         {"certificates", "flow", "points", "states"},
+        {"judging"},
         {"finding"},
         {"__init__"},
     ],

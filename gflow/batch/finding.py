@@ -13,6 +13,7 @@ from gflow._signatures import named
 from gflow._typing import Params
 from gflow.batch.certificates import certificates
 from gflow.batch.flow import followed
+from gflow.batch.judging import judged_beside
 from gflow.batch.lanes import ACTIVE, ARRIVED, FAR, Goals, Lane
 from gflow.batch.points import points
 from gflow.batch.stacked import Runs, default_width, stacked, structure_of
@@ -246,17 +247,17 @@ def _together(
     ready = np.flatnonzero(np.isin(lanes.status, (ARRIVED, FAR)))
     ready = np.array([row for row in ready if begun_[row] is not None], int)
     found = {} if why else points(runs, lanes, ready, first.tolerance, settings.refine)
+    for row, point in found.items():
+        begun_[row] = Smooth(searches[row]).arrived_at(point, begun_[row], 0.0)
+    refiners = judged_beside(runs, searches, begun_)
     ended = []
-    for row, (each, state) in enumerate(zip(group, begun_, strict=True)):
-        refiner = Smooth(each.search)
+    for refiner, each, state in zip(refiners, group, begun_, strict=True):
         if state is None:
-            handover = settings.flow.handover
-            state = begun(each.start, first.cap_logits, first.cap_log_kappa, handover)
+            logits, handover = first.cap_logits, settings.flow.handover
+            state = begun(each.start, logits, first.cap_log_kappa, handover)
             ended.append(run(refiner, state))
-            continue
-        if row in found and state.result is None:
-            state = refiner.arrived_at(found[row], state, 0.0)
-        ended.append(run(refiner, state, approached=True))
+        else:
+            ended.append(run(refiner, state, approached=True))
     return _limits(runs, searches, ended)
 
 

@@ -25,31 +25,72 @@ from gflow.kkt.system import KKTSystem, margins_and_rows, stationarity_and_margi
 from gflow.limit.settings import RefineSettings
 from gflow.problem import Problem
 
-# Iterations with one matrix at most, and active sets that are tried.
-_MOST_ITERATIONS, _MOST_SETS = 24, 4
+# Iterations with one matrix at most, and matrices. Where the error falls by less than the factor,
+# another matrix is formed.
+_MOST_ITERATIONS, _MOST_MATRICES, _FALL = 12, 8, 0.2
 # Matrices with a reciprocal condition above this are solved by their LU factors.
-_REGULAR = 1e-9
+_REGULAR, _RANK = 1e-9, 1e-11
 
 
 class _Iterate(NamedTuple):
+    """An iterate: the point, its multipliers, and the active set."""
+
     theta: np.ndarray
     multipliers: np.ndarray
     active: np.ndarray
+
+    def with_active(self, active: np.ndarray | None) -> "_Iterate":
+        """Another active set; multipliers of other margins are 0."""
+        assert active is not None
+        return _Iterate(self.theta, np.where(active, self.multipliers, 0.0), active)
+
+    def stepped(self, step: np.ndarray, longest: float) -> "_Iterate":
+        """After a step, or the part of it that is not too long."""
+        size = len(self.theta)
+        length = np.linalg.norm(step[:size])
+        share = min(1.0, longest * np.linalg.norm(self.theta) / max(length, 1e-300))
+        multipliers = self.multipliers.copy()
+        multipliers[self.active] += share * step[size:]
+        return _Iterate(self.theta + share * step[:size], multipliers, self.active)
 
 
 def points(
     runs: Runs, lanes: Lane, rows: np.ndarray, tolerance: float, settings: RefineSettings
 ) -> dict[int, KKTPoint]:
     """The KKT points near the ends of these runs, of those of them where one was found."""
-    starts = _collected(runs, rows, lambda given, part: _begun(*given, part), lanes)
-    now: dict[int, _Iterate] = {}
-    for row, (theta, multipliers, weights) in starts.items():
+    ends = _collected(runs, rows, lambda given, part: _begun(*given, part), lanes)
+    starts = {}
+    for row, (theta, multipliers, weights) in ends.items():
         active = weights > settings.newton.flow_support * weights.max()
         if np.all(np.isfinite(theta)):
-            now[row] = _Iterate(theta, np.where(active, multipliers, 0.0), active)
-    systems = _systems(runs, now)
-    ended: dict[int, tuple[_Iterate, int]] = {}
-    for _ in range(_MOST_SETS):
+            starts[row] = _Iterate(theta, np.where(active, multipliers, 0.0), active)
+    return _solved(runs, starts, tolerance, settings)
+
+
+def points_beside(
+    runs: Runs, given: dict[int, tuple[KKTPoint, np.ndarray]], settings: RefineSettings
+) -> dict[int, KKTPoint]:
+    """The KKT points near directions beside others, where one was found.
+
+    Args:
+        given: of each run a KKT point and a direction beside it.
+    """
+    starts = {}
+    for row, (point, direction) in given.items():
+        theta = direction * np.linalg.norm(point.theta)
+        starts[row] = _Iterate(theta, np.where(point.active, point.multipliers, 0.0), point.active)
+    return _solved(runs, starts, settings.newton.rounded, settings)
+
+
+def _solved(
+    runs: Runs, starts: dict[int, _Iterate], tolerance: float, settings: RefineSettings
+) -> dict[int, KKTPoint]:
+    """The KKT points to which these iterates lead."""
+    now, ended = starts, {}
+    for _ in range(_MOST_MATRICES):
+        if not now:
+            break
+        systems = _systems(runs, now)
         now = _iterated(runs, now, systems, ended, tolerance, settings)
     systems = _systems(runs, {row: iterate for row, (iterate, _) in ended.items()})
     return _confirmed(ended, systems, tolerance, settings)
@@ -63,63 +104,62 @@ def _iterated(
     tolerance: float,
     settings: RefineSettings,
 ) -> dict[int, _Iterate]:
-    """Iterations with these active sets. Runs that have converged are put among those that ended;
-    those left over have another active set.
+    """Iterations with one matrix each. Runs that have converged are put among those that ended;
+    what is left over needs another matrix, for its active set has changed, or it has come closer.
     """
     newton, others = settings.newton, {}
-    first = {row: (iterate, None, np.inf) for row, iterate in now.items()}
-    solvers = {row: _solver(systems[row], now[row].active) for row in now}
-    state: dict[int, Any] = first
+    errors = {row: _error(each, systems[row]) for row, each in now.items()}
+    solvers = {
+        row: _solver(systems[row], each.active, min(errors[row] ** 2, newton.family_rank))
+        for row, each in now.items()
+    }
+    active, before = dict(now), dict.fromkeys(now, np.inf)
     for iteration in range(_MOST_ITERATIONS + 1):
-        values = _equations(runs, {row: iterate for row, (iterate, *_) in state.items()})
-        further: dict[int, Any] = {}
-        for row, (iterate, _, before) in state.items():
+        values = _equations(runs, active)
+        further = {}
+        for row, iterate in active.items():
             stationarity, margins = values[row]
             error = active_residual(stationarity, margins, iterate.theta, iterate.active)
+            falls = error < _FALL * before[row]
             close = error <= min(newton.aim, tolerance)
-            close |= error > 0.5 * before and error <= min(newton.rounded, tolerance)
-            if close:
-                mended = _mended(iterate, margins, newton.slack)
-                if mended is None:
-                    ended[row] = iterate, iteration
-                else:
-                    others[row] = iterate._replace(
-                        multipliers=np.where(mended, iterate.multipliers, 0.0), active=mended
-                    )
-            elif np.isfinite(error) and error < 2 * before:
+            close |= error > 0.5 * before[row] and error <= min(newton.rounded, tolerance)
+            mended = _mended(iterate, margins, newton.slack) if close else iterate.active
+            if close and mended is None:
+                ended[row] = iterate, iteration
+            elif close or (np.isfinite(error) and not falls):
+                others[row] = iterate.with_active(mended)
+            elif np.isfinite(error):
                 step = solvers[row](stationarity, margins)
-                after = _stepped(iterate, step, newton.longest_step)
-                if after is not None:
-                    further[row] = after, None, error
-        state = further
-        if not state:
+                further[row] = iterate.stepped(step, newton.longest_step)
+                before[row] = error
+        active = further
+        if not active:
             break
-    return others
+    return others | active
 
 
-def _stepped(now: _Iterate, step: np.ndarray, longest: float) -> _Iterate | None:
-    """After a step; None where it is too long."""
-    size = len(now.theta)
-    if not np.linalg.norm(step[:size]) <= longest * np.linalg.norm(now.theta):
-        return None
-    multipliers = now.multipliers.copy()
-    multipliers[now.active] += step[size:]
-    return _Iterate(now.theta + step[:size], multipliers, now.active)
+def _error(now: _Iterate, at: KKTSystem) -> float:
+    return active_residual(at.stationarity, at.margins, now.theta, now.active)
 
 
-def _solver(at: KKTSystem, active: np.ndarray) -> Any:
-    """The step of minimum norm for the equations at any iterate, by the matrix of the first."""
+def _solver(at: KKTSystem, active: np.ndarray, rank: float) -> Any:
+    """The step of minimum norm for the equations at any iterate, by the matrix of the first.
+
+    Args:
+        rank: singular values below this part of the largest count as 0.
+    """
+    rank = max(rank, _RANK)
     matrix = at.bordered(active)
     factorised, condition, solved = get_lapack_funcs(("getrf", "gecon", "getrs"), (matrix,))
     factors, pivots, singular = factorised(matrix)
     norm = np.abs(matrix).sum(axis=0).max()
-    regular = not singular and condition(factors, norm)[0] > _REGULAR
+    regular = not singular and condition(factors, norm)[0] > max(rank, _REGULAR)
 
     def step(stationarity: np.ndarray, margins: np.ndarray) -> np.ndarray:
         right = -np.concatenate([stationarity, margins[active] - 1])
         if regular:
             return solved(factors, pivots, right)[0]
-        found: Any = lstsq(matrix, right, cond=1e-6, lapack_driver="gelsy", check_finite=False)
+        found: Any = lstsq(matrix, right, cond=rank, lapack_driver="gelsy", check_finite=False)
         return found[0]
 
     return step
