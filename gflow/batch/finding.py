@@ -248,7 +248,9 @@ def _together(
     ready = np.array([row for row in ready if begun_[row] is not None], int)
     found = {} if why else points(runs, lanes, ready, first.tolerance, settings.refine)
     for row, point in found.items():
-        begun_[row] = Smooth(searches[row]).arrived_at(point, begun_[row], 0.0)
+        state = begun_[row]
+        assert state is not None
+        begun_[row] = Smooth(searches[row]).arrived_at(point, state, 0.0)
     refiners = judged_beside(runs, searches, begun_)
     ended = []
     for refiner, each, state in zip(refiners, group, begun_, strict=True):
@@ -273,17 +275,17 @@ def _limits(runs: Runs, searches: list[Search], ended: list[State]) -> list[Limi
 def _goals(search: Search) -> Goals:
     """What all runs are to reach."""
     flow = search.settings.flow
-    values = (
-        math.log(search.cap_logits),
-        flow.cap_accuracy,
-        flow.most_logits,
-        flow.handover,
-        flow.handover_accuracy,
-        flow.farthest,
-        search.flow_options["tolerance"],
-        flow.logit_tolerance,
+    return Goals(
+        log_logits=np.log(search.cap_logits),
+        cap_accuracy=np.float64(flow.cap_accuracy),
+        most_logits=np.float64(flow.most_logits),
+        handover=np.float64(flow.handover),
+        handover_accuracy=np.float64(flow.handover_accuracy),
+        farthest=np.float64(flow.farthest),
+        tolerance=np.float64(search.flow_options["tolerance"]),
+        logit_tolerance=np.float64(flow.logit_tolerance),
+        most_steps=np.int64(search.max_steps),
     )
-    return Goals(*map(np.float64, values), np.int64(search.max_steps))
 
 
 def _width(search: Search, count: int, chunk: int | None, mesh: Mesh | None) -> int:

@@ -58,7 +58,7 @@ def points(
     runs: Runs, lanes: Lane, rows: np.ndarray, tolerance: float, settings: RefineSettings
 ) -> dict[int, KKTPoint]:
     """The KKT points near the ends of these runs, of those of them where one was found."""
-    ends = _collected(runs, rows, lambda given, part: _begun(*given, part), lanes)
+    ends = _collected(runs, rows, lambda given, part: _begun(given[0], given[1], part), lanes)
     starts = {}
     for row, (theta, multipliers, weights) in ends.items():
         active = weights > settings.newton.flow_support * weights.max()

@@ -123,7 +123,7 @@ def _ended(
     return state.ended(RESULTS.step_budget_spent, final=True) if status == SPENT else state
 
 
-def _unit(path: np.ndarray) -> np.ndarray:
+def _unit(path: Any) -> np.ndarray:
     vector = np.asarray(path)[:-1]
     return vector / np.linalg.norm(vector)
 
@@ -165,7 +165,7 @@ def _trajectory(
         vectors=np.stack([_unit(end[0]) for end in ends]),
         layout=search.layout,
         problem=search.problem,
-        result=RESULTS.successful if capped else getattr(RESULTS, spent),
+        result=getattr(RESULTS, "successful" if capped else spent),
         stats={
             "num_steps": int(count),
             "num_accepted_steps": int(count),
