@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gflow.reference import MaxMargin, max_margin
     from gflow.results import RESULTS
     from gflow.stiff import Krylov, Rosenbrock, RungeKuttaChebyshev
+    from gflow.sweeps import Sweep, sweep
     from gflow.trajectory import RunFailed, Trajectory
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ __all__ = [
     "Rosenbrock",
     "RunFailed",
     "RungeKuttaChebyshev",
+    "Sweep",
     "Trajectory",
     "Until",
     "backward_error_flow",
@@ -65,6 +67,7 @@ __all__ = [
     "radius_sensitivity",
     "report",
     "sharpness_along",
+    "sweep",
     "use_compilation_cache",
 ]
 
@@ -83,6 +86,7 @@ _HOMES = {
     "Rosenbrock": "stiff",
     "RunFailed": "trajectory",
     "RungeKuttaChebyshev": "stiff",
+    "Sweep": "sweeps",
     "Trajectory": "trajectory",
     "Until": "flow",
     "certify": "kkt.certificate",
@@ -94,6 +98,7 @@ _HOMES = {
     "load": "loading",
     "max_margin": "reference",
     "radius_sensitivity": "limit",
+    "sweep": "sweeps",
     "use_compilation_cache": "compilation_cache",
     "Comparison": "comparison",
     "backward_error_flow": "descent",

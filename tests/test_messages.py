@@ -330,6 +330,7 @@ MADE = {
     "MaxMargin",
     "RESULTS",
     "RunFailed",
+    "Sweep",
     "Trajectory",
 }
 MADE |= {f"networks.{key}" for key in ("MLP", "Custom", "Convolutional", "DeepLinear", "Diagonal")}
