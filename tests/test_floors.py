@@ -84,6 +84,13 @@ FOLDERS = {
         {"certificate", "second_order"},
         {"open_curvature"},
     ],
+    "batch": [
+        {"lanes", "stacked"},
+        {"certificates", "flow", "points", "states"},
+        {"judging"},
+        {"finding"},
+        {"__init__"},
+    ],
     "limit": [
         {"dead", "itinerary", "settings"},
         {"complementarity", "continuation", "cooling_system", "result", "search_settings"},
