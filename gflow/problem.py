@@ -16,7 +16,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
 from gflow._description import storable
-from gflow._numerics import check_x64, scaled_margins, tree_scale
+from gflow._numerics import check_x64, hypotenuse, norm, scaled_margins, tree_norm, tree_scale
 from gflow._parts import check_parts, warn_of_radius
 from gflow._programs import PROGRAMS, compiled
 from gflow._selection import select_smallest
@@ -102,6 +102,8 @@ class Problem(eqx.Module):
     rivals: Rivals = eqx.field(static=True, default="runner_up")
     # The relative width to which the choice among rivals is rounded, where it is.
     rival_smoothing: Any = None
+    # The size of an input gradient, at |params| = 1, below which the attack on an example fades.
+    attack_floor: Any = None
 
     @named(loss="It comes from `gflow.losses`: `loss=gflow.losses.logistic()`.")
     def __init__(
@@ -133,6 +135,7 @@ class Problem(eqx.Module):
         choice = dataset.num_outputs > 2 and not isinstance(perturbation, Clean)
         self.rivals = rivals if choice else "runner_up"
         self.rival_smoothing = None
+        self.attack_floor = None
         PROGRAMS.serve(self)
 
     @property
@@ -324,10 +327,12 @@ class Problem(eqx.Module):
             def attacked(point: Array) -> Array:
                 return self.attacked(self._margin(params, point, y))
 
-            return Attack(self.perturbation(attacked, x, start), None)
+            return Attack(self._perturbation(attacked, params, x, start), None)
 
         def against(rival: Array) -> Array:
-            return self.perturbation(lambda at: rival @ self._margin(params, at, y), x, start)
+            return self._perturbation(
+                lambda at: rival @ self._margin(params, at, y), params, x, start
+            )
 
         delta = jax.vmap(against)(jnp.eye(self.dataset.num_outputs - 1))
         if self.rivals == "each":
@@ -337,6 +342,19 @@ class Problem(eqx.Module):
             worst = jnp.argmin(own)
             return Attack(delta[worst], worst)
         return Attack(delta, select_smallest(own, self.rival_smoothing).angles)
+
+    def _perturbation(
+        self, margin: Callable[[Array], Array], params: Params, x: Array, start: Array | None
+    ) -> Array:
+        """The perturbation of an example; with a floor s, `|g| / sqrt(|g|^2 + (s |params|^L)^2)` of
+        it, for the gradient g of its margin at x. Without, an attack along g jumps where g is 0.
+        """
+        delta = self.perturbation(margin, x, start)
+        if self.attack_floor is None:
+            return delta
+        size = norm(jax.grad(margin)(x))
+        floor = self.attack_floor * tree_norm(params) ** self.degree
+        return delta * size / hypotenuse(size, floor)
 
     def _attacked_margin(self, params: Params, x: Array, y: Array, attack: Attack) -> Array:
         """The margins under an attack that is held fixed."""

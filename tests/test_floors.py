@@ -97,6 +97,7 @@ FOLDERS = {
         {"basin", "circling", "cooling_newton", "kinked_newton", "options", "verdict"},
         {"cooling", "earned", "following", "sensitivity", "state"},
         {"search", "sliding", "starting"},
+        {"floor"},
         {"approach", "drift"},
         {"ending", "leaving", "polish"},
         {"smooth"},

@@ -13,6 +13,7 @@ from gflow.flow.outcome import unseparated_result
 from gflow.flow.until import Until
 from gflow.limit.basin import Handover
 from gflow.limit.circling import circling
+from gflow.limit.floor import with_floor
 from gflow.limit.result import Stage
 from gflow.limit.search import Search
 from gflow.limit.state import Flow, State, taken
@@ -25,6 +26,10 @@ HALTING = ("interrupted", "not_finite", "kappa_overflow", "seconds_spent")
 
 # Results of a run from whose end Newton's method may find a KKT point.
 _NEARLY = ("successful", "step_underflow", "chattering")
+
+# Results of a run that may be held where an attack vanishes, and those that say what held it.
+_HELD = ("step_budget_spent", "step_underflow", "chattering")
+_UNSEPARATED = ("not_separated", "radius_above_margin")
 
 # A log kappa that overflows: from there `integrate` ends at once, with that result.
 _BEYOND = MAX_LOG_KAPPA + 1.0
@@ -108,7 +113,7 @@ def _to_cap(search: Search, state: State) -> State:
     # The capped flow went on far beyond its cap; the true one is taken up at the cap itself.
     start = cap.log_kappa if cap.known else state.flow.log_kappa
     until = Until(logits=cap.wanted_logits, accuracy=settings.cap_accuracy)
-    run = run_flow(search, state, until, start)
+    run = _true_flow(search, state, until, start)
     if run.trajectory.successful and run.log_kappa < cap.wanted_log_kappa:
         run = run_flow(search, run.end, Until(log_kappa=cap.wanted_log_kappa), run.log_kappa)
     if not run.trajectory.successful:
@@ -118,6 +123,34 @@ def _to_cap(search: Search, state: State) -> State:
     coldest = min(math.log(settings.most_logits) - math.log(margin), MAX_LOG_KAPPA)
     log_kappa = min(max(run.log_kappa, cap.least_log_kappa), coldest)
     return replace(run.end, cap=cap.reached_at(log_kappa, margin))
+
+
+def _true_flow(search: Search, state: State, until: Until, log_kappa: float) -> Run:
+    """The true flow to a target. Where it separates nothing within a first part of its steps, and
+    the attack on an example vanishes where it stands, it is followed with a floor
+    (`gflow.limit.floor`), from whose end it goes on if that separates the examples. If it neither
+    separates them nor ends, the true flow has the rest of its steps.
+    """
+    most = num_steps_of(search, state)
+    if state.cap.known:
+        return run_flow(search, state, until, log_kappa)
+    first = run_flow(search, state, until, log_kappa, most=search.settings.flow.steps_to_floor)
+    begun, count = first.trajectory, first.end.stages[-1].num_steps
+    if begun.result_name not in _HELD or first.halted:
+        return first
+    floored = None if begun.margin[-1] > 0 else with_floor(search, first.end.flow.vector)
+    if floored is not None:
+        steps = num_steps_of(search, first.end)
+        faded = run_flow(floored, first.end, until, first.log_kappa, most=steps, kind="floor")
+        if faded.trajectory.successful:
+            return replace(faded, end=replace(faded.end, by_floor=True))
+        if faded.trajectory.result_name in (*_UNSEPARATED, *HALTING):
+            return replace(faded, halted=True)
+    if begun.result_name != "step_budget_spent" or count >= most:
+        return first
+    flow = replace(first.end.flow, trajectory=begun, goes_on=True)
+    rest = replace(first.end, flow=flow)
+    return run_flow(search, rest, until, first.log_kappa, most=most - count)
 
 
 def _to_handover(search: Search, state: State) -> State:
@@ -148,13 +181,22 @@ def _to_handover(search: Search, state: State) -> State:
 
 
 def run_flow(
-    search: Search, state: State, until: Until, log_kappa: float, *, capped: bool = False
+    search: Search,
+    state: State,
+    until: Until,
+    log_kappa: float,
+    *,
+    capped: bool = False,
+    most: int | None = None,
+    kind: str = "flow",
 ) -> Run:
     """One run of the flow from where it stopped.
 
     Args:
         log_kappa: of the parameters that it starts from.
         capped: whether its temperature is, at the cap.
+        most: steps at most, where those are fewer than `num_steps_of`.
+        kind: of its stage.
     """
     begin, flow = time.perf_counter(), state.flow
     start, before = params_at(search, log_kappa, flow.vector), 0
@@ -165,7 +207,7 @@ def run_flow(
         start,
         until=until,
         kappa_cap=math.exp(state.cap.log_kappa) if capped else None,
-        max_steps=num_steps_of(search, state),
+        max_steps=min(num_steps_of(search, state), most or search.max_steps),
         max_seconds=search.deadline.left(),
         **search.flow_options,
     )
@@ -174,7 +216,7 @@ def run_flow(
     vector = np.asarray(run.vectors[-1])
     flow = Flow(vector, flow.log_kappa + end - log_kappa, first, goes_on=False)
     after = replace(state, flow=flow).moved(
-        "flow",
+        kind,
         vector,
         num_steps=count,
         stationarity=float(run.stationarity[-1]),

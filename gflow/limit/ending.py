@@ -72,4 +72,5 @@ def _certificate(search: Search, state: State) -> Certificate:
 def _basin(search: Search, state: State) -> str:
     """Whether the point found is the limit of this flow; see `gflow.limit.basin`."""
     sure = state.found is not None and state.left is None and surely(search, state)
+    sure = sure and not state.by_floor
     return "confirmed" if sure else "undecided"

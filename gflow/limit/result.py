@@ -32,7 +32,8 @@ class Stage:
     """One stage of the search.
 
     Attributes:
-        kind: "flow"; "newton", Newton's method on the KKT system; "escape", a push off a saddle; at
+        kind: "flow"; "floor", the flow with an attack that fades where its gradient vanishes (see
+            `gflow.limit.floor`), where the true one slides; "newton", Newton's method on the KKT system; "escape", a push off a saddle; at
             kinks also "kinks", the smoothing led to 0, "sliding", the flow along kinks by implicit
             Euler steps, and "back", a return to the last saddle at kinks, where nothing led on
             from it; "drift", the flow at infinite kappa by such steps, where no KKT point was near;
@@ -199,7 +200,7 @@ class Limit(Outcome):
     @property
     def num_flow_steps(self) -> int:
         """Steps of the flow, all stages together."""
-        return sum(stage.num_steps for stage in self.stages if stage.kind == "flow")
+        return sum(stage.num_steps for stage in self.stages if stage.kind in ("flow", "floor"))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: everything but the direction and the trajectory."""

@@ -69,6 +69,11 @@ class FlowSettings(_Group):
         colder: and the logits of the next cap, in multiples of this one's.
         most_caps: so many colder caps are tried from one point.
         caps_before_drift: after so many of them the flow is followed at infinite kappa.
+        steps_to_floor: where the true flow has not separated the examples after so many steps, and
+            the attack on one vanishes, it is followed with a floor (`gflow.limit.floor`). Those that
+            reach their cap without take 60 to 600.
+        vanishing: an input gradient that is smaller, in parts of the root mean square of all, does.
+        floor: s, likewise. From 1e-2 to 1e-3 the outcomes are the same, and the steps.
     """
 
     logit_tolerance: float = 0.1
@@ -82,6 +87,9 @@ class FlowSettings(_Group):
     colder: float = 10.0
     most_caps: int = 4
     caps_before_drift: int = 1
+    steps_to_floor: int = 1000
+    vanishing: float = 1e-2
+    floor: float = 1e-3
 
 
 @named()

@@ -141,6 +141,7 @@ class State:
         failures: how often no KKT point was found since the last one.
         by_rounding: whether rounding decided which way a saddle was left,
         by_error: or errors of the flow may have.
+        by_floor: whether the flow was followed with a floor (`gflow.limit.floor`) for a while.
         result: how the search ended, or None while it has not.
         final: whether no other refiner may go on from this end either: the caller's budget is
             spent, the flow is not finite, or there is nothing to refine.
@@ -160,6 +161,7 @@ class State:
     failures: int = 0
     by_rounding: bool = False
     by_error: bool = False
+    by_floor: bool = False
     result: RESULTS | None = None
     final: bool = False
 

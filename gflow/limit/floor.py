@@ -1,0 +1,69 @@
+"""The flow where the attack on an example vanishes.
+
+An attack steps along the gradient of a margin in the input, and where that gradient is 0 it does
+not step at all. So `delta_i`, and with it the field, jumps where `grad_x q_i` passes 0: where the
+last neuron that sees an example switches off, for one. The flow then often slides there. The loss of
+the example switches the neuron off, the other examples switch it on again, and a solver of the
+exact flow makes ever shorter steps while time hardly passes.
+
+With a floor s > 0 the perturbation is
+
+    delta_i |g| / sqrt(|g|^2 + (s |params|^L)^2),   g = grad_x q_i(x_i),
+
+which is smooth, scale invariant, and differs from `delta_i` by a part of at most `(s / |g|)^2 / 2`.
+As s falls to 0 its flow becomes Filippov's solution of the exact one, the one that slides. It is an
+ordinary stiff flow: it comes to rest with the example at margin 0, or leads on to where the
+gradient no longer vanishes.
+
+Source: Filippov 1988, "Differential Equations with Discontinuous Righthand Sides", chapter 2.
+"""
+
+from dataclasses import replace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from gflow._layout import Layout
+from gflow._numerics import norm
+from gflow._programs import compiled_for_few_calls
+from gflow.limit.search import Search
+from gflow.problem import Problem
+
+
+def with_floor(search: Search, direction: np.ndarray) -> Search | None:
+    """The search with a floor in its attack; None where no gradient vanishes at this direction.
+
+    The floor is in parts of the root mean square of all gradients there.
+    """
+    settings, problem = search.settings.flow, search.problem
+    if not problem.perturbation.num_gradients or not np.any(problem.perturbation.radius):
+        return None
+    sizes = np.asarray(_gradient_sizes(problem, search.layout, direction))
+    scale = float(np.sqrt(np.mean(sizes**2)))
+    if not (np.isfinite(scale) and sizes.min() < settings.vanishing * scale):
+        return None
+    floored = eqx.tree_at(
+        lambda p: p.attack_floor,
+        problem,
+        np.float64(settings.floor * scale),
+        is_leaf=lambda leaf: leaf is None,
+    )
+    return replace(search, problem=floored)
+
+
+@compiled_for_few_calls
+def _gradient_sizes(problem: Problem, layout: Layout, direction: Array) -> Float[Array, " n"]:
+    """`|grad_x q_i|` of the clean margin that the attack lowers."""
+    params = layout.unflatten(direction)
+
+    def size(x: Array, y: Array) -> Array:
+        def margin(point: Array) -> Array:
+            output = problem.network.apply(params, point)
+            return problem.attacked(problem.margin_of(output, y))
+
+        return norm(jax.grad(margin)(x))
+
+    return jax.vmap(size)(jnp.asarray(problem.dataset.x), jnp.asarray(problem.dataset.y))
