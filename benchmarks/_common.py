@@ -8,6 +8,7 @@ run of each.
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
@@ -23,6 +24,10 @@ from gflow._description import plain
 from gflow._files import replacing, write_text
 
 PACKAGES = ("gflow", "jax", "jaxlib", "diffrax", "equinox", "lineax", "optax", "numpy", "scipy")
+
+
+# A stopped run loses no more than this.
+_SECONDS_UNWRITTEN = 10.0
 
 
 class Timing(NamedTuple):
@@ -109,19 +114,79 @@ def run_benchmark(
     """
     given = arguments(description)
     jax.config.update("jax_enable_x64", True)
-    record = {
-        "benchmark": description.strip().splitlines()[0],
-        "smoke": given.smoke,
-        "environment": environment(),
-        "results": measure(given.smoke),
-    }
-    text = json.dumps(plain(record), indent=1, allow_nan=False, default=str)
+    record = _record(description, given.smoke, measure(given.smoke))
+    text = _text(record)
     print(text)
     if given.output is None:
         return
     write_text(given.output, text + "\n")
     if draw is not None:
         draw(record["results"], given.output.with_suffix(".png"))
+
+
+def run_case_by_case(
+    description: str,
+    cases: Callable[[bool], Sequence[Any]],
+    add: Callable[[dict[str, Any], Any], None],
+    summary: Callable[[dict[str, Any]], Any],
+) -> None:
+    """The main part of a long benchmark, which may be stopped and gone on with.
+
+    With `--output` the record is written while it runs, and a run that finds an unfinished one
+    there goes on behind its last case. `num_done` of its `num_cases` says how far it came.
+
+    Args:
+        cases: all of them, of a small run and of a full one, the same in every run.
+        add: adds a case to what has been measured, plain values only.
+        summary: of what has been measured.
+    """
+    given = arguments(description)
+    jax.config.update("jax_enable_x64", True)
+    every = cases(given.smoke)
+    done, measured = _unfinished(description, given) or (0, {})
+    written = -math.inf
+    for num_done, case in enumerate(every[done:], done + 1):
+        add(measured, case)
+        last = num_done == len(every)
+        if not last and time.monotonic() - written < _SECONDS_UNWRITTEN:
+            continue
+        counts = {"num_done": num_done, "num_cases": len(every)}
+        results = {**counts, "summary": summary(measured), "measured": measured}
+        text = _text(_record(description, given.smoke, results))
+        if given.output is not None:
+            write_text(given.output, text + "\n")
+        if last:
+            print(text)
+        written = time.monotonic()
+
+
+def _unfinished(description: str, given: argparse.Namespace) -> tuple[int, dict[str, Any]] | None:
+    """How many cases the record at `--output` holds, and what was measured of them."""
+    if given.output is None or not given.output.exists():
+        return None
+    record = json.loads(given.output.read_text())
+    same = (record["benchmark"], record["smoke"]) == (_title(description), given.smoke)
+    results = record["results"]
+    if not same or results.get("num_done", 0) >= results.get("num_cases", 0):
+        return None
+    return results["num_done"], results["measured"]
+
+
+def _title(description: str) -> str:
+    return description.strip().splitlines()[0]
+
+
+def _record(description: str, smoke: bool, results: Any) -> dict[str, Any]:
+    return {
+        "benchmark": _title(description),
+        "smoke": smoke,
+        "environment": environment(),
+        "results": results,
+    }
+
+
+def _text(record: dict[str, Any]) -> str:
+    return json.dumps(plain(record), indent=1, allow_nan=False, default=str)
 
 
 def new_panels(titles: Sequence[str], xlabel: str, ylabel: str) -> tuple[Any, list[Any]]:

@@ -11,13 +11,12 @@ a fault, an undocumented exception, or a call of more than a minute is listed.
 import sys
 import time
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import run_benchmark, show
+from _common import run_case_by_case, show
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import _hostile
@@ -30,33 +29,42 @@ CALLS = {
     "max_margin": (_hostile.judged_reference, {}),
 }
 LONG = 60.0
-COLUMNS = ("network", "done", "faults", "errors", "long", "seconds")
+COLUMNS = ("network", "done", "faults", "errors", "long")
+# A line is shown after so many cases of a network.
+_SHOWN = 20
 
 
-def measure(smoke: bool) -> dict[str, Any]:
-    warnings.simplefilter("error")
-    outcomes: Counter[str] = Counter()
-    listed: list[dict[str, Any]] = []
-    longest = dict.fromkeys(CALLS, 0.0)
-    show({}, COLUMNS, header=True)
+def cases(smoke: bool) -> list[_hostile.Case]:
     counts = {"linear": 3} if smoke else COUNTS
-    for network, count in counts.items():
-        begin = time.perf_counter()
-        for case in drawn(network, count):
-            for name, (call, options) in CALLS.items():
-                outcome, seconds = judged(call, case, options)
-                outcomes[f"{name}, {network}: {outcome.outcome}"] += 1
-                longest[name] = max(longest[name], seconds)
-                if outcome.fault is not None or seconds > LONG:
-                    row = {"call": name, **case._asdict(), "outcome": outcome.outcome}
-                    listed.append(row | {"fault": outcome.fault, "seconds": seconds})
-        show(row_of(network, count, listed, time.perf_counter() - begin), COLUMNS)
+    return [case for network, count in counts.items() for case in drawn(network, count)]
+
+
+def add(measured: dict[str, Any], case: _hostile.Case) -> None:
+    """Every call on a case, its outcome counted; listed where it is wrong or long."""
+    warnings.simplefilter("error")
+    if not measured:
+        show({}, COLUMNS, header=True)
+        measured |= {"done": {}, "outcomes": {}, "longest": dict.fromkeys(CALLS, 0.0), "listed": []}
+    done, outcomes, longest = (measured[name] for name in ("done", "outcomes", "longest"))
+    for name, (call, options) in CALLS.items():
+        outcome, seconds = judged(call, case, options)
+        key = f"{name}, {case.network}: {outcome.outcome}"
+        outcomes[key] = outcomes.get(key, 0) + 1
+        longest[name] = max(longest[name], seconds)
+        if outcome.fault is not None or seconds > LONG:
+            row = {"call": name, **case._asdict(), "outcome": outcome.outcome}
+            measured["listed"].append(row | {"fault": outcome.fault, "seconds": seconds})
+    done[case.network] = done.get(case.network, 0) + 1
+    if done[case.network] % _SHOWN == 0:
+        show(row_of(case.network, done[case.network], measured["listed"]), COLUMNS)
+
+
+def summary(measured: dict[str, Any]) -> dict[str, Any]:
+    listed = measured["listed"]
     return {
-        "num_problems": sum(counts.values()),
+        "num_problems": sum(measured["done"].values()),
         "num_faults": sum(row["fault"] is not None for row in listed),
-        "outcomes": dict(sorted(outcomes.items())),
-        "longest_seconds": longest,
-        "listed": listed,
+        "outcomes": dict(sorted(measured["outcomes"].items())),
     }
 
 
@@ -89,19 +97,18 @@ def judged(call, case: _hostile.Case, options: dict) -> tuple[_hostile.Verdict, 
     return found, time.perf_counter() - begin
 
 
-def row_of(network: str, count: int, listed: list[dict], seconds: float) -> dict[str, Any]:
+def row_of(network: str, done: int, listed: list[dict[str, Any]]) -> dict[str, Any]:
     mine = [row for row in listed if row["network"] == network]
     errors = [row for row in mine if row["outcome"].endswith(("Error", "Warning"))]
     faults = [row for row in mine if row["fault"] is not None and row not in errors]
     return {
         "network": network,
-        "done": count,
+        "done": done,
         "faults": len(faults),
         "errors": len(errors),
         "long": sum(row["seconds"] > LONG for row in mine),
-        "seconds": seconds,
     }
 
 
 if __name__ == "__main__":
-    run_benchmark(__doc__, measure)
+    run_case_by_case(__doc__, cases, add, summary)

@@ -12,14 +12,13 @@ temperature, moves at that speed, to a tenth, or keeps circling at that distance
 
 import math
 import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-from _common import run_benchmark, show
+from _common import run_case_by_case, show
 from scipy.integrate import solve_ivp
 from scipy.optimize import minimize
 
@@ -52,25 +51,28 @@ class Case(NamedTuple):
         return 0.0 if self.attack == "clean" else RADII[self.seed % len(RADII)]
 
 
-def measure(smoke: bool) -> dict[str, Any]:
-    show({}, COLUMNS, header=True)
-    rows = []
-    for case in list(cases())[: 2 if smoke else None]:
-        rows.append(row(case))
-        show(rows[-1], COLUMNS)
-    return {"summary": summary(rows), "rows": rows}
-
-
-def cases() -> Iterator[Case]:
-    """All problems; those of one compiled shape in a row."""
+def cases(smoke: bool) -> list[Case]:
+    """All problems, seed by seed, so that a run that is stopped has some of every kind."""
     attacks = [("clean", "frozen")]
     attacks += [(attack, mode) for attack in ("fgm", "fgsm") for mode in ("frozen", "total")]
-    for size in SIZES:
-        for layers in (2, 3):
-            for network in NETWORKS:
-                for attack, mode in attacks:
-                    for seed in range(NUM_SEEDS):
-                        yield Case(network, layers, size, attack, mode, seed)
+    kinds = [
+        (network, layers, size, *attack)
+        for size in SIZES
+        for layers in (2, 3)
+        for network in NETWORKS
+        for attack in attacks
+    ]
+    return [Case(*kind, seed) for seed in range(NUM_SEEDS) for kind in kinds][
+        : 2 if smoke else None
+    ]
+
+
+def add(measured: dict[str, Any], case: Case) -> None:
+    rows = measured.setdefault("rows", [])
+    if not rows:
+        show({}, COLUMNS, header=True)
+    rows.append(row(case))
+    show(rows[-1], COLUMNS)
 
 
 def problem_of(case: Case) -> tuple[gflow.Problem, Any]:
@@ -195,8 +197,9 @@ def followed(limit: gflow.Limit, span: float, push: float = 0.0) -> np.ndarray:
     return run.y.T / np.linalg.norm(run.y.T, axis=1, keepdims=True)
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(measured: dict[str, Any]) -> dict[str, Any]:
     """Counts, and every problem that ends otherwise."""
+    rows = measured["rows"]
     others = [row for row in rows if row["end"] == "other"]
     return {
         "num_problems": len(rows),
@@ -205,6 +208,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "results": counts(rows, "result"),
         "verdicts": counts(rows, "verdict"),
         "num_drifts": sum("drift" in row["stages"] for row in rows),
+        "num_floors": sum("floor" in row["stages"] for row in rows),
         "median_steps": float(np.median([row["num_steps"] for row in rows])),
         "others": [{name: row[name] for name in COLUMNS} for row in others],
     }
@@ -216,4 +220,4 @@ def counts(rows: list[dict[str, Any]], name: str) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    run_benchmark(__doc__, measure)
+    run_case_by_case(__doc__, cases, add, summary)

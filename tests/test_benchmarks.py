@@ -43,6 +43,33 @@ def test_the_folder_of_the_record_is_there_before_anything_is_computed(
     assert drawn == [({"smoke": True}, path.with_suffix(".png"))]
 
 
+def test_a_run_case_by_case_that_is_stopped_goes_on(common, tmp_path, monkeypatch, capsys):
+    path, seen = tmp_path / "record.json", []
+    monkeypatch.setattr(sys, "argv", ["name.py", "--output", str(path)])
+    monkeypatch.setattr(common, "_SECONDS_UNWRITTEN", 0.0)
+
+    def add(measured, case):
+        seen.append(case)
+        if seen == [0, 1, 2]:
+            raise KeyboardInterrupt
+        measured.setdefault("cases", []).append(case)
+
+    def run():
+        common.run_case_by_case(
+            "A benchmark.", lambda smoke: range(5), add, lambda found: len(found)
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert json.loads(path.read_text())["results"]["num_done"] == 2
+    run()
+    results = json.loads(path.read_text())["results"]
+    assert results["num_done"] == results["num_cases"] == 5
+    assert results["measured"]["cases"] == [0, 1, 2, 3, 4]
+    assert seen == [0, 1, 2, 2, 3, 4]
+    assert json.loads(capsys.readouterr().out)["results"] == results
+
+
 @pytest.mark.parametrize("path", sorted(SCRIPTS.glob("results/*.json")), ids=lambda path: path.stem)
 def test_a_record_that_is_kept_is_of_a_full_run(path):
     record = json.loads(path.read_text())
@@ -61,11 +88,12 @@ def test_every_benchmark_answers_a_question_of_the_readme():
 
 @pytest.mark.parametrize("path", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.stem)
 def test_standard_output_is_the_record_alone(path):
-    """`run_benchmark` prints it; whatever else is printed says where to."""
+    """`_common` prints it; whatever else is printed says where to."""
     printed = [
         node
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "print"
     ]
     elsewhere = [node for node in printed if any(k.arg == "file" for k in node.keywords)]
-    assert len(printed) - len(elsewhere) == (path.stem == "_common")
+    # Of a benchmark as a whole, and of one case by case.
+    assert len(printed) - len(elsewhere) == 2 * (path.stem == "_common")

@@ -86,7 +86,7 @@ def hopeless(until: Until, problem: Problem, record: Record, *, spent: bool) -> 
         at_rest(until, first.measures, last.measures)
         or faded(until, problem.degree, first, last)
         or fixed(until, last.measures)
-        or (spent and stalled(record))
+        or (spent and stalled(record) and not falls(problem.degree, last))
     )
 
 
@@ -132,6 +132,20 @@ def stalled(record: Record) -> bool:
         return False
     late = log_loss[len(log_loss) // 2] - log_loss[-1]
     return bool(late <= 1e-3 * min(1.0, log_loss[0] - log_loss[-1]))
+
+
+def falls(degree: float, now: Row) -> bool:
+    """Whether the loss still falls at this point, however little it fell over the last steps, which
+    may have become so short that no time passed.
+
+    That is so where it would fall by more than a part 1e-2 until the time has grown by a factor e:
+    `-d log Loss / d log(1 + t) = (1 + t) |grad Loss|^2 / Loss`, with `|grad Loss|` at most
+    `Loss |params|^(L-1)` times the strength, since `-l' <= l` for both losses.
+    """
+    log_norm, log1p_time = now.state[-2:]
+    measures = now.measures
+    slope = log1p_time + measures.log_loss + 2 * ((degree - 1) * log_norm)
+    return bool(slope + 2 * np.log(max(float(measures.strength), 1e-300)) > np.log(1e-2))
 
 
 @compiled_for_few_calls

@@ -13,7 +13,7 @@ from gflow.flow.outcome import unseparated_result
 from gflow.flow.until import Until
 from gflow.limit.basin import Handover
 from gflow.limit.circling import circling
-from gflow.limit.floor import with_floor
+from gflow.limit.floor import settled, with_floor
 from gflow.limit.result import Stage
 from gflow.limit.search import Search
 from gflow.limit.state import Flow, State, taken
@@ -131,20 +131,25 @@ def _true_flow(search: Search, state: State, until: Until, log_kappa: float) -> 
     (`gflow.limit.floor`), from whose end it goes on if that separates the examples. If it neither
     separates them nor ends, the true flow has the rest of its steps.
     """
-    most = num_steps_of(search, state)
+    most, settings = num_steps_of(search, state), search.settings.flow
     if state.cap.known:
         return run_flow(search, state, until, log_kappa)
-    first = run_flow(search, state, until, log_kappa, most=search.settings.flow.steps_to_floor)
+    first = run_flow(search, state, until, log_kappa, most=settings.steps_to_floor)
     begun, count = first.trajectory, first.end.stages[-1].num_steps
     if begun.result_name not in _HELD or first.halted:
         return first
-    floored = None if begun.margin[-1] > 0 else with_floor(search, first.end.flow.vector)
+    floored = None if begun.margin[-1] > 0 else with_floor(search, begun)
     if floored is not None:
-        steps = num_steps_of(search, first.end)
-        faded = run_flow(floored, first.end, until, first.log_kappa, most=steps, kind="floor")
-        if faded.trajectory.successful:
+        faded = run_flow(
+            floored, first.end, until, first.log_kappa, most=settings.steps_with_floor, kind="floor"
+        )
+        last = faded.trajectory
+        if last.successful:
             return replace(faded, end=replace(faded.end, by_floor=True))
-        if faded.trajectory.result_name in (*_UNSEPARATED, *HALTING):
+        if settled(floored, last):
+            result = unseparated_result(search.problem, last.margin[-1], last.clean_margin[-1])
+            return replace(faded, trajectory=replace(last, result=result), halted=True)
+        if last.result_name in (*_UNSEPARATED, *HALTING):
             return replace(faded, halted=True)
     if begun.result_name != "step_budget_spent" or count >= most:
         return first

@@ -2,8 +2,8 @@
 
 An attack steps along the gradient of a margin in the input, and where that gradient is 0 it does
 not step at all. So `delta_i`, and with it the field, jumps where `grad_x q_i` passes 0: where the
-last neuron that sees an example switches off, for one. The flow then often slides there. The loss of
-the example switches the neuron off, the other examples switch it on again, and a solver of the
+last neuron that sees an example switches off, for one. The flow then often slides there. The loss
+of the example switches the neuron off, the other examples switch it on again, and a solver of the
 exact flow makes ever shorter steps while time hardly passes.
 
 With a floor s > 0 the perturbation is
@@ -19,6 +19,7 @@ Source: Filippov 1988, "Differential Equations with Discontinuous Righthand Side
 """
 
 from dataclasses import replace
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -31,17 +32,22 @@ from gflow._numerics import norm
 from gflow._programs import compiled_for_few_calls
 from gflow.limit.search import Search
 from gflow.problem import Problem
+from gflow.trajectory import Trajectory
+
+# Last points of a run that are looked at: where it slides, the gradient vanishes on one side only.
+_POINTS = 16
 
 
-def with_floor(search: Search, direction: np.ndarray) -> Search | None:
-    """The search with a floor in its attack; None where no gradient vanishes at this direction.
+def with_floor(search: Search, run: Trajectory) -> Search | None:
+    """The search with a floor in its attack; None where no gradient vanishes at the run's end.
 
     The floor is in parts of the root mean square of all gradients there.
     """
     settings, problem = search.settings.flow, search.problem
     if not problem.perturbation.num_gradients or not np.any(problem.perturbation.radius):
         return None
-    sizes = np.asarray(_gradient_sizes(problem, search.layout, direction))
+    last = np.asarray(run.vectors)[-_POINTS:]
+    sizes = np.stack([_gradient_sizes(problem, search.layout, vector) for vector in last])
     scale = float(np.sqrt(np.mean(sizes**2)))
     if not (np.isfinite(scale) and sizes.min() < settings.vanishing * scale):
         return None
@@ -54,8 +60,24 @@ def with_floor(search: Search, direction: np.ndarray) -> Search | None:
     return replace(search, problem=floored)
 
 
+def settled(search: Search, run: Trajectory) -> bool:
+    """Whether a run with a floor leaves the loss of examples whose attack vanishes, and no other.
+
+    No margin is then to be gained but theirs, and at them nothing pulls, since their gradients lie
+    far below the floor: the weights p of all others sum to at most `FlowSettings.settled`.
+    """
+    settings, vector = search.settings.flow, np.asarray(run.vectors[-1])
+    if run.margin[-1] > 0:
+        return False
+    sizes = np.asarray(_gradient_sizes(search.problem, search.layout, vector))
+    ascent = search.problem.ascent(search.layout.unflatten(vector), float(run.log_kappa[-1]))
+    weights = np.asarray(ascent.weights).reshape(len(sizes), -1).sum(axis=1)
+    alive = sizes >= settings.vanishing * settings.floor * np.sqrt(np.mean(sizes**2))
+    return bool(weights[alive].sum() <= settings.settled)
+
+
 @compiled_for_few_calls
-def _gradient_sizes(problem: Problem, layout: Layout, direction: Array) -> Float[Array, " n"]:
+def _gradient_sizes(problem: Problem, layout: Layout, direction: Any) -> Float[Array, " n"]:
     """`|grad_x q_i|` of the clean margin that the attack lowers."""
     params = layout.unflatten(direction)
 

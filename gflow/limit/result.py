@@ -32,12 +32,13 @@ class Stage:
     """One stage of the search.
 
     Attributes:
-        kind: "flow"; "floor", the flow with an attack that fades where its gradient vanishes (see
-            `gflow.limit.floor`), where the true one slides; "newton", Newton's method on the KKT system; "escape", a push off a saddle; at
-            kinks also "kinks", the smoothing led to 0, "sliding", the flow along kinks by implicit
-            Euler steps, and "back", a return to the last saddle at kinks, where nothing led on
-            from it; "drift", the flow at infinite kappa by such steps, where no KKT point was near;
-            "circling", what was measured of the flow before it, which circles.
+        kind: "flow"; "floor", the flow with an attack that fades where its gradient vanishes, where
+            the true one slides (`gflow.limit.floor`); "newton", Newton's method on the KKT system;
+            "escape", a push off a saddle; at kinks also "kinks", the smoothing led to 0, "sliding",
+            the flow along kinks by implicit Euler steps, and "back", a return to the last saddle at
+            kinks, where nothing led on from it; "drift", the flow at infinite kappa by such steps,
+            where no KKT point was near; "circling", what was measured of the flow before it, which
+            circles.
         num_steps: steps of the flow, or systems solved; of circling, turns.
         moved: distance of the direction from where the stage before left it; of circling, the mean
             distance from the centre.

@@ -70,10 +70,13 @@ class FlowSettings(_Group):
         most_caps: so many colder caps are tried from one point.
         caps_before_drift: after so many of them the flow is followed at infinite kappa.
         steps_to_floor: where the true flow has not separated the examples after so many steps, and
-            the attack on one vanishes, it is followed with a floor (`gflow.limit.floor`). Those that
-            reach their cap without take 60 to 600.
-        vanishing: an input gradient that is smaller, in parts of the root mean square of all, does.
-        floor: s, likewise. From 1e-2 to 1e-3 the outcomes are the same, and the steps.
+            the attack on one vanishes, it is followed with a floor (`gflow.limit.floor`).
+        vanishing: an input gradient vanishes that is smaller than this part of the root mean square
+            of all.
+        floor: s, likewise. From 1e-2 to 1e-3 the outcomes are the same.
+        steps_with_floor: of that flow at most; it took 150 to separate the examples where it does.
+        settled: it separates nothing where the examples whose attack does not vanish have no more
+            than this part of the weights.
     """
 
     logit_tolerance: float = 0.1
@@ -89,7 +92,9 @@ class FlowSettings(_Group):
     caps_before_drift: int = 1
     steps_to_floor: int = 1000
     vanishing: float = 1e-2
-    floor: float = 1e-3
+    floor: float = 1e-2
+    steps_with_floor: int = 600
+    settled: float = 1e-4
 
 
 @named()
