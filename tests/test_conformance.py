@@ -341,8 +341,8 @@ def test_a_network_counts_its_kinks(name):
     # 2 where the slope changes steadily; 1 where it jumps, however close the points.
     has_kinks = coarse < 1.5 * fine
     assert (network.num_switches > 0) == has_kinks, (
-        "A network with kinks has `num_switches`, `switched` and `smoothed`; otherwise `find_limit` "
-        "takes it for smooth."
+        "A network with kinks has `num_switches`, `switched` and `smoothed`; otherwise "
+        "`find_limit` takes it for smooth."
     )
 
 
