@@ -311,6 +311,14 @@ def test_margins_of_linear_networks(case):
 
 # What a class says of itself, and would be believed of it in silence
 
+TURNS = np.linspace(0, np.pi, 2049)
+
+
+def jumps(values):
+    """Whether a function jumps: at half the distance a smooth one changes half as much."""
+    fine, coarse = (np.abs(np.diff(values[::every], axis=0)).max() for every in (1, 2))
+    return coarse < 1.5 * fine
+
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_parameter_shapes_are_those_of_the_start(name):
@@ -326,7 +334,7 @@ def test_parameter_shapes_are_those_of_the_start(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_counts_its_kinks(name):
-    """Half a turn of the parameters passes every kink; half the distance halves a smooth change."""
+    """Half a turn of the parameters passes every kink."""
     network, generator = NETWORKS[name](), np.random.default_rng(3)
     first = parameters(name)
     second = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape), first)
@@ -336,13 +344,28 @@ def test_a_network_counts_its_kinks(name):
         turned = jax.tree.map(lambda a, b: jnp.cos(turn) * a + jnp.sin(turn) * b, first, second)
         return network.apply(turned, x)
 
-    slopes = np.asarray(jax.jit(jax.vmap(jax.jacfwd(output)))(np.linspace(0, np.pi, 2049)))
-    fine, coarse = (np.abs(np.diff(slopes[::every], axis=0)).max() for every in (1, 2))
-    # 2 where the slope changes steadily; 1 where it jumps, however close the points.
-    has_kinks = coarse < 1.5 * fine
-    assert (network.num_switches > 0) == has_kinks, (
+    slopes = jax.jit(jax.vmap(jax.jacfwd(output)))(TURNS)
+    assert (network.num_switches > 0) == jumps(slopes), (
         "A network with kinks has `num_switches`, `switched` and `smoothed`; otherwise "
         "`find_limit` takes it for smooth."
+    )
+
+
+# Of a projection onto a ball the kinks have no switches.
+@pytest.mark.parametrize("name", [name for name in PERTURBATIONS if not name.startswith("pgd")])
+def test_a_perturbation_counts_its_kinks(name):
+    """Half a turn of the margin's gradient passes every sign, and other coordinates are largest."""
+    perturbation, x = PERTURBATIONS[name](RADIUS), jnp.asarray(X[0])
+    first, second = jnp.asarray([[0.3, -1.2, 0.7], [1.1, 0.4, 0.9]])
+
+    def delta(turn):
+        weights = jnp.cos(turn) * first + jnp.sin(turn) * second
+        return perturbation(lambda x: weights @ x, x, None)
+
+    values, slopes = jax.jit(jax.vmap(lambda turn: jax.jvp(delta, (turn,), (1.0,))))(TURNS)
+    assert (perturbation.num_switches(x.size) > 0) == (jumps(values) or jumps(slopes)), (
+        "A step with kinks has `num_switches`, `switched` and `smoothed`; otherwise `find_limit` "
+        "takes it for smooth."
     )
 
 
