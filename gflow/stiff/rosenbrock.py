@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from gflow._description import storable
 from gflow._signatures import named
-from gflow.stiff.constrained import CoupledField, GapSize, Moved, linearized, step
+from gflow.stiff.constrained import Coupled, GapSize, Moved, linearized, step
 from gflow.stiff.operators import Preconditioner
 from gflow.stiff.systems import LinearSolver, shifted_system
 from gflow.stiff.tableaus import TABLEAUS, Tableau
@@ -115,16 +115,14 @@ class Rosenbrock(FlatSolver):
         def field(t: Any, y: Array, _: Any) -> tuple[Array, Array]:
             return terms.vf(t, y, args), y[:0]
 
-        moved = self.advance(field, jnp.asarray(t0), t1 - t0, y0)
+        moved = self.moved(linearized(field, jnp.asarray(t0), y0), t1 - t0)
         dense = {"y0": y0, "y1": moved.end, "k": moved.dense}
         return moved.end, moved.error, dense, None, diffrax.RESULTS.successful
 
-    def advance(
+    def moved(
         self,
-        field: CoupledField,
-        t0: Array,
+        coupled: Coupled,
         h: Any,
-        y0: Array,
         precondition: Preconditioner | None = None,
         gap_size: GapSize | None = None,
     ) -> Moved:
@@ -132,9 +130,8 @@ class Rosenbrock(FlatSolver):
 
         `precondition` maps a shift to nearly `r -> (shift - J)^-1 r`, for iterative solvers.
         """
-        tableau, coupled = self.tableau, linearized(field, t0, y0)
-        shift = 1 / (h * tableau.gamma)
+        shift = 1 / (h * self.tableau.gamma)
         system = shifted_system(
-            self.linear_solver, coupled.tangent, y0, shift, precondition, self.tolerance
+            self.linear_solver, coupled.tangent, coupled.y, shift, precondition, self.tolerance
         )
-        return step(tableau, coupled, system, h, gap_size)
+        return step(self.tableau, coupled, system, h, gap_size)
