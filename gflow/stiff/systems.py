@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
+from jax import lax
+from jaxtyping import Array
 
 from gflow._description import storable
 from gflow._numerics import is_integer
@@ -149,9 +151,26 @@ def shifted_system(
         options = {"preconditioner": lx.FunctionLinearOperator(nearly, structure)}
         operator = lx.FunctionLinearOperator(lambda x: apply(x)[0], structure)
         return Direct(by_lineax(operator, solver, options), lambda x: tangent(x)[1])
-    columns, beside = jax.vmap(apply, out_axes=1)(jnp.eye(like.size, dtype=like.dtype))
+    columns, beside = _columns(apply, like)
+    if isinstance(solver, lx.LU):
+        return Direct(_by_factors(columns), lambda x: beside @ x)
     operator = lx.MatrixLinearOperator(columns)
     return Direct(by_lineax(operator, solver, {}), lambda x: beside @ x)
+
+
+def _columns(apply: Tangent, like: Vector) -> tuple[Array, Array]:
+    """The matrices of a linear map to two vectors, from its products with unit vectors.
+
+    Several columns side by side, in a loop: its body holds nothing but linear operations, where in
+    one with the rest compilers evaluate the coefficients again for every column.
+    """
+    import os
+    count = int(os.environ.get("NCH","2"))
+    batch = -(-like.size // count)
+    vectors = jnp.eye(batch * count, like.size, dtype=like.dtype).reshape(count, batch, like.size)
+    columns, beside = lax.map(jax.vmap(apply), vectors)
+    columns = columns.reshape(-1, columns.shape[-1])[: like.size]
+    return columns.T, beside.reshape(-1, beside.shape[-1])[: like.size].T
 
 
 class Direct(NamedTuple):
@@ -177,6 +196,21 @@ class Direct(NamedTuple):
     def solved(self, memory: tuple[()]) -> bool:
         """What was not solved is not finite."""
         return True
+
+
+def _by_factors(matrix: Array) -> Operator:
+    """The inverse by LU factors, as of `lineax.LU`, which finds the order of the rows anew for
+    every right-hand side, one by one in a loop.
+    """
+    factors, _, order = lax.linalg.lu(matrix)
+
+    def inverse(right: Vector) -> Vector:
+        half = lax.linalg.triangular_solve(
+            factors, right[order, None], left_side=True, lower=True, unit_diagonal=True
+        )
+        return lax.linalg.triangular_solve(factors, half, left_side=True, lower=False)[:, 0]
+
+    return inverse
 
 
 def by_lineax(
