@@ -297,8 +297,12 @@ def smoothed_relu(value: jax.Array, width: jax.Array) -> jax.Array:
     Written without the cancellation for a < 0, where it equals `w^2 / (2 (sqrt(a^2 + w^2) - a))`.
     Its derivative is a rule of its own, in half the operations that one by one they would take.
     """
-    magnitude, root = jnp.abs(value), hypotenuse(value, width)
-    total = magnitude + root
+    return _rounded(value, width, _hypotenuse(value, width))
+
+
+def _rounded(value: jax.Array, width: jax.Array, root: jax.Array) -> jax.Array:
+    """The same with `sqrt(a^2 + w^2)` at hand."""
+    total = jnp.abs(value) + root
     small = width * (width / jnp.where(total == 0, 1.0, total))
     return 0.5 * jnp.where(value < 0, small, total)
 
@@ -315,10 +319,11 @@ def _smoothed_relu_jvp(
 @jax.custom_jvp
 def _slopes(value: jax.Array, width: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The derivatives of `smoothed_relu` by a and by w."""
-    rounded, root = smoothed_relu(value, width), hypotenuse(value, width)
+    root = _hypotenuse(value, width)
     zero = root == 0
     inverse = 1.0 / jnp.where(zero, 1.0, root)
-    return jnp.where(zero, 0.5, rounded * inverse), 0.5 * width * inverse
+    by_value = jnp.where(zero, 0.5, _rounded(value, width, root) * inverse)
+    return by_value, 0.5 * width * inverse
 
 
 @_slopes.defjvp
@@ -337,6 +342,11 @@ def _slopes_jvp(
 @jax.custom_jvp
 def hypotenuse(value: jax.Array, width: jax.Array) -> jax.Array:
     """`sqrt(a^2 + w^2)`, w >= 0, without overflow or underflow of a square; its slope at 0 is 0."""
+    return _hypotenuse(value, width)
+
+
+def _hypotenuse(value: jax.Array, width: jax.Array) -> jax.Array:
+    """The same where nobody differentiates it."""
     magnitude = jnp.abs(value)
     larger, smaller = jnp.maximum(magnitude, width), jnp.minimum(magnitude, width)
     zero = larger <= jnp.finfo(value.dtype).tiny

@@ -166,16 +166,17 @@ def _integrated(
         if isinstance(solver, ClockedRosenbrock):
             state, error, _, ascents = solver.measured_step(field, length, made.state)
             solver_state, solved = made.solver_state, results.successful
-            ascent, before = ascents[1], field.measured(made.state, ascents[0])
+            both = jax.tree.map(lambda *ends: jnp.stack(ends), *ascents)
+            both = jax.vmap(field.measured)(jnp.stack([made.state, state]), both)
+            before, measured = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1))
             measures = jax.tree.map(lambda all_, one: all_.at[now].set(one), measures, before)
         else:
             state, error, _, solver_state, solved = solver.step(
                 term, made.start, made.end, made.state, field, made.solver_state, False
             )
-            ascent = field.ascent(state)
+            measured = field.measured(state, field.ascent(state))
         error = jax.tree.map(lambda part: jnp.where(jnp.isnan(part), jnp.inf, part), error)
         order: Any = solver.error_order(term)
-        measured = field.measured(state, ascent)
         keep, start, end, control, verdict = controller.controlled(
             length, made.state, state, field, error, order, made.control, measured
         )

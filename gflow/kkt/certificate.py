@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gflow._description import plain
-from gflow._numerics import check_unmasked, unit
+from gflow._numerics import check_unmasked
 from gflow._programs import compiled_for_few_calls
 from gflow._signatures import named
 from gflow._typing import Params
@@ -31,7 +31,7 @@ from gflow.measures import (
     measure_ascent,
     scale_invariance_error,
 )
-from gflow.problem import Problem
+from gflow.problem import Ascent, Problem
 from gflow.validation import check_start
 
 
@@ -166,14 +166,14 @@ def certify(
     """
     params = check_start(problem, params)
     hint = None if coefficients is None else _checked_coefficients(problem, coefficients)
-    point = _examine(problem, params)
+    point = _examined(problem, params)
     margins = np.asarray(point.margins)
     gamma = float(np.min(margins))
     common = {
         "normalized_margin": gamma,
         "smoothed_margin": float(point.measures.smoothed_margin),
         "clean_margin": float(point.measures.clean_margin),
-        "strong_margin": float(np.min(strong_margins(problem, point.direction))),
+        "strong_margin": float(np.min(strong_margins(problem, point.direction, point.weak))),
         "euler_error": float(point.euler_error),
         "scale_invariance_error": float(point.scale_invariance_error),
     }
@@ -204,22 +204,33 @@ class _Examined(eqx.Module):
     direction: Params
     measures: PointMeasures
     margins: Float[Array, "n ..."]
+    weak: Float[Array, "n ..."]
     weights: Float[Array, "n ..."]
     ascent: Params
     euler_error: Array
     scale_invariance_error: Array
 
 
-@compiled_for_few_calls
-def _examine(problem: Problem, params: Params) -> _Examined:
-    direction, length = unit(params)
+def _examined(problem: Problem, params: Params) -> _Examined:
+    """All of it. Margins and their gradients by the program that a search has compiled."""
+    vector = _flat(params)
+    largest = np.abs(vector).max()
+    length = np.linalg.norm(vector / largest)
+    direction = jax.tree.map(lambda leaf: np.asarray(leaf) / largest / length, params)
     # Beyond that kappa weights and smoothed margin no longer change.
-    log_kappa = jnp.minimum(problem.degree * jnp.log(length), MAX_LOG_KAPPA)
-    ascent = problem.ascent(direction, log_kappa)
+    log_norm = np.log(largest) + np.log(length)
+    log_kappa = np.minimum(problem.degree * log_norm, MAX_LOG_KAPPA)
+    return _examine(problem, direction, log_kappa, problem.ascent(direction, log_kappa))
+
+
+@compiled_for_few_calls
+def _examine(problem: Problem, direction: Params, log_kappa: Any, ascent: Ascent) -> _Examined:
+    clean = problem.clean_margins(direction)
     return _Examined(
         direction,
-        measure_ascent(problem, direction, log_kappa, ascent),
+        measure_ascent(problem, direction, log_kappa, ascent, jnp.min(clean)),
         ascent.margins,
+        jnp.minimum(ascent.margins, clean),
         ascent.weights,
         ascent.vector,
         euler_error(problem, direction),

@@ -27,6 +27,9 @@ DENSE_AT_MOST = 500
 # directions 40 % more steps, cut short by systems left unsolved; with rank 256 the same steps, at a
 # higher price.
 _MOST_DIRECTIONS, _LARGEST_RANK, _BYTES = 128, 128, 2**30
+# Columns of a Jacobian that are found side by side: so many that what is computed for each example
+# and weight of them fills about so many bytes, which caches hold, but at least so many.
+_TANGENTS, _FEWEST = 2**18, 8
 # Solvers of lineax that need products with the matrix only.
 _ITERATIVE = (lx.GMRES, lx.BiCGStab)
 
@@ -164,8 +167,9 @@ def _columns(apply: Tangent, like: Vector) -> tuple[Array, Array]:
     Several columns side by side, in a loop: its body holds nothing but linear operations, where in
     one with the rest compilers evaluate the coefficients again for every column.
     """
-    import os
-    count = int(os.environ.get("NCH","2"))
+    work = like.size * max(jax.eval_shape(apply, like)[1].size, 1)
+    most = int(np.clip(_TANGENTS // (8 * work), _FEWEST, like.size))
+    count = -(-like.size // most)
     batch = -(-like.size // count)
     vectors = jnp.eye(batch * count, like.size, dtype=like.dtype).reshape(count, batch, like.size)
     columns, beside = lax.map(jax.vmap(apply), vectors)
