@@ -225,7 +225,7 @@ class Problem(eqx.Module):
     def ascent_and_pull(
         self, params: Params, log_kappa: Array, assumed: Array | None = None
     ) -> tuple[Ascent, Callable]:
-        """`ascent`, with the function that maps weights w to `(sum_i w_i grad q_i,)` at `params`."""
+        """`ascent`, with the function that maps weights w to `(sum_i w_i grad q_i,)` there."""
         margins, pull_back = self.linearize(params)
         log_weights = self.log_weights(margins if assumed is None else assumed, log_kappa)
         # Not exp(log_weights - log_weight): at weights of e^-1e20 that sum has lost its log 2.

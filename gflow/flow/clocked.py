@@ -71,7 +71,7 @@ class ClockedRosenbrock(Rosenbrock):
         return y1, errors, dense, None, diffrax.RESULTS.successful
 
     def measured_step(
-        self, field: Field, h: Array, y0: Array
+        self, field: Field, h: Array, y0: Any
     ) -> tuple[Array, StepError, dict[str, Array], tuple[Ascent, Ascent]]:
         """A step of length h, with the ascents at its start and at its end, which it needs."""
         scaled, coupled, start = _linearized(field, y0, self.follows_margins)
@@ -111,7 +111,9 @@ class ClockedRosenbrock(Rosenbrock):
         # Beyond a cap time stands still.
         log_time, log_error = lax.cond(
             field.log_kappa(y1) <= field.log_cap,
-            lambda: _log_time(h, y0[-1], ends.values(), _rate(field, middle, between), slopes, smooth),
+            lambda: _log_time(
+                h, y0[-1], ends.values(), _rate(field, middle, between), slopes, smooth
+            ),
             lambda: (y0[-1], jnp.zeros_like(y0[-1])),
         )
         error = _seen(error, y0, h, margins)
@@ -206,9 +208,7 @@ def _linearized(
 
     known = margins if follows_margins else path[:0]
     at, none = path / units, jnp.zeros_like(path)
-    coupled = Coupled(
-        scaled.coupled, y0[-1], at, known, slope / units, none, scaled_tangent, along
-    )
+    coupled = Coupled(scaled.coupled, y0[-1], at, known, slope / units, none, scaled_tangent, along)
     return scaled, coupled, start
 
 

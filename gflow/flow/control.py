@@ -117,7 +117,7 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
 
     def controlled(
         self,
-        length: Array,
+        length: Any,
         y0: State,
         y1_candidate: State,
         field: Field,

@@ -80,8 +80,8 @@ class CoolingSystem:
         """
         given = self.problem, self.layout, self.theta
         if len(self.theta) > self.sizes.formed:
-            found = stationarity_and_margins(*given, self.multipliers)
-            return None, *map(np.asarray, found)
+            across, margins = stationarity_and_margins(*given, self.multipliers)
+            return None, np.asarray(across), np.asarray(margins)
         margins, slopes, gradients = map(np.asarray, margins_and_rows(*given))
         stationarity = self.theta - self.multipliers @ gradients
         return (margins, slopes, gradients), stationarity, margins

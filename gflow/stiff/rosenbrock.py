@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from gflow._description import storable
 from gflow._signatures import named
-from gflow.stiff.constrained import Coupled, GapSize, Moved, linearized, step
+from gflow.stiff.constrained import Coupled, CoupledField, GapSize, Moved, linearized, step
 from gflow.stiff.operators import Preconditioner
 from gflow.stiff.systems import LinearSolver, shifted_system
 from gflow.stiff.tableaus import TABLEAUS, Tableau
@@ -115,9 +115,21 @@ class Rosenbrock(FlatSolver):
         def field(t: Any, y: Array, _: Any) -> tuple[Array, Array]:
             return terms.vf(t, y, args), y[:0]
 
-        moved = self.moved(linearized(field, jnp.asarray(t0), y0), t1 - t0)
+        moved = self.advance(field, jnp.asarray(t0), t1 - t0, y0)
         dense = {"y0": y0, "y1": moved.end, "k": moved.dense}
         return moved.end, moved.error, dense, None, diffrax.RESULTS.successful
+
+    def advance(
+        self,
+        field: CoupledField,
+        t0: Array,
+        h: Any,
+        y0: Array,
+        precondition: Preconditioner | None = None,
+        gap_size: GapSize | None = None,
+    ) -> Moved:
+        """One step of `y' = f(t, y, q(y))`, see `moved`."""
+        return self.moved(linearized(field, t0, y0), h, precondition, gap_size)
 
     def moved(
         self,
@@ -126,7 +138,7 @@ class Rosenbrock(FlatSolver):
         precondition: Preconditioner | None = None,
         gap_size: GapSize | None = None,
     ) -> Moved:
-        """One step of `y' = f(t, y, q(y))`, see `gflow.stiff.constrained`.
+        """One step of a field whose derivatives are known, see `gflow.stiff.constrained`.
 
         `precondition` maps a shift to nearly `r -> (shift - J)^-1 r`, for iterative solvers.
         """

@@ -172,9 +172,11 @@ def _columns(apply: Tangent, like: Vector) -> tuple[Array, Array]:
     count = -(-like.size // most)
     batch = -(-like.size // count)
     vectors = jnp.eye(batch * count, like.size, dtype=like.dtype).reshape(count, batch, like.size)
-    columns, beside = lax.map(jax.vmap(apply), vectors)
-    columns = columns.reshape(-1, columns.shape[-1])[: like.size]
-    return columns.T, beside.reshape(-1, beside.shape[-1])[: like.size].T
+    columns, beside = (
+        part.reshape(batch * count, part.shape[-1])[: like.size].T
+        for part in lax.map(jax.vmap(apply), vectors)
+    )
+    return columns, beside
 
 
 class Direct(NamedTuple):
