@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gflow import datasets, losses, measures, networks, optimizers, perturbations, report
+    from gflow.batch import find_limits
     from gflow.comparison import Comparison, compare, sharpness_along
     from gflow.compilation_cache import use_compilation_cache
     from gflow.datasets import Dataset
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from gflow.reference import MaxMargin, max_margin
     from gflow.results import RESULTS
     from gflow.stiff import Krylov, Rosenbrock, RungeKuttaChebyshev
+    from gflow.sweeps import Sweep, sweep
     from gflow.trajectory import RunFailed, Trajectory
 
 __version__ = "0.1.0"
@@ -43,6 +45,7 @@ __all__ = [
     "Rosenbrock",
     "RunFailed",
     "RungeKuttaChebyshev",
+    "Sweep",
     "Trajectory",
     "Until",
     "backward_error_flow",
@@ -52,6 +55,7 @@ __all__ = [
     "datasets",
     "descend",
     "find_limit",
+    "find_limits",
     "integrate",
     "load",
     "losses",
@@ -63,6 +67,7 @@ __all__ = [
     "radius_sensitivity",
     "report",
     "sharpness_along",
+    "sweep",
     "use_compilation_cache",
 ]
 
@@ -81,16 +86,19 @@ _HOMES = {
     "Rosenbrock": "stiff",
     "RunFailed": "trajectory",
     "RungeKuttaChebyshev": "stiff",
+    "Sweep": "sweeps",
     "Trajectory": "trajectory",
     "Until": "flow",
     "certify": "kkt.certificate",
     "data_sensitivity": "limit",
     "descend": "descent",
     "find_limit": "limit",
+    "find_limits": "batch",
     "integrate": "flow",
     "load": "loading",
     "max_margin": "reference",
     "radius_sensitivity": "limit",
+    "sweep": "sweeps",
     "use_compilation_cache": "compilation_cache",
     "Comparison": "comparison",
     "backward_error_flow": "descent",

@@ -1,4 +1,4 @@
-"""The command line: `gflow run`, `gflow config`, `gflow report` and `gflow study`.
+"""The command line: `gflow run`, `sweep`, `config`, `report` and `study`.
 
 Only declarations, and no import of JAX: help, and refusing a wrong field, take no time.
 """
@@ -19,6 +19,7 @@ from gflow.commands.reading import UserError
 _INTERRUPTED = 130
 _MOST_JOBS = 4
 _DEFAULT_FOLDER = "gflow-run"
+_SWEEP_FOLDER = "gflow-sweep"
 
 
 class _RunCommand(click.Command):
@@ -70,7 +71,7 @@ def cli() -> None:
     "--jobs",
     type=click.IntRange(min=1),
     default=min(os.cpu_count() or 1, _MOST_JOBS),
-    show_default=True,
+    show_default=f"number of processors, at most {_MOST_JOBS}",
     help="Runs at once, each in a process of its own.",
 )
 @click.option(
@@ -121,14 +122,86 @@ def run(
         changes = [*overrides, *([f"seed={seed}"] if seed is not None else [])]
         configuration = read_configuration(config, changes)
         folder = _free_folder(overwrite) if output is None else output
-    console = Console()
-    if not console.is_terminal:
-        # A pipe has no width; lines are not to be broken there.
-        console = Console(width=120)
     options = Options(
         quick, Programs(cache, not no_cache), not no_report, jobs, overwrite, resume is not None
     )
-    return run_job(configuration, folder, console, options)
+    return run_job(configuration, folder, _console(), options)
+
+
+@cli.command(cls=_RunCommand)
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one field, such as seed=[0,1,2]; may be repeated.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help=f"Folder of the results.  [default: {_SWEEP_FOLDER}, or the next that is free]",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Go on with the sweep whose results are in FOLDER, after a kill or an interrupt.",
+)
+@click.option("--overwrite", is_flag=True, help="Write into a folder that holds results already.")
+@click.option("--no-report", is_flag=True, help="Write no report.html.")
+@click.option(
+    "--chunk",
+    type=click.IntRange(min=1),
+    help="Runs that are searched, and saved, at once.  [default: 64]",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep compiled programs in this folder; see `gflow run --help`.",
+)
+@click.option(
+    "--no-cache", is_flag=True, help="Keep no compiled programs; the same as GFLOW_NO_CACHE=1."
+)
+def sweep(
+    config: Path | None,
+    overrides: tuple[str, ...],
+    output: Path | None,
+    resume: Path | None,
+    overwrite: bool,
+    no_report: bool,
+    chunk: int | None,
+    cache: Path | None,
+    no_cache: bool,
+) -> int:
+    """Find the limits of every combination of the lists in CONFIG.
+
+    CONFIG is a file of `gflow run` in which lists may stand for single values: seed, loss, gradient
+    and rivals at the top, and every field of [data], [[network]] and [[perturbation]], such as
+    `radius = [0.1, 0.2]` or `hidden = [[8], [8, 8]]`. Every network under every perturbation goes
+    to its limit from its start, with every combination of these values; [until] and [solver] have
+    no say. The folder of results gets sweep.csv, results.json, report.html with the margin against
+    every number that was swept, and the limits in runs, which `gflow.Sweep.load` reads.
+
+    Exit code 0: every run arrived; 1: some did not; 2: something in CONFIG or the options is wrong,
+    or the folder cannot be written to; 130: interrupted.
+    """
+    from gflow.commands.crew import Programs
+    from gflow.commands.sweeping import Options, read_saved, read_sweep, run_sweep
+
+    if not no_report:
+        _check_extra("matplotlib", "jinja2", without="gflow sweep --no-report")
+    if resume is not None:
+        others = any((config, overrides, output, overwrite, chunk))
+        asked, folder = read_saved(resume, others=others), resume
+    else:
+        asked = read_sweep(config, overrides)
+        folder = _free_folder(overwrite, _SWEEP_FOLDER) if output is None else output
+    programs = Programs(cache, not no_cache)
+    options = Options(programs, not no_report, chunk, overwrite, resume is not None)
+    return run_sweep(asked, folder, _console(), options)
 
 
 @cli.command()
@@ -184,9 +257,7 @@ def study(
     """
     from gflow.commands.studying import list_studies, run_studies
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    console = _console()
     if listed:
         return list_studies(console)
     if every == bool(names):
@@ -211,9 +282,15 @@ def _check_extra(
         )
 
 
-def _free_folder(overwrite: bool) -> Path:
+def _console() -> Console:
+    """The terminal; a pipe has no width, and lines are not to be broken there."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
+def _free_folder(overwrite: bool, name: str = _DEFAULT_FOLDER) -> Path:
     """The first folder of the usual name that is not there yet."""
-    names = (f"{_DEFAULT_FOLDER}-{n}" if n > 1 else _DEFAULT_FOLDER for n in range(1, 10_000))
+    names = (f"{name}-{n}" if n > 1 else name for n in range(1, 10_000))
     return Path(next(name for name in names if overwrite or not Path(name).exists()))
 
 

@@ -37,16 +37,16 @@ class Comparison:
     Attributes:
         rows: dictionaries with the keys
 
-            run                 number of the run, from 0
-            label               its label
-            step_size           its step size, see `gflow.compare`
-            reference           "flow", or "backward-error flow" of the run's own step size
-            equal               "time", "loss" or "norm"
-            value               log(1 + t), log Loss or log kappa at which both are read
-            params_distance     |theta_run - theta_ref| / |theta_ref|
-            direction_distance  | theta_run/|theta_run| - theta_ref/|theta_ref| |
-            margin              normalized margin of the run, min_i q_i(u)
-            reference_margin    that of the reference
+                run                 number of the run, from 0
+                label               its label
+                step_size           its step size, see `gflow.compare`
+                reference           "flow", or "backward-error flow" of the run's own step size
+                equal               "time", "loss" or "norm"
+                value               log(1 + t), log Loss or log kappa at which both are read
+                params_distance     |theta_run - theta_ref| / |theta_ref|
+                direction_distance  | theta_run/|theta_run| - theta_ref/|theta_ref| |
+                margin              normalized margin of the run, min_i q_i(u)
+                reference_margin    that of the reference
     """
 
     rows: tuple[Mapping[str, Any], ...]

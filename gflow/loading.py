@@ -6,6 +6,9 @@ been imported.
 """
 
 import os
+from typing import Any
+
+import numpy as np
 
 from gflow import descent
 from gflow._archive import read_archive
@@ -44,7 +47,7 @@ def load(path: str | os.PathLike, *, problem: Problem | None = None) -> Trajecto
     if not (problem is None or isinstance(problem, Problem)):
         raise TypeError(f"{call}: `problem` is {problem!r}, expected a `gflow.Problem`.")
     try:
-        fields = restored(*read_archive(path), problem)
+        found = trajectory_from(*read_archive(path), problem)
     except FileNotFoundError:
         raise
     # A damaged header can be anything, and so can what building on it raises.
@@ -54,7 +57,15 @@ def load(path: str | os.PathLike, *, problem: Problem | None = None) -> Trajecto
         ) from error
     if problem is not None:
         try:
-            check_fits(problem, fields.layout)
+            check_fits(problem, found.layout)
         except ValueError as error:
             raise ValueError(f"{call}: `problem` is not that of the run: {error}") from error
+    return found
+
+
+def trajectory_from(
+    header: dict[str, Any], arrays: dict[str, np.ndarray], problem: Problem | None
+) -> Trajectory:
+    """The trajectory of a file's header and arrays; see `gflow.stored.restored`."""
+    fields = restored(header, arrays, problem)
     return Trajectory(**fields._asdict(), reader=_READERS[fields.kind])

@@ -108,3 +108,6 @@ def logistic() -> Logistic:
     With classes it is the cross-entropy of the network's outputs.
     """
     return Logistic()
+
+
+__all__ = ["AbstractLoss", "Exponential", "Logistic", "example_margins", "exponential", "logistic"]

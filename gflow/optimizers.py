@@ -93,3 +93,6 @@ def loss_based(
         raise ValueError(f"`loss_based(objective={objective!r})`: choose 'loss' or 'log_loss'.")
     start, update = _Start(size), _LossBased(objective)
     return optax.GradientTransformationExtraArgs(start, update)  # pyright: ignore[reportArgumentType]
+
+
+__all__ = ["GROWTH", "SHRINKAGE", "LossBasedState", "loss_based"]

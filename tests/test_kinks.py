@@ -1,6 +1,6 @@
-"""`find_limit` at kinks, by gradients in NumPy and by the convex reference.
+"""`find_limit` at kinks: closed forms, the convex reference, and how a search ends there.
 
-A limit found serves all that is asked of it, since compiling takes most of the time.
+The laws of its limits are rows of `test_kkt_points`.
 """
 
 import dataclasses
@@ -9,18 +9,14 @@ import json
 import math
 
 import _kink_oracles as oracles
-import _two_layer
 import numpy as np
 import pytest
 
 import gflow
 from gflow import losses, networks, perturbations
 from gflow._layout import Layout
-from gflow.kkt.curvature import curvature, kinked_curvature
+from gflow.kkt.curvature import kinked_curvature
 from gflow.kkt.point import KKTPoint
-from gflow.kkt.switches import smoothed
-from gflow.kkt.system import kkt_system
-from gflow.kkt.variables import Variables
 from gflow.limit.complementarity import Anchor
 from gflow.limit.following import start_at
 from gflow.limit.kinked_newton import KinkedNewton
@@ -60,56 +56,6 @@ def wedge_limit():
     return gflow.find_limit(relu_problem(wedge(), 2), wedge_start())
 
 
-@functools.cache
-def random_limit(seed, radius):
-    trained = relu_problem(random_labels(seed), 6, radius)
-    return gflow.find_limit(trained, trained.network.init(seed), throw=False)
-
-
-LIMITS = {
-    "wedge": (wedge, wedge_limit, 0.0),
-    "clean": (lambda: random_labels(0), lambda: random_limit(0, 0.0), 0.0),
-}
-
-
-@pytest.fixture(params=LIMITS)
-def found(request):
-    data, limit, radius = LIMITS[request.param]
-    return data(), limit(), radius
-
-
-def at_unit_margin(limit):
-    """The limit's parameters at the norm where its smallest margin is 1, by its own word."""
-    length = np.linalg.norm(limit.kinks.theta)
-    return tuple(length * np.asarray(leaf) for leaf in limit.direction)
-
-
-def test_limit_at_kinks_is_a_clarke_kkt_point(found):
-    data, limit, radius = found
-    kinks, params = limit.kinks, at_unit_margin(limit)
-    assert limit.successful and limit.smoothing == 0 and kinks.at_kink.any()
-    margins, gradients, _ = oracles.rows(params, data, radius, kinks.coefficients)
-    theta = _two_layer.flat(params)
-    pull = kinks.multipliers @ gradients
-    assert np.linalg.norm(theta - pull) <= 1e-10 * np.linalg.norm(theta)
-    assert kinks.multipliers.min() >= 0 and kinks.active.any()
-    np.testing.assert_array_equal(kinks.multipliers > 0, kinks.active)
-    np.testing.assert_allclose(margins[kinks.active], 1, rtol=0, atol=1e-10)
-    assert margins.min() >= 1 - 1e-10
-
-
-def test_coefficients_are_signs_or_belong_to_a_kink(found):
-    data, limit, radius = found
-    kinks, params = limit.kinks, at_unit_margin(limit)
-    *_, decided = oracles.rows(params, data, radius, kinks.coefficients)
-    assert np.abs(kinks.coefficients).max() <= 1
-    assert np.abs(decided[kinks.at_kink]).max() <= 1e-12
-    off = kinks.active[:, None] & ~kinks.at_kink & (np.abs(decided) > 1e-9)
-    np.testing.assert_array_equal(kinks.coefficients[off], np.sign(decided[off]))
-    np.testing.assert_array_equal(np.flatnonzero(kinks.at_kink.any(axis=1)), kinks.examples)
-    assert kinks.active[kinks.examples].all()
-
-
 def test_wedge_ends_on_the_kink_known_in_closed_form():
     # Each neuron serves one example and is orthogonal to the other, which lies on its kink: any
     # help of the other neuron there would cost more. So u_j = |v_j| w_j is, of length 1/sin,
@@ -124,63 +70,6 @@ def test_wedge_ends_on_the_kink_known_in_closed_form():
     np.testing.assert_array_equal(limit.kinks.at_kink, [[False, True], [True, False]])
     slopes = (1 + limit.kinks.coefficients) / 2
     np.testing.assert_allclose(slopes, [[1, math.cos(1)], [math.cos(1), 1]], atol=1e-12)
-
-
-@pytest.mark.parametrize("name", ["wedge", "clean"])
-def test_margin_does_not_rise_around_a_maximum_at_kinks(name):
-    data, limit, _ = (part() if callable(part) else part for part in LIMITS[name])
-    assert "maximum" in limit.verdict
-    centre = _two_layer.flat(limit.direction)
-    generator = np.random.default_rng(0)
-    most = -math.inf
-    for number in range(600):
-        step = generator.normal(size=centre.size)
-        if number % 2:  # along the kinks and the active margins, to first order
-            step = step - limit_slopes(limit).T @ (np.linalg.pinv(limit_slopes(limit)).T @ step)
-        moved = centre + 1e-4 * step / np.linalg.norm(step)
-        params = _two_layer.shaped(moved / np.linalg.norm(moved), limit.direction)
-        most = max(most, oracles.smallest_margin(params, data))
-    assert most <= limit.margin + 1e-9
-    assert most > limit.margin - 1e-3
-
-
-@functools.cache
-def limit_slopes(limit):
-    """Gradients of the active margins and of the values at kinks: rows of the Jacobian."""
-    at = limit.kinks.system
-    return np.concatenate([at.slopes[limit.kinks.active], at.switches.rows])
-
-
-@pytest.mark.parametrize("name", ["wedge", "clean"])
-def test_curvature_at_kinks_is_the_limit_of_the_smoothed_ones(name):
-    data, limit, _ = (part() if callable(part) else part for part in LIMITS[name])
-    kinks, smoothing = limit.kinks, 1e-5
-    problem, layout = relu_problem(data, len(limit.direction[0])), Layout.of(limit.direction)
-    angles = np.arcsin(kinks.coefficients)
-    exact = Variables(kinks.theta, kinks.multipliers, angles)
-    near = KinkedNewton(problem, layout, kinks.multipliers.max()).solve(exact, smoothing)
-    assert near is not None
-    at = kkt_system(smoothed(problem, smoothing), layout, near.theta, near.multipliers)
-    # The path goes on until 1e-2 mu is left.
-    assert np.linalg.norm(at.stationarity) < smoothing
-    assert 0 < np.linalg.norm(near.theta - kinks.theta) < 100 * smoothing
-    expected = curvature(at, kinks.active).values
-    values = kinked_curvature(kinks).values
-    # Those across a kink grow like 1/mu and do not belong to the motion along it.
-    expected = expected[np.abs(expected) < 1e2]
-    assert len(values) == len(expected)
-    np.testing.assert_allclose(values, expected, atol=30 * smoothing * max(1, np.abs(values).max()))
-
-
-def test_margin_at_kinks_is_that_of_the_kkt_point(found):
-    _, limit, _ = found
-    certificate = gflow.certify(
-        limit.problem, limit.direction, coefficients=limit.kinks.coefficients
-    )
-    for margin in (limit.margin, limit.held_margin, certificate.held_margin):
-        # At unit margin the norm is gamma^(-1/2).
-        assert margin == pytest.approx(np.linalg.norm(limit.kinks.theta) ** -2, rel=1e-10)
-    assert f"{limit.margin:+.6e}" in str(certificate)
 
 
 def test_record_of_a_limit_at_kinks_is_json():

@@ -81,7 +81,7 @@ MISTAKES = {
         TypeError,
         "perhaps `size`",
     ),
-    "gflow.find_limits": (lambda: gflow.find_limits, AttributeError, "perhaps `gflow.find_limit`"),
+    "gflow.find_limit_": (lambda: gflow.find_limit_, AttributeError, "perhaps `gflow.find_limit`"),
     # Places
     "mlp(5, 6, 1)": (lambda: networks.mlp(5, 6, 1), TypeError, "perhaps: `mlp((5, 6, 1))`"),
     "Until(-10)": (lambda: gflow.Until(-10), TypeError, "`Until(-10)`: it takes no argument by"),
@@ -330,6 +330,7 @@ MADE = {
     "MaxMargin",
     "RESULTS",
     "RunFailed",
+    "Sweep",
     "Trajectory",
 }
 MADE |= {f"networks.{key}" for key in ("MLP", "Custom", "Convolutional", "DeepLinear", "Diagonal")}

@@ -54,6 +54,15 @@ def build(configuration: Configuration, *, num_examples: int | None = None) -> W
     dataset, held_out = _named("[data]", build_datasets, configuration.data)
     if num_examples is not None:
         dataset, _ = first_of_each(dataset, num_examples)
+    return Work(build_cases(configuration, dataset), held_out)
+
+
+def build_cases(configuration: Configuration, dataset: datasets.Dataset) -> list[Case]:
+    """The runs of `build` on examples that have been read.
+
+    Raises:
+        UserError: a network, perturbation and data do not fit.
+    """
     # Only now are the numbers of examples, inputs and classes of files known.
     lines = too_large(configuration, Size(len(dataset), dataset.x.shape[1], dataset.num_outputs))
     if lines:
@@ -75,7 +84,7 @@ def build(configuration: Configuration, *, num_examples: int | None = None) -> W
                 problem = _problem(configuration, f"{label}, {name}", network, dataset, attack)
                 start = _named(place, check_start, problem, params)
                 cases.append(Case(place, name, problem, start))
-    return Work(cases, held_out)
+    return cases
 
 
 def _problem(

@@ -85,11 +85,12 @@ def _rows(fields: list[tuple[str, FieldInfo]], indent: int = 2) -> Padding:
     grid.add_column(style="yellow", width=max(14 - indent + 2, 12), no_wrap=True)
     grid.add_column(ratio=1)
     for name, info in fields:
-        grid.add_row(name, _explanation(info))
+        grid.add_row(name, explanation(info))
     return Padding(grid, (0, 0, 0, indent))
 
 
-def _explanation(info: FieldInfo) -> Text:
+def explanation(info: FieldInfo) -> Text:
+    """What a field means, with its type, its bounds and its default."""
     return Text.assemble(
         info.description or "",
         (f"  [{type_text(info)}{_bounds(info)}; {_default_phrase(info)}]", "dim"),
@@ -114,7 +115,11 @@ def _default_phrase(info: FieldInfo) -> str:
 
 def example_toml(configuration: Configuration) -> str:
     """`configuration` as a commented TOML file that reads back as the same configuration."""
-    lines = ["# One job of `gflow run`: every network under every perturbation.", ""]
+    lines = ["# One job of `gflow run`: every network under every perturbation."]
+    lines += [
+        "# `gflow sweep` runs the limits of all combinations, where lists stand for values.",
+        "",
+    ]
     lines += _lines(configuration)
     for name, info in Configuration.model_fields.items():
         if not tables_of(info.annotation):
@@ -135,3 +140,19 @@ def _lines(table: Table) -> Iterator[str]:
         # TOML has no null: what is unset is left out, as a comment that says what it would be.
         line = f"# {name} =" if value is None else f"{name} = {toml_value(value)}"
         yield f"{line:<24}  # {info.description}"
+
+
+def document_toml(document: dict[str, Any], comment: str) -> str:
+    """A document of tables and arrays of tables as TOML, under a comment."""
+    lines = [f"# {comment}", ""]
+    lines += [f"{key} = {toml_value(value)}" for key, value in document.items() if _plain(value)]
+    for key, value in document.items():
+        if not _plain(value):
+            header = f"[[{key}]]" if isinstance(value, list) else f"[{key}]"
+            for table in value if isinstance(value, list) else [value]:
+                lines += ["", header, *(f"{name} = {toml_value(x)}" for name, x in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> bool:
+    return not isinstance(value[0] if isinstance(value, list) and value else value, dict)

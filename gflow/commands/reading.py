@@ -1,8 +1,9 @@
 """From a TOML file to a `Configuration`, or to a message that names what is wrong."""
 
+import contextlib
 import difflib
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,33 @@ def read_configuration(path: Path | None, overrides: Iterable[str] = ()) -> Conf
     Raises:
         UserError: the file cannot be read, is no TOML, or holds a wrong field or value.
     """
-    source = "the command line" if path is None else f"`{path}`"
+    with told_if_deep(source := source_of(path)):
+        return check_document(read_document(path, overrides), source)
+
+
+def read_document(path: Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """What is written in `path`, changed by the overrides, as TOML has it; nothing is checked yet.
+
+    Raises:
+        UserError: the file cannot be read, or is no TOML.
+    """
+    document = {} if path is None else _read_toml(path)
+    for override in overrides:
+        _merge(document, _parse_override(override))
+    _anchor_data_path(document, Path() if path is None else path.parent)
+    return document
+
+
+def source_of(path: Path | None) -> str:
+    """Where a configuration comes from, for messages."""
+    return "the command line" if path is None else f"`{path}`"
+
+
+@contextlib.contextmanager
+def told_if_deep(source: str) -> Iterator[None]:
+    """A document that is nested too deep to be walked is a user's mistake."""
     try:
-        document = {} if path is None else _read_toml(path)
-        for override in overrides:
-            _merge(document, _parse_override(override))
-        _anchor_data_path(document, Path() if path is None else path.parent)
-        return check_document(document, source)
+        yield
     except RecursionError:
         raise UserError(
             f"{source} cannot be used: its tables or lists are nested too deep. A field is at most "

@@ -18,12 +18,29 @@ def rebuild_report(folder: Path) -> Path:
 
     jax.config.update("jax_enable_x64", True)
     from gflow.report.record import read_results
+    from gflow.report.sweep_record import read_record
 
+    safe = "The results and trajectories are as they were."
     try:
+        swept = read_record(folder)
+        if swept is not None:
+            return write(safe, draw_sweep, swept, folder)
         results = read_results(folder)
     except (ValueError, TypeError, OSError) as error:
         raise UserError(str(error)) from error
-    return write("The results and trajectories are as they were.", draw_report, results, folder)
+    return write(safe, draw_report, results, folder)
+
+
+def draw_sweep(record: Any, folder: Path) -> Path:
+    """Writes `report.html` from a sweep's record and the configuration in `folder`.
+
+    Raises:
+        OSError: the page cannot be written.
+    """
+    from gflow.report.sweep_page import write_sweep_page
+
+    configuration = (folder / "config.toml").read_text(encoding="utf-8")
+    return write_sweep_page(record, folder, configuration=configuration)
 
 
 def draw_report(results: Any, folder: Path) -> Path:

@@ -19,6 +19,9 @@ import numpy as np
 
 from gflow.limit.search_settings import DEFAULT, BasinSettings
 
+BASINS = ("confirmed", "undecided", "reproduced")
+"""Every word that `Limit.basin` can be."""
+
 
 class Handover(NamedTuple):
     """Where the flow gave way to Newton's method.

@@ -32,7 +32,7 @@ from gflow.kkt.system import (
 from gflow.limit.settings import RefineSettings
 from gflow.problem import Problem
 
-# Multipliers that have sunk below any number: their logarithm is still one.
+# Stands for multipliers that have underflown to 0, so that their logarithm is finite.
 TINY = 1e-300
 
 
@@ -88,7 +88,7 @@ class CoolingSystem:
 
     @property
     def sizes(self) -> Sizes:
-        """From which size on which algorithm serves."""
+        """Sizes from which on the algorithm changes."""
         return self.settings.sizes
 
     def solve(self, time: float) -> np.ndarray | None:

@@ -85,7 +85,9 @@ class Kinked(Refiner):
     smoothing: float
 
     def approach(self, state: State) -> State:
-        """Nothing: the flow has been followed with rounded kinks, and off a saddle it slides."""
+        """The state as it is: the flow has been followed with rounded kinks, and off a saddle it
+        slides.
+        """
         return state
 
     def refine(self, state: State) -> State:
@@ -193,7 +195,7 @@ def _values(kinks: KKTPoint, degree: float) -> dict[str, float]:
 def _unended(state: State) -> State:
     """Where a search with rounded kinks ended, for one at kinks to go on from.
 
-    The saddles of the rounded problem are none of those at kinks.
+    Saddles of the rounded problem are forgotten: they are not saddles at kinks.
     """
     return replace(state, result=None, left=None, failures=0)
 

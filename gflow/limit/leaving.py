@@ -12,7 +12,7 @@ from gflow.limit.result import margin_at
 from gflow.limit.search import Search
 from gflow.limit.state import State
 
-# Stands for an offset of 0, whose logarithm is asked for.
+# Stands for an offset of 0, so that its logarithm is finite.
 _TINY = 1e-300
 
 
@@ -61,7 +61,7 @@ def pushed_off(search: Search, state: State, length: float) -> State:
 def colder_on_return(search: Search, state: State) -> State:
     """The state with a colder cap, where the saddle that was found has been left before.
 
-    The capped flow then came back where the true one passes.
+    The capped flow then came back to a saddle that the true flow passes.
     """
     settings, cap = search.settings, state.cap
     flat = search.layout.flatten

@@ -1,9 +1,9 @@
 """Newton's method on the KKT system, from where the flow has come close.
 
 The temperature is first led to 0 (`gflow.limit.cooling`), which tells the active margins; where
-that fails at the first temperature already, the flow's weights do. The active set is mended along
-the way: a margin whose multiplier is below zero leaves it, a violated one joins it, and where its
-margins cannot all be equal, as of more margins than there are dimensions, the largest of them
+that fails at the first temperature already, the flow's weights do. The active set is corrected
+along the way: a margin whose multiplier is below zero leaves it, a violated one joins it, and where
+its margins cannot all be equal, as of more margins than there are dimensions, the largest of them
 leaves. Steps are of minimum norm, since merged or aligned neurons leave a continuum of KKT points,
 and the nearest of them is meant.
 """
@@ -184,7 +184,7 @@ def _iterated(
     most: int,
     settings: RefineSettings,
 ) -> KKTPoint:
-    """Newton steps and mended active sets in turn, until nothing is to be mended."""
+    """Newton steps and corrections of the active set in turn, until the active set is right."""
     newton, share, before = settings.newton, 1.0, np.inf
     for iteration in itertools.count():
         at = kkt_system(problem, layout, now.theta, now.multipliers, sizes=settings.sizes)
@@ -199,7 +199,7 @@ def _iterated(
             return KKTPoint(*now, error, mended is None, iteration, at)
         stepping, before = mended is now.active, error
         now = _stepped(at, now, share, settings) if stepping else now.with_active(mended)
-    raise AssertionError  # the loop has no end of its own
+    raise AssertionError  # the loop always returns
 
 
 def _refined(

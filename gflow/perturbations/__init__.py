@@ -5,8 +5,8 @@ of steepest descent in its norm, `-radius * steepest_p(grad_x margin)`. So each 
 `delta(c params) = delta(params)` for c > 0, and stays right where the loss underflows
 (Lyu & Zhu 2022, Definition of scale-invariant perturbations).
 
-All lengths are in the units of the inputs. For classes the margin attacked is that against the
-runner-up, `f_y - max_{j != y} f_j`.
+All lengths are in the units of the inputs. For three classes or more `gflow.Problem(rivals=...)`
+says which of an example's margins `f_y - f_j` is attacked.
 """
 
 from gflow.perturbations._base import AbstractPerturbation, Clean, Margin, SwitchedMargin, clean

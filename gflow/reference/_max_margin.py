@@ -59,7 +59,10 @@ def max_margin(dataset: Any, *, radius: SupportsFloat = 0.0, order: SupportsFloa
 
         min_i min_{j != y_i}  <W_{y_i} - W_j, x_i> - radius |W_{y_i} - W_j|_q.
 
-    Args: `dataset` has `x` (n, d) and `y` (n,) in {-1, +1} or 0 .. k-1, as `gflow.Dataset`.
+    Args:
+        dataset: a `gflow.Dataset`, or what has `x` (n, d) and `y` (n,) in {-1, +1} or 0 .. k-1.
+        radius: of the attack, >= 0, in the units of the inputs.
+        order: p >= 1 of its l_p ball.
 
     Raises:
         TypeError: `dataset` has no `x` and `y`; `radius` or `order` is not a number.

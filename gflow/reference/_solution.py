@@ -44,19 +44,25 @@ class MaxMargin:
 
         <W_y - W_j, x_i> - radius |W_y - W_j|_q >= 1 for every i and every class j other than y_i.
 
-    Shapes, for classes in brackets:
-        direction: (d,), of Euclidean norm 1. (k, d), of Frobenius norm 1.
-        margin: scalar, `min_i <direction, z_i> - radius |direction|_q`, the margin under attack.
-        multipliers: (n,). (n, k-1), against the classes y+1, .., y+k-1 (mod k).
-        subgradient: (d,). (k (k-1)/2, d), at `W_a - W_b` of every pair of classes a < b.
-        support: (number of nonzero multipliers,), their indices. (that number, 2).
-
-    largest_feasible_radius: see the function of that name. For classes it takes several cone
-    programs, and is found where `radius` is infeasible only; elsewhere it is NaN.
-    duality_gap: `(upper - margin) / upper`, where `upper = |sum_i a_i z_i - radius s|_2`, `a_i =
-    lambda_i / sum lambda`, is a bound that no direction's margin exceeds, whatever a and s are. It
-    proves `|direction - true direction| <= sqrt(2 duality_gap)`; the true error is far smaller.
-    stationarity: `|w - sum_i lambda_i (z_i - radius s)|_2 / |w|_2`.
+    Attributes:
+        direction: of Euclidean norm 1. Shape (d,); for classes (k, d), of Frobenius norm 1.
+        margin: the margin under attack, `min_i <direction, z_i> - radius |direction|_q`.
+        multipliers: the lambda above. Shape (n,); for classes (n, k-1), against the classes y+1,
+            .., y+k-1 (mod k).
+        subgradient: the s above. Shape (d,); for classes (k (k-1)/2, d), at `W_a - W_b` of every
+            pair of classes a < b.
+        duality_gap: `(upper - margin) / upper`, where `upper = |sum_i a_i z_i - radius s|_2`,
+            `a_i = lambda_i / sum lambda`, is a bound that no direction's margin exceeds, whatever a
+            and s are. It proves `|direction - true direction| <= sqrt(2 duality_gap)`; the true
+            error is far smaller.
+        stationarity: `|w - sum_i lambda_i (z_i - radius s)|_2 / |w|_2`.
+        support: the indices of the multipliers that are not 0. Shape (number of them,); for classes
+            (that number, 2).
+        radius, order: of the attack.
+        largest_feasible_radius: see the function of that name. For classes it takes several cone
+            programs, and is found where `radius` is infeasible only; elsewhere it is NaN.
+        feasible: whether there is a direction with a positive margin.
+        message: what was found, in words.
     """
 
     direction: Array

@@ -136,7 +136,7 @@ def _matrices(results: Results, evaluations: Sequence[Evaluation]) -> list[dict[
                     "columns": first.columns,
                     "num_strong": len(first.strong),
                     "groups": groups,
-                    "csv": _uri("text/csv", _matrix_table(evaluations, name).encode()),
+                    "csv": data_uri("text/csv", _matrix_table(evaluations, name).encode()),
                     "file": f"matrix-{name}",
                 }
             )
@@ -195,8 +195,8 @@ def _networks(
                 "name": name,
                 "description": _describe_network(view.trajectories),
                 "rows": [_row(run, columns, look(places[run.perturbation])) for run in runs],
-                "figures": [_figure(panel, name) for panel in panels(view)] if kept else [],
-                "images": [_figure(panel, name) for panel in images(view)],
+                "figures": [figure_of(panel, name) for panel in panels(view)] if kept else [],
+                "images": [figure_of(panel, name) for panel in images(view)],
             }
         )
     return networks
@@ -227,7 +227,8 @@ def _row(run: Record, columns: Sequence[Any], style: Mapping[str, Any]) -> dict[
     }
 
 
-def _figure(panel: Panel, network: str) -> dict[str, Any]:
+def figure_of(panel: Panel, network: str) -> dict[str, Any]:
+    """What the page shows of a panel: its drawing, its words, and files of it."""
     from markupsafe import Markup
 
     figure = drawn(panel.draw, name=panel.name, description=f"{network}: {panel.title}")
@@ -237,12 +238,13 @@ def _figure(panel: Panel, network: str) -> dict[str, Any]:
         "prediction": panel.prediction,
         "svg": Markup(figure.inline),
         "files": [
-            ("PDF", "pdf", _uri("application/pdf", figure.pdf)),
-            ("SVG", "svg", _uri("image/svg+xml", figure.svg)),
-            ("CSV", "csv", _uri("text/csv", panel.table.encode())),
+            ("PDF", "pdf", data_uri("application/pdf", figure.pdf)),
+            ("SVG", "svg", data_uri("image/svg+xml", figure.svg)),
+            ("CSV", "csv", data_uri("text/csv", panel.table.encode())),
         ],
     }
 
 
-def _uri(kind: str, content: bytes) -> str:
+def data_uri(kind: str, content: bytes) -> str:
+    """A link that holds its content."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

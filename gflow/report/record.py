@@ -311,17 +311,17 @@ def versions() -> dict[str, str]:
 def write_results(results: Results, folder: Path) -> Path:
     """Writes `results.json` into `folder` and returns its path."""
     path = Path(folder) / FILE_NAME
-    text = json.dumps(_plain(asdict(results)), indent=2, allow_nan=False)
+    text = json.dumps(plain_json(asdict(results)), indent=2, allow_nan=False)
     return write_text(path, text + "\n")
 
 
-def _plain(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
     """`value` as JSON can hold it: the order `inf` of a norm, and paths, as text."""
     match value:
         case dict():
-            return {str(key): _plain(item) for key, item in value.items()}
+            return {str(key): plain_json(item) for key, item in value.items()}
         case list() | tuple():
-            return [_plain(item) for item in value]
+            return [plain_json(item) for item in value]
         case bool() | int() | str() | None:
             return value
         case float():

@@ -1,5 +1,6 @@
-"""The README's Python examples, in a fresh interpreter, print what the README says."""
+"""The Python examples of the README and of the documentation print what is written below them."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,10 +10,8 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-PRINTED = re.findall(r"^```text\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"^```(python|text)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 # Rounding, and the number of steps, depend on the versions and on the processor. A step may make an
@@ -20,21 +19,55 @@ NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 _RELATIVE, _ZERO = 2e-3, 1e-12
 _COUNT = 0.1
 
+# The README first, in a fresh interpreter; the pages share its compiled programs.
+RUN = """
+import contextlib, io, json, sys
+printed = {}
+for name, blocks in json.load(sys.stdin).items():
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        namespace = {}
+        for block in blocks:
+            exec(compile(block, name, "exec"), namespace)
+    printed[name] = output.getvalue()
+print(json.dumps(printed))
+"""
+
+
+def pages() -> dict[str, dict[str, list[str]]]:
+    """The blocks of Python and of text, in order, of every page that has Python in it."""
+    paths = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found = {path.name: BLOCK.findall(path.read_text()) for path in paths}
+    sorted_out = {
+        name: {kind: [text for k, text in blocks if k == kind] for kind in ("python", "text")}
+        for name, blocks in found.items()
+    }
+    return {name: blocks for name, blocks in sorted_out.items() if blocks["python"]}
+
 
 def test_there_are_examples():
-    assert EXAMPLES
-    assert PRINTED
+    names = {"README", "start", "certificate", "outcomes", "tolerances", "descent"}
+    assert {f"{name}.md" for name in names} <= pages().keys()
+    assert all(blocks["text"] for blocks in pages().values())
 
 
 @pytest.mark.slow
-def test_the_examples_print_what_the_readme_says(tmp_path):
+def test_the_examples_print_what_the_pages_say(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "JAX_ENABLE_X64"}
-    command = [sys.executable, "-W", "error", "-c", "\n".join(EXAMPLES)]
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", RUN],
+        input=json.dumps({name: blocks["python"] for name, blocks in pages().items()}),
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr
-    for told, found in zip_longest("".join(PRINTED).splitlines(), run.stdout.splitlines()):
-        assert told is not None and found is not None, run.stdout
-        assert same(told, found), f"README.md:\n{told}\nprinted:\n{found}"
+    printed = json.loads(run.stdout)
+    for name, blocks in pages().items():
+        lines = "".join(blocks["text"]).splitlines(), printed[name].splitlines()
+        for told, found in zip_longest(*lines):
+            assert told is not None and found is not None, f"{name} prints\n{printed[name]}"
+            assert same(told, found), f"{name}:\n{told}\nprinted:\n{found}"
 
 
 def same(told: str, found: str) -> bool:
