@@ -84,7 +84,7 @@ def _section(section: Section) -> Iterator[str]:
 
 
 def measured() -> Iterator[tuple[str, str]]:
-    """What `benchmarks/README.md` answers, by the question, and its passages that begin with a name."""
+    """What `benchmarks/README.md` answers by question, and its passages that begin with a name."""
     text = (DOCS.parent / "benchmarks" / "README.md").read_text()
     for name, passage in [*_SECTION.findall(text), *_PASSAGE.findall(text)]:
         moved = passage.replace("](results/", "](../../../benchmarks/results/")

@@ -78,7 +78,19 @@ def landing(
     distance = jnp.min(targets)
     # The last one, overflow, is none that was asked for.
     accuracy = jnp.where(targets[-1] <= distance, LANDED, until.accuracy)
-    exact = _indistinguishable(start, end, length, bracket)
+    return landed(distance, accuracy, moved(start, end), bracket, length, keep)
+
+
+def landed(
+    distance: Array, accuracy: Any, way: Array, bracket: Bracket, length: Any, keep: Any
+) -> Landing:
+    """What a step means for a target at this distance from its end, positive before it, which is
+    to be met so closely.
+
+    Args:
+        way: how far the step went, `moved`.
+    """
+    exact = _indistinguishable(way, length, bracket)
     arrived = keep & _close(distance, accuracy, exact, bracket)
     passed = keep & (distance <= 0) & ~arrived
     bracket = _updated(bracket, keep, passed, distance, length)
@@ -114,11 +126,11 @@ def moved(start: State, end: State) -> Array:
     return jnp.max(jnp.abs(end - start) / (1.0 + jnp.abs(start)))
 
 
-def _indistinguishable(start: State, end: State, length: Any, bracket: Bracket) -> Array:
+def _indistinguishable(way: Array, length: Any, bracket: Bracket) -> Array:
     """Whether the bracket is so narrow that the states in it are one state to float64."""
-    # The states at the ends of the bracket differ by about `moved(start, end) * width / length`.
+    # The states at the ends of the bracket differ by about `way * width / length`.
     rounding = 16 * jnp.finfo(jnp.float64).eps
-    return bracket.known & (moved(start, end) * bracket.width <= rounding * length)
+    return bracket.known & (way * bracket.width <= rounding * length)
 
 
 def _close(distance: Any, accuracy: Any, exact: Any, bracket: Bracket) -> Array:

@@ -20,7 +20,7 @@ from scipy.sparse.linalg import LinearOperator, gmres
 
 from gflow._layout import Layout
 from gflow._minimum_norm import by_factors
-from gflow._programs import compiled
+from gflow._programs import compiled_for_some_calls
 from gflow.kkt.settings import Sizes
 from gflow.kkt.system import (
     kkt_system,
@@ -67,7 +67,7 @@ class CoolingSystem:
         weight = multipliers / temperature
         self.rows, self.own = weight / (1 + weight), 1 / (1 + weight)
         self.linear_rows, self.stationarity, self.margins = self.evaluated()
-        logarithm = np.log(np.maximum(multipliers, TINY) / largest)
+        logarithm = np.log(np.maximum(multipliers / largest, TINY))
         barrier = self.own * multipliers * logarithm
         margins = self.rows * (self.margins - 1) + barrier
         self.right = -np.concatenate([self.stationarity, margins])
@@ -170,7 +170,7 @@ class CoolingSystem:
         return nearly
 
 
-@compiled
+@compiled_for_some_calls
 def _linearized(problem: Problem, layout: Layout, theta: Any, multipliers: Any) -> Any:
     """The derivative of the equations along a vector, a function that may leave the program."""
 
@@ -180,6 +180,6 @@ def _linearized(problem: Problem, layout: Layout, theta: Any, multipliers: Any) 
     return jax.linearize(values, jnp.asarray(theta), jnp.asarray(multipliers))[1]
 
 
-@compiled
+@compiled_for_some_calls
 def _applied(linear: Any, first: Any, second: Any) -> Any:
     return linear(jnp.asarray(first), jnp.asarray(second))

@@ -123,14 +123,20 @@ class Refiner(ABC):
         """Takes the flow up off a saddle, which is then `left`; or the end."""
 
 
-def run(refiner: Refiner, state: State) -> State:
+def run(refiner: Refiner, state: State, *, approached: bool = False) -> State:
     """Approach, refine, judge and leave, until a KKT point is reached that nothing leaves; or as
     far as the search comes, with its result.
+
+    Args:
+        approached: whether the first approach has been made, and perhaps the KKT point found.
     """
     search, rounds = refiner.search, 0
     while state.result is None:
-        state = taken(refiner.approach, state)
-        state = taken(refiner.refine, state)
+        if not approached:
+            state = taken(refiner.approach, state)
+        if not (approached and state.found is not None):
+            state = taken(refiner.refine, state)
+        approached = False
         if state.found is None:
             state = taken(refiner.retry, state)
             continue
