@@ -3,11 +3,13 @@
 import inspect
 import sys
 import warnings
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.core import Tracer
 
+from gflow import losses, networks, perturbations
 from gflow._signatures import nearest
 from gflow.datasets import Dataset
 from gflow.losses import AbstractLoss
@@ -33,12 +35,17 @@ class _Part(NamedTuple):
     own: str = ""
 
 
+def _makers(module: ModuleType) -> tuple[str, ...]:
+    """The public functions of a module: they are in small letters, its classes are not."""
+    return tuple(name for name in module.__all__ if name.islower())
+
+
 _PARTS = {
     "network": _Part(
         AbstractNetwork,
         "a function of `gflow.networks` makes",
         "networks",
-        ("linear", "deep_linear", "mlp", "diagonal", "conv", "custom"),
+        _makers(networks),
         "`gflow.networks.custom(apply, degree=L)` makes a network of a function of your own.",
     ),
     "dataset": _Part(Dataset, "`gflow.Dataset(x, y)` makes"),
@@ -46,7 +53,7 @@ _PARTS = {
         AbstractLoss,
         "a function of `gflow.losses` makes",
         "losses",
-        ("exponential", "logistic"),
+        _makers(losses),
         "A function of the margin is not enough, since far out its values underflow: a loss of "
         "your own is a subclass of `gflow.losses.AbstractLoss` with `log_value`, `log_slope` and "
         "`inverse`, all in logarithms.",
@@ -55,7 +62,7 @@ _PARTS = {
         AbstractPerturbation,
         "a function of `gflow.perturbations` makes",
         "perturbations",
-        ("clean", "fgm", "fgsm", "pgd"),
+        _makers(perturbations),
         "An attack of your own is a subclass of `gflow.perturbations.AbstractPerturbation` with "
         "`order`, `radius` and `__call__`.",
     ),

@@ -21,7 +21,7 @@ from _oracles import central_difference, lp_norm
 import gflow.losses
 import gflow.networks
 from gflow.datasets import Dataset
-from gflow.networks import AveragePool, Convolution, Dense, MaxPool
+from gflow.networks import AveragePool, Convolution, Custom, Decided, Dense, MaxPool
 from gflow.perturbations import FastGradient, clean, fgm, fgsm, pgd
 from gflow.problem import Problem
 
@@ -64,6 +64,7 @@ PERTURBATIONS = {
     "pgd_2_random": lambda radius: pgd(radius, order=2, num_steps=3, random_start=0),
     "pgd_inf_box": lambda radius: pgd(radius, num_steps=3, box=(0.0, 1.0)),
 }
+# With a `predictor`, which gives the margins in closed form.
 LINEAR = ["linear", "deep_linear", "diagonal"]
 EXACT_ON_LINEAR = ["clean", "fgm_1", "fgm_1.3", "fgm_2", "fgsm", "pgd_1"]
 COLOURS = list(
@@ -106,6 +107,16 @@ def colours_from(network, perturbation):
     return [COLOURS[(first + k) % 4] for k in range(4)]
 
 
+@functools.cache
+def parameters(network):
+    generator = np.random.default_rng(1)
+    if network == "custom":
+        return {"a": generator.normal(size=3), "b": generator.normal(size=3)}
+    # Noise, since the two halves of a diagonal network start equal.
+    initial = NETWORKS[network]().init(0)
+    return jax.tree.map(lambda leaf: leaf + 0.3 * generator.normal(size=leaf.shape), initial)
+
+
 num_traces = 0
 
 
@@ -117,7 +128,7 @@ class Row:
         self.network = NETWORKS[network]()
         self.perturbation = PERTURBATIONS[perturbation](RADIUS)
         self.dataset = CLASSES if network == "mlp_classes" else BINARY
-        self.params = self._params(network)
+        self.params = parameters(network)
         self.delta, self.ascent = self.observe(self.params)
 
     def problem(self, radius=RADIUS):
@@ -134,14 +145,6 @@ class Row:
     def observe(self, params, radius=RADIUS, log_kappa=0.0):
         """Perturbations and ascent at any parameters."""
         return observe(self.problem(radius), params, np.float64(log_kappa))
-
-    def _params(self, network):
-        generator = np.random.default_rng(1)
-        if network == "custom":
-            return {"a": generator.normal(size=3), "b": generator.normal(size=3)}
-        # Noise, since the two halves of a diagonal network start equal.
-        initial = self.network.init(0)
-        return jax.tree.map(lambda leaf: leaf + 0.3 * generator.normal(size=leaf.shape), initial)
 
 
 @eqx.filter_jit
@@ -304,3 +307,96 @@ def test_margins_of_linear_networks(case):
     dual = np.inf if order == 1 else 1 / (1 - 1 / order)
     expected = BINARY.y * (X @ predictor) - radius * lp_norm(predictor, dual)
     np.testing.assert_allclose(case.ascent.margins, expected, rtol=0, atol=1e-14)
+
+
+# What a class says of itself, and would be believed of it in silence
+
+TURNS = np.linspace(0, np.pi, 2049)
+
+
+def jumps(values):
+    """Whether a function jumps: at half the distance a smooth one changes half as much."""
+    fine, coarse = (np.abs(np.diff(values[::every], axis=0)).max() for every in (1, 2))
+    return coarse < 1.5 * fine
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_parameter_shapes_are_those_of_the_start(name):
+    network = NETWORKS[name]()
+    if isinstance(network, Custom):
+        assert network.parameter_shapes is None
+        return
+    start = jax.tree.leaves(jax.eval_shape(network.init, 0))
+    assert network.parameter_shapes == [leaf.shape for leaf in start], (
+        "Without `parameter_shapes` parameters of other shapes fail somewhere inside, or broadcast."
+    )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_counts_its_kinks(name):
+    """Half a turn of the parameters passes every kink."""
+    network, generator = NETWORKS[name](), np.random.default_rng(3)
+    first = parameters(name)
+    second = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape), first)
+    x = jnp.asarray(X[0])
+
+    def output(turn):
+        turned = jax.tree.map(lambda a, b: jnp.cos(turn) * a + jnp.sin(turn) * b, first, second)
+        return network.apply(turned, x)
+
+    slopes = jax.jit(jax.vmap(jax.jacfwd(output)))(TURNS)
+    assert (network.num_switches > 0) == jumps(slopes), (
+        "A network with kinks has `num_switches`, `switched` and `smoothed`; otherwise "
+        "`find_limit` takes it for smooth."
+    )
+
+
+# Of a projection onto a ball the kinks have no switches.
+@pytest.mark.parametrize("name", [name for name in PERTURBATIONS if not name.startswith("pgd")])
+def test_a_perturbation_counts_its_kinks(name):
+    """Half a turn of the margin's gradient passes every sign, and other coordinates are largest."""
+    perturbation, x = PERTURBATIONS[name](RADIUS), jnp.asarray(X[0])
+    first, second = jnp.asarray([[0.3, -1.2, 0.7], [1.1, 0.4, 0.9]])
+
+    def delta(turn):
+        weights = jnp.cos(turn) * first + jnp.sin(turn) * second
+        return perturbation(lambda x: weights @ x, x, None)
+
+    values, slopes = jax.jit(jax.vmap(lambda turn: jax.jvp(delta, (turn,), (1.0,))))(TURNS)
+    assert (perturbation.num_switches(x.size) > 0) == (jumps(values) or jumps(slopes)), (
+        "A step with kinks has `num_switches`, `switched` and `smoothed`; otherwise `find_limit` "
+        "takes it for smooth."
+    )
+
+
+@pytest.mark.parametrize("name", PERTURBATIONS)
+def test_with_its_switches_turned_a_perturbation_is_itself(name):
+    perturbation, x = PERTURBATIONS[name](RADIUS), jnp.asarray(X[0])
+    weights = jnp.asarray([0.3, -1.2, 0.7])
+    starts = perturbation.starts(1, x.size)
+    start = None if starts is None else jnp.asarray(starts[0])
+    size = perturbation.num_gradients, perturbation.num_switches(x.size)
+
+    def margin(x):
+        return weights @ x + jnp.prod(x)
+
+    def switched(x, angles):
+        return margin(x), Decided(angles, angles)
+
+    @jax.jit
+    def turned(angles):
+        none = jnp.zeros((size[0], 0))
+        delta, _, (values, _) = perturbation.switched(switched, x, start, none, angles, 0.0)
+        return delta, jnp.sign(values) * np.pi / 2
+
+    assert perturbation.has_named_kinks, (
+        "Without `switched` limits at kinks of the network are not found under this perturbation."
+    )
+    angles = jnp.zeros(size)
+    for _ in range(1 + angles.size):  # each depends on those before it alone
+        delta, angles = turned(angles)
+    expected = perturbation(margin, x, start)
+    np.testing.assert_allclose(delta, expected, rtol=0, atol=1e-14)
+    assert bool(expected.any()) == (size[0] > 0), (
+        "`num_gradients` says how many gradients of the margin the perturbation takes."
+    )

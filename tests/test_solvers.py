@@ -35,6 +35,7 @@ class Row(NamedTuple):
         estimate: order of the error estimate of a step.
         stiff: order where a rate is far larger than 1 over the step, on the problem of Prothero &
             Robinson 1974; None where that is beyond the interval of stability.
+        stiffly_accurate: whether a step ends on the solution there as the rate goes to infinity.
     """
 
     solver: FlatSolver
@@ -42,6 +43,7 @@ class Row(NamedTuple):
     dense: int
     estimate: int
     stiff: int | None = None
+    stiffly_accurate: bool = True
 
 
 SOLVERS = {
@@ -193,17 +195,21 @@ def test_order_where_the_problem_is_stiff(name):
     errors = [abs(walked(name, n, rate=-1e6).y[DRIVEN] - np.sin(1.0)) for n in (16, 32)]
     assert observed_order(errors) == pytest.approx(SOLVERS[name].stiff, abs=0.2)
     # Explicit methods would have to take 3e5 steps.
-    assert errors[-1] < 1e-8
+    assert errors[-1] < (1e-8 if SOLVERS[name].stiffly_accurate else 1e-3)
 
 
 @pytest.mark.parametrize("name", STIFF)
 def test_what_is_stiff_is_damped_at_once(name):
-    start = jnp.asarray(START).at[DRIVEN].set(1.0)
     one, rate = jnp.asarray(1.0), jnp.asarray(-1e12)
     solver = SOLVERS[name].solver
-    end = gone(solver, one, rate, begun(solver, one, rate, start), 1).y[DRIVEN]
+    starts = [jnp.asarray(START).at[DRIVEN].set(distance) for distance in (0.0, 1.0)]
+    on, off = (
+        gone(solver, one, rate, begun(solver, one, rate, start), 1).y[DRIVEN] for start in starts
+    )
     # L-stability: of the distance 1 from the solution nothing is left.
-    assert abs(end - np.sin(1.0)) < 1e-9
+    assert abs(off - on) < 1e-9
+    if SOLVERS[name].stiffly_accurate:
+        assert abs(off - np.sin(1.0)) < 1e-9
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -232,12 +238,15 @@ def test_every_solver_has_a_row():
     kinds = {type(row.solver) for row in SOLVERS.values()}
     public = [getattr(stiff, name) for name in stiff.__all__]
     assert {kind for kind in public if isinstance(kind, type)} - kinds == {gflow.Krylov}
-    assert stiff.SOLVERS.keys() == {traits_of(row.solver).name for row in SOLVERS.values()}
+    assert stiff.SOLVERS.keys() == {traits_of(row.solver).name for row in SOLVERS.values()}, (
+        "Every name in `gflow.stiff.SOLVERS` and `TABLEAUS` has a row in SOLVERS of this file."
+    )
 
 
 @pytest.mark.parametrize("method", TABLEAUS)
 def test_a_tableau_says_its_order(method):
     tableau = TABLEAUS[method]
+    assert method in SOLVERS, "A tableau has a row in SOLVERS of this file, under its name."
     assert (tableau.name, tableau.order) == (method, SOLVERS[method].order)
 
 

@@ -455,9 +455,13 @@ def test_every_class_that_files_hold_has_a_name_of_its_own():
     kinds = set(described_classes())
     named = {kind: stored_name(kind) for kind in kinds}
     without = {kind.__name__ for kind, name in named.items() if name is None}
-    assert without == NEVER_STORED, "Declare it with `@storable(...)`, or say that it is not one."
+    assert without == NEVER_STORED, (
+        "Declare it with `@storable(...)`, or, if no file holds it, add it to NEVER_STORED."
+    )
     names = [name for name in named.values() if name is not None]
-    assert sorted(names) == sorted(NAMES)
+    assert sorted(names) == sorted(NAMES), (
+        "A new class has its name in NAMES; one that stands there is in files and never changes."
+    )
 
 
 def test_a_name_cannot_be_given_twice():

@@ -191,6 +191,11 @@ def test_the_spread_is_taken_over_all_that_is_not_named(found):
             expected = groups.loc[row["radius"]]
             assert [row[key] for key in expected.index] == pytest.approx(list(expected), abs=1e-15)
             assert row["runs"] == row["arrived"] == 2
+    lines = [line.split() for line in str(found.spread("radius", of=of)).splitlines()]
+    assert lines[0] == ["radius", "runs", "arrived", "mean", "min", "max", "std"]
+    assert [float(line[0]) for line in lines[1:]] == [
+        row["radius"] for row in found.spread("radius")
+    ]
     one_each = found.spread(["radius", "seed"])
     assert len(one_each) == 6 and all(math.isnan(row["std"]) for row in one_each)
     with pytest.raises(ValueError, match="perhaps `radius`"):

@@ -18,9 +18,10 @@ import gflow
 from gflow import losses, networks
 from gflow._selection import select_largest, select_peak
 from gflow.kkt.switches import has_kinks, passes, smoothed, switched_margins
+from gflow.limit.result import unnamed_kinks
 from gflow.networks import Convolution, Dense, MaxPool
 from gflow.networks._convolutional import Convolutional
-from gflow.perturbations import clean, fgm, fgsm, pgd
+from gflow.perturbations import AbstractPerturbation, clean, fgm, fgsm, pgd
 
 X = np.random.default_rng(5).uniform(0.1, 0.9, size=(4, 3))
 BINARY = gflow.Dataset(X, np.array([1.0, -1.0, -1.0, 1.0]))
@@ -234,6 +235,28 @@ def test_smooth_problems_are_left_alone(network, perturbation, rivals):
     problem = problem_of(network, perturbation, rivals)
     assert not has_kinks(problem)
     assert smoothed(problem, 0.1) == problem
+
+
+class Unswitched(AbstractPerturbation):
+    """A user's perturbation without `switched`."""
+
+    order: float = eqx.field(static=True, default=2.0)
+    radius: float = eqx.field(static=True, default=RADIUS)
+
+    def __call__(self, margin, x, start):
+        return -self.radius * x / jnp.linalg.norm(x)
+
+
+def test_a_perturbation_that_names_no_kinks_is_told_of():
+    def told(network, perturbation):
+        made = NETWORKS[network]()
+        loss = losses.exponential()
+        problem = gflow.Problem(made, BINARY, loss=loss, perturbation=perturbation)
+        assert not has_kinks(problem) or perturbation == clean()
+        return unnamed_kinks(problem)
+
+    assert "`Unswitched`, which has no method `switched`" in told("mlp", Unswitched())
+    assert told("mlp_squared", Unswitched()) == told("mlp", clean()) == ""
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6])

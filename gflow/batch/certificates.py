@@ -87,12 +87,11 @@ def _examined(problems: Problem, layout: Layout, points: Any, probes: Any, stron
         problem, point, probes, strong = given
         params = layout.unflatten(point)
         found = examine(problem, params)
-        weak = jnp.minimum(problem.margins(found.direction), problem.clean_margins(found.direction))
         strongest = None
         if strong is not None:
             attacked, starts = strong
             strongest = smallest_margins(attacked, found.direction, starts)
         rows = lax.map(lambda probe: slopes_and_gradients(problem, layout, probe), probes)
-        return found, weak, strongest, *rows
+        return found, found.weak, strongest, *rows
 
     return lax.map(one, (problems, jnp.asarray(points), jnp.asarray(probes), strong))

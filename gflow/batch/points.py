@@ -20,8 +20,12 @@ from gflow._programs import compiled_for_few_calls, compiled_for_many_steps
 from gflow.batch.lanes import Lane
 from gflow.batch.stacked import Runs, row_of, taken_rows
 from gflow.kkt.point import KKTPoint, active_residual
-from gflow.kkt.settings import DEAD
-from gflow.kkt.system import KKTSystem, margins_and_rows, stationarity_and_margins
+from gflow.kkt.system import (
+    KKTSystem,
+    margins_and_rows,
+    stationarity_and_margins,
+    without_dead,
+)
 from gflow.limit.settings import RefineSettings
 from gflow.problem import Problem
 
@@ -194,7 +198,7 @@ def _confirmed(
 
 def _systems(runs: Runs, now: dict[int, _Iterate]) -> dict[int, KKTSystem]:
     """The KKT systems with their matrices."""
-    tables = {row: (_without_dead(it.theta), it.multipliers) for row, it in now.items()}
+    tables = {row: (without_dead(it.theta), it.multipliers) for row, it in now.items()}
     found = _collected(runs, np.array(list(now), int), _kkt_systems_of, tables)
     return {
         row: KKTSystem(stationarity, margins, hessian, slopes, gradients)
@@ -214,10 +218,6 @@ def _kkt_systems_of(given: Any, tables: Any) -> Any:
 
 def _equations_of(given: Any, tables: Any) -> Any:
     return _values(*given, *tables)
-
-
-def _without_dead(theta: np.ndarray) -> np.ndarray:
-    return np.where(np.abs(theta) < DEAD.underflowing * np.abs(theta).max(), 0.0, theta)
 
 
 def _collected(runs: Runs, rows: np.ndarray, program: Any, tables: Any) -> dict[int, Any]:

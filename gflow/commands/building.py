@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 import numpy as np
 
@@ -235,8 +235,10 @@ def build_network(table: tables.Network, dataset: datasets.Dataset) -> networks.
             return networks.deep_linear((d, *table.hidden, outputs))
         case tables.Conv():
             return _build_conv(table, d, outputs)
-    widths = (d, *table.hidden, outputs)
-    return networks.mlp(widths, power=table.power, smoothing=table.smoothing, bias=table.bias)
+        case tables.Mlp():
+            options = {"power": table.power, "smoothing": table.smoothing, "bias": table.bias}
+            return networks.mlp((d, *table.hidden, outputs), **options)
+    assert_never(table)
 
 
 def _build_conv(table: tables.Conv, d: int, outputs: int) -> networks.AbstractNetwork:

@@ -31,7 +31,7 @@ from gflow.measures import (
     measure_ascent,
     scale_invariance_error,
 )
-from gflow.problem import Problem
+from gflow.problem import Ascent, Problem
 from gflow.validation import check_start
 
 
@@ -166,8 +166,9 @@ def certify(
     """
     params = check_start(problem, params)
     hint = None if coefficients is None else _checked_coefficients(problem, coefficients)
-    point = _examine(problem, params)
-    return certificate_of(problem, point, strong_margins(problem, point.direction), hint)
+    point = _examined(problem, params)
+    strong = strong_margins(problem, point.direction, point.weak)
+    return certificate_of(problem, point, strong, hint)
 
 
 def certificate_of(
@@ -221,6 +222,7 @@ class Examined(eqx.Module):
     direction: Params
     measures: PointMeasures
     margins: Float[Array, "n ..."]
+    weak: Float[Array, "n ..."]
     weights: Float[Array, "n ..."]
     ascent: Params
     euler_error: Array
@@ -232,11 +234,27 @@ def examine(problem: Problem, params: Params) -> Examined:
     direction, length = unit(params)
     # Beyond that kappa weights and smoothed margin no longer change.
     log_kappa = jnp.minimum(problem.degree * jnp.log(length), MAX_LOG_KAPPA)
-    ascent = problem.ascent(direction, log_kappa)
+    return _measured(problem, direction, log_kappa, problem.ascent(direction, log_kappa))
+
+
+def _examined(problem: Problem, params: Params) -> Examined:
+    """The same, with margins and their gradients by the program that a search has compiled."""
+    vector = _flat(params)
+    largest = np.abs(vector).max()
+    length = np.linalg.norm(vector / largest)
+    direction = jax.tree.map(lambda leaf: np.asarray(leaf) / largest / length, params)
+    log_norm = np.log(largest) + np.log(length)
+    log_kappa = np.minimum(problem.degree * log_norm, MAX_LOG_KAPPA)
+    return _measured_alone(problem, direction, log_kappa, problem.ascent(direction, log_kappa))
+
+
+def _measured(problem: Problem, direction: Params, log_kappa: Any, ascent: Ascent) -> Examined:
+    clean = problem.clean_margins(direction)
     return Examined(
         direction,
-        measure_ascent(problem, direction, log_kappa, ascent),
+        measure_ascent(problem, direction, log_kappa, ascent, jnp.min(clean)),
         ascent.margins,
+        jnp.minimum(ascent.margins, clean),
         ascent.weights,
         ascent.vector,
         euler_error(problem, direction),
@@ -244,7 +262,7 @@ def examine(problem: Problem, params: Params) -> Examined:
     )
 
 
-_examine = compiled_for_few_calls(examine)
+_measured_alone = compiled_for_few_calls(_measured)
 
 
 def _no_kkt(shape: tuple[int, ...]) -> dict[str, Any]:

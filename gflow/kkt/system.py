@@ -137,6 +137,7 @@ def kkt_system(
     multipliers: np.ndarray,
     *,
     sizes: Sizes = SIZES,
+    rows: tuple[Any, Any, Any] | None = None,
 ) -> KKTSystem:
     """The system and its derivatives at a point, with 0 for weights of dead neurons.
 
@@ -146,6 +147,7 @@ def kkt_system(
         theta, multipliers: the point. Shapes (P,), (m,).
         sizes: beyond `sizes.formed` parameters, examples whose multipliers are 0 are left out of
             the second derivatives.
+        rows: `margins_and_rows` there, where they are at hand.
     """
     theta = without_dead(theta)
     if theta.size <= sizes.formed:
@@ -153,7 +155,7 @@ def kkt_system(
     else:
         fewer, kept = only_pushing(problem, multipliers != 0)
         found = _lagrangian(fewer, multipliers[kept], layout, theta)
-    found = *found, *margins_and_rows(problem, layout, theta)
+    found = *found, *(margins_and_rows(problem, layout, theta) if rows is None else rows)
     stationarity, hessian, margins, slopes, gradients = map(np.asarray, found)
     return KKTSystem(stationarity, margins, hessian, slopes, gradients)
 

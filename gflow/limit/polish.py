@@ -18,7 +18,7 @@ from gflow._layout import Layout
 from gflow._minimum_norm import by_factors, minimum_norm
 from gflow.kkt.point import KKTPoint, active_residual
 from gflow.kkt.system import KKTSystem, kkt_system
-from gflow.kkt.variables import at_unit_margin
+from gflow.kkt.variables import at_unit_margin, margins_at
 from gflow.limit.cooling import cool, cooled_again
 from gflow.limit.drift import Drift
 from gflow.limit.settings import REFINE, NewtonSettings, RefineSettings
@@ -49,7 +49,7 @@ def polish_capped(
     """
     # A margin of 0 may be positive by the rounding of the program that measured it before. There is
     # no KKT system where this one says otherwise.
-    if not np.asarray(problem.margins(layout.unflatten(direction))).min() > 0:
+    if not margins_at(problem, layout, direction).min() > 0:
         return _without_system(problem, layout, direction, weights)
     newton, large = settings.newton, layout.size > settings.sizes.factored
     most = newton.most_iterations_large if large else newton.most_iterations

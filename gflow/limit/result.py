@@ -233,5 +233,18 @@ class LimitFailed(RuntimeError):
     """No limit was found; `limit` holds all that was."""
 
     def __init__(self, limit: Limit):
-        super().__init__(f"{limit.message} (The error's `limit` holds what was found.)")
+        hint = unnamed_kinks(limit.problem)
+        super().__init__(f"{limit.message}{hint} (The error's `limit` holds what was found.)")
         self.limit = limit
+
+
+def unnamed_kinks(problem: Problem) -> str:
+    """What is said of a network with kinks under a perturbation that does not name them."""
+    if problem.perturbation.has_named_kinks or not problem.network.num_switches:
+        return ""
+    return (
+        " The network has kinks, and limits at kinks are not searched under "
+        f"`{type(problem.perturbation).__name__}`, which has no method `switched`: write one, see "
+        "`gflow.perturbations.AbstractPerturbation`, or smooth the network "
+        "(`mlp(..., smoothing=...)`)."
+    )

@@ -40,6 +40,7 @@ from gflow._layout import Layout
 from gflow.deadline import Deadline
 from gflow.kkt.curvature import Curvature
 from gflow.kkt.point import KKTPoint
+from gflow.kkt.variables import margins_at
 from gflow.limit.basin import close
 from gflow.limit.itinerary import Visit, noted
 from gflow.limit.search_settings import LimitSettings
@@ -85,7 +86,7 @@ class Search:
 
     def margin(self, direction: np.ndarray) -> float:
         """The normalized margin at a direction, that is `min_i q_i(u)`."""
-        return float(np.asarray(self.problem.margins(self.layout.unflatten(direction))).min())
+        return float(margins_at(self.problem, self.layout, direction).min())
 
 
 class Refiner(ABC):

@@ -213,7 +213,8 @@ class Sweep:
         Returns:
             One dict for each combination, in order of appearance: the settings, `runs`, `arrived`
             (how many have a number), `mean`, `min`, `max` and `std`, the sample standard deviation
-            (its square divides by one less than the count). NaN where there are too few.
+            (its square divides by one less than the count). NaN where there are too few. The list
+            is printed as a table.
 
         Raises:
             ValueError: there is no such setting, or no such number.

@@ -134,7 +134,24 @@ def _shown(value: Any) -> Any:
     return "" if empty else repr(value) if isinstance(value, float) else value
 
 
-def spread(rows: Sequence[Row], by: Sequence[str], of: str) -> list[dict[str, Any]]:
+class Spread(list[dict[str, Any]]):
+    """Rows with the same columns; printed, a table with six digits."""
+
+    def __str__(self) -> str:
+        cells = [
+            list(self[0]) if self else [],
+            *([_short(v) for v in row.values()] for row in self),
+        ]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = (map(str.rjust, line, widths) for line in cells)
+        return "\n".join("  ".join(line) for line in lines)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def spread(rows: Sequence[Row], by: Sequence[str], of: str) -> Spread:
     """For each group of rows of equal `by`, in order of appearance: what `of` is over the group.
 
     Numbers that are missing or not finite do not count.
@@ -142,10 +159,10 @@ def spread(rows: Sequence[Row], by: Sequence[str], of: str) -> list[dict[str, An
     groups: dict[tuple[Any, ...], list[Any]] = {}
     for row in rows:
         groups.setdefault(tuple(row.get(name) for name in by), []).append(row.get(of))
-    return [
+    return Spread(
         dict(zip(by, key, strict=True)) | {"runs": len(values)} | _summary(values)
         for key, values in groups.items()
-    ]
+    )
 
 
 def _summary(values: Sequence[Any]) -> dict[str, float | int]:
