@@ -10,7 +10,6 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, NamedTuple
 
 from gflow._archive import Damaged, read_archive, write_archive
@@ -102,10 +101,12 @@ class _ToFile(Saving):
         for name in self._belongs:
             (mine, asked), (found, was) = self._belongs[name], belongs.get(name, ("", "nothing"))
             if mine != found:
+                differ = f", whose `{name}` was {was}; here it is {asked}"
+                if not (was and asked) or was == asked:
+                    differ = f", with another `{name}`"
                 raise ValueError(
-                    f"{_told(self._call, self._path)}: the file belongs to another call, whose "
-                    f"`{name}` was {was}; here it is {asked}. Choose another file, or make the "
-                    "call with which that one was begun."
+                    f"{_told(self._call, self._path)}: the file belongs to another call{differ}. "
+                    "Choose another file, or make the call with which that one was begun."
                 )
         return content
 
@@ -116,10 +117,11 @@ def _belonging(arguments: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _shown(value: Any) -> str:
+    """The value as a message tells it; nothing where that is long."""
     if value is None or isinstance(value, bool | int | float | str):
         return f"`{value!r}`"
-    text = shorten(without_addresses(repr(value)), _LETTERS)
-    return f"another {type(value).__name__}" if "array" in text or "[..." in text else f"`{text}`"
+    text = without_addresses(repr(value))
+    return "" if len(text) > _LETTERS else f"`{text}`"
 
 
 def _told(call: str, path: Any) -> str:
