@@ -61,7 +61,8 @@ def _told(value: Any, arrays: dict[str, np.ndarray], inside: tuple[int, ...]) ->
 
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     if isinstance(value, Mapping):
-        return {kind: [[told(key), told(item)] for key, item in value.items()]}
+        pairs = sorted(value.items(), key=lambda pair: str(pair[0]))
+        return {kind: [[told(key), told(item)] for key, item in pairs]}
     if isinstance(value, tuple | list):
         return {kind: [told(item) for item in value]}
     if isinstance(value, set | frozenset):

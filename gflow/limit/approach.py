@@ -32,8 +32,8 @@ _BEYOND = MAX_LOG_KAPPA + 1.0
 
 def approach(search: Search, state: State) -> State:
     """The state where the flow is close to its rest; or the end, where the flow does not rest."""
-    state = taken(partial(_to_cap, search), state)
-    return taken(partial(_to_handover, search), state)
+    state = taken(partial(_to_cap, search), state, search.journal)
+    return taken(partial(_to_handover, search), state, search.journal)
 
 
 def params_at(search: Search, log_kappa: float, direction: np.ndarray) -> Params:
@@ -97,6 +97,11 @@ class Run:
     log_kappa: float
     halted: bool
 
+    @property
+    def result(self) -> RESULTS:
+        """How it ended."""
+        return self.trajectory.result
+
 
 def _to_cap(search: Search, state: State) -> State:
     """The true flow to its cap, where that has not been reached."""
@@ -154,6 +159,13 @@ def run_flow(
         log_kappa: of the parameters that it starts from.
         capped: whether its temperature is, at the cap.
     """
+    made = partial(_flow_run, search, state, until, log_kappa, capped=capped)
+    return search.journal.step(made)
+
+
+def _flow_run(
+    search: Search, state: State, until: Until, log_kappa: float, *, capped: bool
+) -> Run:
     begin, flow = time.perf_counter(), state.flow
     start, before = params_at(search, log_kappa, flow.vector), 0
     if flow.goes_on and flow.trajectory is not None:
@@ -165,6 +177,7 @@ def run_flow(
         kappa_cap=math.exp(state.cap.log_kappa) if capped else None,
         max_steps=num_steps_of(search, state),
         max_seconds=search.deadline.left(),
+        checkpoint=search.journal.flow(),
         **search.flow_options,
     )
     count, end = int(run.stats["num_steps"]) - before, float(run.log_kappa[-1])

@@ -1,6 +1,6 @@
-"""Limits as JSON and arrays, and back, value for value.
+"""Limits and states of a search as JSON and arrays, and back, value for value.
 
-A limit is a tree of frozen records. A record is written by a name that never changes and by its
+Each is a tree of frozen records. A record is written by a name that never changes and by its
 fields; arrays go into a table of their own, each content once: the runs of a sweep share their
 data.
 """
@@ -9,6 +9,7 @@ import hashlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gflow._description import decode, encode
@@ -16,9 +17,11 @@ from gflow.kkt.certificate import Certificate
 from gflow.kkt.curvature import Curvature
 from gflow.kkt.point import KKTPoint
 from gflow.kkt.system import KKTSystem, SwitchBlocks
-from gflow.limit import Limit
+from gflow.limit.approach import Run
+from gflow.limit.basin import Handover
 from gflow.limit.itinerary import Visit
-from gflow.limit.result import Stage
+from gflow.limit.result import Limit, Stage
+from gflow.limit.state import Cap, Flow, Found, State
 from gflow.loading import trajectory_from
 from gflow.problem import Problem
 from gflow.results import NAMES, RESULTS, name_of
@@ -34,6 +37,12 @@ _KINDS: dict[str, Any] = {
     "KKTSystem": KKTSystem,
     "SwitchBlocks": SwitchBlocks,
     "Visit": Visit,
+    "State": State,
+    "Cap": Cap,
+    "Flow": Flow,
+    "Found": Found,
+    "Handover": Handover,
+    "Run": Run,
 }
 _KIND_NAMES = {kind: name for name, kind in _KINDS.items()}
 
@@ -73,7 +82,8 @@ def put(value: Any, arrays: Arrays) -> Any:
             table = {}
             return {"problem": encode(value, table), "arrays": _kept(table, arrays)}
         case np.ndarray() | np.generic() | jax.Array():
-            return {"array": arrays.add(value), "scalar": isinstance(value, np.generic)}
+            told = {"array": arrays.add(value), "scalar": isinstance(value, np.generic)}
+            return {**told, "jax": True} if isinstance(value, jax.Array) else told
         case int():
             return value
         case float():
@@ -85,6 +95,12 @@ def put(value: Any, arrays: Arrays) -> Any:
     if isinstance(value, RESULTS):
         return {"result": name_of(value)}
     raise TypeError(f"a {type(value).__name__} cannot be written to a file")
+
+
+def put_all(value: Any) -> tuple[Any, dict[str, np.ndarray]]:
+    """`value` as JSON, and all its arrays."""
+    arrays = Arrays()
+    return put(value, arrays), arrays.table
 
 
 def _kept(table: dict[str, Any], arrays: Arrays) -> dict[str, str]:
@@ -113,6 +129,8 @@ def get(value: Any, arrays: dict[str, np.ndarray], problem: Problem | None = Non
         return decode(value["problem"], _named(value, arrays)) if problem is None else problem
     if "array" in value:
         array = arrays[value["array"]]
+        if value.get("jax"):  # which rounds in other ways than NumPy
+            return jnp.asarray(array)
         return array[()] if value["scalar"] else array
     if "float" in value:
         return float(value["float"])
