@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from gflow._numerics import on_host
+
 # Where an object lies in memory, which `repr` tells of functions, differs between processes.
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -100,8 +102,6 @@ def _is_full(cell: types.CellType) -> bool:
 
 
 def _added(value: Any, arrays: dict[str, np.ndarray]) -> str:
-    if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
-        value = jax.random.key_data(value)
     name = f"array{len(arrays)}"
-    arrays[name] = np.asarray(value)
+    arrays[name] = on_host(value)
     return name

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gflow._numerics import is_key, on_host
 from gflow.descent.history import HistoryMemory
 from gflow.descent.reading import read_between
 from gflow.descent.stepping import Point, Saved
@@ -42,7 +43,7 @@ class Place(NamedTuple):
 def content_of(place: Place) -> Content:
     """The place as a file holds it."""
     leaves = jax.tree.leaves(place.point)
-    arrays = {f"leaf{number}": _plain(leaf) for number, leaf in enumerate(leaves)}
+    arrays = {f"leaf{number}": on_host(leaf) for number, leaf in enumerate(leaves)}
     pieces = place.history.pieces()
     for name, piece in pieces.items():
         arrays |= {f"{name}_{key}": leaf for key, leaf in piece._asdict().items()}
@@ -69,12 +70,9 @@ def place_of(content: Content, blank: Point) -> Place:
     """
     header, arrays = content.header, content.arrays
     own, structure = jax.tree.flatten(blank)
-    kept = [arrays.get(f"leaf{number}") for number in range(len(own))]
-    alike = [
-        leaf is not None and (leaf.shape, leaf.dtype) == (_plain(mine).shape, _plain(mine).dtype)
-        for leaf, mine in zip(kept, own, strict=True)
-    ]
-    if len(header["weak"]) != len(own) or not all(alike):
+    kept = [arrays[f"leaf{number}"] for number in range(len(header["weak"]))]
+    shapes = [(leaf.shape, leaf.dtype) for leaf in map(on_host, own)]
+    if shapes != [(leaf.shape, leaf.dtype) for leaf in kept]:
         raise ValueError(
             "`descend(checkpoint=...)`: the file was written with another version of the "
             "optimizer, whose state is of other shapes. Choose another file."
@@ -82,25 +80,17 @@ def place_of(content: Content, blank: Point) -> Place:
     triples = zip(kept, own, header["weak"], strict=True)
     point = jax.tree.unflatten(structure, [_like(*triple) for triple in triples])
     pieces = {
-        name: Saved(*(arrays[f"{name}_{key}"] for key in Saved._fields)) for name in header["pieces"]
+        name: Saved(*(arrays[f"{name}_{key}"] for key in Saved._fields))
+        for name in header["pieces"]
     }
     history = HistoryMemory.of(header["stride"], pieces)
     names = "length", "first", "generator", "seconds"
     return Place(point, history, *(header[name] for name in names))
 
 
-def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _plain(leaf: Any) -> np.ndarray:
-    """A leaf as a file holds it: of keys of random numbers their data."""
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-
-
 def _like(kept: np.ndarray, own: Any, weak: bool) -> Any:
     """A leaf as it was, with the kind of `own`."""
-    if _is_key(own):
+    if is_key(own):
         return jax.random.wrap_key_data(jnp.asarray(kept), impl=jax.random.key_impl(own))
     # Scalars that came from Python's numbers are promoted by other rules.
     return jnp.asarray(kept.item()) if weak and not kept.ndim else jnp.asarray(kept)

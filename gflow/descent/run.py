@@ -25,7 +25,7 @@ from gflow.descent.reading import read_between
 from gflow.descent.stepping import advance, begin
 from gflow.problem import Problem
 from gflow.progress import check_progress, reporter
-from gflow.record import FIRST_STEPS, steps_within_work
+from gflow.record import steps_within_work
 from gflow.results import RESULTS, STOPPED
 from gflow.saving import Saving, saving_to
 from gflow.trajectory import RunFailed, Trajectory

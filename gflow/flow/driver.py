@@ -17,8 +17,8 @@ from gflow.deadline import Deadline
 from gflow.flow.chattering import Sliding
 from gflow.flow.continuing import Given, already_met, cap_going_on, continued
 from gflow.flow.ended import reached_before, stopped_before, trajectory_of
-from gflow.flow.keeping import arguments_of, content_of, kept_trajectory
 from gflow.flow.field import Field
+from gflow.flow.keeping import arguments_of, content_of, kept_trajectory
 from gflow.flow.options import check_options, checked_cap, checked_solver
 from gflow.flow.place import Path, Place, first_budget
 from gflow.flow.run import Run

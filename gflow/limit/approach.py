@@ -163,9 +163,7 @@ def run_flow(
     return search.journal.step(made)
 
 
-def _flow_run(
-    search: Search, state: State, until: Until, log_kappa: float, *, capped: bool
-) -> Run:
+def _flow_run(search: Search, state: State, until: Until, log_kappa: float, *, capped: bool) -> Run:
     begin, flow = time.perf_counter(), state.flow
     start, before = params_at(search, log_kappa, flow.vector), 0
     if flow.goes_on and flow.trajectory is not None:

@@ -27,8 +27,8 @@ class Journal:
         """
         return make()
 
-    def flow(self) -> Saving | None:
-        """How the flow that is run next keeps its place."""
+    def flow(self) -> Any:
+        """How the flow that is run next keeps its place: the `checkpoint` of `integrate`."""
         return None
 
 
@@ -80,7 +80,7 @@ class FileJournal(Journal):
             self._saving.offer(self.content)
         return left
 
-    def flow(self) -> Saving | None:
+    def flow(self) -> Any:
         return _Flow(self, self.place if self._next == len(self._entries) else None)
 
     def keep(self, place: Content, *, now: bool) -> None:
