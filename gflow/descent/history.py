@@ -72,7 +72,7 @@ class History:
         memory: what a run that goes on had held.
     """
 
-    def __init__(self, limit: int | None, memory: HistoryMemory = HistoryMemory()):
+    def __init__(self, limit: int | None, memory: HistoryMemory):
         self.limit = limit
         self.stride = memory.stride
         self._chunks = list(memory.chunks)

@@ -5,6 +5,7 @@ fields; arrays go into a table of their own, each content once: the runs of a sw
 data.
 """
 
+import contextlib
 import hashlib
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gflow._description import decode, encode
+from gflow._description import NotRestorable, decode, encode
 from gflow.kkt.certificate import Certificate
 from gflow.kkt.curvature import Curvature
 from gflow.kkt.point import KKTPoint
@@ -145,11 +146,16 @@ def get(value: Any, arrays: dict[str, np.ndarray], problem: Problem | None = Non
 def _trajectory(
     value: dict[str, Any], arrays: dict[str, np.ndarray], problem: Problem | None
 ) -> Trajectory:
-    """With its own problem, which at kinks has rounded ones, unless the file could not hold it."""
+    """With its own problem, which at kinks has rounded ones; what a file cannot hold of it is that
+    of `problem`.
+    """
     found = trajectory_from(value["trajectory"], _named(value, arrays), None)
     if found.problem is not None or problem is None:
         return found
-    return trajectory_from(value["trajectory"], _named(value, arrays), problem)
+    named, header = _named(value, arrays), value["trajectory"]
+    with contextlib.suppress(NotRestorable):  # another build of problem
+        problem = decode(header["problem"], named, problem)
+    return trajectory_from(header, named, problem)
 
 
 def _named(value: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
