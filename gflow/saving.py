@@ -62,22 +62,24 @@ class _ToFile(Saving):
     def __init__(self, path: Path, seconds: float, call: str, arguments: Mapping[str, Any]):
         self._path, self._seconds = path, seconds
         self._call, self._belongs = call, _belonging(arguments)
+        self._written = 0
         self.content = self._read()
         self._last = time.monotonic()
 
     def offer(self, make: Callable[[], Content], *, now: bool = False) -> None:
         if not now and time.monotonic() - self._last < self._seconds:
             return
-        content = make()
+        content, written = make(), self._written + 1
         header = {
             "checkpoint": FORMAT,
             "call": self._call,
             "belongs": self._belongs,
             "finished": content.finished,
+            "written": written,
             "content": content.header,
         }
         write_archive(self._path, header, content.arrays)
-        self._last = time.monotonic()
+        self._written, self._last = written, time.monotonic()
 
     def _read(self) -> Content | None:
         try:
@@ -86,6 +88,7 @@ class _ToFile(Saving):
                 raise Damaged("it is no checkpoint, or one of another version")
             call, belongs = header["call"], header["belongs"]
             content = Content(header["content"], arrays, header["finished"])
+            self._written = header["written"]
         except FileNotFoundError:
             return None
         except Exception as error:
@@ -135,8 +138,7 @@ def saving_to(
     """How a call keeps its run; the file is held for this process while the block runs.
 
     Args:
-        checkpoint: the file, `.npz`; None to keep nothing; a `Saving` of an outer call, which
-            answers for its content.
+        checkpoint: the file, `.npz`; None to keep nothing.
         seconds: between two times that it is written.
         call: the name of the function.
         arguments: what decides the run, by name.
@@ -150,8 +152,8 @@ def saving_to(
         raise ValueError(
             f"`{call}(checkpoint_seconds={seconds!r})` must be a number of seconds, at least 0."
         )
-    if checkpoint is None or isinstance(checkpoint, Saving):
-        yield checkpoint or Saving()
+    if checkpoint is None:
+        yield Saving()
         return
     path = checked_path(checkpoint, ".npz", call + "(checkpoint={!r})")
     with _held(path, call):

@@ -35,6 +35,9 @@ from gflow.saving import Saving, saving_to
 from gflow.trajectory import RunFailed, Trajectory
 from gflow.validation import check_start
 
+# Points of a trajectory that are kept at most.
+_SAVE = 512
+
 
 @named(until="It says when to stop: `until=gflow.Until(log_loss=-10.0)`.")
 def integrate(
@@ -47,7 +50,7 @@ def integrate(
     rtol_direction: float | None = None,
     atol_logit: float = Default(0.1),
     kappa_cap: float | None = None,
-    save: int | None = 512,
+    save: int | None = _SAVE,
     max_steps: int = 100_000,
     max_seconds: float | None = None,
     checkpoint: str | os.PathLike | None = None,
@@ -142,6 +145,28 @@ def integrate(
     if throw and trajectory.result_name not in ("successful", "interrupted"):
         raise RunFailed(trajectory)
     return trajectory
+
+
+def integrate_into(
+    saving: Saving,
+    problem: Problem,
+    params: Params | Trajectory,
+    *,
+    until: Until,
+    solver: diffrax.AbstractSolver | None = None,
+    tolerance: float = 1e-8,
+    atol_logit: float = 0.1,
+    kappa_cap: float | None = None,
+    max_steps: int = 100_000,
+    max_seconds: float | None = None,
+    progress: bool | Callable[[dict[str, Any]], None] = False,
+) -> Trajectory:
+    """`integrate` as a part of another call, which has checked the options and keeps the run; it
+    never throws.
+    """
+    deadline = Deadline.after(max_seconds, "integrate")
+    given = Given(solver, tolerance, None, atol_logit, kappa_cap)
+    return _run(problem, params, until, given, _How(_SAVE, max_steps, deadline, progress, saving))
 
 
 class _How(NamedTuple):

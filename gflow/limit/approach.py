@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from gflow._typing import Params
-from gflow.flow.driver import integrate
+from gflow.flow.driver import integrate_into
 from gflow.flow.outcome import unseparated_result
 from gflow.flow.until import Until
 from gflow.limit.basin import Handover
@@ -168,14 +168,14 @@ def _flow_run(search: Search, state: State, until: Until, log_kappa: float, *, c
     start, before = params_at(search, log_kappa, flow.vector), 0
     if flow.goes_on and flow.trajectory is not None:
         start, before = flow.trajectory, int(flow.trajectory.stats["num_steps"])
-    run = integrate(
+    run = integrate_into(
+        search.journal.flow(),
         search.problem,
         start,
         until=until,
         kappa_cap=math.exp(state.cap.log_kappa) if capped else None,
         max_steps=num_steps_of(search, state),
         max_seconds=search.deadline.left(),
-        checkpoint=search.journal.flow(),
         **search.flow_options,
     )
     count, end = int(run.stats["num_steps"]) - before, float(run.log_kappa[-1])

@@ -159,7 +159,6 @@ def _flow_options(
         "tolerance": tolerance,
         "atol_logit": settings.flow.logit_tolerance,
         "progress": progress,
-        "throw": False,
     }
 
 

@@ -27,9 +27,9 @@ class Journal:
         """
         return make()
 
-    def flow(self) -> Any:
-        """How the flow that is run next keeps its place: the `checkpoint` of `integrate`."""
-        return None
+    def flow(self) -> Saving:
+        """How the flow that is run next keeps its place."""
+        return Saving()
 
 
 KEEPS_NOTHING = Journal()
@@ -77,10 +77,11 @@ class FileJournal(Journal):
         if not _stopped(left):
             self._entries[here:] = [(depth, left)]
             self._next, self.place = here + 1, None
-            self._saving.offer(self.content)
+            if depth:  # else the search has ended, and `end` writes it
+                self._saving.offer(self.content)
         return left
 
-    def flow(self) -> Any:
+    def flow(self) -> Saving:
         return _Flow(self, self.place if self._next == len(self._entries) else None)
 
     def keep(self, place: Content, *, now: bool) -> None:
@@ -89,8 +90,9 @@ class FileJournal(Journal):
         self._saving.offer(self.content, now=now)
 
     def end(self) -> None:
-        """Writes all of it, whenever that was done last."""
-        self._saving.offer(self.content, now=True)
+        """Writes all of it, whenever that was done last, unless it was finished before."""
+        if self._saving.content is None or not self._saving.content.finished:
+            self._saving.offer(self.content, now=True)
 
     def content(self) -> Content:
         """All of it, as a file holds it."""
@@ -100,7 +102,8 @@ class FileJournal(Journal):
             header |= {"flow": self.place.header, "arrays": list(self.place.arrays)}
             own = self.place.arrays.items()
             arrays = arrays | {f"flow_{name}": array for name, array in own}
-        return Content(header, arrays)
+        finished = any(depth == 0 for depth, _ in self._entries)
+        return Content(header, arrays, finished)
 
 
 class _Flow(Saving):
