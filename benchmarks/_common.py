@@ -8,22 +8,21 @@ run of each.
 import argparse
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
+from gflow._description import plain
 from gflow._files import replacing, write_text
 
-PACKAGES = ("gflow", "jax", "jaxlib", "diffrax", "equinox", "optax", "numpy", "scipy")
+PACKAGES = ("gflow", "jax", "jaxlib", "diffrax", "equinox", "lineax", "optax", "numpy", "scipy")
 
 
 class Timing(NamedTuple):
@@ -116,7 +115,7 @@ def run_benchmark(
         "environment": environment(),
         "results": measure(given.smoke),
     }
-    text = json.dumps(plain(record), indent=1, allow_nan=False)
+    text = json.dumps(plain(record), indent=1, allow_nan=False, default=str)
     print(text)
     if given.output is None:
         return
@@ -125,10 +124,36 @@ def run_benchmark(
         draw(record["results"], given.output.with_suffix(".png"))
 
 
-def save_figure(figure: Any, path: Path) -> None:
-    """Writes a figure of matplotlib as PNG."""
+def new_panels(titles: Sequence[str], xlabel: str, ylabel: str) -> tuple[Any, list[Any]]:
+    """A figure of matplotlib with one panel a title in a row, all of one height."""
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(
+        1,
+        len(titles),
+        figsize=(2.9 * len(titles) + 2.3, 3.5),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes, title in zip(panels[0], titles, strict=True):
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(xlabel)
+        axes.grid(color="0.92", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel(ylabel)
+    return figure, list(panels[0])
+
+
+def save_panels(figure: Any, panels: Sequence[Any], path: Path) -> None:
+    """Writes the figure as PNG, with one legend, of what the first panel shows, at its right."""
+    from matplotlib import pyplot
+
+    handles = [line for line in panels[0].get_lines() if len(line.get_xdata())]
+    figure.legend(handles=handles, frameon=False, fontsize=8.5, loc="outside right center")
     with replacing(path) as handle:
         figure.savefig(handle, format="png", dpi=150)
+    pyplot.close(figure)
 
 
 def show(row: dict[str, Any], columns: Iterable[str], *, header: bool = False) -> None:
@@ -141,18 +166,3 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: arrays become lists, NaN and infinity become null."""
-    if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
-    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        return plain(np.asarray(value).tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (str, int)):
-        return value
-    return str(value)

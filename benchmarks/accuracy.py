@@ -1,11 +1,9 @@
-"""How accurate the flow is: a closed form, a second integrator, conserved quantities, known limits.
+"""How accurate the flow is: a closed form, a second integrator, conserved quantities.
 
 1. `closed_form`: the examples x = 1, y = 1 and x = -1, y = -1 under a linear attack of radius 1 - c
    and the exponential loss: dw/dt = 2 c exp(-c w), so `w(t) = log(exp(c w(0)) + 2 c^2 t) / c`.
 2. `raw_flow`: SciPy's DOP853 on dparams/dt = -grad Loss itself, in its own time.
 3. `balancedness`: the conserved `W_{k+1}^T W_{k+1} - W_k W_k^T` of a deep linear net.
-4. `limit`: the distance of a deep linear net's predictor to the max-margin direction, times kappa:
-   the distance falls like 1/kappa.
 """
 
 import math
@@ -14,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from _common import run_benchmark, show
+from jax.flatten_util import ravel_pytree
 from scipy.integrate import solve_ivp
 
 import gflow
@@ -81,7 +80,7 @@ def by_tolerance(
             "result": flow.result_name,
         }
         if flow.successful:
-            difference = np.linalg.norm(flatten(flow.params) - reference)
+            difference = np.linalg.norm(ravel_pytree(flow.params)[0] - reference)
             error = float(difference / np.linalg.norm(reference))
             row |= {"num_steps": flow.stats["num_steps"], "error": error}
         rows.append(row)
@@ -90,20 +89,16 @@ def by_tolerance(
 
 
 def integrated_raw(problem: gflow.Problem, start: Any, time: float) -> np.ndarray:
-    shapes = [leaf.shape for leaf in start]
-    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+    vector, shaped = ravel_pytree(start)
 
     @jax.jit
     def velocity(vector):
-        parts = jax.numpy.split(vector, ends)
-        params = tuple(p.reshape(s) for p, s in zip(parts, shapes, strict=True))
-        gradient = problem.gradient(params)
-        return -jax.numpy.concatenate([jax.numpy.ravel(leaf) for leaf in gradient])
+        return -ravel_pytree(problem.gradient(shaped(vector)))[0]
 
     solution = solve_ivp(
         lambda _, z: np.asarray(velocity(z)),
         (0.0, time),
-        flatten(start),
+        np.asarray(vector),
         method="DOP853",
         rtol=1e-12,
         atol=1e-13,
@@ -111,10 +106,6 @@ def integrated_raw(problem: gflow.Problem, start: Any, time: float) -> np.ndarra
     if not solution.success:
         raise RuntimeError(solution.message)
     return solution.y[:, -1]
-
-
-def flatten(params: Any) -> np.ndarray:
-    return np.concatenate([np.ravel(leaf) for leaf in params])
 
 
 def balancedness(smoke: bool) -> list[dict[str, Any]]:
@@ -133,52 +124,15 @@ def balancedness(smoke: bool) -> list[dict[str, Any]]:
         if flow.successful:
             after = gflow.measures.balancedness(flow.params)
             gaps = [np.max(np.abs(a - b)) for a, b in zip(after, before, strict=True)]
-            drift = float(max(gaps) / np.sum(flatten(flow.params) ** 2))
+            drift = float(max(gaps) / np.exp(2 * flow.log_norm[-1]))
             row |= {"num_steps": flow.stats["num_steps"], "drift": drift}
         rows.append(row)
         show(row, columns)
     return rows
 
 
-def limit(smoke: bool) -> list[dict[str, Any]]:
-    """Distance of the predictor to `gflow.max_margin` at growing kappa, and times kappa."""
-    columns = ("order", "log_kappa", "num_steps", "error", "error_kappa")
-    data = gflow.datasets.gaussian(20, 5)
-    network = networks.deep_linear((5, 4, 1))
-    orders = {2.0: perturbations.fgm(0.1), math.inf: perturbations.fgsm(0.1)}
-    rows = []
-    show({}, columns, header=True)
-    for order, perturbation in list(orders.items())[: 1 if smoke else 2]:
-        problem = attacked(network, data, perturbation)
-        best = gflow.max_margin(data, radius=0.1, order=order).direction
-        for log_kappa in (2.0,) if smoke else (4.0, 5.0, 6.0, 7.0, 8.0):
-            flow = gflow.integrate(
-                problem,
-                network.init(0),
-                until=gflow.Until(log_kappa=log_kappa),
-                tolerance=1e-9,
-                throw=False,
-            )
-            row: dict[str, Any] = {
-                "order": str(order),
-                "log_kappa": log_kappa,
-                "result": flow.result_name,
-            }
-            if flow.successful:
-                predictor = np.asarray(network.predictor(flow.params))
-                error = float(np.linalg.norm(predictor / np.linalg.norm(predictor) - best))
-                row |= {
-                    "num_steps": flow.stats["num_steps"],
-                    "error": error,
-                    "error_kappa": error * math.exp(log_kappa),
-                }
-            rows.append(row)
-            show(row, columns)
-    return rows
-
-
 def measure(smoke: bool) -> dict[str, Any]:
-    parts = (closed_form, raw_flow, balancedness, limit)
+    parts = (closed_form, raw_flow, balancedness)
     return {part.__name__: part(smoke) for part in parts}
 
 

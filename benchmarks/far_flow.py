@@ -4,8 +4,8 @@ Linear and deep linear networks (degrees 1 to 4) on Gaussian points of gap 0.5, 
 l_2 and l_inf attacks. For every problem, from small and larger initial weights: steps, and twice
 the distance of the predictor at the end, times kappa: to the limit, which is a property of the
 flow, and to a tighter integration at the same kappa, which is the solver's error. Then `find_limit`
-beside `max_margin`, the flow at several kappa where it comes to its limit slowly, and l_inf attacks
-so large that the limit has zeros, where an unsmoothed sign chatters.
+beside `max_margin`; how fast the flow comes to its limit; and l_inf attacks so large that the limit
+has zeros, where an unsmoothed sign chatters.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from _common import run_benchmark, show, timed
-from _linear import (
+from _problems import (
     ATTACKS,
     Attack,
     linear_network,
@@ -45,7 +45,7 @@ def measure(smoke: bool) -> dict[str, Any]:
         "far": [row for name, points in data.items() for row in far_rows(name, points, degrees)],
         "limits": [row for name, points in data.items() for row in limits(name, points, degrees)],
         "large": [] if smoke else limits("200x100", larger(), (1,)),
-        "approach": [] if smoke else approach(data["74x20"]),
+        "approach": [row for name, points in data.items() for row in approach(name, points, smoke)],
         "chatter": chatter(data["40x5"], smoke),
     }
 
@@ -138,22 +138,23 @@ def limit_row(network, data, attack: Attack) -> dict[str, Any]:
     }
 
 
-def approach(data: gflow.Dataset) -> list[dict[str, Any]]:
-    """Distance of the flow to its limit at several kappa, and its slope: where the support vectors
-    do not span the inputs, the rest of the first layer stands still and the distance falls like
-    `kappa^(-1/L)`.
+def approach(name: str, data: gflow.Dataset, smoke: bool) -> list[dict[str, Any]]:
+    """Distance of the flow to its limit at several kappa, and its slope.
+
+    It falls like 1/kappa where the support vectors span the inputs. Where they do not, the rest of
+    the first layer stands still and the distance falls like `kappa^(-1/L)`.
     """
-    columns = ("degree", "scale", "slope", "distances")
+    columns = ("data", "degree", "scale", "slope", "distances")
     rows = []
     show({}, columns, header=True)
     attack = ATTACKS["clean"]
     limit = max_margin(data, attack).direction
-    for degree in (2, 3, 4):
+    for degree in (2,) if smoke else (2, 3, 4):
         network = linear_network(data.x.shape[1], degree)
         problem = linear_problem(network, data, attack)
-        for scale in (0.5, 1e-3, 1e-6):
+        for scale in (0.5,) if smoke else (0.5, 1e-3, 1e-6):
             flow = far_flow(problem, network.init(0, scale=scale), save=None, **LOOSE)
-            row = {"degree": degree, "scale": scale, "result": flow.result_name}
+            row = {"data": name, "degree": degree, "scale": scale, "result": flow.result_name}
             row |= {"num_steps": flow.stats["num_steps"]}
             if flow.successful:
                 points = [flow.at(log_kappa=math.log(kappa)) for kappa in PROGRESS]

@@ -18,7 +18,14 @@ from typing import Any
 import jax
 import numpy as np
 from _common import run_benchmark, show
-from _linear import Attack, linear_network, linear_problem, max_margin, predictor_error
+from _problems import (
+    Attack,
+    linear_network,
+    linear_problem,
+    max_margin,
+    predictor_error,
+    random_labels,
+)
 
 import gflow
 from gflow import losses, networks, perturbations
@@ -55,13 +62,6 @@ def table(network, attacks: dict[str, Any], smoke: bool) -> dict[str, Any]:
             rows.append({"attack": name, "seed": seed, **limit_row(network, attack, seed)})
             show(rows[-1], COLUMNS)
     return {"summary": summary(rows), "rows": rows}
-
-
-def random_labels(seed: int) -> gflow.Dataset:
-    """20 Gaussian points in 10 dimensions."""
-    generator = np.random.default_rng(seed)
-    x = generator.normal(size=(20, 10))
-    return gflow.Dataset(x, np.where(generator.random(20) < 0.5, -1, 1))
 
 
 def limit_row(network, attack, seed: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import optax
-from _common import run_benchmark, save_figure
+from _common import new_panels, run_benchmark, save_panels
 
 import gflow
 from gflow import losses, networks, optimizers, perturbations
@@ -112,15 +112,10 @@ def row_text(row: dict[str, Any]) -> str:
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Distance of the direction at equal loss against the step size, a panel for each attack."""
-    from matplotlib import pyplot
-
     rows = [r for r in results["rows"] if r["result"] == "successful" and r["equal"] == "loss"]
     attacks = list(dict.fromkeys(row["attack"] for row in rows))
-    size = (2.9 * len(attacks) + 2.2, 3.8)
-    figure, panels = pyplot.subplots(
-        1, len(attacks), figsize=size, sharey=True, layout="constrained", squeeze=False
-    )
-    for axes, attack in zip(panels[0], attacks, strict=True):
+    figure, panels = new_panels(attacks, "step size", "distance of directions at equal loss")
+    for axes, attack in zip(panels, attacks, strict=True):
         for name, method in METHODS.items():
             colour, marker = method.style
             for reference, line in (("flow", "-"), ("backward-error flow", "--")):
@@ -137,14 +132,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
                     markerfacecolor="none",
                     label=name if line == "-" else f"{name}, to its\nbackward-error flow",
                 )
-        axes.set(xlabel="step size", title=attack)
-        axes.grid(color="0.92", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0, 0].set_ylabel("distance of directions at equal loss")
-    drawn = [line for line in panels[0, 0].get_lines() if len(line.get_xdata())]
-    figure.legend(handles=drawn, frameon=False, fontsize=8, loc="outside right center")
-    save_figure(figure, path)
-    pyplot.close(figure)
+    save_panels(figure, panels, path)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import run_benchmark, save_figure, show
-from _linear import ATTACKS, linear_network, linear_problem, max_margin, predictor_error
+from _common import new_panels, run_benchmark, save_panels, show
+from _problems import (
+    ATTACKS,
+    linear_network,
+    linear_problem,
+    max_margin,
+    predictor_error,
+    two_layer,
+)
 
 import gflow
-from gflow import losses, networks
 from gflow._layout import Layout
 from gflow.limit.polish import polish
 
@@ -40,14 +46,6 @@ def cases(smoke: bool) -> dict[str, tuple[gflow.Problem, Any]]:
         problem = linear_problem(network, data, ATTACKS["l2"])
         found[name] = problem, network.init(0, scale=0.5)
     return {"linear, l2": found["linear, l2"]} if smoke else found | {"smoothed ReLU": two_layer()}
-
-
-def two_layer() -> tuple[gflow.Problem, Any]:
-    generator = np.random.default_rng(0)
-    x, y = generator.normal(size=(20, 10)), np.where(generator.random(20) < 0.5, -1, 1)
-    network = networks.mlp((10, 20, 1), smoothing=0.05)
-    problem = gflow.Problem(network, gflow.Dataset(x, y), loss=losses.exponential())
-    return problem, network.init(0)
 
 
 def capped(name: str, problem: gflow.Problem, start, smoke: bool) -> dict[str, Any]:
@@ -97,9 +95,9 @@ def found_limit(name: str, problem: gflow.Problem, start) -> dict[str, Any]:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(4.8, 3.6), layout="constrained")
+    title = "the capped flow"
+    distance = "distance of the flow's end to the limit"
+    figure, (axes,) = new_panels([title], r"temperature cap $\kappa_c$", distance)
     styles = zip(("#0072B2", "#D55E00", "#009E73"), "os^", strict=True)
     for (name, case), (colour, marker) in zip(results.items(), styles, strict=False):
         rows = [row for row in case["rows"] if row.get("converged")]
@@ -113,12 +111,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         )
     caps = np.array([CAPS[0], CAPS[-1]])
     axes.loglog(caps, 0.3 / caps, ":", color="0.5", linewidth=1, label="slope -1")
-    axes.set(xlabel=r"temperature cap $\kappa_c$", ylabel="distance of the flow's end to the limit")
-    axes.grid(color="0.92", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    save_figure(figure, path)
-    pyplot.close(figure)
+    save_panels(figure, [axes], path)
 
 
 if __name__ == "__main__":

@@ -221,12 +221,19 @@ def config(config: Path | None, overrides: tuple[str, ...]) -> int:
 
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-def report(folder: Path) -> int:
+@click.option(
+    "--matrix",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Instead, draw the matrix of trained under x attacked by: FILE.png, .svg or .pdf.",
+)
+def report(folder: Path, matrix: Path | None) -> int:
     """Write report.html anew from the results and trajectories in FOLDER."""
-    from gflow.commands.reporting import rebuild_report
+    from gflow.commands.reporting import draw_matrix, rebuild_report
 
     _check_extra("matplotlib", "jinja2")
-    click.echo(f"Written: {rebuild_report(folder)}")
+    written = rebuild_report(folder) if matrix is None else draw_matrix(folder, matrix)
+    click.echo(f"Written: {written}")
     return 0
 
 

@@ -142,10 +142,40 @@ def _safe_sqrt(square: jax.Array) -> jax.Array:
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
+@jax.custom_jvp
 def norm(vector: jax.Array) -> jax.Array:
-    """Euclidean norm of an array of any shape; its derivative at 0 is 0."""
+    """Euclidean norm of an array of any shape; its derivative at 0 is 0.
+
+    This and `normalized` have rules of their own for their derivatives, in a few operations: those
+    of the operations one by one make second derivatives, as of attacks, several times as costly.
+    """
     scaled, scale = _scaled(vector)
     return scale * _safe_sqrt(jnp.sum(scaled * scaled))
+
+
+@norm.defjvp
+def _norm_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[Any, Any]:
+    """`d|v| = <v / |v|, dv>`."""
+    (vector,), (change,) = primals, tangents
+    return norm(vector), jnp.sum(normalized(vector) * change)
+
+
+@jax.custom_jvp
+def normalized(vector: jax.Array) -> jax.Array:
+    """`v / |v|_2`, with value and derivative 0 at 0."""
+    scaled, _ = _scaled(vector)
+    return ratio(scaled, jnp.sum(scaled * scaled))
+
+
+@normalized.defjvp
+def _normalized_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[Any, Any]:
+    """`d(v / |v|) = (I - u u^T) dv / |v|`, u = v / |v|."""
+    (vector,), (change,) = primals, tangents
+    unit_vector, length = normalized(vector), norm(vector)
+    zero = length <= jnp.finfo(vector.dtype).tiny
+    inverse = jnp.where(zero, 0.0, 1.0 / jnp.where(zero, 1.0, length))
+    across = change - unit_vector * jnp.sum(unit_vector * change)
+    return unit_vector, inverse * across
 
 
 def window_norms(
@@ -241,13 +271,13 @@ def steepest(gradient: jax.Array, order: float) -> jax.Array:
     """
     if math.isinf(order):
         return jnp.sign(gradient)
+    if order == 2:
+        return normalized(gradient)
     scaled, _ = _scaled(gradient)
     if order == 1:
         largest = jnp.argmax(jnp.abs(gradient))  # ravelled; unscaled, since rounding makes ties
         peak = jnp.zeros(scaled.size, scaled.dtype).at[largest].set(1.0)
         return peak.reshape(scaled.shape) * jnp.sign(scaled)
-    if order == 2:
-        return ratio(scaled, jnp.sum(scaled * scaled))
     magnitude = jnp.abs(scaled)
     total = jnp.sum(_safe_power(magnitude, dual_order(order)))
     denominator = jnp.where(total == 0, 1.0, total) ** (1 / order)
@@ -277,8 +307,12 @@ def smoothed_relu(value: jax.Array, width: jax.Array) -> jax.Array:
     Written without the cancellation for a < 0, where it equals `w^2 / (2 (sqrt(a^2 + w^2) - a))`.
     Its derivative is a rule of its own, in half the operations that one by one they would take.
     """
-    magnitude, root = jnp.abs(value), hypotenuse(value, width)
-    total = magnitude + root
+    return _rounded(value, width, _hypotenuse(value, width))
+
+
+def _rounded(value: jax.Array, width: jax.Array, root: jax.Array) -> jax.Array:
+    """The same with `sqrt(a^2 + w^2)` at hand."""
+    total = jnp.abs(value) + root
     small = width * (width / jnp.where(total == 0, 1.0, total))
     return 0.5 * jnp.where(value < 0, small, total)
 
@@ -288,17 +322,41 @@ def _smoothed_relu_jvp(
     primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     """`dr = (r da + w dw / 2) / sqrt(a^2 + w^2)`, and `da / 2` where that root is 0."""
-    (value, width), (value_dot, width_dot) = primals, tangents
-    rounded, root = smoothed_relu(value, width), hypotenuse(value, width)
+    (value_dot, width_dot), (by_value, by_width) = tangents, _slopes(*primals)
+    return smoothed_relu(*primals), by_value * value_dot + by_width * width_dot
+
+
+@jax.custom_jvp
+def _slopes(value: jax.Array, width: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The derivatives of `smoothed_relu` by a and by w."""
+    root = _hypotenuse(value, width)
     zero = root == 0
     inverse = 1.0 / jnp.where(zero, 1.0, root)
-    slope = jnp.where(zero, 0.5, rounded * inverse)
-    return rounded, slope * value_dot + 0.5 * width * inverse * width_dot
+    by_value = jnp.where(zero, 0.5, _rounded(value, width, root) * inverse)
+    return by_value, 0.5 * width * inverse
+
+
+@_slopes.defjvp
+def _slopes_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """`(c, -s) (c da - s dw) / (2 h)` with `h = sqrt(a^2 + w^2)`, `s = a / h` and `c = w / h`."""
+    (value, width), (value_dot, width_dot) = primals, tangents
+    root = hypotenuse(value, width)
+    inverse = 1.0 / jnp.where(root == 0, 1.0, root)
+    sine, cosine = value * inverse, width * inverse
+    turn = (0.5 * cosine * inverse) * value_dot - (0.5 * sine * inverse) * width_dot
+    return _slopes(value, width), (cosine * turn, -sine * turn)
 
 
 @jax.custom_jvp
 def hypotenuse(value: jax.Array, width: jax.Array) -> jax.Array:
     """`sqrt(a^2 + w^2)`, w >= 0, without overflow or underflow of a square; its slope at 0 is 0."""
+    return _hypotenuse(value, width)
+
+
+def _hypotenuse(value: jax.Array, width: jax.Array) -> jax.Array:
+    """The same where nobody differentiates it."""
     magnitude = jnp.abs(value)
     larger, smaller = jnp.maximum(magnitude, width), jnp.minimum(magnitude, width)
     zero = larger <= jnp.finfo(value.dtype).tiny

@@ -52,6 +52,8 @@ _QUICK = {
 # 0.35, so cheaper for some thirty limits. At 200 and 336 three limits had not ended after 140, and
 # between the two nothing was measured: the bound is a cautious one.
 _SMALL = 4000
+# The same for programs that a search calls some ten times, where the flow's take hundreds of steps.
+_CALLED_LESS = 10
 
 # After so many seconds of compiling it is said that it goes on.
 NOTICE_SECONDS = 2.0
@@ -145,13 +147,21 @@ class _Program:
     Args:
         few_calls: whether it is called a few times in a run, so that compiling it is what it costs,
             whatever its size.
+        some_calls: whether it is called some ten times, so that compiling it is what it costs up to
+            a size ten times that of others.
         many_steps: whether one call makes so many steps that running it is what it costs.
     """
 
     def __init__(
-        self, function: Callable[..., Any], *, few_calls: bool = False, many_steps: bool = False
+        self,
+        function: Callable[..., Any],
+        *,
+        few_calls: bool = False,
+        some_calls: bool = False,
+        many_steps: bool = False,
     ):
         self._function, self._few_calls, self._many_steps = function, few_calls, many_steps
+        self._some_calls = some_calls
         self._jitted: dict[Hashable, Any] = {}
         self._calls: dict[Hashable, Any] = {}
         self.__wrapped__ = function
@@ -193,7 +203,10 @@ class _Program:
     def _options(self, args: Any, options: Any) -> dict[str, Any]:
         if self._many_steps:
             return {}
-        return compiler_options(0 if self._few_calls else work_of((args, options)))
+        if self._few_calls:
+            return compiler_options(0)
+        work = work_of((args, options))
+        return compiler_options(work / _CALLED_LESS if self._some_calls else work)
 
     def _with(self, chosen: dict[str, Any]) -> Any:
         """The function compiled with these options."""
@@ -349,6 +362,13 @@ def compiled_for_few_calls(function: _Function) -> _Function:
     does: on CPU it is compiled fast whatever its size.
     """
     return _Program(function, few_calls=True)  # pyright: ignore[reportReturnType]
+
+
+def compiled_for_some_calls(function: _Function) -> _Function:
+    """The same for a function that a search calls some ten times, as Newton's method does: compiled
+    fast up to ten times the size.
+    """
+    return _Program(function, some_calls=True)  # pyright: ignore[reportReturnType]
 
 
 def compiled_for_many_steps(function: _Function) -> _Function:

@@ -403,6 +403,29 @@ class LimitTable(Table):
     )
 
 
+class DescentTable(Table):
+    """Training by steps beside each run: gradient descent from the start of its flow."""
+
+    enabled: bool = Field(default=False, description="whether it is done at all")
+    step_size: Positive = Field(
+        default=0.01, description="of constant steps along the gradient of the loss"
+    )
+    num_steps: Count = Field(default=10_000, description="number of steps")
+    batch_size: int | None = Field(
+        default=None, ge=1, description="examples of a step, drawn anew; all without it"
+    )
+    sampling: Literal["shuffled", "replacement"] = Field(
+        default="shuffled",
+        description="shuffled: every example once an epoch; replacement: batches drawn apart",
+    )
+    mean: bool = Field(
+        default=False,
+        description="steps on the mean loss, for which published step sizes are meant, rather than "
+        "on the sum",
+    )
+    seed: Seed = Field(default=0, description="seed of the batches")
+
+
 Data = Annotated[
     Digits | Mnist | Gaussian | RandomLabels | Soudry | Npz | Csv, Field(discriminator="kind")
 ]
@@ -468,6 +491,10 @@ class Configuration(Table):
     )
     solver: SolverTable = Field(default=MAIN_SOLVER, description="how the flow is integrated")
     limit: LimitTable = Field(default=LimitTable(), description="the search for the limit")
+    descent: DescentTable = Field(
+        default=DescentTable(),
+        description="training by steps beside each run, from the same start under the same attack",
+    )
 
     @model_validator(mode="after")
     def _not_too_many(self):

@@ -57,12 +57,19 @@ def measure_point(
 
 
 def measure_ascent(
-    problem: Problem, direction: Params, log_kappa: Float[Array, ""] | float, ascent: Ascent
+    problem: Problem,
+    direction: Params,
+    log_kappa: Float[Array, ""] | float,
+    ascent: Ascent,
+    clean_margin: Float[Array, ""] | None = None,
 ) -> PointMeasures:
     """`measure_point` where `problem.ascent(direction, log_kappa)` is at hand.
 
-    An ascent at another kappa gives the stationarity and the strength of the flow at that other.
+    An ascent at another kappa gives the stationarity and the strength of the flow at that other. A
+    clean margin that is given is not evaluated.
     """
+    if clean_margin is None:
+        clean_margin = jnp.min(problem.clean_margins(direction))
     log_kappa = jnp.asarray(log_kappa)
     known = log_kappa <= MAX_LOG_KAPPA + 1e-6  # whoever stops there stops there to rounding
     kappa = jnp.exp(jnp.minimum(log_kappa, MAX_LOG_KAPPA))
@@ -75,7 +82,7 @@ def measure_ascent(
         log_loss=jnp.where(known, log_loss, jnp.nan),
         log_minus_log_loss=jnp.where(below_one, jnp.where(known, near, far), jnp.nan),
         margin=jnp.min(ascent.margins),
-        clean_margin=jnp.min(problem.clean_margins(direction)),
+        clean_margin=clean_margin,
         smoothed_margin=smoothed_margin,
         stationarity=sine(direction, ascent.vector),
         strength=tree_norm(ascent.vector),

@@ -220,11 +220,18 @@ class Problem(eqx.Module):
 
     @compiled
     def _ascent(self, params: Params, log_kappa: Array, assumed: Array | None) -> Ascent:
+        return self.ascent_and_pull(params, log_kappa, assumed)[0]
+
+    def ascent_and_pull(
+        self, params: Params, log_kappa: Array, assumed: Array | None = None
+    ) -> tuple[Ascent, Callable]:
+        """`ascent`, with the function that maps weights w to `(sum_i w_i grad q_i,)` there."""
         margins, pull_back = self.linearize(params)
         log_weights = self.log_weights(margins if assumed is None else assumed, log_kappa)
         # Not exp(log_weights - log_weight): at weights of e^-1e20 that sum has lost its log 2.
         weights = jax.nn.softmax(log_weights, axis=None)
-        return Ascent(margins, weights, logsumexp(log_weights), pull_back(weights)[0])
+        log_weight = logsumexp(log_weights)
+        return Ascent(margins, weights, log_weight, pull_back(weights)[0]), pull_back
 
     def log_weights(
         self, margins: Float[Array, "n ..."], log_kappa: Scalar

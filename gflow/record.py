@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -72,16 +71,6 @@ def steps_within_work(
     """
     work = num_params * num_examples * evaluations
     return int(np.clip(_WORK / work, 1, most or row_capacity(num_params)))
-
-
-def empty_rows(row: Row, capacity: int) -> Row:
-    """A buffer of zeros for `capacity` rows that are shaped like `row`."""
-    return jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), row)
-
-
-def write_row(rows: Row, index: Array, row: Row) -> Row:
-    """The buffer `rows` with `row` at `index`."""
-    return jax.tree.map(lambda saved, leaf: saved.at[index].set(leaf), rows, row)
 
 
 def rows_of(columns: Mapping[str, np.ndarray], vectors: np.ndarray) -> list[Row]:

@@ -63,7 +63,8 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "A KKT point was reached at which the flow does not stay: it leaves it in the end, "
         "after a time that grows without bound as it comes closer. `find_limit(escape=True)` "
         "follows it; with that set, the number of saddles exceeded `max_rounds`, or the saddle "
-        "lies at kinks (`.kinks`) from which no step of the flow could be solved."
+        "lies at kinks (`.kinks`) from which no step of the flow could be solved, or to which the "
+        "flow along the kinks came back twice."
     )
     degenerate = (
         "A KKT point was reached whose second derivatives vanish in some direction that is no "
@@ -85,9 +86,10 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     not_at_kink = (
         "With its kinks rounded to some relative width (plain ReLU, signs of FGSM) the problem has "
         "the limit that is returned, but smoothing could not be led to 0 from there: the branch of "
-        "KKT points ends or turns before, and the flow along the kinks was lost. `.smoothing` is "
-        "the width that was reached, and `.kinks` names the kinks there: do not read more into "
-        "the direction than the certificate's stationarity says."
+        "KKT points ends or turns before, and the flow along the kinks was lost. Of problems with "
+        "more than 2000 parameters only limits at no kink are found. `.smoothing` is the width "
+        "that was reached, and `.kinks` names the kinks there: do not read more into the direction "
+        "than the certificate's stationarity says."
     )
     drifting = (
         "The flow had not come to rest where the search stopped: it drifts, and no KKT point is "

@@ -44,7 +44,7 @@ def check_start(problem: Problem, params: Params) -> Params:
     check_untraced(jnp.zeros(()), "this call")  # within `jax.jit` even this is traced
     _check_output(problem, params)
     _check_shapes(problem, params)
-    _check_values(params)
+    check_values(params)
     _check_degree(problem, params)
     if type(problem.perturbation) not in _SCALE_INVARIANT:
         _check_scale_invariance(problem, params)
@@ -112,7 +112,8 @@ def _check_shapes(problem: Problem, params: Params) -> None:
         )
 
 
-def _check_values(params: Params) -> None:
+def check_values(params: Params) -> None:
+    """Refuses parameters that are NaN, infinite or all zero."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
     if not all(np.all(np.isfinite(leaf)) for leaf in leaves):
         raise ValueError(

@@ -4,17 +4,22 @@ The persistent compilation cache stays off: a test that passes only because an o
 found on disk would be worth nothing.
 """
 
+import gc
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Several processes share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Of the commands too, in processes of their own.
 os.environ["GFLOW_NO_CACHE"] = "1"
-# Most of the suite's time is compilation, which without LLVM's optimisation takes a third of it.
+# Most of the suite's time is compilation. Without LLVM's optimisation it takes a third of it, and
+# without the emitters of fused loops, which go through MLIR, a third of that again.
 # `XLA_FLAGS= pytest` compiles as a user's process does.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 )
 
 import hypothesis
@@ -42,12 +47,24 @@ def own_words():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _forget_compiled_programs():
-    """Drops them after every module.
+from gflow import _programs  # noqa: E402
 
-    Each holds memory maps, of which Linux allows a process 65 530 (`vm.max_map_count`); beyond,
-    compiling ends in a segmentation fault. Modules share hardly any programs.
+# Tracing makes many objects that live long, and collections walk all of them.
+gc.set_threshold(50_000, 20, 50)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _keep_compiled_programs(request):
+    """For tests of the same shapes, whether or not a problem is alive between them.
+
+    Compiled programs hold memory maps, of which Linux allows a process 65 530 (`vm.max_map_count`);
+    beyond, compiling ends in a segmentation fault. After a module all programs are dropped where a
+    quarter of the maps is spent, or where the system does not tell.
     """
-    yield
-    jax.clear_caches()
+    with pytest.MonkeyPatch.context() as patch:
+        if request.module.__name__ != "test_programs":
+            patch.setattr(_programs.PROGRAMS, "serve", lambda problem: None)
+        yield
+    held, most = _programs._num_maps(), _programs._most_maps()
+    if held is None or most is None or held > most / 4:
+        jax.clear_caches()

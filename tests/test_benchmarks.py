@@ -1,5 +1,6 @@
-"""What benchmarks share: no result is lost once it is computed."""
+"""What benchmarks share: no result is lost once computed, and each is where a reader looks."""
 
+import ast
 import importlib.util
 import json
 import sys
@@ -49,3 +50,22 @@ def test_a_record_that_is_kept_is_of_a_full_run(path):
     # A second record, of other hardware, is named after the script as well.
     script = SCRIPTS / f"{path.stem.removesuffix('_gpu')}.py"
     assert record["benchmark"] in script.read_text()
+
+
+def test_every_benchmark_answers_a_question_of_the_readme():
+    names = sorted(path.name for path in SCRIPTS.glob("[!_]*.py"))
+    text = (SCRIPTS / "README.md").read_text()
+    table = [line for line in text.splitlines() if line.startswith("| ") and ".py`" in line]
+    assert names and all(sum(f"`{name}`" in line for line in table) == 1 for name in names)
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.stem)
+def test_standard_output_is_the_record_alone(path):
+    """`run_benchmark` prints it; whatever else is printed says where to."""
+    printed = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "print"
+    ]
+    elsewhere = [node for node in printed if any(k.arg == "file" for k in node.keywords)]
+    assert len(printed) - len(elsewhere) == (path.stem == "_common")

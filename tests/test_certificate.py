@@ -266,7 +266,7 @@ def test_only_what_depends_on_the_norm_changes_with_it(two_layer, trained):
 
 
 def test_fewer_gradients_give_an_upper_bound(two_layer, trained, monkeypatch):
-    monkeypatch.setattr(subgradients, "_MOST_MARGINS", 3)
+    monkeypatch.setattr(subgradients, "MOST_MARGINS", 3)
     found = gflow.certify(two_layer, TRAINED)
     assert found.examined == 3
     assert set(np.flatnonzero(found.multipliers)) <= set(np.argsort(AT_UNIT)[:3])

@@ -84,8 +84,8 @@ CALLS = {
 
 
 def told(outcome):
-    """All of an outcome but seconds, and functions, which files do not hold; as JSON, with the bytes
-    of its arrays in their places.
+    """All of an outcome as JSON, with the bytes of its arrays in their places; but for seconds, and
+    for functions, which files do not hold.
     """
     header, arrays = put_all(outcome)
     content = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}

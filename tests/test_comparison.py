@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas
 import pytest
 from _two_layer import flat
 
@@ -94,10 +95,18 @@ def test_the_table_and_the_figure(found, tmp_path):
 
 
 def test_the_table_of_pandas(found):
-    pandas = pytest.importorskip("pandas")
     frame = found.to_pandas()
-    assert isinstance(frame, pandas.DataFrame) and len(frame) == len(found)
-    assert set(frame.columns) == set(found.rows[0])
+    assert isinstance(frame, pandas.DataFrame)
+    assert list(frame.columns) == list(found.rows[0])
+    for name in ("value", "params_distance", "direction_distance", "margin"):
+        assert frame[name].dtype == float
+        np.testing.assert_array_equal(frame[name], [row[name] for row in found.rows])
+    # As a reader would go on: the distances at the end of each comparison.
+    ends = frame.groupby(["reference", "run", "equal"]).last()
+    assert len(ends) == len(found.last())
+    for row in found.last():
+        place = ends.loc[(row["reference"], row["run"], row["equal"])]
+        assert place["params_distance"] == row["params_distance"]
 
 
 # Steps normalised by the loss

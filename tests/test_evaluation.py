@@ -1,17 +1,21 @@
 """Trained under x attacked by: margins and accuracies against closed forms of linear networks."""
 
 import dataclasses
+import io
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 import gflow
 from gflow import losses, networks, perturbations
+from gflow.commands.display import print_matrix
 from gflow.report.answer import answer, comparisons
 from gflow.report.end import End, end_of, load_end
 from gflow.report.evaluation import Ball, evaluate, largest, load_evaluation
 from gflow.report.record import Record, Results
+from gflow.report.spread import seeded, spreads, unseeded
 
 ATTACKS = {
     "clean": perturbations.clean(),
@@ -211,3 +215,60 @@ def test_the_answer_names_the_result(found):
         results, pair
     )
     assert answer(results, []).startswith("3 of 3 runs stand")
+
+
+def seeds_of(evaluation, values):
+    """One network from as many seeds as there are values, the same matrix times each of them."""
+    return [
+        dataclasses.replace(
+            evaluation,
+            network=f"net, seed {seed}",
+            limit=value * evaluation.limit,
+            stopped=value * evaluation.stopped,
+        )
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_over_seeds_there_is_a_mean_and_a_range(found):
+    one = found[2]
+    (spread,) = spreads(seeds_of(one, (1.0, 2.0, 6.0)), {"seed": [0, 1, 2]})
+    assert (spread.network, spread.rows, spread.columns) == ("net", one.rows, one.columns)
+    values = spread.of("stopped")
+    np.testing.assert_allclose(values.mean, 3 * one.stopped)
+    np.testing.assert_allclose(values.most - values.least, 5 * np.abs(one.stopped))
+    assert (values.count == 3).all()
+    # Where no run came to a limit there is no number, and no warning.
+    limit = spread.of("limit")
+    np.testing.assert_array_equal(np.isnan(limit.mean), np.isnan(one.limit))
+    assert (limit.count[1] == 0).all() and np.isnan(limit.least[1]).all()
+
+
+def test_a_seed_without_a_row_leaves_it_to_the_others(found):
+    one, other = seeds_of(found[2], (1.0, 2.0))
+    fewer = dataclasses.replace(
+        other, rows=other.rows[1:], limit=other.limit[1:], stopped=other.stopped[1:]
+    )
+    (spread,) = spreads([one, fewer], {"seed": [0, 1]})
+    values = spread.of("stopped")
+    np.testing.assert_array_equal(values.count, np.repeat([[1], [2]], len(one.columns), axis=1))
+    np.testing.assert_allclose(values.mean, one.stopped * [[1.0], [1.5]])
+
+
+@pytest.mark.parametrize("seeds", [0, [3]])
+def test_one_seed_has_no_spread(found, seeds):
+    assert spreads([found[2]], {"seed": seeds}) == []
+
+
+def test_a_name_with_a_seed_is_read_back():
+    assert unseeded(seeded("a, seed 1", 11), [1, 11]) == "a, seed 1"
+    assert unseeded("a, seed 1", [2, 3]) == "a, seed 1"
+
+
+def test_the_console_shows_the_spread(found):
+    console = Console(width=160, record=True, file=io.StringIO())
+    print_matrix(console, seeds_of(found[2], (1.0, 2.0)), {"seed": [0, 1]})
+    text = console.export_text()
+    assert "mean over 2 seeds, ± half of the range" in text and "seed 0" not in text
+    limit = found[2].limit[0, 0]
+    assert f"{1.5 * limit:#.4g}" in text and f"± {0.5 * abs(limit):.2g}" in text

@@ -95,6 +95,13 @@ FOLDERS = {
         {"certificate", "second_order"},
         {"open_curvature"},
     ],
+    "batch": [
+        {"lanes", "stacked"},
+        {"certificates", "flow", "points", "states"},
+        {"judging"},
+        {"finding"},
+        {"__init__"},
+    ],
     "limit": [
         {"dead", "itinerary", "settings"},
         {"complementarity", "continuation", "cooling_system", "result", "search_settings"},
@@ -120,7 +127,17 @@ def levels(floors: list[set[str]]) -> dict[str, int]:
 LEVEL = levels(FLOORS)
 
 # Imported where they are used, never by `import gflow`.
-HEAVY = ["clarabel", "click", "jinja2", "matplotlib", "pandas", "pydantic", "rich", "sklearn"]
+HEAVY = [
+    "clarabel",
+    "click",
+    "contourpy",
+    "jinja2",
+    "matplotlib",
+    "pandas",
+    "pydantic",
+    "rich",
+    "sklearn",
+]
 
 
 def room_of(path: Path) -> str:

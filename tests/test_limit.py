@@ -1,14 +1,12 @@
-"""`find_limit`: limits that are known, and those of networks checked by independent means."""
+"""`find_limit`: its options, stages and outcomes; the laws of its limits: `test_kkt_points`."""
 
-import _two_layer
 import diffrax
 import numpy as np
 import pytest
 from scipy.linalg import null_space
-from scipy.optimize import nnls
 
 import gflow
-from gflow import losses, networks, perturbations
+from gflow import losses, networks
 from gflow.kkt.curvature import curvature
 from gflow.kkt.system import KKTSystem
 from gflow.limit.options import check_options
@@ -16,72 +14,25 @@ from gflow.limit.options import check_options
 DATA = gflow.datasets.gaussian(40, 5, gap=0.5, seed=0)
 
 
-def two_layer(seed, attack=None, *, network=None, shape=(12, 4)):
+def two_layer(seed, *, network=None, shape=(12, 4)):
     generator = np.random.default_rng(seed)
     x = generator.normal(size=shape)
     y = np.where(generator.random(shape[0]) < 0.5, -1, 1)
     network = networks.mlp((shape[1], 10, 1), smoothing=0.05) if network is None else network
     data = gflow.Dataset(x, y)
-    trained = gflow.Problem(network, data, loss=losses.exponential(), perturbation=attack)
+    trained = gflow.Problem(network, data, loss=losses.exponential())
     return trained, network.init(seed)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
-@pytest.mark.parametrize(("radius", "order"), [(0.0, 2), (0.1, 2)])
-def test_linear_networks_end_at_the_maximum_margin(depth, radius, order):
-    widths = (5, *(4,) * (depth - 1), 1)
-    network = networks.deep_linear(widths)
-    attack = perturbations.fgm(radius, order=order)
-    trained = gflow.Problem(network, DATA, loss=losses.exponential(), perturbation=attack)
-    limit = gflow.find_limit(trained, network.init(0, scale=0.5))
-    reference = gflow.max_margin(DATA, radius=radius, order=order)
-    product = np.ravel(network.predictor(limit.direction))
-    assert np.linalg.norm(product / np.linalg.norm(product) - reference.direction) < 1e-10
-    # Balanced layers: gamma L^(-L/2).
-    expected = gflow.measures.balanced_margin(reference.margin, depth)
-    assert limit.margin == pytest.approx(expected, rel=1e-10)
-    assert limit.verdict == ("strict maximum" if depth == 1 else "maximum within a family")
-    assert limit.certificate.stationarity < 1e-10
+@pytest.fixture(scope="module")
+def linear():
+    """A linear predictor on clean data, and its limit."""
+    trained = gflow.Problem(networks.linear(5), DATA, loss=losses.exponential())
+    return trained, gflow.find_limit(trained, trained.network.init(0, scale=0.5))
 
 
-@pytest.fixture(scope="module", params=[0.0, 0.1], ids=["clean", "FGM"])
-def squared(request):
-    """A ReLU^2 net, whose margins and gradients `_two_layer` knows in plain NumPy."""
-    network = networks.mlp((4, 10, 1), power=2)
-    trained, start = two_layer(3, perturbations.fgm(request.param), network=network)
-    return gflow.find_limit(trained, start), trained.dataset, request.param
-
-
-def test_limit_is_a_kkt_point_by_independent_gradients(squared):
-    limit, data, radius = squared
-    margins = _two_layer.margins(limit.direction, data, radius)
-    assert margins.min() == pytest.approx(limit.margin, rel=1e-12)
-    gradients = _two_layer.margin_gradients(limit.direction, data, radius)
-    active = margins < margins.min() * (1 + 1e-9)
-    assert 0 < active.sum() < len(active)
-    _, residual = nnls(gradients[active].T, _two_layer.flat(limit.direction))
-    assert residual < 1e-11
-    assert limit.polished.multipliers.min() >= 0
-    np.testing.assert_array_equal(limit.polished.active, active)
-
-
-def test_margin_falls_to_second_order_around_the_limit(squared):
-    limit, data, radius = squared
-    if radius > 0:
-        pytest.skip("with frozen perturbations the limit need not maximise the margin")
-    unit = _two_layer.flat(limit.direction)
-    generator = np.random.default_rng(0)
-    margins = []
-    for _ in range(400):
-        step = generator.normal(size=unit.size)
-        moved = unit + 1e-3 * step / np.linalg.norm(step)
-        params = _two_layer.shaped(moved / np.linalg.norm(moved), limit.direction)
-        margins.append(_two_layer.margins(params, data).min())
-    assert max(margins) < limit.margin
-
-
-def test_stages_tell_what_was_done(squared):
-    limit, *_ = squared
+def test_stages_tell_what_was_done(linear):
+    _, limit = linear
     assert limit.successful
     assert limit.heading
     kinds = [stage.kind for stage in limit.stages]
@@ -173,9 +124,8 @@ def test_options_of_another_kind_are_refused_by_name(option, value, error):
         check_options(**{option: value})
 
 
-def test_a_limit_may_be_the_start_of_another_search():
-    trained = gflow.Problem(networks.linear(5), DATA, loss=losses.exponential())
-    first = gflow.find_limit(trained, trained.network.init(0, scale=0.5))
+def test_a_limit_may_be_the_start_of_another_search(linear):
+    trained, first = linear
     again = gflow.find_limit(trained, first)
     np.testing.assert_allclose(again.margin, first.margin, rtol=1e-12)
 

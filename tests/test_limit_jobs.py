@@ -11,10 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import optax
 import pytest
 from rich.console import Console
 
-from gflow import load
+from gflow import descend, load
 from gflow.__main__ import main
 from gflow.commands import running, working
 from gflow.commands.crew import Crew, Programs
@@ -71,6 +72,68 @@ def test_a_run_ends_at_the_max_margin_direction(job):
     last = np.linalg.norm(flow.vectors[-1] - end.limit)
     assert found.figures["distance_at_cap"] == pytest.approx(last, rel=1e-9)
     assert last < distance
+
+
+SEVERAL = (
+    "max_seconds = 1e5"
+    + JOB.replace("seed = 1", "seed = [0, 1]").replace("radius = 0.1", "radius = [0.0, 0.1]")
+    + "[descent]\nenabled = true\nstep_size = 0.05\nnum_steps = 50\nbatch_size = 4\nseed = 3\n"
+)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """A job of two seeds and two radii, with training by steps beside it."""
+    folder = tmp_path_factory.mktemp("several")
+    (folder / "job.toml").write_text(SEVERAL)
+    given = ["run", str(folder / "job.toml"), "-o", str(folder / "out"), "--jobs", "1"]
+    assert main(given) == 0
+    return folder / "out"
+
+
+def test_training_by_steps_beside_a_run_is_that_of_descend(several):
+    runs = read_results(several).runs
+    assert [run.network for run in runs] == ["linear, seed 0"] * 2 + ["linear, seed 1"] * 2
+    for number, run in enumerate(runs, start=1):
+        kept = load(several / "descents" / f"{number:02d}.npz")
+        flow = load(several / "trajectories" / f"{number:02d}.npz")
+        again = descend(
+            kept.problem,
+            flow.params_at_index(0),
+            optax.sgd(0.05),
+            num_steps=50,
+            batch_size=4,
+            seed=3,
+        )
+        np.testing.assert_allclose(kept.vectors, again.vectors, atol=1e-12)
+        limit = load_end(several / "ends" / f"{number:02d}.npz").limit
+        distance = np.linalg.norm(kept.vectors[-1] - limit)
+        assert run.figures["descent_distance"] == pytest.approx(distance, rel=1e-12)
+        assert run.figures["descent_margin"] == kept.margin[-1]
+        assert distance > 1e-3
+
+
+def test_a_job_of_several_seeds_tells_their_mean_and_range(several, tmp_path):
+    page = (several / "report.html").read_text()
+    assert "linear: mean over 2 seeds, and range" in page and "Each seed by itself" in page
+    assert "descent:" in page
+    assert main(["report", str(several), "--matrix", str(tmp_path / "matrix.png")]) == 0
+    assert (tmp_path / "matrix.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_matrix_is_drawn_only_where_there_is_one(job, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    shutil.copytree(job, empty, ignore=shutil.ignore_patterns("evaluations"))
+    for folder, file in ((empty, "matrix.png"), (job, "matrix.nothing")):
+        assert main(["report", str(folder), "--matrix", str(tmp_path / file)]) == 2
+    assert "no matrix to draw" in capsys.readouterr().err
+    assert not list(tmp_path.glob("matrix*"))
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path, capsys):
+    (tmp_path / "job.toml").write_text(SEVERAL.replace("batch_size = 4", "batch_size = 7"))
+    assert main(["run", str(tmp_path / "job.toml"), "-o", str(tmp_path / "out")]) == 2
+    assert "`batch_size = 7`, but there are 6 examples" in capsys.readouterr().err
 
 
 def test_the_report_shows_the_limit(job):

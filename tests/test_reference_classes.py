@@ -4,6 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy import sparse
+from scipy.optimize import linprog
+from sklearn.datasets import load_digits
 
 from gflow.datasets import Dataset
 from gflow.reference import largest_feasible_radius, max_margin
@@ -112,6 +115,47 @@ def test_the_largest_radius_is_the_edge(order):
     assert not beyond.feasible and "largest feasible radius" in beyond.message
     assert beyond.largest_feasible_radius == pytest.approx(largest, rel=1e-7)
     assert beyond.direction.shape == (3, 6) and np.isnan(beyond.direction).all()
+
+
+def test_no_weights_of_ten_classes_withstand_more_by_a_linear_program():
+    """Digits, for which margins in units of their own differ most."""
+    images, labels = load_digits(return_X_y=True)
+    x = images.reshape(-1, 4, 2, 4, 2).mean(axis=(2, 4)).reshape(-1, 16) / 16
+    rng = np.random.default_rng(0)
+    classes = [np.flatnonzero(labels == label) for label in range(10)]
+    chosen = np.concatenate([rng.choice(of, 2, replace=False) for of in classes])
+    dataset = Dataset(x[chosen], labels[chosen])
+    largest = largest_feasible_radius(dataset, order=math.inf)
+    assert margin_by_linear_program(dataset, largest * (1 - 1e-6)) > 1e-8
+    assert margin_by_linear_program(dataset, largest * (1 + 1e-6)) < 1e-9
+
+
+def margin_by_linear_program(dataset, radius):
+    """The largest s with all `<W_y - W_j, x> - radius |W_y - W_j|_1 >= s`, entries within 1."""
+    count, dim = dataset.num_classes, dataset.x.shape[1]
+    size, width = count * dim, count * (count - 1) // 2 * dim
+    first, second = np.triu_indices(count, 1)
+    number = {pair: k for k, pair in enumerate(zip(first, second, strict=True))}
+    differences = np.kron(np.eye(count)[first] - np.eye(count)[second], np.eye(dim))
+    identity, none = np.eye(width), np.zeros((width, 1))
+    rows = [np.hstack([side * differences, -identity, none]) for side in (1, -1)]
+    for index, x in enumerate(np.asarray(dataset.x)):
+        label, others = rivals(dataset, index)
+        for other in others:
+            row = np.zeros((1, size + width + 1))
+            row[0, label * dim : (label + 1) * dim] = -x
+            row[0, other * dim : (other + 1) * dim] = x
+            begin = size + dim * number[min(label, other), max(label, other)]
+            row[0, begin : begin + dim] = radius
+            row[0, -1] = 1
+            rows.append(row)
+    system, cost = sparse.csr_matrix(np.concatenate(rows)), np.zeros(size + width + 1)
+    cost[-1] = -1
+    bounds = [(-1, 1)] * size + [(0, None)] * width + [(None, None)]
+    exactly = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+    none = np.zeros(system.shape[0])
+    found = linprog(cost, A_ub=system, b_ub=none, bounds=bounds, options=exactly)
+    return -found.fun
 
 
 def test_an_example_of_two_classes_cannot_be_separated():

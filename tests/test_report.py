@@ -119,7 +119,7 @@ def test_curves_can_be_drawn_against(trajectory, against, column, factor):
 
 
 def test_an_unknown_abscissa_is_refused(trajectory, own_words):
-    with pytest.raises(ValueError, match="'time', 'loss', 'kappa' or 'steps'"):
+    with pytest.raises(ValueError, match="'time', 'loss', 'log_loss', 'kappa' or 'steps'"):
         report.plot_loss(trajectory, against="epochs")
 
 

@@ -1,11 +1,14 @@
 """Limits where rival classes or coordinates of the gradient tie, against cone programs."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 import gflow
 from gflow import losses, networks
+from gflow.limit.settings import REFINE
 from gflow.perturbations import fgm
 
 
@@ -31,6 +34,32 @@ def test_classes_end_at_the_largest_margin_with_each_rival_attacked(rivals):
         reference = gflow.max_margin(dataset, radius=radius)
         np.testing.assert_allclose(limit.direction[0], reference.direction, atol=1e-10)
         assert limit.margin == pytest.approx(reference.margin, rel=1e-10)
+
+
+def test_large_problems_find_limits_where_no_rivals_tie():
+    """Beyond the size of dense systems, with the sizes of that in reach: seed 2 ties, 4 and 5 do
+    not."""
+    sizes = dataclasses.replace(REFINE.sizes, at_kinks=1)
+    settings = gflow.LimitSettings(refine=dataclasses.replace(REFINE, sizes=sizes))
+    results = []
+    for seed, radius in ((2, 0.3), (4, 0.1), (5, 0.1)):
+        dataset = clusters(seed)
+        problem = gflow.Problem(
+            networks.linear(4, num_outputs=3),
+            dataset,
+            loss=losses.exponential(),
+            perturbation=fgm(radius),
+        )
+        start = problem.network.init(0)
+        limit = gflow.find_limit(problem, start, settings=settings, throw=False)
+        results.append(limit.result_name)
+        error = limit.direction[0] - gflow.max_margin(dataset, radius=radius).direction
+        if limit.successful:
+            assert np.abs(error).max() < 1e-10 and limit.smoothing == 0
+            assert limit.polished.converged
+        else:  # rounded still
+            assert np.abs(error).max() < 0.02 == limit.smoothing and limit.polished is None
+    assert results == ["not_at_kink", "successful", "successful"]
 
 
 def test_an_attack_of_order_1_ends_where_its_largest_coordinates_tie():

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from gflow import datasets, studies
 from gflow.__main__ import main
 from gflow.studies import Finding, Measurement, Study, Verdict, ledger, registry, style
+from gflow.studies.markdown import markdown
 
 HOLDING = {
     "difference": (2.0, 2.05, 0.1),
@@ -187,7 +189,40 @@ def test_the_flip_radius_of_two_neurons_and_of_one_a_cluster(power):
 
 def test_without_figures_there_is_only_the_record(made_up, tmp_path):
     assert main(["study", "good", "--output", str(tmp_path), "--no-figures"]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["ledger.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ledger.json", "ledger.md"]
+
+
+def test_the_ledger_in_words_says_what_the_record_says(made_up, tmp_path):
+    assert main(["study", *made_up, "--output", str(tmp_path), "--no-figures"]) == 1
+    record = json.loads((tmp_path / "ledger.json").read_text(encoding="utf-8"))
+    text = (tmp_path / "ledger.md").read_text(encoding="utf-8")
+    assert text == markdown(record)
+    assert "1 of 3 hold" in text and "Not measured: The run broke off." in text
+    rows = [line for line in text.splitlines() if line.startswith("| one |")]
+    assert rows == [
+        "| one | 1 | 1 | ± 0.1 | holds |",
+        "| one | 1 | 2 | ± 0.1 | fails |",
+    ]
+    assert all(one["cpu_seconds"] >= 0 for one in record["studies"])
+
+
+def test_data_that_are_not_there_are_a_verdict(monkeypatch, tmp_path):
+    monkeypatch.setenv("GFLOW_DATA", str(tmp_path))
+    verdict = studies.run("paper-experiment", small=False)
+    assert verdict.word == "not measured" and "No MNIST files" in verdict.error
+
+
+def test_the_record_that_is_committed_is_of_these_studies():
+    """Every study stands in it with the words and the quantities of today, and holds."""
+    folder = Path(__file__).parent.parent / "benchmarks" / "results" / "studies"
+    record = json.loads((folder / "ledger.json").read_text(encoding="utf-8"))
+    assert (folder / "ledger.md").read_text(encoding="utf-8") == markdown(record)
+    small = {one["name"]: one for one in record["studies"] if one["form"] == "small"}
+    assert small.keys() == set(studies.NAMES)
+    for name, one in small.items():
+        study = studies.find(name)
+        assert (one["claim"], one["correction"]) == (study.claim, study.correction), name
+        assert one["findings"] and one["verdict"].startswith("holds"), name
 
 
 def test_the_list_names_every_study_and_imports_no_jax():

@@ -17,7 +17,8 @@ FOLDER = DOCS / "_generated"
 
 _FIRST = ("quickstart",)
 _MARKS = re.compile(r"(?P<code>`[^`]+`)|(?P<option>--[a-z-]+)|(?P<mark>[\\`*_{}\[\]<>|$^~#])")
-_PASSAGE = re.compile(r"^\*\*([^*\n]+?)\.\*\* (.*?)(?=^\*\*[^*\n]+?\.\*\* |\Z)", re.M | re.S)
+_PASSAGE = re.compile(r"^\*\*([^*\n]+?)\.\*\* (.*?)(?=^\*\*[^*\n]+?\.\*\* |^## |\Z)", re.M | re.S)
+_SECTION = re.compile(r"^## \d+\. ([^\n]+)\?\n(.*?)(?=^## |\Z)", re.M | re.S)
 
 
 def plain(text: str) -> str:
@@ -83,9 +84,9 @@ def _section(section: Section) -> Iterator[str]:
 
 
 def measured() -> Iterator[tuple[str, str]]:
-    """The passages of `benchmarks/README.md` that begin with a name, by that name."""
+    """What `benchmarks/README.md` answers by question, and its passages that begin with a name."""
     text = (DOCS.parent / "benchmarks" / "README.md").read_text()
-    for name, passage in _PASSAGE.findall(text):
+    for name, passage in [*_SECTION.findall(text), *_PASSAGE.findall(text)]:
         moved = passage.replace("](results/", "](../../../benchmarks/results/")
         yield name.lower().replace(" ", "-"), moved
 

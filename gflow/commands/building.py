@@ -14,6 +14,7 @@ from gflow.commands.bounds import Size, too_large
 from gflow.commands.reading import UserError
 from gflow.configuration import Configuration
 from gflow.problem import Problem
+from gflow.report.spread import seeded
 from gflow.validation import check_start
 
 
@@ -67,6 +68,7 @@ def build_cases(configuration: Configuration, dataset: datasets.Dataset) -> list
     lines = too_large(configuration, Size(len(dataset), dataset.x.shape[1], dataset.num_outputs))
     if lines:
         raise UserError(f"the networks do not fit into memory: {'; '.join(lines)}.")
+    _check_batches(configuration.descent, len(dataset))
     names = tables.labels(configuration.attacks)
     attacks = {
         name: _named(name, build_perturbation, table)
@@ -78,13 +80,21 @@ def build_cases(configuration: Configuration, dataset: datasets.Dataset) -> list
     ):
         network = _named(label, build_network, table, dataset)
         for seed in configuration.seeds:
-            place = f"{label}, seed {seed}" if len(configuration.seeds) > 1 else label
+            place = seeded(label, seed) if len(configuration.seeds) > 1 else label
             params = _named(place, network.init, seed, scale=table.scale)
             for name, attack in attacks.items():
                 problem = _problem(configuration, f"{label}, {name}", network, dataset, attack)
                 start = _named(place, check_start, problem, params)
                 cases.append(Case(place, name, problem, start))
     return cases
+
+
+def _check_batches(table: tables.DescentTable, num_examples: int) -> None:
+    size = table.batch_size
+    if table.enabled and size is not None and size > num_examples:
+        raise UserError(
+            f"[descent]: `batch_size = {size}`, but there are {num_examples} examples to train on."
+        )
 
 
 def _problem(

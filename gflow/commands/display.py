@@ -12,6 +12,7 @@ from rich.text import Text
 
 from gflow.report.evaluation import Evaluation, largest, margins_shown
 from gflow.report.record import Record, Results, columns_of, significant, write_cell
+from gflow.report.spread import Spread, spreads
 
 # Headings and words that fit 80 columns.
 _NARROW = {"smoothed\nmargin": "smooth.\nmargin", "log-loss": "log-\nloss"}
@@ -65,6 +66,8 @@ class Display:
         if status["stage"] == "flow":
             done = [_fraction(name, start, status, to) for name, to in self._targets.items()]
             fraction, state = max(done), f"{steps}, log-loss {status['log_loss']:.2f}"
+        elif status["stage"] == "descent":
+            fraction, state = 1.0, f"descent, {steps}, log-loss {status['log_loss']:.2f}"
         else:
             fraction, state = 1.0, f"to the limit, {steps}, {status['stationarity']:.0e}"
         self.bars.update(self._tasks[number], completed=fraction, state=state)
@@ -132,23 +135,43 @@ def print_table(console: Console, results: Results) -> None:
             console.print(text, style="red", highlight=False, markup=False)
 
 
-def print_matrix(console: Console, evaluations: Sequence[Evaluation], title: str) -> None:
-    """Trained under x attacked by: normalized margins, the largest of each column bold."""
-    for each in evaluations:
-        margins = margins_shown(each)
-        table = _table()
-        table.columns[0].header = f"{each.network}\ntrained under"
-        for name in each.columns:
-            table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
-        marks = largest(margins)
-        for row, values, marked in zip(each.rows, margins, marks, strict=True):
-            cells = [
-                Text(_cell(value) + ("*" if mark else " "), style="bold" if mark else "")
-                for value, mark in zip(values, marked, strict=True)
-            ]
-            table.add_row(Text(f" {row}"), *cells)
-        console.print(table)
-    console.print(Text(title, style="dim"), soft_wrap=True)
+def print_matrix(
+    console: Console, evaluations: Sequence[Evaluation], settings: Mapping[str, Any]
+) -> None:
+    """Trained under x attacked by: normalized margins, the largest of each column bold.
+
+    Over several seeds the mean, and half of the range below it.
+    """
+    several = spreads(evaluations, settings)
+    for spread in several:
+        shown = spread.shown()
+        _print_one(console, spread, shown.mean, (shown.most - shown.least) / 2)
+    if not several:
+        for each in evaluations:
+            _print_one(console, each, margins_shown(each), None)
+    text = (
+        "Normalized margins, trained under x attacked by (exact signs; strong: the smallest that "
+        "any attack in the ball finds); * the largest of a column"
+    )
+    seeds = f"; mean over {len(settings['seed'])} seeds, ± half of the range" if several else ""
+    console.print(Text(f"{text}{seeds}.", style="dim"), soft_wrap=True)
+
+
+def _print_one(console: Console, matrix: Evaluation | Spread, margins: Any, around: Any) -> None:
+    table = _table()
+    table.columns[0].header = f"{matrix.network}\ntrained under"
+    for name in matrix.columns:
+        table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
+    marks = largest(margins)
+    for i, row in enumerate(matrix.rows):
+        cells = []
+        for j, (value, mark) in enumerate(zip(margins[i], marks[i], strict=True)):
+            text = _cell(value) + ("*" if mark else " ")
+            if around is not None:
+                text += f"\n± {around[i, j]:.2g} " if math.isfinite(value) else "\n"
+            cells.append(Text(text, style="bold" if mark else ""))
+        table.add_row(Text(f" {row}"), *cells)
+    console.print(table)
 
 
 def _table() -> Table:

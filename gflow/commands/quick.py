@@ -7,6 +7,7 @@ NUM_EXAMPLES = 24
 _WIDTH = 4
 _NUM_STEPS = 2
 _LOG_LOSS = 0.0
+_DESCENT_STEPS = 100
 
 
 def quick(configuration: Configuration) -> Configuration:
@@ -17,6 +18,7 @@ def quick(configuration: Configuration) -> Configuration:
             "perturbation": [_short(table) for table in configuration.perturbation],
             "until": tables.UntilTable(log_loss=_LOG_LOSS),
             "limit": configuration.limit.model_copy(update={"enabled": False}),
+            "descent": _shorter(configuration.descent),
         }
     )
 
@@ -28,6 +30,12 @@ def _narrow(table: tables.Network) -> tables.Network:
         if hasattr(table, name)
     }
     return table.model_copy(update=narrowed)
+
+
+def _shorter(table: tables.DescentTable) -> tables.DescentTable:
+    size = None if table.batch_size is None else min(table.batch_size, NUM_EXAMPLES)
+    steps = min(table.num_steps, _DESCENT_STEPS)
+    return table.model_copy(update={"batch_size": size, "num_steps": steps})
 
 
 def _short(table: tables.Perturbation) -> tables.Perturbation:

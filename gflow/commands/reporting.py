@@ -7,6 +7,8 @@ from typing import Any
 from gflow.commands.folder import write
 from gflow.commands.reading import UserError
 
+_SAFE = "The results and trajectories are as they were."
+
 
 def rebuild_report(folder: Path) -> Path:
     """Writes `report.html` from what a job left in `folder`.
@@ -17,18 +19,51 @@ def rebuild_report(folder: Path) -> Path:
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    from gflow.report.record import read_results
     from gflow.report.sweep_record import read_record
 
-    safe = "The results and trajectories are as they were."
     try:
         swept = read_record(folder)
         if swept is not None:
-            return write(safe, draw_sweep, swept, folder)
-        results = read_results(folder)
+            return write(_SAFE, draw_sweep, swept, folder)
     except (ValueError, TypeError, OSError) as error:
         raise UserError(str(error)) from error
-    return write(safe, draw_report, results, folder)
+    return write(_SAFE, draw_report, _results(folder), folder)
+
+
+def draw_matrix(folder: Path, path: Path) -> Path:
+    """Writes the matrix of trained under x attacked by, from what a job left in `folder`.
+
+    Raises:
+        UserError: something in the folder cannot be read, or there is no matrix in it.
+        WriteFailed: the file cannot be written.
+    """
+    from gflow.report.picture import save_picture
+
+    settings = _results(folder).settings
+    try:
+        return write(_SAFE, save_picture, _evaluations(folder), settings, path)
+    except ValueError as error:
+        raise UserError(f"`{folder}`: {error}") from error
+
+
+def _results(folder: Path) -> Any:
+    from gflow.report.record import read_results
+
+    try:
+        return read_results(folder)
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(str(error)) from error
+
+
+def _evaluations(folder: Path) -> list[Any]:
+    """Of the networks whose runs all ended, those that can be read."""
+    from gflow.report.evaluation import load_evaluation
+
+    found = []
+    for path in sorted((folder / "evaluations").glob("*.npz")):
+        with contextlib.suppress(ValueError, OSError):
+            found.append(load_evaluation(path))
+    return found
 
 
 def draw_sweep(record: Any, folder: Path) -> Path:
@@ -52,7 +87,6 @@ def draw_report(results: Any, folder: Path) -> Path:
     """
     from gflow.loading import load
     from gflow.report.end import load_end
-    from gflow.report.evaluation import load_evaluation
     from gflow.report.page import write_page
 
     runs = {(run.network, run.perturbation): run for run in results.runs}
@@ -64,19 +98,16 @@ def draw_report(results: Any, folder: Path) -> Path:
     except (ValueError, TypeError, OSError) as error:
         raise UserError(str(error)) from error
     # Without these there are fewer figures.
-    ends, evaluations = {}, []
+    ends = {}
     for place, run in runs.items():
         if run.end and run.outcome != "interrupted":
             with contextlib.suppress(ValueError, OSError):
                 ends[place] = load_end(folder / run.end)
-    for path in sorted((folder / "evaluations").glob("*.npz")):
-        with contextlib.suppress(ValueError, OSError):
-            evaluations.append(load_evaluation(path))
     return write_page(
         results,
         trajectories,
         folder,
         configuration=configuration,
         ends=ends,
-        evaluations=evaluations,
+        evaluations=_evaluations(folder),
     )

@@ -26,7 +26,8 @@ NOT_ALL_REACHED = 1
 INTERRUPTED = 130
 
 # Folders of a job, made anew for each.
-_FOLDERS = {"trajectories": "*.npz", "ends": "*.npz", "evaluations": "*.npz"}
+_FOLDERS = dict.fromkeys(("trajectories", "ends", "evaluations"), "*.npz")
+_DESCENTS = {"descents": "*.npz"}
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def _prepare_folder(job: Job) -> None:
     or with its own where it is gone on with.
     """
     safe = "Nothing was integrated."
-    for name, pattern in _FOLDERS.items():
+    folders = _FOLDERS | (_DESCENTS if job.configuration.descent.enabled else {})
+    for name, pattern in folders.items():
         write(safe, (job.folder / name).mkdir, exist_ok=True)
         if not job.options.resumed:
             for path in (job.folder / name).glob(pattern):
@@ -364,12 +366,7 @@ def _conclude(job: Job) -> int:
             paths += [write(_safe(job), draw_report, results, job.folder)]
     print_table(job.console, results)
     if evaluations:
-        print_matrix(
-            job.console,
-            evaluations,
-            "Normalized margins, trained under x attacked by (exact signs; strong: the smallest "
-            "that any attack in the ball finds); * the largest of a column.",
-        )
+        print_matrix(job.console, evaluations, results.settings)
     seconds = time.perf_counter() - job.started
     _say(job, f"In {seconds:.0f} s. Written: {', '.join(map(str, paths))}")
     if job.interrupted:

@@ -44,9 +44,9 @@ def run_studies(
             studies.find(name)
     except ValueError as error:
         raise UserError(f"{error} `gflow study --list` tells what each claims.") from None
-    import jax
+    from gflow.commands.crew import Programs, set_up_jax
 
-    jax.config.update("jax_enable_x64", True)
+    set_up_jax(Programs())
     verdicts, path = [], folder
     with claimed(folder, overwrite=True):
         for name in names:

@@ -38,13 +38,20 @@ class Order(NamedTuple):
         return f"trajectories/{self.index + 1:02d}.npz"
 
     @property
+    def descent(self) -> str:
+        """The file of the training by steps beside it."""
+        return f"descents/{self.index + 1:02d}.npz"
+
+    @property
     def end(self) -> str:
         """The file of its `gflow.report.end.End`."""
         return f"ends/{self.index + 1:02d}.npz"
 
 
 def carry_out(configuration: Configuration, order: Order, report: Report) -> Any:
-    """Follows the flow, seeks its limit, and saves both; the run's `Record`.
+    """Follows the flow, seeks its limit, trains by steps where that is asked for, and saves each.
+
+    It returns the run's `Record`.
 
     The flow is on the disk before the limit is sought, and the end only once it is: a run without
     its end goes on from there. An interrupt is an outcome like any other.
@@ -63,12 +70,17 @@ def carry_out(configuration: Configuration, order: Order, report: Report) -> Any
     limit = None
     if configuration.limit.enabled and flow.successful:
         limit = seek(configuration.limit, order.case, flow, deadline.left(), report)
+    descent = None
+    if configuration.descent.enabled and "interrupted" not in _outcomes(flow, limit):
+        descent = step(configuration.descent, order.case, deadline.left(), report)
+        descent.save(order.folder / order.descent)
     found = record(
         flow,
         network=order.case.network,
         perturbation=order.case.perturbation,
         seconds=time.perf_counter() - begun,
         limit=limit,
+        descent=descent,
         file=order.trajectory,
         end=order.end,
     )
@@ -155,6 +167,27 @@ def seek(
         throw=False,
         **options.model_dump(exclude={"enabled", "max_seconds"}),
     )
+
+
+def step(options: tables.DescentTable, case: Any, seconds: float | None, report: Report) -> Any:
+    """Training by steps from the start of the run."""
+    import optax
+
+    from gflow.descent import descend
+
+    return descend(
+        case.problem,
+        case.params,
+        optax.sgd(options.step_size),
+        max_seconds=seconds,
+        progress=lambda status: report({**status, "stage": "descent"}),
+        throw=False,
+        **options.model_dump(exclude={"enabled", "step_size"}),
+    )
+
+
+def _outcomes(*runs: Any) -> list[str]:
+    return [run.result_name for run in runs if run is not None]
 
 
 def _least(one: float | None, other: float | None) -> float | None:

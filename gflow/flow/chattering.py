@@ -1,16 +1,18 @@
-"""Does a run chatter? A flow that slides along kinks makes a solver cross them to and fro, or cling
-to one side of them with ever shorter steps, longer ones being thrown back.
+"""Does a run chatter? Where the flow slides along kinks, a solver crosses them to and fro, or stays
+on one side with ever shorter steps, because it rejects those that cross.
 
-While it runs, three things together tell it, found again and again over `_PATIENCE` steps and more:
+A run chatters where all three of these have been found, in every look for at least `_PATIENCE`
+steps:
 
-1. the steps lead nowhere: u and log |params| change by less, a step, than a hundredth of what the
+1. the point hardly moves: u and log |params| change by less, a step, than a hundredth of what the
    tolerance lets a smooth flow move;
 2. they are shorter than a hundredth of the step that the piece of the field around the present
    point would allow, by its own derivatives and its stiffness;
 3. the slope of the flow jumps between consecutive points, or within the step that the piece of the
    field would allow (`gflow.flow.jumps`).
 
-A smooth flow never does the last, one that crosses a kink now and then not the first.
+A smooth flow never satisfies the third condition; a flow that crosses a kink now and then does not
+satisfy the first.
 """
 
 from collections.abc import Callable
@@ -28,15 +30,15 @@ from gflow.flow.jumps import Jumps, examples_at, jumps, smooth_step
 from gflow.kkt.switches import settled_angles, switched_margins
 from gflow.problem import Problem
 
-# What turns so many times over so many steps does not settle; what stays so close to its kink,
-# relative to its scale, clings to it.
+# A switch chatters that changes sign so many times over so many points, or that stays so close to
+# its kink, relative to its scale.
 POINTS, _TURNS, _CLOSE = 33, 8, 1e-3
 # Steps between two looks, and in how many looks in a row the flow must have been sliding.
 _STEPS, _PATIENCE = 256, 2048
 _FEW = 1e-2
 # The power of the tolerance with which the steps of the solvers grow.
 _ORDER = 5
-# So many of the steps cross a jump.
+# At least so many of the steps have to cross a jump.
 _CROSSINGS = 2
 
 
@@ -71,12 +73,12 @@ class Watch:
         self._steps = self._sliding = 0
 
     def memory(self) -> Sliding:
-        """All that decides what it finds next."""
+        """Its state, for a checkpoint."""
         return Sliding(self._state, self._clock, self._steps, self._sliding)
 
     @classmethod
     def recalled(cls, field: Field, tolerance: float, memory: Sliding) -> "Watch":
-        """The one with this memory."""
+        """The watch with the state of a checkpoint."""
         watch = cls(field, tolerance, memory.state)
         watch._clock, watch._steps, watch._sliding = memory[1:]
         return watch
@@ -84,7 +86,7 @@ class Watch:
     def chatters(
         self, cursor: Any, num_steps: int, explicit: bool, points: Callable[[], np.ndarray]
     ) -> bool:
-        """Whether it has been sliding for so long that it must be stopped.
+        """Whether the run has been sliding for `_PATIENCE` steps, so that it has to be stopped.
 
         Args:
             cursor: where the run stands.
@@ -103,7 +105,7 @@ class Watch:
 
     @property
     def sliding(self) -> bool:
-        """Whether the last look found the run sliding."""
+        """Whether the last look found the three conditions."""
         return self._sliding > 0
 
     def _leads_nowhere(self, cursor: Any, explicit: bool) -> bool:
@@ -143,7 +145,7 @@ def num_at_jumps(field: Field, states: np.ndarray, tolerance: float, explicit: b
 
 
 def num_chattering(problem: Problem, layout: Layout, vectors: np.ndarray) -> int:
-    """How many examples have a ReLU or a sign that turns to and fro at its kink, or clings to it.
+    """How many examples have a ReLU or a sign that changes sides to and fro, or stays at its kink.
 
     Args:
         vectors: successive points. Shape (p, P).

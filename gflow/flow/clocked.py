@@ -23,7 +23,8 @@ from jaxtyping import Array
 
 from gflow.flow.field import Field, StepError, path_slope, unit_direction
 from gflow.flow.krylov import stiff_part, woodbury
-from gflow.stiff.constrained import Moved
+from gflow.problem import Ascent
+from gflow.stiff.constrained import Coupled, Moved
 from gflow.stiff.rosenbrock import Rosenbrock, interpolate
 from gflow.stiff.systems import DENSE_AT_MOST, Krylov, LinearSolver, Operator, Preconditioner
 
@@ -66,55 +67,60 @@ class ClockedRosenbrock(Rosenbrock):
         self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
     ) -> tuple[Array, StepError, dict[str, Array], Any, diffrax.RESULTS]:
         del terms, solver_state, made_jump
-        field, h = args, t1 - t0
-        ascent = field.ascent(y0)
-        # Where the direction hardly moves, log rho still does: in units in which both move alike,
-        # an iterative solution is as right in the one as in the other.
-        units = _units(path_slope(field, y0, ascent))
-        scaled = _Scaled(field, y0[-1], units, ascent.margins.shape, self.follows_margins)
-        moved = self.advance(
-            scaled.coupled,
-            jnp.asarray(t0),
+        y1, errors, dense, _ = self.measured_step(args, t1 - t0, y0)
+        return y1, errors, dense, None, diffrax.RESULTS.successful
+
+    def measured_step(
+        self, field: Field, h: Array, y0: Any
+    ) -> tuple[Array, StepError, dict[str, Array], tuple[Ascent, Ascent]]:
+        """A step of length h, with the ascents at its start and at its end, which it needs."""
+        scaled, coupled, start = _linearized(field, y0, self.follows_margins)
+        moved = self.moved(
+            coupled,
             h,
-            y0[:-1] / units,
-            scaled.preconditioner(y0[:-1]) if not self._factorises(units.size) else None,
+            scaled.preconditioner(y0[:-1]) if not self._factorises(coupled.y.size) else None,
             scaled.gap_size if self.follows_margins else None,
         )
-        return self._finished(field, h, y0, ascent.margins, units, moved)
+        return self._finished(scaled, h, y0, start, moved)
 
     def _finished(
-        self, field: Field, h: Array, y0: Array, margins: Array, units: Array, moved: Moved
-    ) -> tuple[Array, StepError, dict[str, Array], Any, diffrax.RESULTS]:
+        self, scaled: "_Scaled", h: Array, y0: Array, start: Ascent, moved: Moved
+    ) -> tuple[Array, StepError, dict[str, Array], tuple[Ascent, Ascent]]:
         """What diffrax wants of a step, with time and with the error in the logits."""
+        field, units, margins = scaled.field, scaled.units, start.margins
         size, shape = units.size, margins.shape
         path, error, k = (part[..., :size] * units for part in moved[:3])
+        y1 = jnp.append(path, y0[-1])
+        end = field.ascent(y1)
+        ends = _Ends(field, jnp.stack([y0, y1]), jnp.stack([margins, end.margins]))
         middle = jnp.append(interpolate(0.5, y0[:-1], path, k), y0[-1])
-        slopes = None
+        turns = moved.turn.reshape(shape) if self.follows_margins else None
+        slopes = ends.slopes((start, end), turns)
         if self.follows_margins:
-            end, change, rows = (part[..., size:] for part in moved[:3])
-            between = interpolate(0.5, margins.ravel(), end, rows).reshape(shape)
-            there, gap = (part.reshape(shape) for part in (end + moved.gap, moved.gap))
-            slopes = _smooth_slopes(
-                field, (y0, margins), (jnp.append(path, y0[-1]), there), (k[:, -1], rows)
-            )
+            last, change, rows = (part[..., size:] for part in moved[:3])
+            between = interpolate(0.5, margins.ravel(), last, rows).reshape(shape)
+            smooth = ends.smooth_slopes(k[:, -1], rows)
+            gap = moved.gap.reshape(shape)
             logit = jnp.maximum(
                 field.logit_size(y0, margins, change.reshape(shape)),
-                field.logit_size(jnp.append(path, y0[-1]), there, gap),
+                field.logit_size(y1, end.margins, gap),
             )
         else:
-            between = None
+            between, smooth = field.margins(middle), None
             logit = field.logit_size(y0, margins, field.change_of_margins(y0, error[:-1]))
         # Beyond a cap time stands still.
         log_time, log_error = lax.cond(
-            field.log_kappa(jnp.append(path, 0.0)) <= field.log_cap,
-            lambda: _log_time(field, h, y0, path, _rate(field, middle, between), slopes),
+            field.log_kappa(y1) <= field.log_cap,
+            lambda: _log_time(
+                h, y0[-1], ends.values(), _rate(field, middle, between), slopes, smooth
+            ),
             lambda: (y0[-1], jnp.zeros_like(y0[-1])),
         )
         error = _seen(error, y0, h, margins)
         y1 = jnp.append(path, log_time)
         dense = {"y0": y0, "y1": y1, "k": jnp.pad(k, ((0, 0), (0, 1)))}
         errors = StepError(jnp.append(error, log_error), logit)
-        return y1, errors, dense, None, diffrax.RESULTS.successful
+        return y1, errors, dense, (start, end)
 
 
 class _Scaled(NamedTuple):
@@ -167,6 +173,45 @@ class _Scaled(NamedTuple):
         return of_margins
 
 
+def _linearized(
+    field: Field, y0: Array, follows_margins: bool
+) -> tuple["_Scaled", Coupled, Ascent]:
+    """The field at the start of a step, in units of it, with its derivatives; and the ascent there.
+
+    The margins and their gradients are evaluated once for all of it. The derivative with respect to
+    the margins that the weights see is a weighted mean of the same gradients.
+    """
+    path = y0[:-1]
+
+    def evaluated(path: Array) -> tuple[tuple[Array, Array], tuple[Ascent, Callable]]:
+        state = jnp.append(path, y0[-1])
+        ascent, pull_back = field.ascent_and_pull(state)
+        return (path_slope(field, state, ascent), ascent.margins.ravel()), (ascent, pull_back)
+
+    (slope, margins), tangent, (start, pull_back) = jax.linearize(evaluated, path, has_aux=True)
+    # Where the direction hardly moves, log rho still does: in units in which both move alike, an
+    # iterative solution is as right in the one as in the other.
+    units = _units(slope)
+    scaled = _Scaled(field, y0[-1], units, start.margins.shape, follows_margins)
+
+    def scaled_tangent(x: Array) -> tuple[Array, Array]:
+        change, turn = tangent(x * units)
+        return change / units, turn if follows_margins else path[:0]
+
+    def along(gap: Array) -> Array:
+        if not follows_margins:
+            return jnp.zeros_like(path)
+        gap = gap.reshape(start.margins.shape)
+        weights = jax.jvp(lambda q: field.weights(y0, q), (start.margins,), (gap,))[1]
+        change = start._replace(weights=weights, vector=pull_back(weights)[0])
+        return path_slope(field, y0, change) / units
+
+    known = margins if follows_margins else path[:0]
+    at, none = path / units, jnp.zeros_like(path)
+    coupled = Coupled(scaled.coupled, y0[-1], at, known, slope / units, none, scaled_tangent, along)
+    return scaled, coupled, start
+
+
 def _units(slope: Array) -> Array:
     """Units of `(u, log rho)`: 1, and the ratio of the speeds of log rho and of u, at least 1."""
     speed = jnp.sqrt(slope[:-1] @ slope[:-1])
@@ -190,25 +235,27 @@ def _seen(error: Array, y0: Array, h: Array, margins: Array) -> Array:
 
 
 def _log_time(
-    field: Field,
     h: Array,
-    y0: Array,
-    end: Array,
+    before: Array,
+    values: Array,
     middle_value: Array,
-    smooth_slopes: tuple[Array, Array] | None,
+    slopes: Array,
+    smooth_slopes: Array | None,
 ) -> tuple[Array, Array]:
     """`log(1 + t)` at the end of the step, and how much E in its middle changed it.
 
     Where E changes little, `smooth_slopes` take the place of those by the field.
+
+    Args:
+        before: `log(1 + t)` at its start.
+        values, slopes: E and dE/dtau at the two ends. Shapes (2,).
+        smooth_slopes: `h dE/dtau` along the dense output, likewise.
     """
-    # One after the other, so that the program holds the field once.
-    ends = jnp.stack([y0, jnp.append(end, y0[-1])])
-    values, slopes = lax.map(lambda state: _rate_and_slope(field, state), ends)
-    (start_value, end_value), (start_slope, end_slope) = values, h * slopes
+    start_value, end_value = values
+    slopes = h * slopes
     if smooth_slopes is not None:
-        flat = jnp.maximum(*map(jnp.abs, smooth_slopes)) < _FLAT
-        start_slope = jnp.where(flat, smooth_slopes[0], start_slope)
-        end_slope = jnp.where(flat, smooth_slopes[1], end_slope)
+        slopes = jnp.where(jnp.max(jnp.abs(smooth_slopes)) < _FLAT, smooth_slopes, slopes)
+    start_slope, end_slope = slopes
     chord = end_value - start_value
     start, finish = start_slope - chord, chord - end_slope
     straight = 0.5 * (start_value + end_value) + 0.125 * (start + finish)
@@ -220,54 +267,77 @@ def _log_time(
     cubic = -back * chord + theta * back * (start * back + finish * theta)
     quartic = cubic + bump * (theta * back) ** 2
     log_scale = jnp.log(0.5 * h * window) + jnp.log(_WEIGHTS) + end_value
-
-    def total(exponent: Array) -> Array:
-        return jnp.logaddexp(y0[-1], logsumexp(log_scale + exponent))
-
+    # Both in one, so that the program holds the sum once.
+    exponents = log_scale + jnp.stack([quartic, cubic])
+    total, coarse = jnp.logaddexp(before, logsumexp(exponents, axis=1))
     running = jnp.isfinite(end_value)
-    log_time = jnp.where(running, total(quartic), y0[-1])
+    log_time = jnp.where(running, total, before)
     # Rounding in E, as large as E is, is no error of the step.
     rounding = 64 * jnp.finfo(log_time.dtype).eps * jnp.abs(end_value)
-    error = jnp.maximum(jnp.abs(log_time - total(cubic)) - rounding, 0.0)
+    error = jnp.maximum(jnp.abs(log_time - coarse) - rounding, 0.0)
     return log_time, jnp.where(running, error, 0.0)
 
 
-def _smooth_slopes(
-    field: Field,
-    start: tuple[Array, Array],
-    end: tuple[Array, Array],
-    rows: tuple[Array, Array],
-) -> tuple[Array, Array]:
-    """`h dE/dtau` at both ends of a step, along its dense output.
+class _Ends(NamedTuple):
+    """Both ends of a step.
 
-    The slope by the field is that of a point which is off the slow motion by rounding or by the
-    error of a step: it runs back there at a rate like kappa, and moves E by kappa times as much.
-    That error of `kappa^2 h` times the distance is nothing where E runs like kappa. Where all
-    logits rest (a radius equal to the margin) it would be all.
-
-    Args:
-        start, end: state and margins there.
-        rows: k of the dense output, of log rho and of the flattened margins.
+    Attributes:
+        field: the flow's.
+        states, margins: at the start and at the end. Shapes (2, state), (2, n ...).
     """
-    (y0, q0), (y1, q1) = start, end
-    across = y1[-2] - y0[-2], (q1 - q0).ravel()
 
-    def slope(state: Array, margins: Array, growth: Array, change: Array) -> Array:
-        along = jnp.zeros_like(state).at[-2].set(growth), change.reshape(margins.shape)
-        return jax.jvp(lambda at, q: _rate(field, at, q), (state, margins), along)[1]
+    field: Field
+    states: Array
+    margins: Array
 
-    first = [gap + k[0] for gap, k in zip(across, rows, strict=True)]
-    last = [gap - jnp.sum(k, axis=0) for gap, k in zip(across, rows, strict=True)]
-    return slope(y0, q0, *first), slope(y1, q1, *last)
+    def values(self) -> Array:
+        """`E = log dt/dtau` there. Shape (2,)."""
+        return jax.vmap(lambda state, q: _rate(self.field, state, q))(self.states, self.margins)
+
+    def slopes(self, ascents: tuple[Ascent, Ascent], turn: Array | None) -> Array:
+        """`dE/dtau` there along the flow. Shape (2,).
+
+        Args:
+            ascents: at both ends.
+            turn: by which the flow changes the margins at the start, if it is known.
+        """
+        field = self.field
+        along = [path_slope(field, *at) for at in zip(self.states, ascents, strict=True)]
+
+        def turned(state: Array, slope: Array) -> Array:
+            return jax.jvp(field.margins, (state,), (jnp.append(slope, 0.0),))[1]
+
+        turns = [turned(self.states[0], along[0]) if turn is None else turn]
+        turns.append(turned(self.states[1], along[1]))
+        return self._along(jnp.stack(along)[:, -1], jnp.stack(turns))
+
+    def smooth_slopes(self, k: Array, rows: Array) -> Array:
+        """`h dE/dtau` there, along the dense output of the step. Shape (2,).
+
+        The slope by the field is that of a point which is off the slow motion by rounding or by the
+        error of a step: it runs back there at a rate like kappa, and moves E by kappa times as
+        much. That error of `kappa^2 h` times the distance is nothing where E runs like kappa. Where
+        all logits rest (a radius equal to the margin) it would be all.
+
+        Args:
+            k, rows: of the dense output, of log rho and of the flattened margins.
+        """
+        growth = self.states[1, -2] - self.states[0, -2]
+        across = (self.margins[1] - self.margins[0]).ravel()
+        growths = growth + jnp.stack([k[0], -jnp.sum(k)])
+        turns = across + jnp.stack([rows[0], -jnp.sum(rows, axis=0)])
+        return self._along(growths, turns.reshape(self.margins.shape))
+
+    def _along(self, growths: Array, turns: Array) -> Array:
+        """The change of E where log rho and the margins change by these. Shape (2,)."""
+
+        def change(state: Array, margins: Array, growth: Array, turn: Array) -> Array:
+            along = jnp.zeros_like(state).at[-2].set(growth), turn
+            return jax.jvp(lambda at, q: _rate(self.field, at, q), (state, margins), along)[1]
+
+        return jax.vmap(change)(self.states, self.margins, growths, turns)
 
 
-def _rate_and_slope(field: Field, state: Array) -> tuple[Array, Array]:
-    """`E = log dt/dtau` and `dE/dtau` along the flow."""
-    direction = jnp.append(path_slope(field, state, field.ascent(state)), 0.0)
-    return jax.jvp(lambda at: _rate(field, at), (state,), (direction,))
-
-
-def _rate(field: Field, state: Array, margins: Array | None = None) -> Array:
-    """`E = log dt/dtau` for these margins, or for those of the state."""
-    margins = field.margins(state) if margins is None else margins
+def _rate(field: Field, state: Array, margins: Array) -> Array:
+    """`E = log dt/dtau` for these margins."""
     return field.log_time_rate(state, field.log_weight(state, margins))

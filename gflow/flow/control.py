@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gflow.flow.field import error_norm, error_sizes
-from gflow.flow.landing import Bracket, landing, moved, no_bracket
+from gflow.flow.field import Field, State, error_norm, error_sizes
+from gflow.flow.landing import Bracket, distances, landing, measures_for, moved, no_bracket
 from gflow.flow.until import Until
+from gflow.measures import PointMeasures
 from gflow.stiff.traits import ORDINARY, Gains
 
 # Errors below this fraction of the tolerance are mostly rounding, and count as this large.
@@ -108,17 +109,37 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
     ):
-        last_error, _, _, longest, count, ceiling, rise, bracket = controller_state
-        length = t1 - t0
+        measures = measures_for(self.until, args, y1_candidate)
+        keep, start, end, state, verdict = self.controlled(
+            t1 - t0, y0, y1_candidate, args, y_error, error_order, controller_state, measures
+        )
+        return keep, start, end, False, state, verdict
+
+    def controlled(
+        self,
+        length: Any,
+        y0: State,
+        y1_candidate: State,
+        field: Field,
+        y_error: Any,
+        error_order: Any,
+        controller_state: ControlState,
+        measures: PointMeasures,
+    ) -> tuple[Array, Array, Array, ControlState, Any]:
+        """What follows a step of this length, with what is measured at its end: whether it is kept,
+        start and end of the next one, the state, and the verdict.
+        """
+        last_error, begun, _, longest, count, ceiling, rise, bracket = controller_state
         error = jnp.maximum(self._error(y_error), _LEAST_ERROR)
         keep = error < 1
         factor = _factor(self.gains, error, last_error, error_order, keep)
         last_error = jnp.where(keep, error, last_error)
         rise = jnp.where(keep, self.gains.recover * rise, 1.0)
         ceiling = jnp.where(keep, rise * ceiling, self.gains.reach * length)
-        ahead = landing(self.until, args, bracket, y0, y1_candidate, length, keep)
+        targets = distances(self.until, field, y1_candidate, measures)
+        ahead = landing(self.until, targets, bracket, y0, y1_candidate, length, keep)
         keep = keep & ~ahead.passed
-        start = jnp.where(keep, length, t0)
+        start = jnp.where(keep, length, begun)
         # The length of a step that passed the target follows from the bracket alone.
         free = jnp.where(ahead.passed, jnp.inf, jnp.minimum(factor * length, ceiling))
         step = jnp.minimum(free, ahead.step)
@@ -128,7 +149,7 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
         state = ControlState(last_error, start, step, *memory)
         moving = (next_t1 > start) & ~_stuck(moved(y0, y1_candidate), length, state)
         verdict = self._verdict(state, moving, ahead.arrived)
-        return keep, start, next_t1, False, state, verdict
+        return keep, start, next_t1, state, verdict
 
     def _error(self, error: Any) -> Array:
         """The error in units of what is allowed; a NaN counts as infinite."""

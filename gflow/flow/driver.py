@@ -86,7 +86,7 @@ def integrate(
             of |params| and of 1 + t; and of the direction, unless that has a bound of its own.
         rtol_direction: local error per step of the direction, `|du|_2`; None for `tolerance`.
             Of the directions that the flow does not damp, expect an error of 0.04 to 1.2 times this
-            at the end (deep linear networks, 1e-4 to 1e-8, `benchmarks/work_precision.py`); of
+            at the end (deep linear networks, 1e-4 to 1e-8, `benchmarks/solvers.py`); of
             those that it does, far less.
         atol_logit: local error per step in the logits,
             `sqrt(sum_i p_i (kappa <grad q_i, du>)^2)`, where the solver is a `Rosenbrock`: an error

@@ -21,6 +21,7 @@ The state is one flat vector `(u, log rho, log(T + t))`: a solver's arithmetic t
 kernel an operation rather than one for each leaf of the parameters.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -66,8 +67,18 @@ class Field(eqx.Module):
 
     def measures(self, state: State) -> PointMeasures:
         """What is recorded of a point; its stationarity is that of the capped flow."""
+        measures = self.measured(state, self.ascent(state))
+        return measures._replace(clean_margin=jnp.min(self.clean_margins(state)))
+
+    def measured(self, state: State, ascent: Ascent) -> PointMeasures:
+        """The same where the ascent is at hand, but for the clean margin, which is 0."""
         direction = self.layout.unflatten(unit_direction(state))
-        return measure_ascent(self.problem, direction, self.log_kappa(state), self.ascent(state))
+        none = jnp.zeros_like(state[-2])
+        return measure_ascent(self.problem, direction, self.log_kappa(state), ascent, none)
+
+    def clean_margins(self, state: State) -> Float[Array, "n ..."]:
+        """Margins without perturbation at the unit direction of `state`."""
+        return self.problem.clean_margins(self.layout.unflatten(unit_direction(state)))
 
     def log_kappa(self, state: State) -> Float[Array, ""]:
         """`log kappa = L log rho`."""
@@ -105,6 +116,11 @@ class Field(eqx.Module):
         params = self.layout.unflatten(unit_direction(state))
         return self.problem.ascent(params, self.capped(state), assumed)
 
+    def ascent_and_pull(self, state: State) -> tuple[Ascent, Callable[[Array], tuple[Params]]]:
+        """The same, with the function that maps weights w to `(sum_i w_i grad q_i,)` there."""
+        params = self.layout.unflatten(unit_direction(state))
+        return self.problem.ascent_and_pull(params, self.capped(state))
+
     def margins(self, state: State) -> Float[Array, "n ..."]:
         """Margins at the unit direction of `state`."""
         return self.problem.margins(self.layout.unflatten(unit_direction(state)))
@@ -136,9 +152,12 @@ class Field(eqx.Module):
 
         The weights p are those of `margins`, with kappa that of `state`.
         """
-        log_kappa = self.capped(state)
-        weights = jax.nn.softmax(self.problem.log_weights(margins, log_kappa), axis=None)
-        return jnp.sqrt(jnp.sum(weights * (jnp.exp(log_kappa) * change) ** 2))
+        weights = self.weights(state, margins)
+        return jnp.sqrt(jnp.sum(weights * (jnp.exp(self.capped(state)) * change) ** 2))
+
+    def weights(self, state: State, margins: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+        """The weights p of these margins of the unit direction."""
+        return jax.nn.softmax(self.problem.log_weights(margins, self.capped(state)), axis=None)
 
 
 def initial_state(layout: Layout, params: Params) -> State:

@@ -1,8 +1,9 @@
-"""Where the slope of the flow jumps, told from the field itself.
+"""Where the slope of the flow jumps, found by bisection on the field itself.
 
-Kinks that no switch names are found as well: between two points the half that holds the larger
-change of the slope is taken again and again. What is left of the change once the points can hardly
-be told apart is a jump; a smooth field has none left.
+Between two points the half with the larger change of the slope is kept, again and again, until the
+points differ by rounding. If the slope still changes between them, it jumps; the change of a smooth
+field has gone to 0 by then. This finds kinks of user-defined networks too, of which no switch is
+known.
 """
 
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ from jaxtyping import Array, Bool, Float
 from gflow._programs import compiled
 from gflow.flow.field import Field, State, path_slope, vector_field
 
-# Halvings lead to points so close to each other; a jump is more than this part of the slope.
+# Bisection ends where the points are this close or after so many halvings. A change by more than
+# this part of the slope is then a jump.
 _CLOSE, _MOST_HALVINGS, _JUMP = 1e-13, 60, 1e-3
 _POWER_STEPS = 8
 # A gradient that changes by this part of the largest one belongs to an example at the jump.
@@ -71,11 +73,12 @@ def jumps(field: Field, starts: Float[Array, "m state"], ends: Float[Array, "m s
 
 @compiled
 def smooth_step(field: Field, state: State, accuracy: Any, explicit: bool) -> Array:
-    """About the step that the piece of the field around a point would allow.
+    """About the step that the smooth piece of the field around a point would allow.
 
-    That is `accuracy` times the time in which slope and time change by themselves, and for an
-    explicit solver at most 1 over the largest eigenvalue of the Jacobian, by power iteration.
-    Derivatives are those of the piece: no jump enters them.
+    It is `accuracy` divided by the relative rate at which the slope turns or by that of physical
+    time, whichever is larger; for an explicit solver at most 1 over the largest eigenvalue of the
+    Jacobian, by power iteration. Derivatives are taken within the piece, so that jumps do not
+    enter.
     """
     state = jnp.asarray(state)
 

@@ -7,12 +7,14 @@ where an event of diffrax would give a point of the dense output.
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from gflow.flow.field import Field, State
 from gflow.flow.until import LANDED, Until, known_log_loss
+from gflow.measures import PointMeasures
 
 # After so many steps towards a target the next point past it is taken: a distance that jumps, as at
 # a kink, never gets as small as asked for.
@@ -65,35 +67,58 @@ class Landing(NamedTuple):
 
 
 def landing(
-    until: Until, field: Field, bracket: Bracket, start: State, end: State, length: Any, keep: Any
+    until: Until, targets: Array, bracket: Bracket, start: State, end: State, length: Any, keep: Any
 ) -> Landing:
-    """What a step from `start` to `end` means for the target; `keep`: its error is small enough."""
-    targets = distances(until, field, end)
+    """What a step from `start` to `end` means for the target.
+
+    Args:
+        targets: the distance to each of them at its end.
+        keep: whether its error is small enough.
+    """
     distance = jnp.min(targets)
     # The last one, overflow, is none that was asked for.
     accuracy = jnp.where(targets[-1] <= distance, LANDED, until.accuracy)
-    exact = _indistinguishable(start, end, length, bracket)
+    return landed(distance, accuracy, moved(start, end), bracket, length, keep)
+
+
+def landed(
+    distance: Array, accuracy: Any, way: Array, bracket: Bracket, length: Any, keep: Any
+) -> Landing:
+    """What a step means for a target at this distance from its end, positive before it, which is
+    to be met so closely.
+
+    Args:
+        way: how far the step went, `moved`.
+    """
+    exact = _indistinguishable(way, length, bracket)
     arrived = keep & _close(distance, accuracy, exact, bracket)
     passed = keep & (distance <= 0) & ~arrived
     bracket = _updated(bracket, keep, passed, distance, length)
     return Landing(arrived, passed, bracket, _aim(bracket, exact))
 
 
-def distances(until: Until, field: Field, state: State) -> Float[Array, " targets"]:
-    """Distance to each target. The margins are evaluated only where a target needs them."""
-    log_kappa = field.log_kappa(state)
+def distances(
+    until: Until, field: Field, state: State, measures: PointMeasures
+) -> Float[Array, " targets"]:
+    """Distance to each target at a state where this was measured."""
+    return until.remaining(
+        field.log_kappa(state),
+        field.log1p_time(state),
+        known_log_loss(measures),
+        measures.stationarity,
+        measures.margin,
+        field.ceiling,
+    )
 
-    def evaluated() -> tuple[Array, Array, Array]:
-        measures = field.measures(state)
-        return known_log_loss(measures), measures.stationarity, measures.margin
 
-    def skipped() -> tuple[Array, Array, Array]:
-        nothing = jnp.zeros_like(log_kappa)
-        return nothing + jnp.inf, nothing + 1.0, nothing
+def measures_for(until: Until, field: Field, state: State) -> PointMeasures:
+    """What is measured of a state where a target needs it; elsewhere nothing is evaluated."""
+    shapes = jax.eval_shape(field.measures, state)
 
-    log_loss, stationarity, margin = lax.cond(until.needs_margins, evaluated, skipped)
-    time = field.log1p_time(state)
-    return until.remaining(log_kappa, time, log_loss, stationarity, margin, field.ceiling)
+    def skipped() -> PointMeasures:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    return lax.cond(until.needs_margins, lambda: field.measures(state), skipped)
 
 
 def moved(start: State, end: State) -> Array:
@@ -101,11 +126,11 @@ def moved(start: State, end: State) -> Array:
     return jnp.max(jnp.abs(end - start) / (1.0 + jnp.abs(start)))
 
 
-def _indistinguishable(start: State, end: State, length: Any, bracket: Bracket) -> Array:
+def _indistinguishable(way: Array, length: Any, bracket: Bracket) -> Array:
     """Whether the bracket is so narrow that the states in it are one state to float64."""
-    # The states at the ends of the bracket differ by about `moved(start, end) * width / length`.
+    # The states at the ends of the bracket differ by about `way * width / length`.
     rounding = 16 * jnp.finfo(jnp.float64).eps
-    return bracket.known & (moved(start, end) * bracket.width <= rounding * length)
+    return bracket.known & (way * bracket.width <= rounding * length)
 
 
 def _close(distance: Any, accuracy: Any, exact: Any, bracket: Bracket) -> Array:

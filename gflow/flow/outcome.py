@@ -16,29 +16,30 @@ from gflow.record import Record, Row
 from gflow.results import RESULTS
 from gflow.trajectory import HELD
 
-# As close as this to a target it is met: a run's last step aims at 1e-13, the rest is rounding.
+# A target counts as met this close to it: the last step of a run aims at 1e-13, and rounding adds
+# to it.
 _ROUNDING = 1e-12
-# Rounding of a stationarity.
+# Rounding error of a stationarity, a difference of vectors of norm 1.
 _SINE = 1e-14
-# Relative to the strength at the start: a flow that is this slow has come to rest.
+# A flow whose strength has fallen to this part of that at the start has come to rest.
 _REST = 1e-10
-# A direction that is so close to stationary under a cap has come to rest.
+# Under a cap a direction of at most this stationarity has come to rest.
 _STILL = 1e-6
-# A norm that has shrunk by exp(-300) is nothing: its square underflows soon after.
+# A norm that has shrunk by exp(-300) counts as 0, since its square soon underflows.
 _LOG_NOTHING = 300.0
-# Fewer steps than this do not tell whether the loss still falls.
+# After fewer steps it is too early to say whether the loss still falls.
 _STEPS_TO_TELL = 1000
 
 
 def targets_met(until: Until, field: Field, row: Row, *, landed: bool = False) -> list[str]:
     """The targets that a point meets, to rounding or `until.accuracy`, in the order of `TARGETS`.
 
-    What is NaN meets none. A small stationarity, a difference of vectors of norm 1, is known to few
-    digits.
+    A NaN meets no target. A small stationarity is a difference of vectors of norm 1, so that few of
+    its digits are right.
 
     Args:
-        landed: whether the steps towards a target ended at this point by themselves. Where it then
-            meets none to rounding, those count that are met to `HELD`.
+        landed: whether the solver ended the run here because it had reached a target. If no target
+            is met to rounding then, those count that are met to `HELD`.
     """
     distance = _distances(until, field, row)
     for closely in (_ROUNDING, HELD) if landed else (_ROUNDING,):
@@ -53,7 +54,7 @@ def targets_met(until: Until, field: Field, row: Row, *, landed: bool = False) -
 
 @compiled_for_few_calls
 def _distances(until: Until, field: Field, row: Row) -> Array:
-    """To each target, as one program rather than one for each of its operations."""
+    """Distances to the targets, compiled as one program."""
     measures = row.measures
     place = field.problem.degree * row.state[-2], row.state[-1]
     known = known_log_loss(measures), measures.stationarity, measures.margin
@@ -73,8 +74,10 @@ def outcome_at(until: Until, field: Field, row: Row, *, landed: bool = False) ->
 
 
 def hopeless(until: Until, problem: Problem, record: Record, *, spent: bool) -> bool:
-    """Whether more steps would not separate the examples: none is separated by a flow that rests,
-    fades away, or has spent its steps without lowering the loss any more.
+    """Whether the examples are not separated and more steps would not separate them.
+
+    That is so where the flow has come to rest, where its parameters decay to 0, and where all steps
+    are spent and the loss no longer falls.
     """
     first, last = record.first(), record.last()
     if last.measures.margin > 0:
@@ -90,28 +93,29 @@ def hopeless(until: Until, problem: Problem, record: Record, *, spent: bool) -> 
 def at_rest(until: Until, start: PointMeasures, now: PointMeasures) -> bool:
     """Whether the flow has stopped moving.
 
-    Where a time is asked for, waiting there reaches it.
+    False where a time is asked for: the flow reaches it at rest.
     """
     slow = float(now.strength) <= _REST * float(start.strength)
     return bool(slow and not np.isfinite(until.log1p_time))
 
 
 def fixed(until: Until, now: PointMeasures) -> bool:
-    """Whether a capped flow keeps its direction, at a loss beyond all numbers that only rises.
+    """Whether a capped flow no longer turns while its loss is infinite: kappa grows at a direction
+    with a negative margin.
 
-    Where a log kappa or a stationarity is asked for, waiting there reaches it.
+    False where a log kappa or a stationarity is asked for: the flow still reaches these.
     """
     still = now.stationarity <= _STILL
     still = still and np.isposinf(until.log_kappa) and until.stationarity == 0
-    # Last, since its operations are programs of their own here.
+    # Evaluated last: outside of a compiled program this is slow.
     return bool(still and np.isposinf(known_log_loss(now)))
 
 
 def faded(until: Until, degree: float, start: Row, now: Row) -> bool:
-    """Whether the norm has decayed to nothing.
+    """Whether the norm has decayed to 0, to `exp(-300)` of 1 and of its start.
 
-    It takes all of time from degree 2 on, so that a time that is asked for is reached; below, the
-    flow ends at zero at a finite time.
+    From degree 2 on the flow needs infinite time for that, so that it reaches any time that is
+    asked for. For smaller degrees it arrives at 0 at a finite time and ends there.
     """
     decayed = float(now.state[-2]) <= min(float(start.state[-2]), 0.0) - _LOG_NOTHING
     return decayed and not (degree >= 2 and np.isfinite(until.log1p_time))
@@ -120,8 +124,8 @@ def faded(until: Until, degree: float, start: Row, now: Row) -> bool:
 def stalled(record: Record) -> bool:
     """Whether the loss hardly fell over the last half of the saved points.
 
-    In logarithms: by at most a thousandth, and a thousandth of its fall over the run. A short run
-    tells nothing.
+    The log-loss fell by at most 1e-3, and by at most 1e-3 of its fall over the whole run. False for
+    runs of fewer than 1000 accepted steps.
     """
     log_loss = record.log_losses()
     if record.last().num_accepted < _STEPS_TO_TELL or len(log_loss) < 3:

@@ -1,8 +1,8 @@
-"""Where a run stands between two segments, and how it is written down.
+"""Where a run stands between two segments, and how that is saved in a file.
 
-How a run goes on from a place is decided by what the place holds and by nothing else: neither the
-seconds that anything took nor what is kept of the run has a part in it. So a run that is taken up
-at a place makes, bit for bit, the steps that it would have made without the stop.
+A place holds everything that decides how the run goes on. Neither the seconds that anything took
+nor the number of saved points matters. So a run that is resumed from a place makes, bit for bit,
+the steps that it would have made without the stop.
 """
 
 from typing import Any, NamedTuple
@@ -81,8 +81,8 @@ def most_steps(field: Field, solver: diffrax.AbstractSolver) -> int:
 
 
 def landing(cursor: Cursor) -> bool:
-    """Whether the steps are already those towards a target, which a run to a later one does not
-    make.
+    """Whether the last steps were shortened in order to land on a target. A run to a later target
+    would not have made them.
     """
     return bool(np.isfinite(cursor.control.bracket.width))
 
@@ -90,8 +90,8 @@ def landing(cursor: Cursor) -> bool:
 def next_place(path: Path, place: Place, cursor: Cursor, num_steps: int, *, fading: bool) -> Place:
     """The place after a segment that ended at `cursor`, `num_steps` into the run.
 
-    Segments double in length; or stay short, where a flow that may fade or is near 0 must be
-    watched.
+    Segments double in length. They stay short where the norm may decay to 0 or the flow is passing
+    0 (`fading`), since that has to be noticed in time.
     """
     place = place._replace(cursor=cursor, num_steps=num_steps, num_segments=place.num_segments + 1)
     place = _watched(path, place)
@@ -101,7 +101,9 @@ def next_place(path: Path, place: Place, cursor: Cursor, num_steps: int, *, fadi
 
 
 def _watched(path: Path, place: Place) -> Place:
-    """With a Rosenbrock method, once and for all, where that is now the cheaper one."""
+    """The place with a Rosenbrock method as solver, if that has become the cheaper one. The solver
+    is switched at most once.
+    """
     if place.watch is None or landing(place.cursor) or place.passage.solver is not None:
         return place
     stiff, watch = looked(place.watch, path.field, place.cursor, place.num_steps)
@@ -123,12 +125,12 @@ def _watched(path: Path, place: Place) -> Place:
 
 
 def describe(solver: diffrax.AbstractSolver) -> str:
-    """A solver and its options in words: the same for the same."""
+    """A solver and its options as text; equal solvers give equal texts."""
     return eqx.tree_pformat(solver, short_arrays=False)
 
 
 def written(path: Path, place: Place, record: Record) -> Checkpoint | None:
-    """The place as a file holds it; None where the solver's state is no plain arrays."""
+    """The place as a checkpoint for a file; None if the solver's state is not all plain arrays."""
     try:
         parts = place.cursor, place.sliding.state
         arrays = [leaf for leaf in jax.tree.leaves(parts) if eqx.is_array(leaf)]

@@ -20,7 +20,8 @@ from gflow.record import Record, Row, row_capacity
 from gflow.results import RESULTS
 from gflow.stiff.traits import traits_of
 
-# How a segment ends whose steps lead nowhere any more: too short to change anything, or arrived.
+# The solver ended a segment before its steps were spent: steps too short to change anything, or a
+# target reached.
 _BY_ITSELF = diffrax.RESULTS.dt_min_reached, diffrax.RESULTS.event_occurred
 
 
@@ -122,14 +123,15 @@ class Run:
         if not np.all(np.isfinite(last.state)):
             self.record.drop_nonfinite()
             return RESULTS.not_finite
-        # A segment whose steps are spent may end on the way to a target, however close to it.
+        # If instead the steps of the segment are spent, the run may still be on its way to a
+        # target, however close it is.
         landed = any(bool(block.result == result) for result in _BY_ITSELF)
         arrived = outcome_at(self.until, self.path.field, last, landed=landed)
         return self._stopped_short(block, last, max_steps) if arrived is None else arrived
 
     def _stopped_short(self, block: Block, last: Row, max_steps: int) -> RESULTS | None:
         field = self.path.field
-        # What only the solver took for an arrival is none.
+        # The solver may have taken this point for a target that it does not meet.
         stuck = any(bool(block.result == result) for result in _BY_ITSELF)
         if self.passage.changes(last, stuck=stuck) and self.num_steps < max_steps:
             return self._restart(self.passage.step)
@@ -137,7 +139,7 @@ class Run:
             ahead = not_finite_ahead(field, self.cursor.state)
             return RESULTS.not_finite if ahead else RESULTS.step_underflow
         spent = self.num_steps >= max_steps
-        # What chatters has not stalled by itself.
+        # Where the run chatters, the loss no longer falls for another reason.
         told = spent and self.num_chattering() == 0
         if hopeless(self.until, field.problem, self.record, spent=told):
             margins = last.measures.margin, last.measures.clean_margin

@@ -14,9 +14,11 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from gflow._programs import compiled, compiled_for_few_calls
+from gflow.flow.clocked import ClockedRosenbrock
 from gflow.flow.control import ControlState, FlowController, rewound, starting
 from gflow.flow.field import Field, State, unit_direction, vector_field
-from gflow.record import Row, empty_rows, write_row
+from gflow.measures import PointMeasures
+from gflow.record import Row
 
 
 class Cursor(NamedTuple):
@@ -120,7 +122,8 @@ class _Made(NamedTuple):
         state: before it.
         solver_state, control: likewise.
         num_accepted: steps that were.
-        clocks, lengths, states: before and after each accepted step; and how long the next one was.
+        clocks, lengths, states, measures: before and after each accepted step; and how long the
+            next one was. The clean margins are left out.
         result: of the last step that was tried.
     """
 
@@ -133,6 +136,7 @@ class _Made(NamedTuple):
     clocks: Float[Array, " times"]
     lengths: Float[Array, " times"]
     states: Float[Array, "times state"]
+    measures: PointMeasures
     result: diffrax.RESULTS
 
 
@@ -147,7 +151,8 @@ def _integrated(
 
     The loop of `diffrax.diffeqsolve`, for a flow that is not differentiated and has no end on the
     clock: its program is a tenth smaller, since it neither clips the last step nor hides its state
-    from JAX's differentiation.
+    from JAX's differentiation. What is measured of a point is read from the evaluation of the field
+    there that a step needs, and serves the targets and the record.
     """
     term, results = diffrax.ODETerm(vector_field), diffrax.RESULTS
     solver = _with_tolerances(solver, controller)
@@ -156,24 +161,33 @@ def _integrated(
         return (made.result == results.successful) & (made.control.count < capacity)
 
     def tried(made: _Made) -> _Made:
-        state, error, _, solver_state, solved = solver.step(
-            term, made.start, made.end, made.state, field, made.solver_state, False
-        )
+        now, length = made.num_accepted, made.end - made.start
+        measures = made.measures
+        if isinstance(solver, ClockedRosenbrock):
+            state, error, _, ascents = solver.measured_step(field, length, made.state)
+            solver_state, solved = made.solver_state, results.successful
+            both = jax.tree.map(lambda *ends: jnp.stack(ends), *ascents)
+            both = jax.vmap(field.measured)(jnp.stack([made.state, state]), both)
+            before, measured = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1))
+            measures = jax.tree.map(lambda all_, one: all_.at[now].set(one), measures, before)
+        else:
+            state, error, _, solver_state, solved = solver.step(
+                term, made.start, made.end, made.state, field, made.solver_state, False
+            )
+            measured = field.measured(state, field.ascent(state))
         error = jax.tree.map(lambda part: jnp.where(jnp.isnan(part), jnp.inf, part), error)
         order: Any = solver.error_order(term)
-        keep, start, end, _, control, verdict = controller.adapt_step_size(
-            made.start, made.end, made.state, state, field, error, order, made.control
+        keep, start, end, control, verdict = controller.controlled(
+            length, made.state, state, field, error, order, made.control, measured
         )
-        length = made.end - made.start
-        state, solver_state = jax.tree.map(
-            lambda after, before: jnp.where(keep, after, before),
-            (state, jax.tree.map(_as_array, solver_state)),
-            (made.state, made.solver_state),
-        )
-        now = made.num_accepted
         after = now + jnp.where(keep, 1, 0)
-        solved = results.where(keep, solved, results.successful)
         # A rejected step writes where it starts what stands there.
+        state, solver_state, measured = jax.tree.map(
+            lambda after, before: jnp.where(keep, after, before),
+            (state, jax.tree.map(_as_array, solver_state), measured),
+            (made.state, made.solver_state, jax.tree.map(lambda all_: all_[now], measures)),
+        )
+        solved = results.where(keep, solved, results.successful)
         clock = made.clocks[now]
         return _Made(
             start,
@@ -185,22 +199,29 @@ def _integrated(
             made.clocks.at[after].set(jnp.where(keep, clock + start, clock)),
             made.lengths.at[now].set(length),
             made.states.at[after].set(state),
+            jax.tree.map(lambda all_, one: all_.at[after].set(one), measures, measured),
             results.where(solved == results.successful, verdict, solved),
         )
 
-    return lax.while_loop(going_on, tried, _nothing_made(cursor, capacity))
+    return lax.while_loop(going_on, tried, _nothing_made(field, solver, cursor, capacity))
 
 
-def _nothing_made(cursor: Cursor, capacity: int) -> _Made:
+def _nothing_made(
+    field: Field, solver: diffrax.AbstractSolver, cursor: Cursor, capacity: int
+) -> _Made:
     """Buffers with the place where the segment starts."""
     control = rewound(cursor.control)
     times = jnp.zeros(capacity + 1).at[0].set(cursor.clock)
     states = jnp.zeros((capacity + 1, cursor.state.size)).at[0].set(cursor.state)
+    measures = PointMeasures(*[jnp.zeros(capacity + 1)] * len(PointMeasures._fields))
+    if not isinstance(solver, ClockedRosenbrock):  # that measures where a step starts
+        first = field.measured(cursor.state, field.ascent(cursor.state))
+        measures = jax.tree.map(lambda all_, one: all_.at[0].set(one), measures, first)
     end = control.start + control.step
     none, lengths = jnp.zeros((), jnp.int64), jnp.zeros(capacity + 1)
     result = jax.tree.map(jnp.asarray, diffrax.RESULTS.successful)
     parts = cursor.state, cursor.solver_state, control
-    return _Made(control.start, end, *parts, none, times, lengths, states, result)
+    return _Made(control.start, end, *parts, none, times, lengths, states, measures, result)
 
 
 def _with_tolerances(
@@ -225,21 +246,24 @@ def _with_tolerances(
 def _rows(
     field: Field, made: _Made, cursor: Cursor, after: Cursor, stride: Any, capacity: int
 ) -> tuple[Row, Array]:
-    """The points on the stride, and the last one, measured; the rest of the buffer is 0."""
+    """The points on the stride, and the last one, measured; the rest of the buffer repeats that."""
     num_made = made.num_accepted
     first = -cursor.num_accepted % stride
     # The last point follows as a row of its own, and must not come twice.
     num_rows = jnp.maximum((num_made - first + stride - 1) // stride, 0) + 1
+    index = jnp.minimum(first + jnp.arange(capacity + 1) * stride, num_made)
+    clocks, lengths, states, measures = jax.tree.map(
+        lambda all_: all_[index], (made.clocks, made.lengths, made.states, made.measures)
+    )
+    units = jax.vmap(unit_direction)(states)
+    times = jax.vmap(field.log1p_time)(states)
+    steps = jnp.where(index == num_made, after.control.step, lengths)
+    counts = cursor.num_accepted + index
 
-    def row_at(i: Array) -> Row:
-        index = jnp.minimum(first + i * stride, num_made)
-        state = made.states[index]
-        tail = jnp.stack([state[-2], field.log1p_time(state)])
-        state = jnp.concatenate([unit_direction(state), tail])
-        step = jnp.where(index == num_made, after.control.step, made.lengths[index])
-        count = cursor.num_accepted + index
-        return Row(made.clocks[index], step, count, state, field.measures(state))
+    def clean(i: Array, margins: Array) -> Array:
+        return margins.at[i].set(jnp.min(field.clean_margins(states[i])))
 
-    buffer = empty_rows(jax.eval_shape(row_at, num_made), capacity + 1)
-    rows = lax.fori_loop(0, num_rows, lambda i, rows: write_row(rows, i, row_at(i)), buffer)
-    return rows, num_rows
+    margins = lax.fori_loop(0, num_rows, clean, measures.clean_margin)
+    measures = measures._replace(clean_margin=margins)
+    states = jnp.concatenate([units, states[:, -2:-1], times[:, None]], axis=1)
+    return Row(clocks, steps, counts, states, measures), num_rows

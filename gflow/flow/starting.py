@@ -6,10 +6,11 @@ import diffrax
 import jax.numpy as jnp
 import numpy as np
 
+from gflow._layout import Layout
 from gflow._programs import compiled_for_few_calls
 from gflow._typing import Params
 from gflow.flow.control import FlowController, make_controller
-from gflow.flow.field import Field, initial_state
+from gflow.flow.field import Field, State
 from gflow.flow.segment import Cursor, begin
 from gflow.flow.until import Until
 from gflow.stiff.traits import traits_of
@@ -44,8 +45,12 @@ def start_cursor(
 
     The time scale of the flow from here is in its state, whose `log(T + t)` is log T.
     """
-    length = first_length(solver, controller)
-    return _begin_at_params(field, solver, controller, params, np.float64(length))
+    state = _initial_on_host(field.layout, params)
+    log_kappa = np.minimum(field.problem.degree * state[-2], field.log_cap)
+    # By the program of the problem, which a search needs again.
+    ascent = field.problem.ascent(field.layout.unflatten(state[:-2]), log_kappa)
+    length = np.float64(first_length(solver, controller))
+    return _begin_at(field, solver, controller, state, ascent, length)
 
 
 def first_length(solver: diffrax.AbstractSolver, controller: FlowController) -> float:
@@ -56,14 +61,22 @@ def first_length(solver: diffrax.AbstractSolver, controller: FlowController) -> 
     return traits_of(solver).first_step * float(controller.atol) ** 0.2
 
 
+def _initial_on_host(layout: Layout, params: Params) -> State:
+    """`gflow.flow.field.initial_state`, in NumPy."""
+    vector = layout.flatten_on_host(params)
+    largest = np.max(np.abs(vector))
+    scaled = vector / largest
+    length = np.sqrt(scaled @ scaled)
+    return np.concatenate([scaled / length, [np.log(largest) + np.log(length), 0.0]])
+
+
 @compiled_for_few_calls
-def _begin_at_params(field, solver, controller, params, length) -> Cursor:
+def _begin_at(field, solver, controller, state, ascent, length) -> Cursor:
     """A cursor that tries a step of this length over the speed `|sum_i p_i grad q_i|`.
 
     That is at least the speed of the direction on the sphere, and has the units of the clock.
     """
-    state = initial_state(field.layout, params)
-    ascent = field.ascent(state)
+    state = jnp.asarray(state)
     pull = field.layout.flatten(ascent.vector)
     speed = jnp.sqrt(pull @ pull)
     step = length / jnp.where(speed > 0, speed, 1.0)

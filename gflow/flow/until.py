@@ -97,8 +97,8 @@ class Until(eqx.Module):
         """Distance to each target, relative to it, positive until it is reached.
 
         The order is that of `TARGETS`. `log_loss` is that of `known_log_loss`, `margin` the
-        smallest one at unit norm; `ceiling` is the log kappa that counts as overflow. What is NaN
-        is not reached.
+        smallest one at unit norm; `ceiling` is the log kappa that counts as overflow. A distance
+        that is NaN counts as infinite.
         """
         # A stationarity of exactly 0 is below any target.
         log_ratio = jnp.log(jnp.maximum(stationarity, 1e-300)) - jnp.log(
@@ -118,10 +118,10 @@ class Until(eqx.Module):
 
 
 def known_log_loss(measures: PointMeasures) -> Float[Array, ""]:
-    """`log sum_i l(q_i)`, where kappa is no floating-point number too.
+    """`log sum_i l(q_i)`, also where kappa overflows.
 
-    There it is `-exp(log_minus_log_loss)`, perhaps minus infinity, for a loss below 1, and plus
-    infinity otherwise: kappa multiplies a margin that is not positive.
+    Where it does, the result is `-exp(log_minus_log_loss)`, possibly minus infinity, if the loss is
+    below 1; otherwise plus infinity, since kappa multiplies a margin that is not positive.
     """
     size = measures.log_minus_log_loss
     beyond = jnp.where(jnp.isnan(size), jnp.inf, -jnp.exp(jnp.nan_to_num(size)))
@@ -134,7 +134,7 @@ TARGETS = ("log_kappa", "log_loss", "time", "stationarity", "logits", "kappa_ove
 
 def _below_logits(log_logits: Scalar, log_kappa: Scalar, margin: Scalar) -> Float[Array, ""]:
     """`1 - kappa margin / logits`, infinite where no logits are asked for."""
-    # Far beyond the target its distance hardly matters, and must not overflow.
+    # Bounded so that exp does not overflow; far beyond the target the distance is not needed.
     ratio = jnp.exp(jnp.minimum(log_kappa - log_logits, MAX_LOG_KAPPA))
     return jnp.where(jnp.isfinite(log_logits), 1.0 - ratio * margin, jnp.inf)
 
@@ -184,4 +184,4 @@ def _checked_accuracy(value: Any) -> np.ndarray:
 
 
 NEVER = Until(log_kappa=1e300)
-"""What no run reaches."""
+"""A target that no run reaches."""

@@ -22,7 +22,7 @@ from gflow._signatures import named
 from gflow._typing import Params
 from gflow.kkt.multipliers import Solution, best_multipliers
 from gflow.kkt.strong_attack import strong_margins
-from gflow.kkt.subgradients import Subgradients
+from gflow.kkt.subgradients import Rows, Subgradients
 from gflow.kkt.switches import has_kinks, passes
 from gflow.measures import (
     MAX_LOG_KAPPA,
@@ -31,7 +31,7 @@ from gflow.measures import (
     measure_ascent,
     scale_invariance_error,
 )
-from gflow.problem import Problem
+from gflow.problem import Ascent, Problem
 from gflow.validation import check_start
 
 
@@ -166,20 +166,38 @@ def certify(
     """
     params = check_start(problem, params)
     hint = None if coefficients is None else _checked_coefficients(problem, coefficients)
-    point = _examine(problem, params)
+    point = _examined(problem, params)
+    strong = strong_margins(problem, point.direction, point.weak)
+    return certificate_of(problem, point, strong, hint)
+
+
+def certificate_of(
+    problem: Problem,
+    point: "Examined",
+    strong: np.ndarray,
+    hint: np.ndarray | None = None,
+    rows: Rows | None = None,
+) -> Certificate:
+    """The certificate of a point from what programs have computed of it.
+
+    Args:
+        strong: `strong_margins` there.
+        hint: see `certify(coefficients=...)`.
+        rows: see `Subgradients`.
+    """
     margins = np.asarray(point.margins)
     gamma = float(np.min(margins))
     common = {
         "normalized_margin": gamma,
         "smoothed_margin": float(point.measures.smoothed_margin),
         "clean_margin": float(point.measures.clean_margin),
-        "strong_margin": float(np.min(strong_margins(problem, point.direction))),
+        "strong_margin": float(np.min(strong)),
         "euler_error": float(point.euler_error),
         "scale_invariance_error": float(point.scale_invariance_error),
     }
     if not gamma > 0:
         return Certificate(separated=False, **common, **_no_kkt(margins.shape))
-    return Certificate(separated=True, **common, **_kkt(problem, point, margins, hint))
+    return Certificate(separated=True, **common, **_kkt(problem, point, margins, hint, rows))
 
 
 def _checked_coefficients(problem: Problem, coefficients: Any) -> np.ndarray:
@@ -198,33 +216,53 @@ def _checked_coefficients(problem: Problem, coefficients: Any) -> np.ndarray:
     return given
 
 
-class _Examined(eqx.Module):
+class Examined(eqx.Module):
     """What one program computes of a point: at its direction, with the weights at its own norm."""
 
     direction: Params
     measures: PointMeasures
     margins: Float[Array, "n ..."]
+    weak: Float[Array, "n ..."]
     weights: Float[Array, "n ..."]
     ascent: Params
     euler_error: Array
     scale_invariance_error: Array
 
 
-@compiled_for_few_calls
-def _examine(problem: Problem, params: Params) -> _Examined:
+def examine(problem: Problem, params: Params) -> Examined:
+    """What is computed of a point, to be compiled into one program."""
     direction, length = unit(params)
     # Beyond that kappa weights and smoothed margin no longer change.
     log_kappa = jnp.minimum(problem.degree * jnp.log(length), MAX_LOG_KAPPA)
-    ascent = problem.ascent(direction, log_kappa)
-    return _Examined(
+    return _measured(problem, direction, log_kappa, problem.ascent(direction, log_kappa))
+
+
+def _examined(problem: Problem, params: Params) -> Examined:
+    """The same, with margins and their gradients by the program that a search has compiled."""
+    vector = _flat(params)
+    largest = np.abs(vector).max()
+    length = np.linalg.norm(vector / largest)
+    direction = jax.tree.map(lambda leaf: np.asarray(leaf) / largest / length, params)
+    log_norm = np.log(largest) + np.log(length)
+    log_kappa = np.minimum(problem.degree * log_norm, MAX_LOG_KAPPA)
+    return _measured_alone(problem, direction, log_kappa, problem.ascent(direction, log_kappa))
+
+
+def _measured(problem: Problem, direction: Params, log_kappa: Any, ascent: Ascent) -> Examined:
+    clean = problem.clean_margins(direction)
+    return Examined(
         direction,
-        measure_ascent(problem, direction, log_kappa, ascent),
+        measure_ascent(problem, direction, log_kappa, ascent, jnp.min(clean)),
         ascent.margins,
+        jnp.minimum(ascent.margins, clean),
         ascent.weights,
         ascent.vector,
         euler_error(problem, direction),
         scale_invariance_error(problem, direction),
     )
+
+
+_measured_alone = compiled_for_few_calls(_measured)
 
 
 def _no_kkt(shape: tuple[int, ...]) -> dict[str, Any]:
@@ -236,10 +274,14 @@ def _no_kkt(shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _kkt(
-    problem: Problem, point: _Examined, margins: np.ndarray, hint: np.ndarray | None
+    problem: Problem,
+    point: Examined,
+    margins: np.ndarray,
+    hint: np.ndarray | None,
+    rows: Rows | None,
 ) -> dict[str, Any]:
     direction = _flat(point.direction)
-    subgradients = Subgradients(problem, point.direction, margins)
+    subgradients = Subgradients(problem, point.direction, margins, rows)
     found = best_multipliers(subgradients, problem.degree, hint)
     multipliers = np.bincount(subgradients.owner, found.weights, margins.size)
     return {
@@ -273,7 +315,7 @@ def _total_stationarity(
 
 
 def _flow_kkt(
-    degree: float, point: _Examined, direction: np.ndarray, margins: np.ndarray
+    degree: float, point: Examined, direction: np.ndarray, margins: np.ndarray
 ) -> dict[str, float]:
     """The residuals with the flow's own multipliers."""
     ascent = _flat(point.ascent)

@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gflow._layout import Layout
-from gflow._programs import compiled
+from gflow._programs import compiled_for_some_calls
 from gflow.kkt.switches import alive, switched_margins
 from gflow.kkt.system import KKTSystem, SwitchBlocks
 from gflow.kkt.variables import Variables
@@ -109,13 +109,13 @@ def traced_residuals(
     return theta - pull, values.ravel(), decided
 
 
-@compiled
+@compiled_for_some_calls
 def _residuals(problem: Problem, layout: Layout, variables: Any, smoothing: Any) -> Any:
     stationarity, margins, decided = traced_residuals(problem, layout, variables, smoothing)
     return stationarity, margins, *decided
 
 
-@compiled
+@compiled_for_some_calls
 def _linearized(
     problem: Problem, layout: Layout, variables: Any, smoothing: Any, index: Any
 ) -> Any:

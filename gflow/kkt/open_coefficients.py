@@ -21,7 +21,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gflow._layout import Layout
-from gflow._programs import compiled
+from gflow._programs import compiled_for_some_calls
 from gflow.kkt.point import KKTPoint
 from gflow.kkt.switches import alone_with, switched_margins
 from gflow.problem import Problem
@@ -128,7 +128,7 @@ def dependent(columns: np.ndarray) -> np.ndarray:
     return np.where(np.abs(found) > _NOTHING, found, 0.0)
 
 
-@compiled
+@compiled_for_some_calls
 def _effects(
     problem: Problem, layout: Layout, variables: Any, places: Any, vectors: Any
 ) -> tuple[Float[Array, "k P"], ...]:

@@ -16,8 +16,8 @@ class Sizes:
             eigenvalues are computed, and the flow at infinite kappa is followed. At 1500 a
             rank-revealing QR takes 0.3 s and all eigenvalues 1.2 s of one core, and they grow like
             P^3; LU factors take 0.07 s.
-        at_kinks: up to here the smoothing is led to 0. Beyond there is no way yet, as the systems
-            at kinks are dense.
+        at_kinks: up to here the smoothing is led to 0. Beyond, limits at kinks are not found, as
+            the systems there are dense; those at no kink are.
     """
 
     formed: int = 1000
@@ -30,19 +30,13 @@ class DeadSettings:
     """What counts as dead: a neuron all of whose weights tend to 0 along the flow. All relative.
 
     Attributes:
-        underflowing: weights below this part of the largest are set to 0 in the KKT system, since
-            the squares by which second derivatives are divided would underflow (1e-308).
         weight: weights below this part of the largest belong to a neuron that has died out.
         tried: the size, relative to the largest weight, at which directions of a dead neuron are
             tried: below `weight`, and far above rounding.
-        scale: a switch whose scale w is below this part of the largest scale belongs to a dead
-            neuron: no slope matters there, and none is defined.
     """
 
-    underflowing: float = 1e-60
     weight: float = 1e-7
     tried: float = 1e-9
-    scale: float = 1e-6
 
 
 @dataclass(frozen=True)

@@ -23,17 +23,25 @@ _NUM_STEPS = 40
 _NUM_RANDOM = 3
 
 
-def strong_margins(problem: Problem, params: Params) -> Float[np.ndarray, "n ..."]:
+def strong_margins(
+    problem: Problem, params: Params, weak: Any = None
+) -> Float[np.ndarray, "n ..."]:
     """The smallest margin of each example among several attacks in the training attack's ball.
 
     They are no perturbation, the training perturbation, and projected gradient descent, 40 steps
     from 0 and from three fixed random points; for orders other than 1, 2 and inf, to which there is
     no projection, the first two only. An upper bound of the worst case, as every attack is.
 
+    Args:
+        weak: the smaller of the margins without perturbation and with the training perturbation,
+            where they are at hand.
+
     Shapes: that of `problem.margins(params)`; for classes the smallest of an example is meant, as
     the order of the others may depend on the attack.
     """
-    weak = np.minimum(problem.margins(params), problem.clean_margins(params))
+    if weak is None:
+        weak = np.minimum(problem.margins(params), problem.clean_margins(params))
+    weak = np.asarray(weak)
     perturbation = problem.perturbation
     if perturbation.order not in PROJECTED_ORDERS or not np.any(perturbation.radius):
         return weak

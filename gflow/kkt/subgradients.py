@@ -9,6 +9,7 @@ name are looked for on random lines, and their gradients taken from both sides.
 Source: Clarke 1983.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ from gflow.problem import Problem
 # Memory for the gradients of single margins; the most margins that they are taken of, the smallest
 # ones; and the most switches by whose coefficients they are differentiated.
 _GRADIENT_BYTES = 2**28
-_MOST_MARGINS = 512
+MOST_MARGINS = 512
 _MOST_KINKS = 4096
 # How far to either side a kink is looked for, and the jump of the gradient that betrays one.
 _PROBE = 1e-7
@@ -35,10 +36,16 @@ _NUM_PROBES = 2
 _JUMP = 1e-3
 # A switch stands on its kink where |v| is below this part of w.
 _AT_KINK = 1e-9
+# A scale w below this part of the largest is rounding, as where all pixels of a window are 0.
+_NOTHING = 1e-6
 # Derivatives by sin phi are taken this far within its range, as that of phi is infinite at the end.
 _INSIDE = 1e-6
 # Switches that are differentiated by side by side.
 _BATCH = 256
+
+
+Rows = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""`direction -> (slopes, gradients)` of all margins, as of `gflow.kkt.system.margins_and_rows`."""
 
 
 class Pattern(NamedTuple):
@@ -62,6 +69,10 @@ class Subgradients:
 
     There is a column for every margin, but several for one with a kink that has no name.
 
+    Args:
+        rows: the gradients of all margins at the direction and at `probes_about` it, where they are
+            known already and no kink has a name; by default a program computes them.
+
     Attributes:
         owner: (columns,) the flat index of the margin that each column belongs to.
         examples: the examples examined.
@@ -71,13 +82,20 @@ class Subgradients:
         per_example: margins of each example; num_margins: of all.
     """
 
-    def __init__(self, problem: Problem, direction: Params, margins: np.ndarray):
+    def __init__(
+        self,
+        problem: Problem,
+        direction: Params,
+        margins: np.ndarray,
+        rows: Rows | None = None,
+    ):
+        self._rows = self._computed if rows is None else rows
         self.problem, self.layout = problem, Layout.of(direction)
         self.direction = self.layout.flatten_on_host(direction)
         self.named = has_kinks(problem)
         self.per_example = margins.size // len(margins)
         self.num_margins, self._margins = margins.size, margins
-        most = min(_MOST_MARGINS, _GRADIENT_BYTES // (8 * self.layout.size)) // self.per_example
+        most = min(MOST_MARGINS, _GRADIENT_BYTES // (8 * self.layout.size)) // self.per_example
         smallest = margins.reshape(len(margins), -1).min(axis=1)
         self.examples = np.sort(np.argsort(smallest, kind="stable")[: max(most, 1)])
         owners = self.examples[:, None] * self.per_example + np.arange(self.per_example)
@@ -108,7 +126,7 @@ class Subgradients:
         """
         given = self.problem, self.layout, self.direction
         if self._from_system:
-            return multipliers @ np.asarray(margins_and_rows(*given)[1])
+            return multipliers @ self._rows(self.direction)[0]
         return np.asarray(_total_pull(*given, pattern.coefficients, multipliers))
 
     @property
@@ -168,13 +186,17 @@ class Subgradients:
             )
             return np.asarray(found)
         if self._from_system:
-            return np.asarray(margins_and_rows(self.problem, self.layout, vector)[2])
+            return self._rows(vector)[1]
         params = self.layout.unflatten(jnp.asarray(vector))
         gradients = self.problem.margin_gradients(params, jnp.asarray(self.examples))
         leaves = [
             np.asarray(leaf).reshape(self.examined, -1) for leaf in jax.tree.leaves(gradients)
         ]
         return np.concatenate(leaves, axis=1)
+
+    def _computed(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        _, slopes, gradients = margins_and_rows(self.problem, self.layout, vector)
+        return np.asarray(slopes), np.asarray(gradients)
 
     def _look_for_unnamed(self) -> None:
         """Margins whose gradients to either side differ by far more than smoothness allows, where
@@ -185,7 +207,7 @@ class Subgradients:
         size = np.linalg.norm(gradients, axis=1) + 1e-300
         named = centre.free.any(axis=1)
         sides, jumps = [], np.zeros(self.examined, bool)
-        for probe in _probes(self.direction):
+        for probe in probes_about(self.direction):
             there = self._decided(probe, centre.coefficients)
             side = self._gradients(probe, there)
             named = named | np.any(there.coefficients != centre.coefficients, axis=1)
@@ -208,7 +230,7 @@ def decided(problem: Problem, layout: Layout, vector: np.ndarray, given: np.ndar
     while True:  # no longer than there are layers of switches: none decides one before it
         found = _switched_values(problem, layout, vector, coefficients)
         values, scales, margins = map(np.asarray, found)
-        free = np.abs(values) <= _AT_KINK * scales
+        free = np.abs(values) <= _AT_KINK * np.maximum(scales, _NOTHING * scales.max(initial=0.0))
         turned = np.where(free, given, np.sign(values))
         if np.array_equal(turned, coefficients):
             break
@@ -216,7 +238,7 @@ def decided(problem: Problem, layout: Layout, vector: np.ndarray, given: np.ndar
     return Pattern(coefficients, free, alive(scales), margins)
 
 
-def _probes(direction: np.ndarray) -> list[np.ndarray]:
+def probes_about(direction: np.ndarray) -> list[np.ndarray]:
     """Points a little to either side of the direction, along fixed random lines."""
     generator = np.random.default_rng(0)
     offsets = [generator.normal(size=direction.size) for _ in range(_NUM_PROBES)]

@@ -25,14 +25,16 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from gflow._programs import compiled
+from gflow._programs import compiled_for_some_calls
 from gflow._selection import select_smallest
 from gflow._typing import Params
-from gflow.kkt.settings import DEAD
 from gflow.networks import Decided
 from gflow.problem import Problem
 from gflow.rivals import margins_of_worst, own_margins
 
+# A switch whose scale w is below this part of the largest scale belongs to a dead neuron: no slope
+# matters there, and none is defined.
+_DEAD = 1e-6
 # Angles that turn by less have settled; no chain of switches that decide each other is so long.
 _SETTLED, _MOST_PASSES = 1e-12, 1000
 
@@ -128,7 +130,7 @@ def smoothed(problem: Problem, smoothing: Any) -> Problem:
     )
 
 
-@compiled
+@compiled_for_some_calls
 def settled_angles(problem: Problem, params: Params, smoothing: Any) -> Float[Array, "n s"]:
     """The angles at which every switch stands where its own value puts it.
 
@@ -261,7 +263,7 @@ def _margins_of(
 
 def alive(scales: np.ndarray) -> np.ndarray:
     """Switches whose scale w is not next to nothing, as that of a dead neuron is. Shapes (n, s)."""
-    return scales > DEAD.scale * scales.max(initial=0.0)
+    return scales > _DEAD * scales.max(initial=0.0)
 
 
 def alone_with(problem: Problem, index: Any) -> Problem:

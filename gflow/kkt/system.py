@@ -20,11 +20,14 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gflow._layout import Layout
-from gflow._programs import compiled
+from gflow._programs import compiled_for_some_calls
 from gflow._typing import Params
-from gflow.kkt.settings import DEAD, SIZES, Sizes
+from gflow.kkt.settings import SIZES, Sizes
 from gflow.problem import GradientMode, Problem
 
+# Weights below this part of the largest count as 0: second derivatives are divided by their squares
+# and more, which must stay above 1e-308.
+_UNDERFLOWING = 1e-60
 # So many bytes of directions are differentiated along side by side: with 64 times as much, at 4160
 # parameters, the Hessian takes 1.5 to 1.8 times as long.
 _TANGENTS = 2**18
@@ -106,7 +109,7 @@ class KKTSystem(NamedTuple):
 Vector = Float[Array, " _"] | Float[np.ndarray, " _"]
 
 
-@compiled
+@compiled_for_some_calls
 def stationarity_and_margins(
     problem: Problem, layout: Layout, theta: Vector, multipliers: Vector
 ) -> tuple[Float[Array, " P"], Float[Array, " m"]]:
@@ -124,7 +127,7 @@ def without_dead(theta: np.ndarray) -> np.ndarray:
     """The point with 0 for weights next to nothing, as of a neuron that has died out: the squares
     by which its second derivatives are divided would underflow. Shapes (P,).
     """
-    return np.where(np.abs(theta) < DEAD.underflowing * np.abs(theta).max(), 0.0, theta)
+    return np.where(np.abs(theta) < _UNDERFLOWING * np.abs(theta).max(), 0.0, theta)
 
 
 def kkt_system(
@@ -134,6 +137,7 @@ def kkt_system(
     multipliers: np.ndarray,
     *,
     sizes: Sizes = SIZES,
+    rows: tuple[Any, Any, Any] | None = None,
 ) -> KKTSystem:
     """The system and its derivatives at a point, with 0 for weights of dead neurons.
 
@@ -143,6 +147,7 @@ def kkt_system(
         theta, multipliers: the point. Shapes (P,), (m,).
         sizes: beyond `sizes.formed` parameters, examples whose multipliers are 0 are left out of
             the second derivatives.
+        rows: `margins_and_rows` there, where they are at hand.
     """
     theta = without_dead(theta)
     if theta.size <= sizes.formed:
@@ -150,7 +155,7 @@ def kkt_system(
     else:
         fewer, kept = only_pushing(problem, multipliers != 0)
         found = _lagrangian(fewer, multipliers[kept], layout, theta)
-    found = *found, *margins_and_rows(problem, layout, theta)
+    found = *found, *(margins_and_rows(problem, layout, theta) if rows is None else rows)
     stationarity, hessian, margins, slopes, gradients = map(np.asarray, found)
     return KKTSystem(stationarity, margins, hessian, slopes, gradients)
 
@@ -177,7 +182,7 @@ def only_pushing(problem: Problem, pushing: np.ndarray) -> tuple[Problem, np.nda
     return fewer, np.arange(pushing.size).reshape(pushing.shape)[kept].ravel()
 
 
-@compiled
+@compiled_for_some_calls
 def _lagrangian(
     problem: Problem, multipliers: Any, layout: Layout, theta: Any
 ) -> tuple[Array, Array]:
@@ -191,7 +196,7 @@ def _lagrangian(
     return value, lax.map(product, jnp.eye(theta.size), batch_size=batch).T
 
 
-@compiled
+@compiled_for_some_calls
 def margins_and_rows(
     problem: Problem, layout: Layout, theta: Any
 ) -> tuple[Float[Array, " m"], Float[Array, "m P"], Float[Array, "m P"]]:
@@ -200,7 +205,7 @@ def margins_and_rows(
     return margins.ravel(), *slopes_and_gradients(problem, layout, theta)
 
 
-@compiled
+@compiled_for_some_calls
 def slopes_and_gradients(
     problem: Problem, layout: Layout, theta: Vector
 ) -> tuple[Float[Array, "m P"], Float[Array, "m P"]]:

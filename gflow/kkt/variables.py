@@ -19,6 +19,13 @@ class Variables(NamedTuple):
     angles: np.ndarray
 
 
+def margins_at(problem: Problem, layout: Layout, vector: np.ndarray) -> np.ndarray:
+    """The margins at parameters, flattened, by the program of `Problem.ascent`, which a search has
+    compiled in any case. Shapes: (P,) -> (m,).
+    """
+    return np.asarray(problem.ascent(layout.unflatten(vector)).margins).ravel()
+
+
 def at_unit_margin(
     problem: Problem, layout: Layout, direction: np.ndarray, weights: np.ndarray
 ) -> Variables:
@@ -32,7 +39,7 @@ def at_unit_margin(
         direction: u, a unit vector whose margins are positive. Shape (P,).
         weights: >= 0, of the loss at u or of another point. Shape (m,).
     """
-    margins = np.asarray(problem.margins(layout.unflatten(direction))).ravel()
+    margins = margins_at(problem, layout, direction)
     smallest = margins.min()
     theta = direction / smallest ** (1 / problem.degree)
     size = (theta @ theta) / (problem.degree * (weights @ (margins / smallest)))

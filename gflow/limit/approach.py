@@ -26,7 +26,7 @@ HALTING = ("interrupted", "not_finite", "kappa_overflow", "seconds_spent")
 # Results of a run from whose end Newton's method may find a KKT point.
 _NEARLY = ("successful", "step_underflow", "chattering")
 
-# A log kappa that no flow may have: `integrate` ends at once there, and says so.
+# A log kappa that overflows: from there `integrate` ends at once, with that result.
 _BEYOND = MAX_LOG_KAPPA + 1.0
 
 
@@ -49,7 +49,7 @@ def weights_at(search: Search, state: State) -> np.ndarray:
 
 
 def num_steps_of(search: Search, state: State) -> int:
-    """Steps that a run of the flow has at most: fewer where more would be of little use."""
+    """The most steps of a run of the flow: fewer with rounded kinks and after failures."""
     settings, most = search.settings, search.max_steps
     if search.has_kinks:
         most = min(most, settings.kinks.most_steps)
@@ -61,7 +61,9 @@ def num_steps_of(search: Search, state: State) -> int:
 
 
 def circles(search: Search, state: State, run: Trajectory) -> State:
-    """Ends the search where a run circles, which is recorded; rounded kinks are left to sliding."""
+    """Ends the search, and records it, where a run circles. With rounded kinks it goes on, by
+    sliding.
+    """
     if run.successful or search.has_kinks:
         return state
     points = np.asarray(run.vectors), run.log_norm, run.margin

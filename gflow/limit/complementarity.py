@@ -7,8 +7,8 @@ At a smoothing mu, with `g_i = s (q_i - 1)`, s the size of the multipliers,
     v_k cos phi_k = mu w_k sin phi_k.
 
 The second line says `lambda_i g_i = nu` with both positive: for nu -> 0 the multiplier or the slack
-is 0, and nobody has to name the active margins. Without an anchor theta_0 (h infinite) a solution
-is a KKT point; with one it is a step of length h of the implicit Euler method for the flow
+is 0, so that the active set need not be known beforehand. Without an anchor theta_0 (h infinite) a
+solution is a KKT point; with one it is a step of length h of the implicit Euler method for the flow
 `d theta/ds = -theta + sum_i lambda_i grad q_i`.
 
 Source: Fischer 1992, "A special Newton-type optimization method", Optimization 24.

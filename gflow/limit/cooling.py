@@ -4,11 +4,12 @@ Where the flow with capped temperature rests, at the norm where its smallest mar
 
     theta = sum_i lambda_i grad q_i(theta),    q_i - 1 + log(lambda_i / max_j lambda_j) / s = 0,
 
-s = kappa_c gamma its *sharpness* and 1/s its *temperature*: the multipliers are its weights. For
-s -> infinity a margin is 1, or its multiplier is 0: a KKT point, whose active margins nobody had to
-name. With the multipliers as unknowns of their own the system stays well conditioned on the way, as
-interior points with an entropic barrier do, while Newton's method on active margins alone needs the
-right ones to begin with, which the weights at a moderate temperature do not tell.
+s = kappa_c gamma its *sharpness* and 1/s its *temperature*: the multipliers are its weights. For s
+-> infinity either a margin is 1 or its multiplier is 0: this is a KKT point, and its active set
+need not be known beforehand. With the multipliers as unknowns of their own the system stays well
+conditioned on the way, as interior points with an entropic barrier do, while Newton's method on
+active margins alone needs the right ones to begin with, which the weights at a moderate temperature
+do not tell.
 
 `cooling_system` linearises the equations at an iterate, `cooling_newton` solves them at one
 temperature, `continuation` leads that to its last value.

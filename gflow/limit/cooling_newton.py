@@ -1,4 +1,4 @@
-"""Newton's method at one temperature, made to hold out from afar.
+"""Newton's method at one temperature, made to converge from far away.
 
 Steps are those of the linearly implicit Euler method for the flow, longer as it comes to rest:
 Newton's method in the end, and from the start where that serves. Where the rest point has hardly

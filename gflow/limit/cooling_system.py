@@ -20,10 +20,11 @@ from scipy.sparse.linalg import LinearOperator, gmres
 
 from gflow._layout import Layout
 from gflow._minimum_norm import by_factors
-from gflow._programs import compiled
+from gflow._programs import compiled_for_some_calls
 from gflow.kkt.settings import Sizes
 from gflow.kkt.system import (
     kkt_system,
+    margins_and_rows,
     only_pushing,
     slopes_and_gradients,
     stationarity_and_margins,
@@ -31,7 +32,7 @@ from gflow.kkt.system import (
 from gflow.limit.settings import RefineSettings
 from gflow.problem import Problem
 
-# Multipliers that have sunk below any number: their logarithm is still one.
+# Stands for multipliers that have underflown to 0, so that their logarithm is finite.
 TINY = 1e-300
 
 
@@ -65,18 +66,29 @@ class CoolingSystem:
         self.theta, self.multipliers, self.temperature = theta, multipliers, temperature
         weight = multipliers / temperature
         self.rows, self.own = weight / (1 + weight), 1 / (1 + weight)
-        found = stationarity_and_margins(self.problem, self.layout, theta, multipliers)
-        self.stationarity, self.margins = map(np.asarray, found)
-        logarithm = np.log(np.maximum(multipliers, TINY) / largest)
+        self.linear_rows, self.stationarity, self.margins = self.evaluated()
+        logarithm = np.log(np.maximum(multipliers / largest, TINY))
         barrier = self.own * multipliers * logarithm
         margins = self.rows * (self.margins - 1) + barrier
         self.right = -np.concatenate([self.stationarity, margins])
         relative = np.linalg.norm(self.stationarity) / np.linalg.norm(theta)
         self.error = max(relative, np.abs(margins).max())
 
+    def evaluated(self) -> tuple[Any, np.ndarray, np.ndarray]:
+        """`margins_and_rows` where the matrix will be formed, which tell the rest; else None. And
+        the stationarity and the margins.
+        """
+        given = self.problem, self.layout, self.theta
+        if len(self.theta) > self.sizes.formed:
+            across, margins = stationarity_and_margins(*given, self.multipliers)
+            return None, np.asarray(across), np.asarray(margins)
+        margins, slopes, gradients = map(np.asarray, margins_and_rows(*given))
+        stationarity = self.theta - self.multipliers @ gradients
+        return (margins, slopes, gradients), stationarity, margins
+
     @property
     def sizes(self) -> Sizes:
-        """From which size on which algorithm serves."""
+        """Sizes from which on the algorithm changes."""
         return self.settings.sizes
 
     def solve(self, time: float) -> np.ndarray | None:
@@ -88,7 +100,7 @@ class CoolingSystem:
     def direct(self, time: float) -> np.ndarray:
         """The step with the matrix itself. Memory: 8 (P + m)^2 bytes."""
         given = self.problem, self.layout, self.theta, self.multipliers
-        at = kkt_system(*given, sizes=self.sizes)
+        at = kkt_system(*given, sizes=self.sizes, rows=self.linear_rows)
         size, pushing = len(self.theta), self.rows > self.settings.cooling.no_row
         # The others' multipliers are known beforehand: their rows have nothing else in them.
         alone = np.where(pushing, 0.0, self.right[size:] / self.own)
@@ -158,7 +170,7 @@ class CoolingSystem:
         return nearly
 
 
-@compiled
+@compiled_for_some_calls
 def _linearized(problem: Problem, layout: Layout, theta: Any, multipliers: Any) -> Any:
     """The derivative of the equations along a vector, a function that may leave the program."""
 
@@ -168,6 +180,6 @@ def _linearized(problem: Problem, layout: Layout, theta: Any, multipliers: Any) 
     return jax.linearize(values, jnp.asarray(theta), jnp.asarray(multipliers))[1]
 
 
-@compiled
+@compiled_for_some_calls
 def _applied(linear: Any, first: Any, second: Any) -> Any:
     return linear(jnp.asarray(first), jnp.asarray(second))

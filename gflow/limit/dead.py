@@ -1,7 +1,7 @@
 """Neurons that have died out: where they come to point, and whether they stay dead.
 
-The weights y of a dead neuron are so small that the others do not feel them, and move by
-themselves: `dy/dt = -F(y)`, F their part of `theta - sum_i lambda_i grad q_i`, homogeneous of
+The weights y of a dead neuron are so small that they do not act on the other weights, and their own
+motion is `dy/dt = -F(y)`, F their part of `theta - sum_i lambda_i grad q_i`, homogeneous of
 degree 1 in y for a network of degree 2. Newton's method on the KKT system leaves them pointing
 anywhere, and the curvature there may be negative only because they would turn. So they are turned
 as the flow turns them, to where `u = y / |y|` rests. From there on they grow like `exp(growth t)`,

@@ -2,7 +2,7 @@
 
 Under frozen perturbations the flow is no gradient flow, and it may drift: along a direction that is
 nearly neutral it moves for hundreds of thousands of units of log kappa at a speed of 1e-7, past a
-place where a rest point all but exists, before it comes to rest elsewhere. On a drift there is no
+point that is almost a rest point, before it comes to rest elsewhere. On a drift there is no
 KKT point nearby, so that Newton's method fails, and steps of the stiff flow would cost too much.
 At kappa = infinity and at unit margin the direction moves, with s = log |params|, as
 

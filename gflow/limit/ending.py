@@ -5,6 +5,7 @@ import math
 import jax
 import numpy as np
 
+from gflow._typing import Params
 from gflow.kkt.certificate import Certificate, certify
 from gflow.kkt.margin_next_to import margin_next_to
 from gflow.limit.approach import params_at
@@ -14,17 +15,20 @@ from gflow.limit.search import Search, surely
 from gflow.limit.state import State
 
 
-def limit_of(search: Search, state: State, smoothing: float) -> Limit:
+def limit_of(
+    search: Search, state: State, smoothing: float, certificate: Certificate | None = None
+) -> Limit:
     """Everything that was found.
 
     Args:
         search: with the problem that was asked about.
         smoothing: to which kinks were rounded last; 0 without any.
+        certificate: of `certified_params`, where it has been computed.
     """
     assert state.result is not None and state.flow.trajectory is not None
     point = None if state.found is None else state.found.point
     direction = jax.tree.map(np.asarray, search.layout.unflatten(state.direction))
-    certificate = _certificate(search, state)
+    certificate = _certificate(search, state) if certificate is None else certificate
     margin = certificate.normalized_margin
     if point is not None and point.has_switches:
         margin = margin_next_to(search.problem, direction, point.coefficients)
@@ -40,7 +44,7 @@ def limit_of(search: Search, state: State, smoothing: float) -> Limit:
         curvature=None if state.found is None else state.found.curvature,
         stages=state.stages,
         heading=state.heading,
-        polished=None if search.has_kinks else point,
+        polished=None if search.has_kinks and (smoothing > 0 or state.kinks is not None) else point,
         kinks=state.kinks,
         smoothing=smoothing if state.kinks is None else state.kinks.smoothing,
         held_margin=certificate.held_margin,
@@ -53,9 +57,13 @@ def limit_of(search: Search, state: State, smoothing: float) -> Limit:
     )
 
 
+def certified_params(search: Search, state: State) -> Params:
+    """What is certified: the direction at the cap's kappa, or at 1 where there was no cap."""
+    return params_at(search, state.cap.log_kappa if state.cap.known else 0.0, state.direction)
+
+
 def _certificate(search: Search, state: State) -> Certificate:
-    """The certificate at the cap's kappa, or at 1 where the flow never came to a cap."""
-    params = params_at(search, state.cap.log_kappa if state.cap.known else 0.0, state.direction)
+    params = certified_params(search, state)
     if state.found is None or not state.found.point.has_switches:
         return certify(search.problem, params)
     return certify(search.problem, params, coefficients=state.found.point.coefficients)

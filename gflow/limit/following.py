@@ -107,7 +107,8 @@ def _exact_with_zeros(
 
     A switch that follows a product of weights, such as `u_j^2 - v_j^2`, rounds them off to
     `sqrt(mu)`: to Newton's method their 0 is a double root, to which it comes slowly or not at all.
-    At the 0 itself the switch has no say, and Newton's method for all else converges.
+    If these weights are set to 0, the switch no longer matters, and Newton's method for the other
+    unknowns converges.
 
     Args:
         below: weights below this part of the largest are small.

@@ -4,8 +4,8 @@ At a KKT point of margin gamma the clock tau of the flow and log kappa run alike
 `d log kappa / d tau = L^2 gamma`, and an offset along an eigenvector of the Lagrangian's Hessian
 with eigenvalue -a grows like `exp(L gamma a tau)`: by the factor e^(a/L) per unit of log kappa. So
 an offset of size d grows to size D while log kappa grows by `L log(D/d) / a`. Close to a saddle
-this takes thousands of units, in which a training run, whose log kappa stays below 100, sees
-nothing but the saddle.
+this takes thousands of units. A training run, whose log kappa stays below 100, then stays near the
+saddle.
 """
 
 from dataclasses import dataclass, replace
@@ -49,7 +49,8 @@ class Visit:
 def noted(visits: tuple[Visit, ...], visit: Visit) -> tuple[Visit, ...]:
     """All visits with one more, which is certain only if those before it are.
 
-    A last one that was not left gives way: it is the same point, found with rounded kinks.
+    If the last visit was not left, the new one replaces it: it is the same point, found before with
+    rounded kinks.
     """
     before = tuple(each for each in visits if np.isfinite(each.departure))
     certain = visit.certain and all(each.certain for each in before)

@@ -36,7 +36,8 @@ from gflow.kkt.switches import smoothed
 from gflow.kkt.variables import Variables, at_unit_margin
 from gflow.limit.approach import weights_at
 from gflow.limit.following import follow, follow_back, start_at
-from gflow.limit.leaving import pushed_off
+from gflow.limit.kinked_newton import KinkedNewton
+from gflow.limit.leaving import pushed_off, times_left
 from gflow.limit.result import margin_at
 from gflow.limit.search import Refiner, Search, run
 from gflow.limit.sliding import slide
@@ -58,8 +59,7 @@ def search_at_kinks(search: Search, state: State) -> tuple[State, float]:
         if state.final:
             return state, smoothing
         if search.layout.size > search.settings.refine.sizes.at_kinks:
-            found = state.found is not None
-            return (replace(state, result=RESULTS.not_at_kink) if found else state), smoothing
+            return search_off_kinks(search, state, smoothing)
         state = run(Kinked(search, rounded, smoothing), _unended(state))
         if state.found is not None or state.final:
             return state, smoothing
@@ -68,6 +68,35 @@ def search_at_kinks(search: Search, state: State) -> tuple[State, float]:
             return _given_up(search, state, saddle), smoothing
         smoothing *= settings.less
         state = _begun_anew(search, state)
+
+
+def search_off_kinks(search: Search, state: State, smoothing: float) -> tuple[State, float]:
+    """Where a search with rounded kinks ended, the exact flow goes on: its limit is one if it lies
+    at no kink. At kinks the equations are dense, and too large for these problems.
+
+    Returns:
+        the last state, and the smoothing with which it was reached.
+    """
+    if state.found is None:
+        return state, smoothing
+    settings = search.settings
+    shorter = replace(settings.kinks, most_steps=settings.kinks.most_steps_off)
+    start = replace(_begun_anew(search, state), failures=settings.kinks.most_caps)
+    exact = run(Smooth(replace(search, settings=replace(settings, kinks=shorter))), start)
+    if exact.found is not None and not lies_at_kink(search, exact.found.point):
+        return exact, 0.0
+    at_kink = replace(state, stages=exact.stages, result=RESULTS.not_at_kink)
+    return (exact if exact.final else at_kink), smoothing
+
+
+def lies_at_kink(search: Search, point: KKTPoint) -> bool:
+    """Whether a switch of an example that pushes stands at its kink, to rounding."""
+    problem, layout, settings = search.problem, search.layout, search.settings.refine.smoothing
+    newton = KinkedNewton(problem, layout, float(point.multipliers.max()), settings=settings)
+    here = start_at(problem, layout, point.theta, point.multipliers, 0.0)
+    at = newton.residuals(here, 0.0)
+    near = (np.abs(at.values) <= settings.near * at.scales) & at.alive
+    return bool(np.any(near & newton.pushing(point.multipliers, 0.0)[:, None]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +114,9 @@ class Kinked(Refiner):
     smoothing: float
 
     def approach(self, state: State) -> State:
-        """Nothing: the flow has been followed with rounded kinks, and off a saddle it slides."""
+        """The state as it is: the flow has been followed with rounded kinks, and off a saddle it
+        slides.
+        """
         return state
 
     def refine(self, state: State) -> State:
@@ -127,9 +158,13 @@ class Kinked(Refiner):
         )
 
     def leave(self, state: State) -> State:
-        """A push off the saddle, with its multipliers and coefficients."""
+        """A push off the saddle, with its multipliers and coefficients; or the end, where the slide
+        has come back to it from either side.
+        """
         if self.search.deadline.passed():
             return state.ended(RESULTS.seconds_spent, final=True)
+        if times_left(self.search, state) > 1:
+            return state.ended(RESULTS.saddle)
         return pushed_off(self.search, state, self.search.settings.saddles.push_at_kinks)
 
     def _follow(self, state: State, start: Variables) -> State:
@@ -193,13 +228,15 @@ def _values(kinks: KKTPoint, degree: float) -> dict[str, float]:
 def _unended(state: State) -> State:
     """Where a search with rounded kinks ended, for one at kinks to go on from.
 
-    The saddles of the rounded problem are none of those at kinks.
+    Saddles of the rounded problem are forgotten: they are not saddles at kinks.
     """
     return replace(state, result=None, left=None, failures=0)
 
 
 def _begun_anew(search: Search, state: State) -> State:
-    """Where a search at kinks failed, for one with less smoothing: its flow goes on at the cap."""
+    """Where a search at kinks failed, for one with less smoothing or none: its flow goes on at the
+    cap.
+    """
     return replace(
         _unended(state),
         flow=replace(state.flow, vector=state.direction),

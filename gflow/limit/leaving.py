@@ -12,7 +12,7 @@ from gflow.limit.result import margin_at
 from gflow.limit.search import Search
 from gflow.limit.state import State
 
-# Stands for an offset of 0, whose logarithm is asked for.
+# Stands for an offset of 0, so that its logarithm is finite.
 _TINY = 1e-300
 
 
@@ -58,17 +58,22 @@ def pushed_off(search: Search, state: State, length: float) -> State:
     return state.moved("escape", pushed, seconds=0.0, **values)
 
 
-def colder_on_return(search: Search, state: State) -> State:
-    """The state with a colder cap, where the saddle that was found has been left before.
-
-    The capped flow then came back where the true one passes.
-    """
-    settings, cap = search.settings, state.cap
+def times_left(search: Search, state: State) -> int:
+    """How often the saddle that was found has been left before."""
     flat = search.layout.flatten
     earlier = [flat(visit.direction) for visit in state.visits if math.isfinite(visit.departure)]
     gaps = [np.linalg.norm(state.direction - np.asarray(saddle)) for saddle in earlier]
-    returned = min(gaps, default=math.inf) < settings.saddles.same
-    if not returned or cap.logits >= settings.saddles.most_colder * cap.first_logits:
+    return sum(bool(gap < search.settings.saddles.same) for gap in gaps)
+
+
+def colder_on_return(search: Search, state: State) -> State:
+    """The state with a colder cap, where the saddle that was found has been left before.
+
+    The capped flow then came back to a saddle that the true flow passes.
+    """
+    settings, cap = search.settings, state.cap
+    coldest = cap.logits >= settings.saddles.most_colder * cap.first_logits
+    if coldest or not times_left(search, state):
         return state
     return replace(state, cap=cap.colder(settings.flow.colder))
 

@@ -1,4 +1,4 @@
-"""The arguments of `find_limit`, refused by name where they cannot be meant."""
+"""The arguments of `find_limit`; wrong ones are refused by name."""
 
 import math
 import warnings
@@ -23,7 +23,7 @@ def check_options(
     kappa_cap: Any = None,
     settings: Any = DEFAULT,
 ) -> None:
-    """Refuses, by the name of the option, what cannot be meant; see `find_limit`."""
+    """Raises where an option is wrong, with its name; see `find_limit`."""
     if not (solver is None or _is_linearised(solver)):
         raise TypeError(
             f"`find_limit(solver={solver!r})`: the capped flow is stiff, and only a "

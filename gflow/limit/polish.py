@@ -1,9 +1,9 @@
 """Newton's method on the KKT system, from where the flow has come close.
 
 The temperature is first led to 0 (`gflow.limit.cooling`), which tells the active margins; where
-that fails at the first temperature already, the flow's weights do. The active set is mended along
-the way: a margin whose multiplier is below zero leaves it, a violated one joins it, and where its
-margins cannot all be equal, as of more margins than there are dimensions, the largest of them
+that fails at the first temperature already, the flow's weights do. The active set is corrected
+along the way: a margin whose multiplier is below zero leaves it, a violated one joins it, and where
+its margins cannot all be equal, as of more margins than there are dimensions, the largest of them
 leaves. Steps are of minimum norm, since merged or aligned neurons leave a continuum of KKT points,
 and the nearest of them is meant.
 """
@@ -18,7 +18,7 @@ from gflow._layout import Layout
 from gflow._minimum_norm import by_factors, minimum_norm
 from gflow.kkt.point import KKTPoint, active_residual
 from gflow.kkt.system import KKTSystem, kkt_system
-from gflow.kkt.variables import at_unit_margin
+from gflow.kkt.variables import at_unit_margin, margins_at
 from gflow.limit.cooling import cool, cooled_again
 from gflow.limit.drift import Drift
 from gflow.limit.settings import REFINE, NewtonSettings, RefineSettings
@@ -49,7 +49,7 @@ def polish_capped(
     """
     # A margin of 0 may be positive by the rounding of the program that measured it before. There is
     # no KKT system where this one says otherwise.
-    if not np.asarray(problem.margins(layout.unflatten(direction))).min() > 0:
+    if not margins_at(problem, layout, direction).min() > 0:
         return _without_system(problem, layout, direction, weights)
     newton, large = settings.newton, layout.size > settings.sizes.factored
     most = newton.most_iterations_large if large else newton.most_iterations
@@ -184,7 +184,7 @@ def _iterated(
     most: int,
     settings: RefineSettings,
 ) -> KKTPoint:
-    """Newton steps and mended active sets in turn, until nothing is to be mended."""
+    """Newton steps and corrections of the active set in turn, until the active set is right."""
     newton, share, before = settings.newton, 1.0, np.inf
     for iteration in itertools.count():
         at = kkt_system(problem, layout, now.theta, now.multipliers, sizes=settings.sizes)
@@ -199,7 +199,7 @@ def _iterated(
             return KKTPoint(*now, error, mended is None, iteration, at)
         stepping, before = mended is now.active, error
         now = _stepped(at, now, share, settings) if stepping else now.with_active(mended)
-    raise AssertionError  # the loop has no end of its own
+    raise AssertionError  # the loop always returns
 
 
 def _refined(

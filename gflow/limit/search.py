@@ -40,6 +40,7 @@ from gflow._layout import Layout
 from gflow.deadline import Deadline
 from gflow.kkt.curvature import Curvature
 from gflow.kkt.point import KKTPoint
+from gflow.kkt.variables import margins_at
 from gflow.limit.basin import close
 from gflow.limit.itinerary import Visit, noted
 from gflow.limit.journal import KEEPS_NOTHING, Journal
@@ -88,7 +89,7 @@ class Search:
 
     def margin(self, direction: np.ndarray) -> float:
         """The normalized margin at a direction, that is `min_i q_i(u)`."""
-        return float(np.asarray(self.problem.margins(self.layout.unflatten(direction))).min())
+        return float(margins_at(self.problem, self.layout, direction).min())
 
 
 class Refiner(ABC):
@@ -125,14 +126,20 @@ class Refiner(ABC):
         """Takes the flow up off a saddle, which is then `left`; or the end."""
 
 
-def run(refiner: Refiner, state: State) -> State:
+def run(refiner: Refiner, state: State, *, approached: bool = False) -> State:
     """Approach, refine, judge and leave, until a KKT point is reached that nothing leaves; or as
     far as the search comes, with its result.
+
+    Args:
+        approached: whether the first approach has been made, and perhaps the KKT point found.
     """
     search, rounds, journal = refiner.search, 0, refiner.search.journal
     while state.result is None:
-        state = taken(refiner.approach, state, journal)
-        state = taken(refiner.refine, state, journal)
+        if not approached:
+            state = taken(refiner.approach, state, journal)
+        if not (approached and state.found is not None):
+            state = taken(refiner.refine, state, journal)
+        approached = False
         if state.found is None:
             state = taken(refiner.retry, state, journal)
             continue

@@ -214,6 +214,8 @@ class KinkSettings(_Group):
         most_steps: of a run of the flow with rounded kinks. Where those stop it, more steps are no
             help.
         most_caps: nor are more colder caps than this.
+        most_steps_off: of a run of the exact flow of a problem too large for systems at kinks. Off
+            kinks some 25 take it from the limit with rounded ones to its own; at one it chatters.
         less: where no KKT point at kinks was reached, the smoothing falls to this part of itself
             and the search begins anew.
         least_smoothing: a smoothing below this does not fall again. The stiffness of the flow grows
@@ -222,6 +224,7 @@ class KinkSettings(_Group):
 
     most_steps: int = 1500
     most_caps: int = 1
+    most_steps_off: int = 300
     less: float = 0.25
     least_smoothing: float = 6e-3
 

@@ -178,6 +178,8 @@ class SmoothingSettings:
         vanishing: weights below this part of the largest may vanish with the smoothing, as sqrt(mu)
             does;
         vanished: or have, but for what Newton's method left.
+        near: the kink of a switch is met where |v| / w is below this. An attack that turns on and
+            off there would move the margins.
         no_part: a switch does not depend on a weight by which it has less than this part of its
             gradient.
     """
@@ -204,6 +206,7 @@ class SmoothingSettings:
     zero: float = 1e-13
     vanishing: float = 0.05
     vanished: float = 1e-5
+    near: float = 1e-6
     no_part: float = 1e-6
 
 

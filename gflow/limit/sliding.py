@@ -111,7 +111,7 @@ class _Slide:
         return False
 
     def bounded(self, length: float, rate: float) -> float:
-        """The length of a step, short against the time in which a saddle is left."""
+        """The length of a step, shorter than the time in which a saddle is left."""
         if self.time * rate > self.settings.left:
             return min(length, self.settings.longest)
         return min(length, self.settings.leaving / max(rate, 1e-300))

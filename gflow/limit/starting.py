@@ -28,7 +28,7 @@ def started(problem: Problem, start: Params | Trajectory | Limit) -> tuple[Layou
         return Layout.of(check_start(problem, start.direction)), _after(problem, start)
     params = check_start(problem, start.direction if isinstance(start, Limit) else start)
     layout = Layout.of(params)
-    vector, log_norm = _polar(layout.flatten_on_host(params))
+    vector, log_norm = polar(layout.flatten_on_host(params))
     if not isinstance(start, Limit):
         return layout, Start(vector, problem.degree * log_norm)
     same = eqx.tree_equal(start.problem, problem)
@@ -49,7 +49,7 @@ def _after(problem: Problem, flow: Trajectory) -> Start:
     return Start(vector, log_kappa, flow if joined else None, goes_on=bool(joined))
 
 
-def _polar(vector: np.ndarray) -> tuple[np.ndarray, float]:
+def polar(vector: np.ndarray) -> tuple[np.ndarray, float]:
     """The direction and the logarithm of the norm, whose square may leave the range of numbers."""
     largest = np.abs(vector).max()
     length = np.linalg.norm(vector / largest)

@@ -11,7 +11,7 @@ two differ there, and the margin can be raised beside the rest point: it is stab
 Which of the two a point is, is measured at the point; the kind of network does not decide it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -84,18 +84,28 @@ def in_family(
         point: the KKT point.
         beside: the KKT point near a direction beside it; `Refiner.beside`.
     """
-    neutral = curvature.vectors[:, curvature.neutral]
-    side = neutral @ np.random.default_rng(0).normal(size=neutral.shape[1])
-    side /= np.linalg.norm(side)
     length = np.linalg.norm(point.theta)
-    for step in settings.family_steps:
-        shifted = point.direction + step * side
-        other = beside(point, shifted / np.linalg.norm(shifted))
+    for step, direction in beside_along(point, curvature, settings):
+        other = beside(point, direction)
         same = abs(np.linalg.norm(other.theta) / length - 1) < settings.family_margin
         gone = np.linalg.norm(other.direction - point.direction)
         if other.converged and same and gone > settings.family_moved * abs(step):
             return True
     return False
+
+
+def beside_along(
+    point: Any, curvature: Curvature, settings: VerdictSettings = DEFAULT.verdict
+) -> Iterator[tuple[float, np.ndarray]]:
+    """Where members of a family are looked for: steps along a neutral direction, which stands for
+    all, and the directions there, of norm 1.
+    """
+    neutral = curvature.vectors[:, curvature.neutral]
+    side = neutral @ np.random.default_rng(0).normal(size=neutral.shape[1])
+    side /= np.linalg.norm(side)
+    for step in settings.family_steps:
+        shifted = point.direction + step * side
+        yield step, shifted / np.linalg.norm(shifted)
 
 
 def is_maximum(

@@ -7,6 +7,7 @@ from scipy import sparse
 
 from gflow._interior import clarabel_with
 from gflow.reference._cones import norm_epigraph
+from gflow.reference._norms import Array
 from gflow.reference._rivals import Candidate, Rivals, slopes_at, withstood
 
 _TOLERANCE = 1e-11
@@ -14,13 +15,17 @@ _MAX_ITERATIONS = 200
 
 
 def by_cones(
-    rivals: Rivals, radius: float, order: float, *, bounded: bool = False
+    rivals: Rivals, radius: float, order: float, *, units: Array | None = None
 ) -> Candidate | None:
     """Clarabel's solution; None where it finds none with a positive margin.
 
-    Variables (W, t, r): `|W_a - W_b|_q <= t_ab`. With `bounded` the norm of W is at most 1 and the
-    margin is maximised, which has a solution at every radius.
+    Variables (W, t, r): `|W_a - W_b|_q <= t_ab`.
+
+    Args:
+        units: then W has a norm of at most 1, and the largest r with margins of at least
+            `r units` is sought, which has a solution at every radius. Shape (m,).
     """
+    bounded = units is not None
     size = rivals.shape[0] * rivals.shape[1]
     blocks, cones, width = _epigraphs(rivals, order)
     num_variables = size + width + bounded
@@ -34,7 +39,7 @@ def by_cones(
     quadratic = sparse.diags([1.0] * size + [0.0] * (num_variables - size), format="csc")
     linear = np.zeros(num_variables)
     if bounded:
-        margins[:, -1], limits, linear[-1] = 1.0, np.zeros(len(rivals.x)), -1.0
+        margins[:, -1], limits, linear[-1] = units, np.zeros(len(rivals.x)), -1.0
         ball = sparse.vstack([sparse.csc_matrix((1, size)), -sparse.identity(size)])
         parts.append(_widened(ball, num_variables))
         right = np.concatenate([right, [1.0], np.zeros(size)])

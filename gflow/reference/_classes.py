@@ -21,6 +21,7 @@ from gflow.reference._norms import Array
 from gflow.reference._rivals import (
     Candidate,
     Rivals,
+    lengths_of,
     rivals_of,
     slopes_at,
     smallest_margin,
@@ -135,16 +136,23 @@ def _certified(rivals: Rivals, radius: float, order: float, found: Candidate) ->
 def _largest_radius(rivals: Rivals, order: float, separator: Array) -> float:
     """The largest radius that some weights withstand, by Dinkelbach's iteration.
 
-    The weights of largest margin at a radius withstand a larger one, which is the next radius.
-    Ends where a step gains nothing, or where the margin left is rounding.
+    It is the largest `min_ij <W_y - W_j, x_i> / |W_y - W_j|_q`. The weights of largest margin at a
+    radius withstand a larger one, which is the next radius. Margins count in units of the lengths
+    `|W_y - W_j|_q` of the weights before: without these the iteration converges slowly where they
+    differ, and after 40 programs was 1e-5 short for ten classes. Ends where a step gains nothing,
+    or where the margin left is rounding.
+
+    Source: Crouzeix & Ferland 1991, "Algorithms for generalized fractional programming",
+    Mathematical Programming 52: the Dinkelbach-type-2 algorithm.
     """
-    largest = withstood(rivals, order, separator)
+    largest, weights = withstood(rivals, order, separator), separator
     for _ in range(_RADIUS_PROGRAMS):
-        found = by_cones(rivals, largest * (1 - _RADIUS_ACCURACY / 10), order, bounded=True)
+        radius, units = largest * (1 - _RADIUS_ACCURACY / 10), lengths_of(rivals, order, weights)
+        found = by_cones(rivals, radius, order, units=units / units.max())
         withstands = 0.0 if found is None else withstood(rivals, order, found.weights)
-        if withstands <= largest * (1 + _RADIUS_ACCURACY / 10):
+        if found is None or withstands <= largest * (1 + _RADIUS_ACCURACY / 10):
             return max(largest, withstands)
-        largest = withstands
+        largest, weights = withstands, found.weights
     return largest
 
 
@@ -153,7 +161,7 @@ def _solved(rivals: Rivals, radius: float, order: float) -> Candidate | None:
     found = _refined(rivals, radius, order)
     # Close to the largest radius the weights are long. In units of the margin they are not.
     if _margin_left(rivals, radius, order, found) < _SMALL_MARGIN:
-        longest = by_cones(rivals, radius, order, bounded=True)
+        longest = by_cones(rivals, radius, order, units=np.ones(len(rivals.x)))
         found += [] if longest is None else [longest]
         unit = _margin_left(rivals, radius, order, found)
         if unit > 0:

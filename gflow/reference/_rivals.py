@@ -86,6 +86,11 @@ def smallest_margin(rivals: Rivals, radius: float, order: float, weights: Array)
     return float(np.min(clean - radius * lengths))
 
 
+def lengths_of(rivals: Rivals, order: float, weights: Array) -> Array:
+    """`|W_own - W_other|_q` of every row. Shapes: weights (k, d); (m,)."""
+    return _clean_margins_and_lengths(rivals, order, weights)[1]
+
+
 def _clean_margins_and_lengths(rivals: Rivals, order: float, weights: Array) -> tuple[Array, Array]:
     """`<W_own - W_other, x>` and `|W_own - W_other|_q` of every row. Shapes: (m,), (m,)."""
     differences = rivals.differences(weights)

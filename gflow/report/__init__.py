@@ -4,6 +4,7 @@ Needs the extra `plot`. Every `plot_*` function draws one quantity of one trajec
 new figure without one) and returns the axes, for notebooks and papers alike.
 """
 
+from gflow.report.explorer import explorer
 from gflow.report.figures import (
     plot_direction_convergence,
     plot_layer_alignment,
@@ -17,6 +18,7 @@ from gflow.report.figures import (
 )
 from gflow.report.overview import margins_figure, overview_figure
 from gflow.report.page import write_page
+from gflow.report.plane import plot_plane
 from gflow.report.record import (
     FLOW_COLUMNS,
     LIMIT_COLUMNS,
@@ -26,12 +28,14 @@ from gflow.report.record import (
     record,
     write_results,
 )
+from gflow.report.style import use_style
 
 __all__ = [
     "FLOW_COLUMNS",
     "LIMIT_COLUMNS",
     "Record",
     "Results",
+    "explorer",
     "margins_figure",
     "overview_figure",
     "plot_direction_convergence",
@@ -39,12 +43,14 @@ __all__ = [
     "plot_loss",
     "plot_margin",
     "plot_margins",
+    "plot_plane",
     "plot_scale",
     "plot_smoothed_margin",
     "plot_stationarity",
     "plot_time",
     "read_results",
     "record",
+    "use_style",
     "write_page",
     "write_results",
 ]

@@ -5,11 +5,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-Against = Literal["time", "loss", "kappa", "steps"]
+Against = Literal["time", "loss", "log_loss", "kappa", "steps"]
 
 LOG10 = math.log(10.0)
 # Below this many decades powers of ten alone would leave an axis with one mark or none.
 _FEW_DECADES = 2.0
+# From a loss of e^-0.1 on its logarithm is one of a small loss, which grows like log t.
+_FIRST = -1.0
 _PART_OF_DECADE = 0.7
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -34,18 +36,23 @@ def abscissa(trajectory: Any, against: Against) -> Abscissa:
     """The values of `trajectory` that a curve is drawn against.
 
     Raises:
-        ValueError: `against` is none of "time", "loss", "kappa" and "steps".
+        ValueError: `against` is none of "time", "loss", "log_loss", "kappa" and "steps".
     """
     match against:
         case "time":
             return Abscissa(decades(trajectory.log1p_time), "time 1 + t", True)
         case "loss":
             return Abscissa(decades(trajectory.log_loss), "loss (sum)", True, True)
+        case "log_loss":
+            values = decades(trajectory.log_minus_log_loss)
+            return Abscissa(np.where(values >= _FIRST, values, np.nan), "−log loss", True)
         case "kappa":
             return Abscissa(decades(trajectory.log_kappa), "κ = ‖θ‖ᴸ", True)
         case "steps":
             return Abscissa(np.asarray(trajectory.num_steps_at), "accepted steps", False)
-    raise ValueError(f"`against={against!r}`: choose 'time', 'loss', 'kappa' or 'steps'.")
+    raise ValueError(
+        f"`against={against!r}`: choose 'time', 'loss', 'log_loss', 'kappa' or 'steps'."
+    )
 
 
 def decades(logarithm: Any) -> np.ndarray:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from gflow._archive import Damaged, read_archive, write_archive
 from gflow._layout import Layout
-from gflow._programs import compiled
+from gflow._programs import compiled_for_few_calls
 from gflow.accuracy import under
 from gflow.datasets import Dataset
 from gflow.kkt.strong_attack import PROJECTED_ORDERS, smallest_margins, strongly_attacked
@@ -241,7 +241,7 @@ def _least(margins: np.ndarray) -> np.ndarray:
     return margins.reshape(*margins.shape[:2], -1).min(axis=2)
 
 
-@compiled
+@compiled_for_few_calls
 def _margins(problem: Problem, layout: Layout, vectors: Float[Array, "m P"]) -> Array:
     return jax.lax.map(lambda vector: problem.margins(layout.unflatten(vector)), vectors)
 
@@ -267,7 +267,7 @@ def _strong(
     return found
 
 
-@compiled
+@compiled_for_few_calls
 def _smallest(
     problem: Problem, layout: Layout, vectors: Float[Array, "m P"], starts: Float[Array, "s n d"]
 ) -> Array:

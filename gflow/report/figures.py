@@ -1,7 +1,8 @@
 """One plot function for each main quantity of a trajectory.
 
 All take `(trajectory, axes=None, *, against="time", **line)` and return the axes: `against` is one
-of "time", "loss", "kappa" and "steps"; `line` goes to matplotlib's `Axes.plot`. Quantities that
+of "time", "loss", "log_loss" (-log loss, which grows like log t and shows how a limit is neared),
+"kappa" and "steps"; `line` goes to matplotlib's `Axes.plot`. Quantities that
 span decades are drawn as logarithms to base 10, so that nothing overflows.
 """
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from gflow.report.axes import Against, abscissa, decades, finish, log10, new_axes
 from gflow.report.quantities import distance_to_end, layer_alignments
+from gflow.report.style import GUIDE
 
 
 def plot_loss(trajectory: Any, axes: Any = None, *, against: Against = "time", **line: Any) -> Any:
@@ -21,11 +23,19 @@ def plot_loss(trajectory: Any, axes: Any = None, *, against: Against = "time", *
 
 
 def plot_margin(
-    trajectory: Any, axes: Any = None, *, against: Against = "time", **line: Any
+    trajectory: Any,
+    axes: Any = None,
+    *,
+    against: Against = "time",
+    limit: float | None = None,
+    **line: Any,
 ) -> Any:
-    """The normalized adversarial margin, `min_i q_i(u)` with u = params / |params|."""
+    """The normalized adversarial margin, `min_i q_i(u)` with u = params / |params|.
+
+    With the margin of a `limit`, such as `limit.margin`, a dotted line at it.
+    """
     axes = _curve(trajectory, trajectory.margin, "adversarial margin", axes, against, line)
-    return _from_separation(axes)
+    return _from_separation(_with_limit(axes, limit))
 
 
 def plot_smoothed_margin(
@@ -38,12 +48,18 @@ def plot_smoothed_margin(
 
 
 def plot_margins(
-    trajectory: Any, axes: Any = None, *, against: Against = "time", **line: Any
+    trajectory: Any,
+    axes: Any = None,
+    *,
+    against: Against = "time",
+    limit: float | None = None,
+    **line: Any,
 ) -> Any:
     """The three normalized margins: clean, adversarial and smoothed.
 
-    The view starts shortly below zero: before the examples are separated the smoothed margin comes
-    from minus infinity.
+    With the adversarial margin of a `limit`, such as `limit.margin`, a dotted line at it. The view
+    starts shortly below zero: before the examples are separated the smoothed margin comes from
+    minus infinity.
     """
     axes = new_axes() if axes is None else axes
     x = abscissa(trajectory, against)
@@ -54,7 +70,7 @@ def plot_margins(
     }
     for label, (values, style) in styles.items():
         axes.plot(x.values, values, **{"linestyle": style, "label": label, **line})
-    axes.legend(frameon=False)
+    _with_limit(axes, limit).legend(frameon=False)
     return _from_separation(finish(axes, x, "normalized margin"))
 
 
@@ -124,6 +140,13 @@ def _curve(
     x = abscissa(trajectory, against)
     axes.plot(x.values, np.asarray(values), **line)
     return finish(axes, x, label, decades_up=decades_up)
+
+
+def _with_limit(axes: Any, limit: float | None) -> Any:
+    """The axes with a line at the margin of the limit, if there is one."""
+    if limit is not None:
+        axes.axhline(limit, label="limit", **{**GUIDE, "linewidth": 1.6})
+    return axes
 
 
 def _from_separation(axes: Any) -> Any:

@@ -11,6 +11,7 @@ from gflow._files import write_text
 from gflow.report import answer as words
 from gflow.report.end import End
 from gflow.report.evaluation import Evaluation, largest
+from gflow.report.explorer import view_of
 from gflow.report.images import images
 from gflow.report.panels import Panel, View, panels
 from gflow.report.record import (
@@ -21,6 +22,7 @@ from gflow.report.record import (
     significant,
     write_cell,
 )
+from gflow.report.spread import Spread, spreads
 from gflow.report.style import look
 from gflow.report.vector import drawn
 from gflow.trajectory import Trajectory
@@ -124,7 +126,7 @@ def _matrices(results: Results, evaluations: Sequence[Evaluation]) -> list[dict[
             lambda value: f"{100 * value:.1f}",
         ),
     ]
-    found = []
+    found, several = [], spreads(evaluations, results.settings)
     for name, title, meaning, write in asked:
         groups = [_group(each, getattr(each, name), write) for each in evaluations]
         if any(group["any"] for group in groups):
@@ -135,8 +137,9 @@ def _matrices(results: Results, evaluations: Sequence[Evaluation]) -> list[dict[
                     "meaning": meaning,
                     "columns": first.columns,
                     "num_strong": len(first.strong),
-                    "groups": groups,
-                    "csv": data_uri("text/csv", _matrix_table(evaluations, name).encode()),
+                    "groups": [_spread_group(each, name, write) for each in several] or groups,
+                    "by_seed": groups if several else [],
+                    "csv": data_uri("text/csv", _matrix_table(evaluations, several, name).encode()),
                     "file": f"matrix-{name}",
                 }
             )
@@ -146,25 +149,58 @@ def _matrices(results: Results, evaluations: Sequence[Evaluation]) -> list[dict[
 def _group(each: Evaluation, values: np.ndarray, write: Any) -> dict[str, Any]:
     marks = largest(values)
     rows = [
-        {
-            "name": row,
-            "colour": look(number)["color"],
-            "cells": [
-                {"text": write(value) if np.isfinite(value) else "–", "most": bool(most)}
+        _matrix_row(
+            number,
+            row,
+            [
+                {"text": _written(value, write), "most": bool(most), "range": ""}
                 for value, most in zip(values[number], marks[number], strict=True)
             ],
-        }
+        )
         for number, row in enumerate(each.rows)
     ]
     return {"network": each.network, "rows": rows, "any": bool(np.isfinite(values).any())}
 
 
-def _matrix_table(evaluations: Sequence[Evaluation], name: str) -> str:
+def _spread_group(spread: Spread, name: str, write: Any) -> dict[str, Any]:
+    """The mean over seeds, and below it the range."""
+    values, planned = spread.of(name), len(spread.evaluations)
+    marks = largest(values.mean)
+
+    def cell(row: int, column: int) -> dict[str, Any]:
+        mean, least, most, count = (each[row, column] for each in values)
+        fewer = f" ({count} of {planned})" if 0 < count < planned else ""
+        span = f"{_written(least, write)} to {_written(most, write)}{fewer}" if count else ""
+        return {"text": _written(mean, write), "most": bool(marks[row, column]), "range": span}
+
+    columns = range(len(spread.columns))
+    rows = [
+        _matrix_row(number, row, [cell(number, column) for column in columns])
+        for number, row in enumerate(spread.rows)
+    ]
+    return {"network": f"{spread.network}: mean over {planned} seeds, and range", "rows": rows}
+
+
+def _written(value: float, write: Any) -> str:
+    return write(value) if np.isfinite(value) else "–"
+
+
+def _matrix_row(number: int, name: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"name": name, "colour": look(number)["color"], "cells": cells}
+
+
+def _matrix_table(evaluations: Sequence[Evaluation], several: Sequence[Spread], name: str) -> str:
+    """As CSV: every matrix, and over seeds their mean, smallest and largest."""
+    matrices = [(each.network, each.rows, getattr(each, name)) for each in evaluations]
+    for spread in several:
+        values = spread.of(name)
+        for word, table in (("mean", values.mean), ("least", values.least), ("most", values.most)):
+            matrices.append((f"{spread.network}, {word} over seeds", spread.rows, table))
     lines = ["network,trained_under," + ",".join(evaluations[0].columns)]
-    for each in evaluations:
-        for row, values in zip(each.rows, getattr(each, name), strict=True):
+    for network, rows, table in matrices:
+        for row, values in zip(rows, table, strict=True):
             numbers = ",".join(f"{value:.10g}" for value in values)
-            lines.append(f'"{each.network}",{row},{numbers}')
+            lines.append(f'"{network}",{row},{numbers}')
     return "\n".join(lines) + "\n"
 
 
@@ -197,9 +233,28 @@ def _networks(
                 "rows": [_row(run, columns, look(places[run.perturbation])) for run in runs],
                 "figures": [figure_of(panel, name) for panel in panels(view)] if kept else [],
                 "images": [figure_of(panel, name) for panel in images(view)],
+                "planes": _planes(view),
             }
         )
     return networks
+
+
+def _planes(view: View) -> list[dict[str, Any]]:
+    """The plane along each run, where the examples have two inputs."""
+    found = []
+    for run, trajectory in view.trajectories.items():
+        problem, end = trajectory.problem, view.ends.get(run)
+        if problem is None or problem.dataset.x.shape[1] != 2:
+            continue
+        limit = None
+        if end is not None and end.limit is not None and end.multipliers is not None:
+            limit = end.limit, end.multipliers, view.limit(run, "limit_margin") or np.nan
+        name = f"{view.prefix}-plane-{view.places[run] + 1}"
+        notice = "" if view.records[run].succeeded else "It did not reach what was asked for."
+        found.append(
+            {"perturbation": run, "view": view_of(trajectory, limit, name=name, notice=notice)}
+        )
+    return found
 
 
 def _describe_network(trajectories: Mapping[str, Trajectory]) -> str:

@@ -201,9 +201,33 @@ LIMIT_COLUMNS = (
 """What is told of a job whose runs go to their limits."""
 
 
+DESCENT_COLUMNS = (
+    Column(
+        "descent_margin",
+        "descent:\nmargin",
+        "normalized margin at the end of training by steps, under the attack of the training",
+        significant,
+    ),
+    Column(
+        "descent_distance",
+        "descent:\ndistance",
+        "distance of the direction at the end of training by steps to the limit; to the end of the "
+        "flow where no limit is sought",
+        lambda value: f"{value:.3f}",
+    ),
+)
+"""What is told besides where the job trains by steps too."""
+
+
 def columns_of(results: Results) -> tuple[Column, ...]:
     """The columns of this job's table."""
-    return LIMIT_COLUMNS if seeks_limits(results) else FLOW_COLUMNS
+    columns = LIMIT_COLUMNS if seeks_limits(results) else FLOW_COLUMNS
+    return (*columns, *DESCENT_COLUMNS) if descends(results) else columns
+
+
+def descends(results: Results) -> bool:
+    """Whether the runs of this job train by steps besides."""
+    return bool(results.settings.get("descent", {}).get("enabled"))
 
 
 def seeks_limits(results: Results) -> bool:
@@ -222,13 +246,20 @@ def record(
     perturbation: str,
     seconds: float,
     limit: Any = None,
+    descent: Any = None,
     file: str | None = None,
     end: str | None = None,
 ) -> Record:
-    """The numbers at the end of `trajectory` and, where one was sought, at its `gflow.Limit`."""
+    """The numbers at the end of `trajectory`, at its `gflow.Limit` where one was sought, and at the
+    end of `descent`, the training by steps beside it.
+    """
     outcome = trajectory if limit is None else limit
+    if descent is not None and descent.result_name == "interrupted":
+        outcome = descent
     succeeded = bool(outcome.successful)
     figures = _figures(trajectory) | ({} if limit is None else _limit_figures(trajectory, limit))
+    if descent is not None and descent.successful:
+        figures |= _descent_figures(trajectory, limit, descent)
     kept = figures if succeeded else {name: figures[name] for name in _PROGRESS}
     words = {"verdict": limit.verdict, "basin": limit.basin} if limit and succeeded else {}
     return Record(
@@ -279,6 +310,18 @@ def _limit_figures(trajectory: Any, limit: Any) -> dict[str, float | None]:
         "newton_displacement": limit.newton_displacement,
         "saddles_met": limit.saddles_met,
         "steps": trajectory.stats["num_steps"] + limit.num_flow_steps,
+    }
+
+
+def _descent_figures(trajectory: Any, limit: Any, descent: Any) -> dict[str, float | None]:
+    goal = trajectory.vectors[-1]
+    if limit is not None:
+        goal = np.asarray(trajectory.layout.flatten(limit.direction))
+    return {
+        "descent_log_loss": descent.log_loss[-1],
+        "descent_margin": descent.margin[-1],
+        "descent_distance": float(np.linalg.norm(descent.vectors[-1] - goal)),
+        "descent_steps": descent.stats["num_steps"],
     }
 
 

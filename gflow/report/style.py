@@ -60,6 +60,25 @@ GUIDE: dict[str, Any] = {"color": "#7f7f7f", "linewidth": 1.0, "linestyle": ":"}
 """For the line of a prediction."""
 
 
+def use_style() -> None:
+    """Draws every figure of matplotlib from now on in gflow's stylesheet, as in a notebook.
+
+    Lines take the colours and dashes of a report in turn, without the grey that it has for clean
+    training. `matplotlib.rcdefaults()` undoes it.
+    """
+    from matplotlib import rcParams
+
+    settings: Any = {"figure.constrained_layout.use": True, "axes.prop_cycle": cycle()}
+    rcParams.update(LAYOUT | settings)
+
+
+def cycle() -> Any:
+    """The looks of the lines of a figure, one after the other."""
+    from cycler import cycler
+
+    return cycler(color=PALETTE[1:]) + cycler(linestyle=STYLES[1:])
+
+
 def look(index: int) -> dict[str, Any]:
     """Colour and line style of the perturbation number `index`, the same in every figure."""
     place = index % len(PALETTE)

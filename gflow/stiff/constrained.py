@@ -81,12 +81,14 @@ class Moved(NamedTuple):
         error: the error estimate of (y, w), infinite where the systems were not solved.
         dense: the rows k of the dense output, of (y, w).
         gap: what is left of `q(y) - w` at the end.
+        turn: `q_y f`, by which the field changes w at the start.
     """
 
     end: Float[Array, " P_and_b"]
     error: Float[Array, " P_and_b"]
     dense: Float[Array, "r P_and_b"]
     gap: Float[Array, " b"]
+    turn: Float[Array, " b"]
 
 
 def step(
@@ -113,7 +115,8 @@ def step(
         dense = _hermite(coupled, h, start, end)
     else:
         dense = jnp.asarray(tableau.dense) @ stages
-    return Moved(end, jnp.where(system.solved(memory), error, jnp.inf), dense, gap)
+    error = jnp.where(system.solved(memory), error, jnp.inf)
+    return Moved(end, error, dense, gap, system.beside(coupled.slope))
 
 
 def _stages(
@@ -151,7 +154,7 @@ def _closed(
 
     def open_(carry: tuple[Array, Array, Any, Any]) -> Array:
         y, gap, _, count = carry
-        return (gap_size(y, w, gap) > _SMALL) & (count < _MOST_MOVES)
+        return (count == 0) | ((gap_size(y, w, gap) > _SMALL) & (count <= _MOST_MOVES))
 
     def move(carry: tuple[Array, Array, Any, Any]) -> tuple[Array, Array, Any, Any]:
         y, gap, memory, count = carry
@@ -159,7 +162,8 @@ def _closed(
         y = y + change[: y.size]
         return y, coupled.at_end(h, y) - w, memory, count + 1
 
-    carry = y, coupled.at_end(h, y) - w, memory, jnp.zeros((), int)
+    # It begins by a move that closes no gap, so that the program holds q once.
+    carry = y, jnp.zeros_like(w), memory, jnp.zeros((), int)
     y, gap, memory, _ = lax.while_loop(open_, move, carry)
     return jnp.concatenate([y, w]), gap, memory
 

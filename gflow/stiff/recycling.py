@@ -83,6 +83,10 @@ class Recycling(NamedTuple):
         left = jnp.maximum(memory.left, _length(residual) / jnp.where(scale > 0, scale, 1.0))
         return solution, memory._replace(scale=scale, left=left)
 
+    def beside(self, x: Vector) -> Vector:
+        """`B x`."""
+        return self.apply(x)[1]
+
     def solved(self, memory: Memory) -> Array:
         """Whether all systems so far were solved, or nearly."""
         return memory.left <= 10 * self.tolerance

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from gflow._description import storable
 from gflow._signatures import named
-from gflow.stiff.constrained import CoupledField, GapSize, Moved, linearized, step
+from gflow.stiff.constrained import Coupled, CoupledField, GapSize, Moved, linearized, step
 from gflow.stiff.operators import Preconditioner
 from gflow.stiff.systems import LinearSolver, shifted_system
 from gflow.stiff.tableaus import TABLEAUS, Tableau
@@ -128,13 +128,22 @@ class Rosenbrock(FlatSolver):
         precondition: Preconditioner | None = None,
         gap_size: GapSize | None = None,
     ) -> Moved:
-        """One step of `y' = f(t, y, q(y))`, see `gflow.stiff.constrained`.
+        """One step of `y' = f(t, y, q(y))`, see `moved`."""
+        return self.moved(linearized(field, t0, y0), h, precondition, gap_size)
+
+    def moved(
+        self,
+        coupled: Coupled,
+        h: Any,
+        precondition: Preconditioner | None = None,
+        gap_size: GapSize | None = None,
+    ) -> Moved:
+        """One step of a field whose derivatives are known, see `gflow.stiff.constrained`.
 
         `precondition` maps a shift to nearly `r -> (shift - J)^-1 r`, for iterative solvers.
         """
-        tableau, coupled = self.tableau, linearized(field, t0, y0)
-        shift = 1 / (h * tableau.gamma)
+        shift = 1 / (h * self.tableau.gamma)
         system = shifted_system(
-            self.linear_solver, coupled.tangent, y0, shift, precondition, self.tolerance
+            self.linear_solver, coupled.tangent, coupled.y, shift, precondition, self.tolerance
         )
-        return step(tableau, coupled, system, h, gap_size)
+        return step(self.tableau, coupled, system, h, gap_size)

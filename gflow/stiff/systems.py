@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
+from jax import lax
+from jaxtyping import Array
 
 from gflow._description import storable
 from gflow._numerics import is_integer
@@ -25,6 +27,9 @@ DENSE_AT_MOST = 500
 # directions 40 % more steps, cut short by systems left unsolved; with rank 256 the same steps, at a
 # higher price.
 _MOST_DIRECTIONS, _LARGEST_RANK, _BYTES = 128, 128, 2**30
+# Columns of a Jacobian that are found side by side: so many that what is computed for each example
+# and weight of them fills about so many bytes, which caches hold, but at least so many.
+_TANGENTS, _FEWEST = 2**18, 8
 # Solvers of lineax that need products with the matrix only.
 _ITERATIVE = (lx.GMRES, lx.BiCGStab)
 
@@ -149,9 +154,29 @@ def shifted_system(
         options = {"preconditioner": lx.FunctionLinearOperator(nearly, structure)}
         operator = lx.FunctionLinearOperator(lambda x: apply(x)[0], structure)
         return Direct(by_lineax(operator, solver, options), lambda x: tangent(x)[1])
-    columns, beside = jax.vmap(apply, out_axes=1)(jnp.eye(like.size, dtype=like.dtype))
+    columns, beside = _columns(apply, like)
+    if isinstance(solver, lx.LU):
+        return Direct(_by_factors(columns), lambda x: beside @ x)
     operator = lx.MatrixLinearOperator(columns)
     return Direct(by_lineax(operator, solver, {}), lambda x: beside @ x)
+
+
+def _columns(apply: Tangent, like: Vector) -> tuple[Array, Array]:
+    """The matrices of a linear map to two vectors, from its products with unit vectors.
+
+    Several columns side by side, in a loop: its body holds nothing but linear operations, where in
+    one with the rest compilers evaluate the coefficients again for every column.
+    """
+    work = like.size * max(jax.eval_shape(apply, like)[1].size, 1)
+    most = int(np.clip(_TANGENTS // (8 * work), _FEWEST, like.size))
+    count = -(-like.size // most)
+    batch = -(-like.size // count)
+    vectors = jnp.eye(batch * count, like.size, dtype=like.dtype).reshape(count, batch, like.size)
+    columns, beside = (
+        part.reshape(batch * count, part.shape[-1])[: like.size].T
+        for part in lax.map(jax.vmap(apply), vectors)
+    )
+    return columns, beside
 
 
 class Direct(NamedTuple):
@@ -177,6 +202,21 @@ class Direct(NamedTuple):
     def solved(self, memory: tuple[()]) -> bool:
         """What was not solved is not finite."""
         return True
+
+
+def _by_factors(matrix: Array) -> Operator:
+    """The inverse by LU factors, as of `lineax.LU`, which finds the order of the rows anew for
+    every right-hand side, one by one in a loop.
+    """
+    factors, _, order = lax.linalg.lu(matrix)
+
+    def inverse(right: Vector) -> Vector:
+        half = lax.linalg.triangular_solve(
+            factors, right[order, None], left_side=True, lower=True, unit_diagonal=True
+        )
+        return lax.linalg.triangular_solve(factors, half, left_side=True, lower=False)[:, 0]
+
+    return inverse
 
 
 def by_lineax(

@@ -1,4 +1,4 @@
-"""The ledger of studies: JSON with the machine, a figure of each, and one HTML page."""
+"""The ledger of studies: JSON with the machine, Markdown, a figure of each, and an HTML page."""
 
 import json
 import os
@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from gflow._files import write_text
+from gflow.studies.markdown import markdown
 from gflow.studies.study import Finding, Verdict
 from gflow.studies.style import save, stacked, styled
 
-JSON_NAME, PAGE_NAME = "ledger.json", "ledger.html"
+JSON_NAME, TEXT_NAME, PAGE_NAME = "ledger.json", "ledger.md", "ledger.html"
 
 
 def write_ledger(
     verdicts: Sequence[Verdict], folder: str | os.PathLike, *, figures: bool = True
 ) -> Path:
-    """Writes `ledger.json`, and with `figures` `ledger.html` and `NAME.png` and `.svg` of each.
+    """Writes `ledger.json` and `ledger.md`, and with `figures` `ledger.html` and `NAME.png` and
+    `.svg` of each.
 
     Every file is there whole or not at all. The folder is made where it is missing.
 
@@ -28,7 +30,7 @@ def write_ledger(
         figures: needs the extra `plot`.
 
     Returns:
-        The page, or without figures the JSON.
+        The page; without figures the JSON.
 
     Raises:
         OSError: a file cannot be written.
@@ -38,6 +40,7 @@ def write_ledger(
     record = {"environment": environment(), "studies": [one.to_dict() for one in verdicts]}
     text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False)
     path = write_text(folder / JSON_NAME, text + "\n")
+    write_text(folder / TEXT_NAME, markdown(record))
     if not figures:
         return path
     for verdict in verdicts:

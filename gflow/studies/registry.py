@@ -23,6 +23,7 @@ _FILES = {
     "clusters": "clusters",
     "loss-based": "loss_based",
     "matrix": "matrix",
+    "paper-experiment": "paper_experiment",
 }
 
 NAMES = tuple(_FILES)
@@ -52,14 +53,16 @@ def run(name: str, *, small: bool = True) -> Verdict:
     Raises:
         ValueError: there is no such study.
 
-    A run of the flow, or a search, that fails is a verdict whose `error` tells it.
+    A run of the flow, or a search, that fails, and data that cannot be had, are a verdict whose
+    `error` tells it.
     """
     study = find(name)
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     try:
         measured, error = study.run(small), ""
-    except RuntimeError as failed:  # `RunFailed`, `LimitFailed`
+    except (RuntimeError, OSError, ImportError) as failed:
+        # `RunFailed`, `LimitFailed`; data that are not there and cannot be fetched.
         measured, error = None, str(failed)
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - processor
     findings, data = ((), {}) if measured is None else (measured.findings, measured.data)
-    return Verdict(study, small, findings, data, seconds, error)
+    return Verdict(study, small, findings, data, seconds, error, cpu_seconds)

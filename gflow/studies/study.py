@@ -116,6 +116,8 @@ class Verdict:
         data: what the figure draws.
         seconds: wall-clock time, compilation included.
         error: why nothing was measured, where a run failed.
+        cpu_seconds: time of the processors, of all threads together, compilation included: the
+            same however much else the machine does.
     """
 
     study: Study
@@ -124,6 +126,7 @@ class Verdict:
     data: Mapping[str, Any] = field(repr=False)
     seconds: float
     error: str = ""
+    cpu_seconds: float = 0.0
 
     @property
     def holds(self) -> bool:
@@ -158,5 +161,6 @@ class Verdict:
             "verdict": self.word,
             "findings": [finding.to_dict() for finding in self.findings],
             "seconds": round(self.seconds, 2),
+            "cpu_seconds": round(self.cpu_seconds, 2),
             "error": self.error,
         }

@@ -31,13 +31,11 @@ def stacked(draw: Callable[[], Any]) -> Any:
 
 def styled(draw: Callable[[], Any]) -> Any:
     """What `draw()` returns, drawn in the stylesheet."""
-    from cycler import cycler
     from matplotlib import rc_context
 
-    from gflow.report.style import LAYOUT, PALETTE, STYLES
+    from gflow.report.style import LAYOUT, cycle
 
-    cycle = cycler(color=PALETTE[1:]) + cycler(linestyle=STYLES[1:])
-    settings: Any = LAYOUT | _SETTINGS | {"axes.prop_cycle": cycle}
+    settings: Any = LAYOUT | _SETTINGS | {"axes.prop_cycle": cycle()}
     with rc_context(settings):
         return draw()
 

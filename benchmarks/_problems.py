@@ -1,4 +1,8 @@
-"""Linear and deep linear networks on Gaussian points: problems whose limit is known."""
+"""Problems that several benchmarks share.
+
+Linear and deep linear networks on Gaussian points, whose limit is known; and two-layer networks on
+points with random labels, whose limits are not.
+"""
 
 import math
 from typing import Any, NamedTuple
@@ -57,3 +61,17 @@ def predictor_error(network, params, reference: np.ndarray) -> float:
 def direction_error(left, right) -> float:
     """Distance of the directions of two pytrees of parameters."""
     return float(gflow.measures.direction_distance(left, right))
+
+
+def random_labels(seed: int) -> gflow.Dataset:
+    """20 Gaussian points in 10 dimensions with random labels."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(20, 10))
+    return gflow.Dataset(x, np.where(generator.random(20) < 0.5, -1, 1))
+
+
+def two_layer() -> tuple[gflow.Problem, Any]:
+    """A network 10-20-1 of smoothed ReLUs on such points, and the start of its flow."""
+    network = networks.mlp((10, 20, 1), smoothing=0.05)
+    problem = gflow.Problem(network, random_labels(0), loss=losses.exponential())
+    return problem, network.init(0)
