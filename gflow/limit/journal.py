@@ -121,4 +121,6 @@ class _Flow(Saving):
 
 def _stopped(left: Any) -> bool:
     """Whether a step was stopped from outside, so that it is to be made again."""
-    return left.result is not None and name_of(left.result) in STOPPED
+    others = getattr(left, "differing", ())  # of a limit, searches for its basin
+    own = left.result is not None and name_of(left.result) in STOPPED
+    return own or any(map(_stopped, others))
