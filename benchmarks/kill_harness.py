@@ -1,14 +1,15 @@
 """Killed at random moments: lost is at most the work since the last save, and the end is the same.
 
-A sweep (`gflow.sweep(folder=...)`, 24 limits in chunks of 4) and a job (`gflow run`, 6 runs) run in
-processes of their own. Each is ended by SIGKILL at a random moment of its life and started again,
+A sweep (`gflow.sweep(folder=...)`, 24 limits in chunks of 4), a job (`gflow run`, 6 runs), and one
+call each of `integrate`, `descend` and `find_limit` with a `checkpoint` run in processes of their
+own. Each is ended by SIGKILL at a random moment of its life and started again,
 until it has been killed as often as asked for; where it comes to its end before, a new one begins.
 After each kill the files that are there are read. Three things must hold, or the script fails: no
-file is damaged; what was kept before is still there; and no more was begun than a chunk, or a run,
-beyond what was kept. At the end the numbers are, bit for bit, those of a process that nobody
-killed.
+file is damaged; what was kept before is still there; and no more was begun beyond what was kept
+than a chunk, a run, a segment, or what a moment of a search is inside of. At the end the numbers
+are, bit for bit, those of a process that nobody killed.
 
-    python benchmarks/kill_harness.py [--kills 50] [--smoke] [--output results.json]
+    python benchmarks/kill_harness.py [--kills 50] [--only NAME] [--smoke] [--output results.json]
 """
 
 import hashlib
@@ -22,17 +23,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from _common import run_benchmark, show
+from _kept_calls import INSIDE, call_command, call_kept
 
 import gflow
 from gflow._archive import read_archive
 from gflow.report.end import load_end
 
 KILLS, FEW_KILLS = 50, 3
+ONLY: str | None = None
 CHUNK = 4
 COLUMNS = ("target", "kill", "seconds", "kept", "begun", "lost")
 
@@ -174,13 +178,24 @@ TARGETS = (
         ),
         1,
     ),
+    *(
+        Target(
+            name,
+            partial(call_command, name),
+            call_kept,
+            lambda text: text.splitlines().count("begun"),
+            INSIDE if name == "find_limit" else 1,
+        )
+        for name in ("integrate", "descend", "find_limit")
+    ),
 )
 
 
 def measure(smoke: bool, kills: int) -> dict[str, Any]:
     show({}, COLUMNS, header=True)
     with tempfile.TemporaryDirectory() as place:
-        return {each.name: killed(each, Path(place), kills) for each in TARGETS}
+        targets = [each for each in TARGETS if ONLY in (None, each.name)]
+        return {each.name: killed(each, Path(place), kills) for each in targets}
 
 
 def killed(target: Target, place: Path, kills: int) -> dict[str, Any]:
@@ -250,7 +265,7 @@ def kill_once(
                 return None
             raise AssertionError(f"{target.name}: {output.read_text()}")
     kept, begun = target.kept(folder), target.begun(output.read_text())
-    lost = begun - (len(kept) - len(before))
+    lost = max(begun - (len(kept) - len(before)), 0)
     if not before.items() <= kept.items():
         raise AssertionError(f"{target.name}: what was kept is gone, or has changed.")
     if lost > target.unit:
@@ -258,9 +273,16 @@ def kill_once(
     return {"seconds": seconds, "kept": len(kept), "begun": begun, "lost": lost}
 
 
+def option(name: str) -> str:
+    """The value of an option, which is taken off the command line."""
+    place = sys.argv.index(name)
+    sys.argv.pop(place)
+    return sys.argv.pop(place)
+
+
 if __name__ == "__main__":
     if "--kills" in sys.argv:
-        place = sys.argv.index("--kills")
-        KILLS = int(sys.argv.pop(place + 1))
-        sys.argv.pop(place)
+        KILLS = int(option("--kills"))
+    if "--only" in sys.argv:
+        ONLY = option("--only")
     run_benchmark(__doc__ or "", lambda smoke: measure(smoke, FEW_KILLS if smoke else KILLS))

@@ -4,7 +4,8 @@ Drawn by NumPy and from one generator, so that `Dataset.batches` and `gflow.desc
 batches for the same seed.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,6 +35,15 @@ class Batches:
         self.num_examples, self.batch_size, self.sampling = num_examples, batch_size, sampling
         self.per_epoch = -(-num_examples // batch_size)
         self._generator = np.random.default_rng(seed)
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """The state of the generator, JSON: where it has come to in its numbers."""
+        return self._generator.bit_generator.state
+
+    def go_to(self, state: Mapping[str, Any]) -> None:
+        """Draws from there on."""
+        self._generator.bit_generator.state = dict(state)
 
     @property
     def ragged(self) -> bool:

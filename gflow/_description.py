@@ -92,8 +92,11 @@ def encode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     return {"opaque": getattr(value, "__qualname__", repr(value))}
 
 
-def decode(value: Any, arrays: Any) -> Any:
+def decode(value: Any, arrays: Any, like: Any = None) -> Any:
     """The inverse of `encode`.
+
+    Args:
+        like: a value of the same build, from which functions are taken, which files do not hold.
 
     Raises:
         NotRestorable: a function, or a class that gflow does not have.
@@ -104,13 +107,18 @@ def decode(value: Any, arrays: Any) -> Any:
     if "float" in value:
         return float(value["float"])
     if "tuple" in value:
-        return tuple(decode(item, arrays) for item in value["tuple"])
+        items = value["tuple"]
+        alike = isinstance(like, tuple) and len(like) == len(items)
+        parts = like if alike else [None] * len(items)
+        return tuple(decode(i, arrays, part) for i, part in zip(items, parts, strict=True))
     if "array" in value:
         return np.asarray(arrays[value["array"]])
     if "number" in value:
         return np.asarray(value["number"], value["dtype"])
     if "class" in value:
-        return _decode_module(value, arrays)
+        return _decode_module(value, arrays, like)
+    if like is not None and "opaque" in value:
+        return like
     raise NotRestorable(f"`{value.get('opaque', value)}` is not stored in files")
 
 
@@ -122,8 +130,9 @@ def _encode_array(array: np.ndarray, arrays: dict[str, np.ndarray]) -> dict[str,
     return {"array": name}
 
 
-def _decode_module(value: dict[str, Any], arrays: Any) -> Any:
+def _decode_module(value: dict[str, Any], arrays: Any, like: Any) -> Any:
     kind = _kind_of(value["class"])
+    like = like if type(like) is kind.made else None
     given = {kind.former_fields.get(name, name): item for name, item in value["fields"].items()}
     known = {field.name: field.default for field in dataclasses.fields(kind.made)}
     # What a later version added has a default, or else what it means here is unknown.
@@ -132,7 +141,8 @@ def _decode_module(value: dict[str, Any], arrays: Any) -> Any:
         raise NotRestorable(f"{value['class']} has other fields in this version of gflow")
     restored = object.__new__(kind.made)
     for name, default in known.items():
-        item = decode(given[name], arrays) if name in given else default
+        part = getattr(like, name, None)
+        item = decode(given[name], arrays, part) if name in given else default
         object.__setattr__(restored, name, item)
     return restored
 

@@ -129,10 +129,10 @@ class Locked(Exception):
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds `folder` for this process while the block runs.
+def locked(folder: Path, name: str = LOCK_NAME) -> Iterator[None]:
+    """Holds `folder`, or what `name` stands for in it, for this process while the block runs.
 
-    The lock is one of the operating system, on the file `LOCK_NAME` in the folder: it ends with the
+    The lock is one of the operating system, on the file `name` in the folder: it ends with the
     process however that ends, so that a file that is left behind keeps nobody out. File systems
     without locks are written to unlocked.
 
@@ -140,7 +140,7 @@ def locked(folder: Path) -> Iterator[None]:
         Locked: it is held already.
         OSError: nothing can be written into the folder.
     """
-    path = folder / LOCK_NAME
+    path = folder / name
     descriptor = _locked_file(path)
     try:
         yield

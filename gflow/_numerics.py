@@ -34,6 +34,16 @@ class Default(float):
     """The value of an option that was not given. A run that goes on takes its trajectory's."""
 
 
+def is_key(value: Any) -> bool:
+    """Whether it is an array of keys of random numbers."""
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def on_host(value: Any) -> np.ndarray:
+    """An array as NumPy's; of keys of random numbers their data."""
+    return np.asarray(jax.random.key_data(value) if is_key(value) else value)
+
+
 def is_integer(value: Any) -> bool:
     """Whether it is an integer, Python's or NumPy's; truth values are none."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -142,6 +142,10 @@ NAMES = (
 """The outcomes that a run of gflow can have."""
 
 
+STOPPED = ("interrupted", "seconds_spent")
+"""Those of a run that was stopped from outside, and would have gone on."""
+
+
 def name_of(result: RESULTS) -> str:
     """The name of an outcome."""
     return next(name for name in NAMES if bool(result == getattr(RESULTS, name)))

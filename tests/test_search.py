@@ -263,7 +263,7 @@ def test_a_run_that_circles_is_the_end_and_is_measured(trajectory):
 
 def test_a_saddle_that_is_left_in_spirals_is_tried_for_circling():
     problem = gflow.Problem(NETWORK, DATA, loss=losses.logistic())
-    options = {"tolerance": 1e-5, "throw": False}
+    options = {"tolerance": 1e-5}
     search = search_of(problem=problem, flow_options=options, max_steps=12)
     state = at_saddle((1e-6, 1e-6))
     assert circling_beside(search, state) is state  # its eigenvalues are real

@@ -18,7 +18,7 @@ import gflow
 from gflow import losses, networks
 from gflow._files import locked
 from gflow.kkt.point import KKTPoint
-from gflow.sweeps import limits as stored_limits
+from gflow.limit import stored as stored_limits
 from gflow.sweeps import running
 from gflow.sweeps.table import COLUMNS, rows_of
 

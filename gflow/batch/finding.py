@@ -171,7 +171,6 @@ def _searches(
         "tolerance": flow_tolerance,
         "atol_logit": options["settings"].flow.logit_tolerance,
         "progress": False,
-        "throw": False,
     }
     layouts: dict[Hashable, Layout] = {}
     runs = []

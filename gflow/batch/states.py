@@ -24,8 +24,8 @@ from gflow.results import RESULTS
 from gflow.trajectory import Trajectory
 
 DECIDED = (ACTIVE, ARRIVED, FAR, SPENT)
-"""Ways in which a run stands from which a search goes on or ends; from the others it is begun anew
-by itself."""
+"""Ways in which a run stands from which a search goes on or ends, `SPENT` on the second leg only;
+from the others it is begun anew by itself."""
 
 
 def states(
@@ -77,9 +77,9 @@ def _state(
     search: Search, goals: Goals, start: np.ndarray, lane: Lane, measured: Any, why: str | None
 ) -> State | None:
     status, degree = int(lane.status), search.problem.degree
-    if status not in DECIDED:
-        return None
     capped = bool(np.isfinite(lane.log_cap))
+    if status not in DECIDED or (status == SPENT and not capped):
+        return None
     first, true, last = (jax.tree.map(lambda leaf, i=i: leaf[i], measured) for i in range(3))
     trajectory = _trajectory(search, goals, start, lane, first, true, why)
     cap = Cap(search.cap_logits, search.cap_log_kappa, least_log_kappa=degree * float(start[-1]))
@@ -172,7 +172,7 @@ def _trajectory(
             "num_rejected_steps": 0,
             "stopped_by": "logits" if capped else None,
             "stiff_from": None,
-            "through_zero": (),
+            "through_zero": [],
             "num_chattering": None,
             "seconds": 0.0,
         },

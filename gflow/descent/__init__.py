@@ -3,6 +3,7 @@
 batch        the objective of a step: of all examples, or of a mini-batch
 stepping     steps as one compiled loop
 history      the points of a run, and what is measured of them in the end
+keeping      a run between two segments, as a file holds it
 reading      points between saved ones
 run          `descend`
 """

@@ -4,7 +4,7 @@ Most points that a run lays aside are dropped again when the stride doubles. So 
 left are measured, by a program of its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,20 +38,50 @@ class _Measured(NamedTuple):
     measures: PointMeasures
 
 
+class HistoryMemory(NamedTuple):
+    """What a history holds.
+
+    Attributes:
+        stride: every so many steps are held.
+        chunks: the points held but the last one.
+        last: the last one.
+    """
+
+    stride: int = 1
+    chunks: tuple[Saved, ...] = ()
+    last: Saved | None = None
+
+    def pieces(self) -> dict[str, Saved]:
+        """All that there is of `points`, in one, and of `last`, by these names."""
+        found = {"points": _joined(self.chunks)} if self.chunks else {}
+        return found if self.last is None else found | {"last": self.last}
+
+    @classmethod
+    def of(cls, stride: int, pieces: Mapping[str, Saved]) -> "HistoryMemory":
+        """The inverse of `pieces`."""
+        chunks = (pieces["points"],) if "points" in pieces else ()
+        return cls(stride, chunks, pieces.get("last"))
+
+
 class History:
     """Saved points. Once `limit` are held, every second one is dropped, and from then on only every
     `stride`-th step is saved, with the stride doubled.
 
     Args:
         limit: the number of points to hold at most; None for all.
+        memory: what a run that goes on had held.
     """
 
-    def __init__(self, limit: int | None):
+    def __init__(self, limit: int | None, memory: HistoryMemory):
         self.limit = limit
-        self.stride = 1
-        self._chunks: list[Saved] = []
-        self._held = 0
-        self._last: Saved | None = None
+        self.stride = memory.stride
+        self._chunks = list(memory.chunks)
+        self._held = sum(len(chunk.num_steps) for chunk in self._chunks)
+        self._last = memory.last
+
+    def memory(self) -> HistoryMemory:
+        """What is held."""
+        return HistoryMemory(self.stride, tuple(self._chunks), self._last)
 
     def extend(self, saved: Saved, count: int) -> None:
         """Adds the first `count` points. The last of them starts the next segment, which hands it
@@ -87,7 +117,7 @@ def _rows(saved: Saved, which: Any) -> Saved:
     return Saved(*(np.array(leaf[which]) for leaf in saved))  # pyright: ignore[reportArgumentType]
 
 
-def _joined(chunks: list[Saved]) -> Saved:
+def _joined(chunks: Sequence[Saved]) -> Saved:
     joined = (np.concatenate(leaves) for leaves in zip(*chunks, strict=True))
     return Saved(*joined)  # pyright: ignore[reportArgumentType]
 

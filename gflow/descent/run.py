@@ -1,7 +1,9 @@
 """`descend`: the arguments, the loop over compiled segments, and what a run leaves."""
 
+import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,19 +12,22 @@ import numpy as np
 import optax
 
 from gflow._batches import Batches, Sampling, check_batches
+from gflow._description import encode_structure
 from gflow._layout import Layout
 from gflow._numerics import is_integer
 from gflow._signatures import named
 from gflow._typing import Params
 from gflow.deadline import Deadline
 from gflow.descent.batch import Objective, Rules
-from gflow.descent.history import History, capacity, finite_part, measured
+from gflow.descent.history import History, HistoryMemory, capacity, finite_part, measured
+from gflow.descent.keeping import Place, content_of, finished, finished_trajectory, place_of
 from gflow.descent.reading import read_between
 from gflow.descent.stepping import advance, begin
 from gflow.problem import Problem
 from gflow.progress import check_progress, reporter
-from gflow.record import FIRST_STEPS, steps_within_work
-from gflow.results import RESULTS
+from gflow.record import steps_within_work
+from gflow.results import RESULTS, STOPPED
+from gflow.saving import Saving, saving_to
 from gflow.trajectory import RunFailed, Trajectory
 from gflow.validation import check_start
 
@@ -44,6 +49,8 @@ def descend(
     mean: bool = False,
     save: int | None = 512,
     max_seconds: float | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_seconds: float = 60.0,
     progress: bool | Callable[[dict[str, Any]], None] = False,
     throw: bool = True,
 ) -> Trajectory:
@@ -87,6 +94,11 @@ def descend(
         save: the number of points kept at most, evenly spread over the steps; None keeps all.
         max_seconds: after so many seconds the run ends, with the result `seconds_spent`. Looked at
             between compiled segments of about a second at most. None for no limit.
+        checkpoint: a file, `.npz`, in which the run is kept while it goes on, with the optimizer's
+            state and that of the batches; the same call goes on from there, bit for bit. As in
+            `gflow.integrate`. An optimizer is the same where its functions have the same code and
+            hold the same values.
+        checkpoint_seconds: between two times that it is written, as in `gflow.integrate`.
         progress: as in `gflow.integrate`.
         throw: raise `RunFailed` on divergence, and where the seconds were spent; False returns the
             trajectory.
@@ -94,6 +106,7 @@ def descend(
     Raises:
         TypeError, ValueError: see `gflow.validation.check_start`; unknown or impossible options; an
             optimizer that needs other arguments still, or that is made for another objective.
+        ValueError, RuntimeError, OSError: `checkpoint`, see `gflow.integrate`.
         RunFailed: with `throw=True`, a run that left the range of floating-point numbers, or that
             spent its seconds.
     """
@@ -113,11 +126,10 @@ def descend(
         "gradient": problem.gradient_mode,
     }
     params = check_start(problem, params)
-    seconds = time.perf_counter()
     call = _Call(problem, optimizer, Layout.of(params), settings)
-    history = History(settings["save"])
-    result = _run(call, params, history, deadline, progress)
-    trajectory = _trajectory(call, history, result, seconds)
+    decides = partial(_arguments_of, call, params)
+    with saving_to(checkpoint, checkpoint_seconds, "descend", decides) as saving:
+        trajectory = _kept(call, params, deadline, progress, saving)
     if throw and trajectory.result_name in ("diverged", "seconds_spent"):
         raise RunFailed(trajectory)
     return trajectory
@@ -140,73 +152,127 @@ class _Call(NamedTuple):
         return Batches(count, size, self.settings["sampling"], self.settings["seed"])
 
 
-def _run(call: _Call, params, history: History, deadline: Deadline, progress) -> RESULTS:
-    """Segments of steps, each twice as long as the one before."""
-    problem, optimizer, layout, settings = call
-    point, made, length = begin(params, optimizer), 0, FIRST_STEPS
-    num_steps, rows = settings["num_steps"], capacity(layout.size)
-    batches = call.batches()
-    rules = Rules(settings["objective"], settings["mean"], batches is not None and batches.ragged)
-    examples = settings["batch_size"] or len(problem.dataset)
-    table, first, drawn = None, 0, num_steps
-    try:
-        with reporter(progress, "descent") as report:
-            while made < num_steps:
-                if batches is not None and (table is None or made == drawn):
-                    table, first = _drawn(batches), made
-                    drawn = made + len(table)
-                gradients = 1.0 + problem.perturbation.num_gradients
-                most = rows * history.stride
-                most = steps_within_work(layout.size, examples, gradients, most)
-                budget = np.int64(min(length, most, num_steps - made, drawn - made))
-                stride = np.int64(history.stride)
-                given = (problem, optimizer, rules, layout, point, budget, stride)
-                point, saved, count = jax.block_until_ready(
-                    advance(*given, table, np.int64(first), rows)
-                )
-                history.extend(saved, int(count))
-                made, length = int(point.num_steps), 2 * length
-                if progress is not False:
-                    report(history.status(problem, layout))
-                if not bool(point.finite):
-                    return RESULTS.diverged
-                if made < num_steps and deadline.passed():
-                    return RESULTS.seconds_spent
-    except KeyboardInterrupt:
-        if not made:  # nothing was computed that could be returned
-            raise
-        return RESULTS.interrupted
-    return RESULTS.successful  # pyright: ignore[reportReturnType]
+def _arguments_of(call: _Call, params: Params) -> dict[str, Any]:
+    """What decides a run: equal for calls that make the same one.
+
+    Raises:
+        TypeError: parameters that a file cannot hold.
+    """
+    encode_structure(params)
+    problem, optimizer = call.problem, call.optimizer
+    return {"problem": problem, "params": params, "optimizer": optimizer, **call.settings}
+
+
+def _kept(
+    call: _Call, params: Params, deadline: Deadline, progress: Any, saving: Saving
+) -> Trajectory:
+    """The run of a call, from its beginning or from where it was kept."""
+    content, begun = saving.content, time.perf_counter()
+    if content is not None and content.finished:
+        return finished_trajectory(call.problem, content)
+    place = Place(begin(params, call.optimizer), HistoryMemory())
+    if content is not None:
+        place = place_of(content, place.point)
+    run = _Run(call, place, saving, begun)
+    trajectory = run.trajectory(run.go(deadline, progress))
+    stopped = trajectory.result_name in STOPPED
+    saving.offer(lambda: content_of(run.place) if stopped else finished(trajectory), now=True)
+    return trajectory
+
+
+class _Run:
+    """A run on the host: segments of steps, each twice as long as the one before.
+
+    Attributes:
+        place: where the last segment ended.
+    """
+
+    def __init__(self, call: _Call, place: Place, saving: Saving, begun: float):
+        self._call, self._saving, self.place = call, saving, place
+        self._begun, self._before = begun, place.seconds
+        self._history = History(call.settings["save"], place.history)
+        self._batches = call.batches()
+        self._table: jax.Array | None = None
+        if self._batches is not None and place.generator is not None:
+            self._batches.go_to(place.generator)
+            self._table = _drawn(self._batches)
+
+    def go(self, deadline: Deadline, progress: Any) -> RESULTS:
+        """Runs segments to the last step, or until one ends the run, and says how it ended."""
+        problem, _, layout, settings = self._call
+        made, num_steps = int(self.place.point.num_steps), settings["num_steps"]
+        try:
+            with reporter(progress, "descent") as report:
+                while made < num_steps:
+                    made = self._segment(made)
+                    if progress is not False:
+                        report(self._history.status(problem, layout))
+                    if not bool(self.place.point.finite):
+                        return RESULTS.diverged
+                    if made < num_steps:
+                        self._saving.offer(lambda: content_of(self.place))
+                        if deadline.passed():
+                            return RESULTS.seconds_spent
+        except KeyboardInterrupt:
+            if not made:  # nothing was computed that could be returned
+                raise
+            return RESULTS.interrupted
+        return RESULTS.successful  # pyright: ignore[reportReturnType]
+
+    def _segment(self, made: int) -> int:
+        """One compiled segment; the steps made up to its end."""
+        problem, optimizer, layout, settings = self._call
+        point, length, history = self.place.point, self.place.length, self._history
+        batches, first, generator = self._batches, self.place.first, self.place.generator
+        drawn = settings["num_steps"]
+        if batches is not None:
+            if self._table is None or made == first + len(self._table):
+                generator, first = batches.state, made
+                self._table = _drawn(batches)
+            drawn = first + len(self._table)
+        rules = Rules(settings["objective"], settings["mean"], bool(batches and batches.ragged))
+        rows, examples = capacity(layout.size), settings["batch_size"] or len(problem.dataset)
+        gradients = 1.0 + problem.perturbation.num_gradients
+        most = steps_within_work(layout.size, examples, gradients, rows * history.stride)
+        budget = np.int64(min(length, most, settings["num_steps"] - made, drawn - made))
+        given = (problem, optimizer, rules, layout, point, budget, np.int64(history.stride))
+        after = advance(*given, self._table, np.int64(first), rows)
+        point, saved, count = jax.block_until_ready(after)
+        history.extend(saved, int(count))
+        seconds = self._before + time.perf_counter() - self._begun
+        self.place = Place(point, history.memory(), 2 * length, first, generator, seconds)
+        return int(point.num_steps)
+
+    def trajectory(self, result: RESULTS) -> Trajectory:
+        """What the run leaves."""
+        problem, _, layout, settings = self._call
+        columns, vectors = measured(problem, layout, self._history.all())
+        if bool(result == RESULTS.diverged):
+            columns, vectors = finite_part(columns, vectors)
+        made = int(columns["num_steps_at"][-1])
+        return Trajectory(
+            kind="descent",
+            reader=read_between,
+            columns=columns,
+            vectors=vectors,
+            layout=layout,
+            problem=problem,
+            result=result,
+            stats={
+                "num_steps": made,
+                "num_accepted_steps": made,
+                "num_rejected_steps": 0,
+                "stopped_by": "num_steps" if bool(result == RESULTS.successful) else None,
+                "seconds": self._before + time.perf_counter() - self._begun,
+            },
+            settings=settings,
+        )
 
 
 def _drawn(batches: Batches) -> jax.Array:
     """The batches of the next epochs, on the device."""
     size = batches.per_epoch * batches.batch_size
     return jnp.asarray(batches.draw(max(1, _DRAWN // size)))
-
-
-def _trajectory(call: _Call, history: History, result: RESULTS, start: float) -> Trajectory:
-    columns, vectors = measured(call.problem, call.layout, history.all())
-    if bool(result == RESULTS.diverged):
-        columns, vectors = finite_part(columns, vectors)
-    made = int(columns["num_steps_at"][-1])
-    return Trajectory(
-        kind="descent",
-        reader=read_between,
-        columns=columns,
-        vectors=vectors,
-        layout=call.layout,
-        problem=call.problem,
-        result=result,
-        stats={
-            "num_steps": made,
-            "num_accepted_steps": made,
-            "num_rejected_steps": 0,
-            "stopped_by": "num_steps" if bool(result == RESULTS.successful) else None,
-            "seconds": time.perf_counter() - start,
-        },
-        settings=call.settings,
-    )
 
 
 def _check_options(optimizer: Any, num_steps: Any, objective: Any, save: Any, mean: Any) -> None:

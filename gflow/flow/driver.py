@@ -1,7 +1,9 @@
 """`integrate`: the flow from a start to a target, segment by segment."""
 
+import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import diffrax
@@ -16,6 +18,7 @@ from gflow.flow.chattering import Sliding
 from gflow.flow.continuing import Given, already_met, cap_going_on, continued
 from gflow.flow.ended import reached_before, stopped_before, trajectory_of
 from gflow.flow.field import Field
+from gflow.flow.keeping import arguments_of, content_of, kept_trajectory
 from gflow.flow.options import check_options, checked_cap, checked_solver
 from gflow.flow.place import Path, Place, first_budget
 from gflow.flow.run import Run
@@ -28,8 +31,12 @@ from gflow.problem import Problem
 from gflow.progress import check_progress, reporter
 from gflow.record import Record
 from gflow.results import RESULTS
+from gflow.saving import Saving, saving_to
 from gflow.trajectory import RunFailed, Trajectory
 from gflow.validation import check_start
+
+# Points of a trajectory that are kept at most.
+_SAVE = 512
 
 
 @named(until="It says when to stop: `until=gflow.Until(log_loss=-10.0)`.")
@@ -43,9 +50,11 @@ def integrate(
     rtol_direction: float | None = None,
     atol_logit: float = Default(0.1),
     kappa_cap: float | None = None,
-    save: int | None = 512,
+    save: int | None = _SAVE,
     max_steps: int = 100_000,
     max_seconds: float | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_seconds: float = 60.0,
     progress: bool | Callable[[dict[str, Any]], None] = False,
     throw: bool = True,
 ) -> Trajectory:
@@ -97,6 +106,13 @@ def integrate(
         max_seconds: after so many seconds the run ends as with a spent budget, `seconds_spent`; it
             can be gone on with. Looked at between segments of up to some 250 steps, about a second
             on one CPU core, the first of which includes compilation. None for no limit.
+        checkpoint: a file, `.npz`, in which the run is kept while it goes on; None for none. Where
+            it holds a run of the same problem, start and options, the call goes on from there, and
+            ends, bit for bit, as if it had not been stopped; a run that came to its end is returned
+            from the file. So after a kill the same call is made again. `max_seconds`, `progress`
+            and `throw` may be others. Nothing that is computed depends on this.
+        checkpoint_seconds: the file is written between segments, when so many seconds have passed
+            since it was last, and at the end; 0 writes it after every segment.
         progress: True for a progress line; or a function that is called after every segment with a
             dict of what the line shows.
         throw: raise `RunFailed` where the target was not reached. False returns the trajectory,
@@ -106,6 +122,10 @@ def integrate(
         TypeError, ValueError: see `gflow.validation.check_start`; unknown or impossible options.
         ValueError: a trajectory of `descend`, of another problem, or beyond another `kappa_cap`;
             one whose file could not hold the options of its solver, without a `solver`.
+        ValueError: `checkpoint` belongs to another call, or is no such file, or the state of the
+            solver cannot be written to files.
+        RuntimeError: another run writes into `checkpoint`.
+        OSError: `checkpoint` cannot be written.
         RunFailed: with `throw=True`, a run that did not reach its target.
 
     Source: Lyu & Li 2020 and Lyu & Zhu 2022 for the flow and its normalized margin.
@@ -119,13 +139,34 @@ def integrate(
         progress,
     )
     given = Given(solver, tolerance, rtol_direction, atol_logit, kappa_cap)
-    if isinstance(params, Trajectory):
-        trajectory = _gone_on(problem, params, until, given, how)
-    else:
-        trajectory = _begun(problem, params, until, given, how)
+    decides = partial(arguments_of, problem, params, until, given, how.save, how.max_steps)
+    with saving_to(checkpoint, checkpoint_seconds, "integrate", decides) as saving:
+        trajectory = _run(problem, params, until, given, how._replace(saving=saving))
     if throw and trajectory.result_name not in ("successful", "interrupted"):
         raise RunFailed(trajectory)
     return trajectory
+
+
+def integrate_into(
+    saving: Saving,
+    problem: Problem,
+    params: Params | Trajectory,
+    *,
+    until: Until,
+    solver: diffrax.AbstractSolver | None = None,
+    tolerance: float = 1e-8,
+    atol_logit: float = 0.1,
+    kappa_cap: float | None = None,
+    max_steps: int = 100_000,
+    max_seconds: float | None = None,
+    progress: bool | Callable[[dict[str, Any]], None] = False,
+) -> Trajectory:
+    """`integrate` as a part of another call, which has checked the options and keeps the run; it
+    never throws.
+    """
+    deadline = Deadline.after(max_seconds, "integrate")
+    given = Given(solver, tolerance, None, atol_logit, kappa_cap)
+    return _run(problem, params, until, given, _How(_SAVE, max_steps, deadline, progress, saving))
 
 
 class _How(NamedTuple):
@@ -135,6 +176,20 @@ class _How(NamedTuple):
     max_steps: int
     deadline: Deadline
     progress: bool | Callable[[dict[str, Any]], None]
+    saving: Saving = Saving()
+
+
+def _run(
+    problem: Problem, params: Params | Trajectory, until: Until, given: Given, how: _How
+) -> Trajectory:
+    """The run of a call, from its beginning or from where it was kept."""
+    content = how.saving.content
+    if content is not None:
+        kept = kept_trajectory(problem, content)
+        return kept if content.finished else _taken_up(problem, params, kept, until, given, how)
+    if isinstance(params, Trajectory):
+        return _gone_on(problem, params, until, given, how)
+    return _begun(problem, params, until, given, how)
 
 
 def _begun(problem: Problem, params: Params, until: Until, given: Given, how: _How) -> Trajectory:
@@ -152,8 +207,7 @@ def _begun(problem: Problem, params: Params, until: Until, given: Given, how: _H
     sliding, budget = Sliding(np.asarray(cursor.state)), first_budget(path.field, solver)
     place = Place(cursor, solver, watch, sliding, budget=budget)
     run = Run(path, until, place, Record(how.save))
-    result, seconds = _followed(run, how, how.max_steps)
-    return trajectory_of(run, result, seconds, how.max_steps, [])
+    return _followed(run, how, [])
 
 
 def _gone_on(
@@ -166,15 +220,53 @@ def _gone_on(
     if met and met != ["kappa_overflow"]:
         return reached_before(before, until, met[0])
     run, earlier = continued(problem, before, given, log_cap, until, how.save)
-    result, seconds = _followed(run, how, before.stats["num_steps"] + how.max_steps)
-    if run.behind(before.clock[-1]):
-        return stopped_before(before, until, result)
-    return trajectory_of(run, result, before.stats["seconds"] + seconds, how.max_steps, earlier)
+    return _followed(run, how, earlier, before, before)
 
 
-def _followed(run: Run, how: _How, max_steps: int) -> tuple[RESULTS, float]:
-    """How the run ended, and the seconds that it took."""
-    seconds = time.perf_counter()
+def _taken_up(
+    problem: Problem,
+    start: Params | Trajectory,
+    kept: Trajectory,
+    until: Until,
+    given: Given,
+    how: _How,
+) -> Trajectory:
+    """The run of a call that was stopped, from where it was kept."""
+    check_continuable(problem, kept)
+    log_cap = cap_going_on(kept, given, until)
+    run, earlier = continued(problem, kept, given, log_cap, until, how.save)
+    before = start if isinstance(start, Trajectory) else None
+    return _followed(run, how, earlier, before, kept)
+
+
+def _followed(
+    run: Run,
+    how: _How,
+    earlier: list[dict[str, Any]],
+    before: Trajectory | None = None,
+    latest: Trajectory | None = None,
+) -> Trajectory:
+    """What a run leaves, which is kept on its way.
+
+    Args:
+        earlier: options of parts of the run that were made with others.
+        before: the trajectory that the call goes on with.
+        latest: the one that the run is taken up from, where it is.
+    """
+    begin, so_far = time.perf_counter(), 0.0 if latest is None else latest.stats["seconds"]
+    max_steps = how.max_steps + (0 if before is None else before.stats["num_steps"])
+
+    def left(result: Any) -> Trajectory:
+        seconds = so_far + time.perf_counter() - begin
+        return trajectory_of(run, result, seconds, how.max_steps, earlier)
+
+    def keep() -> None:
+        how.saving.offer(lambda: content_of(left(RESULTS.interrupted)))
+
     with reporter(how.progress, "flow") as report:
-        result = run.go(max_steps, how.deadline, report)
-    return result, time.perf_counter() - seconds
+        result = run.go(max_steps, how.deadline, report, keep)
+    ends = [each for each in (latest, before) if each is not None]
+    behind = [each for each in ends if run.behind(each.clock[-1])]
+    trajectory = stopped_before(behind[0], run.until, result) if behind else left(result)
+    how.saving.offer(lambda: content_of(trajectory), now=True)
+    return trajectory

@@ -51,12 +51,17 @@ class Run:
         self._num_chattering: int | None = None
 
     def go(
-        self, max_steps: int, deadline: Deadline, report: Callable[[dict[str, Any]], None]
+        self,
+        max_steps: int,
+        deadline: Deadline,
+        report: Callable[[dict[str, Any]], None],
+        keep: Callable[[], None],
     ) -> RESULTS:
         """Runs segments until one ends the run, and says how it ended.
 
         Args:
             max_steps: steps tried at most, those before this run began included.
+            keep: called between two segments.
         """
         degree = self.path.field.problem.degree
         try:
@@ -69,6 +74,7 @@ class Run:
                 if self._chatters(self.num_steps - before):
                     return RESULTS.chattering  # pyright: ignore[reportReturnType]
                 self._arrive()
+                keep()
                 if deadline.passed():
                     return RESULTS.seconds_spent
         except KeyboardInterrupt:

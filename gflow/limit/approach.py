@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from gflow._typing import Params
-from gflow.flow.driver import integrate
+from gflow.flow.driver import integrate_into
 from gflow.flow.outcome import unseparated_result
 from gflow.flow.until import Until
 from gflow.limit.basin import Handover
@@ -37,8 +37,8 @@ _BEYOND = MAX_LOG_KAPPA + 1.0
 
 def approach(search: Search, state: State) -> State:
     """The state where the flow is close to its rest; or the end, where the flow does not rest."""
-    state = taken(partial(_to_cap, search), state)
-    return taken(partial(_to_handover, search), state)
+    state = taken(partial(_to_cap, search), state, search.journal)
+    return taken(partial(_to_handover, search), state, search.journal)
 
 
 def params_at(search: Search, log_kappa: float, direction: np.ndarray) -> Params:
@@ -103,6 +103,11 @@ class Run:
     trajectory: Trajectory
     log_kappa: float
     halted: bool
+
+    @property
+    def result(self) -> RESULTS:
+        """How it ended."""
+        return self.trajectory.result
 
 
 def _to_cap(search: Search, state: State) -> State:
@@ -203,11 +208,17 @@ def run_flow(
         most: steps at most, where those are fewer than `num_steps_of`.
         kind: of its stage.
     """
+    made = partial(_flow_run, search, state, until, log_kappa, capped=capped)
+    return search.journal.step(made)
+
+
+def _flow_run(search: Search, state: State, until: Until, log_kappa: float, *, capped: bool) -> Run:
     begin, flow = time.perf_counter(), state.flow
     start, before = params_at(search, log_kappa, flow.vector), 0
     if flow.goes_on and flow.trajectory is not None:
         start, before = flow.trajectory, int(flow.trajectory.stats["num_steps"])
-    run = integrate(
+    run = integrate_into(
+        search.journal.flow(),
         search.problem,
         start,
         until=until,

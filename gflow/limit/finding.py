@@ -1,7 +1,9 @@
 """`find_limit`: the direction in which the flow ends, with a certificate."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -13,15 +15,18 @@ from gflow.deadline import Deadline
 from gflow.kkt.switches import has_kinks
 from gflow.limit.basin import same_point
 from gflow.limit.ending import limit_of
+from gflow.limit.journal import FileJournal
 from gflow.limit.kinked import search_at_kinks
 from gflow.limit.options import check_options, log_kappa_of
 from gflow.limit.result import Limit, LimitFailed
 from gflow.limit.search import Search, run
 from gflow.limit.search_settings import DEFAULT, LimitSettings
 from gflow.limit.smooth import Smooth
-from gflow.limit.starting import started
+from gflow.limit.starting import start_of, started
 from gflow.limit.state import Start, begun
+from gflow.limit.stored import get, put_all
 from gflow.problem import Problem
+from gflow.saving import Saving, saving_to
 from gflow.stiff.rosenbrock import Rosenbrock
 from gflow.trajectory import Trajectory
 
@@ -40,6 +45,8 @@ def find_limit(
     max_rounds: int = 16,
     max_steps: int = 5000,
     max_seconds: float | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_seconds: float = 60.0,
     solver: Rosenbrock | None = None,
     kappa_cap: float | None = None,
     settings: LimitSettings = DEFAULT,
@@ -78,6 +85,11 @@ def find_limit(
             A search that spent them goes on with `find_limit(problem, limit)`.
         max_seconds: after so many seconds the search ends, as `seconds_spent`; it can be gone on
             with. Looked at between the segments of the flow and between stages.
+        checkpoint: a file, `.npz`, in which the search is kept while it goes on: what its finished
+            steps left, and the flow between two segments. The same call goes on from there, bit for
+            bit but for the seconds, or returns the limit that it ended with. As in
+            `gflow.integrate`.
+        checkpoint_seconds: between two times that it is written, as in `gflow.integrate`.
         solver: the `Rosenbrock` method of the flow.
         kappa_cap: deprecated. A number for kappa itself, which carries the units of the data:
             the temperature is capped no sooner than here. `cap_logits` replaces it.
@@ -91,6 +103,7 @@ def find_limit(
     Raises:
         TypeError: `solver` is no `Rosenbrock`, or `settings` no `LimitSettings`.
         TypeError, ValueError: see `gflow.validation.check_start`; unknown or impossible options.
+        ValueError, RuntimeError, OSError: `checkpoint`, see `gflow.integrate`.
         LimitFailed: with `throw=True`, no such point was reached.
 
     With frozen perturbations of a nonlinear network the limit is a stable rest point of adversarial
@@ -128,9 +141,9 @@ def find_limit(
         deadline=deadline,
         settings=settings,
     )
-    limit = _searched(search, place)
-    if reproduce and limit.successful:
-        limit = _reproduced(limit, search, place)
+    decides = partial(_arguments_of, search, start, reproduce)
+    with saving_to(checkpoint, checkpoint_seconds, "find_limit", decides) as saving:
+        limit = _kept(search, place, saving, reproduce=reproduce)
     stopped = not escape and limit.result_name == "saddle"
     if throw and not (limit.successful or stopped or limit.result_name == "interrupted"):
         raise LimitFailed(limit)
@@ -146,8 +159,40 @@ def _flow_options(
         "tolerance": tolerance,
         "atol_logit": settings.flow.logit_tolerance,
         "progress": progress,
-        "throw": False,
     }
+
+
+def _arguments_of(search: Search, start: Any, reproduce: bool) -> Mapping[str, Any]:
+    """What decides a search: equal for calls that make the same one.
+
+    Raises:
+        TypeError: parameters that a file cannot hold.
+    """
+    options = {
+        name: value
+        for name, value in vars(search).items()
+        if name not in ("layout", "flow_options", "deadline", "journal")
+    }
+    given = search.flow_options
+    flow = {"solver": given["solver"], "flow_tolerance": given["tolerance"]}
+    return {**options, "start": start_of(start), **flow, "reproduce": reproduce}
+
+
+def _kept(search: Search, place: Start, saving: Saving, *, reproduce: bool) -> Limit:
+    """The limit, from the beginning of the search or from where it was kept."""
+    if type(saving) is Saving:
+        return _found(search, place, reproduce=reproduce)
+    journal = FileJournal(saving, put_all, partial(get, problem=search.problem))
+    search = replace(search, journal=journal)
+    limit = journal.step(partial(_found, search, place, reproduce=reproduce))
+    journal.end()
+    return replace(limit, problem=search.problem)
+
+
+def _found(search: Search, place: Start, *, reproduce: bool) -> Limit:
+    """The limit, with what other searches say of it where they are asked for."""
+    limit = search.journal.step(partial(_searched, search, place))
+    return _reproduced(limit, search, place) if reproduce and limit.successful else limit
 
 
 def _searched(search: Search, place: Start) -> Limit:
@@ -162,7 +207,7 @@ def _searched(search: Search, place: Start) -> Limit:
 def _reproduced(limit: Limit, search: Search, place: Start) -> Limit:
     """The limit with what other searches say of its basin."""
     settings = search.settings.basin
-    others = [_searched(variant, place) for variant in _variants(search)]
+    others = [search.journal.step(partial(_searched, each, place)) for each in _variants(search)]
     found = [np.asarray(search.layout.flatten(each.direction)) for each in (limit, *others)]
     differing = tuple(
         other

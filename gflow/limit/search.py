@@ -43,6 +43,7 @@ from gflow.kkt.point import KKTPoint
 from gflow.kkt.variables import margins_at
 from gflow.limit.basin import close
 from gflow.limit.itinerary import Visit, noted
+from gflow.limit.journal import KEEPS_NOTHING, Journal
 from gflow.limit.search_settings import LimitSettings
 from gflow.limit.state import Found, State, taken
 from gflow.limit.verdict import DEPENDS, in_family, is_maximum, verdict
@@ -68,6 +69,7 @@ class Search:
         max_rounds: KKT points to visit at most.
         deadline: of the whole call.
         settings: all constants.
+        journal: what the steps left before the search was stopped, and leave now.
     """
 
     problem: Problem
@@ -83,6 +85,7 @@ class Search:
     max_rounds: int
     deadline: Deadline
     settings: LimitSettings
+    journal: Journal = KEEPS_NOTHING
 
     def margin(self, direction: np.ndarray) -> float:
         """The normalized margin at a direction, that is `min_i q_i(u)`."""
@@ -130,21 +133,22 @@ def run(refiner: Refiner, state: State, *, approached: bool = False) -> State:
     Args:
         approached: whether the first approach has been made, and perhaps the KKT point found.
     """
-    search, rounds = refiner.search, 0
+    search, rounds, journal = refiner.search, 0, refiner.search.journal
     while state.result is None:
         if not approached:
-            state = taken(refiner.approach, state)
+            state = taken(refiner.approach, state, journal)
         if not (approached and state.found is not None):
-            state = taken(refiner.refine, state)
+            state = taken(refiner.refine, state, journal)
         approached = False
         if state.found is None:
-            state = taken(refiner.retry, state)
+            state = taken(refiner.retry, state, journal)
             continue
-        state = taken(partial(judge, refiner), state)
+        state = taken(partial(judge, refiner), state, journal)
         rounds += 1
         if state.result is None:  # a saddle
             last = rounds == search.max_rounds or not search.escape
-            state = state.ended(RESULTS.saddle) if last else taken(refiner.leave, state)
+            ended = state.ended(RESULTS.saddle)
+            state = ended if last else taken(refiner.leave, state, journal)
     return state
 
 

@@ -43,10 +43,10 @@ class Smooth(Refiner):
 
     def refine(self, state: State) -> State:
         """Newton's method from where the flow stopped, and after a failure from where it drifts."""
-        state = taken(self._newton, state)
+        state = taken(self._newton, state, self.search.journal)
         drifts = state.failures == self.search.settings.flow.caps_before_drift
         if state.found is None and drifts and self._may_drift:
-            state = taken(self._drift, state)
+            state = taken(self._drift, state, self.search.journal)
         return state
 
     def retry(self, state: State) -> State:

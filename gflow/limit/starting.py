@@ -1,12 +1,16 @@
 """Where a search starts: at parameters, at the end of a trajectory, or at another limit."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import equinox as eqx
 import numpy as np
 
+from gflow._description import encode_structure
 from gflow._layout import Layout
 from gflow._typing import Params
+from gflow.flow.keeping import identity_of
 from gflow.limit.result import Limit
 from gflow.limit.state import Start
 from gflow.problem import Problem
@@ -50,3 +54,19 @@ def polar(vector: np.ndarray) -> tuple[np.ndarray, float]:
     largest = np.abs(vector).max()
     length = np.linalg.norm(vector / largest)
     return vector / largest / length, math.log(largest) + math.log(length)
+
+
+def start_of(start: Params | Trajectory | Limit) -> Any:
+    """All of a start that a search depends on.
+
+    Raises:
+        TypeError: parameters that a file cannot hold.
+    """
+    if isinstance(start, Trajectory):
+        return identity_of(start), start.problem
+    if not isinstance(start, Limit):
+        encode_structure(start)
+        return start
+    stages = [replace(stage, seconds=0.0) for stage in start.stages]
+    place = start.direction, start.log_kappa_cap, identity_of(start.trajectory)
+    return place, start.problem, stages

@@ -15,6 +15,7 @@ from gflow.kkt.curvature import Curvature
 from gflow.kkt.point import KKTPoint
 from gflow.limit.basin import NO_HANDOVER, Handover
 from gflow.limit.itinerary import Visit
+from gflow.limit.journal import KEEPS_NOTHING, Journal
 from gflow.limit.result import Stage
 from gflow.results import RESULTS
 from gflow.trajectory import Trajectory
@@ -193,9 +194,12 @@ class State:
 Step = Callable[[State], State]
 
 
-def taken(step: Step, state: State) -> State:
+def taken(step: Step, state: State, journal: Journal = KEEPS_NOTHING) -> State:
     """The state after a step. One that has ended stays as it is; and where the step is interrupted
     from the keyboard, what was found before it is the end.
+
+    Args:
+        journal: of the search.
 
     Raises:
         KeyboardInterrupt: there is nothing yet that could be returned.
@@ -203,7 +207,7 @@ def taken(step: Step, state: State) -> State:
     if state.result is not None:
         return state
     try:
-        return step(state)
+        return journal.step(lambda: step(state))
     except KeyboardInterrupt:
         if state.flow.trajectory is None:
             raise

@@ -8,7 +8,6 @@ read. A chunk names the sweep that it belongs to by a checksum of `sweep.npz`'s 
 """
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +19,11 @@ from typing import Any
 from gflow._archive import Damaged, read_archive, write_archive
 from gflow._description import NotRestorable, decode, encode
 from gflow._files import Locked, locked
+from gflow._fingerprint import checksum_of
+from gflow.limit.stored import Arrays, get, put
 from gflow.problem import Problem
-from gflow.sweeps.limits import Arrays, get, put
 from gflow.sweeps.result import UNFINISHED, Run, Sweep, not_begun
-from gflow.sweeps.table import cell, without_addresses
+from gflow.sweeps.table import cell
 
 FORMAT = 1
 _NAME = "sweep.npz"
@@ -71,15 +71,6 @@ class Plan:
     def checksum(self) -> str:
         """Of all of it; equal for equal plans."""
         return checksum_of(*self.content())
-
-
-def checksum_of(header: Any, arrays: Mapping[str, Any]) -> str:
-    """SHA-256 of JSON and arrays."""
-    found = hashlib.sha256(without_addresses(json.dumps(header, sort_keys=True)).encode())
-    for name, array in arrays.items():
-        found.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()
 
 
 def _put(value: Any, arrays: dict[str, Any]) -> Any:

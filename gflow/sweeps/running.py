@@ -12,6 +12,7 @@ import numpy as np
 
 from gflow._archive import Damaged
 from gflow._description import encode
+from gflow._fingerprint import checksum_of, without_addresses
 from gflow._numerics import check_x64, is_integer
 from gflow._signatures import named
 from gflow._typing import Params
@@ -24,7 +25,7 @@ from gflow.problem import Problem
 from gflow.progress import Report, check_progress
 from gflow.sweeps import folder as files
 from gflow.sweeps.result import NOT_BEGUN, REFUSED, Run, Sweep, not_begun
-from gflow.sweeps.table import rows_of, without_addresses
+from gflow.sweeps.table import rows_of
 from gflow.sweeps.telling import Count, Tell, telling
 from gflow.trajectory import Trajectory
 from gflow.validation import check_start
@@ -294,7 +295,7 @@ def _checksum(problem: Problem, start: Any) -> str:
         start = start.direction, start.log_kappa_cap
     leaves = map(np.asarray, jax.tree.leaves(start))
     arrays |= {f"start{number}": leaf for number, leaf in enumerate(leaves)}
-    return files.checksum_of(header, arrays)
+    return checksum_of(header, arrays)
 
 
 def _searched(job: _Job, number: int, before: Count) -> list[Run]:

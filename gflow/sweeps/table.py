@@ -8,13 +8,14 @@ import csv
 import io
 import itertools
 import math
-import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+
+from gflow._fingerprint import without_addresses
 
 Row = Mapping[str, Any]
 
@@ -36,9 +37,6 @@ COLUMNS = (
     "message",
 )
 """What the table of a sweep tells of every run, behind its settings."""
-
-# Where an object lies in memory, which `repr` tells of functions, differs between processes.
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def rows_of(settings: Any) -> tuple[dict[str, Any], ...]:
@@ -110,11 +108,6 @@ def cell(value: Any) -> bool | int | float | str | None:
         return value
     name = getattr(value, "__name__", None)
     return name if isinstance(name, str) else without_addresses(repr(value))
-
-
-def without_addresses(text: str) -> str:
-    """`text` without places in memory, so that it is the same in another process."""
-    return _ADDRESS.sub("", text)
 
 
 def written(rows: Sequence[Row]) -> str:

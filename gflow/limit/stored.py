@@ -1,24 +1,28 @@
-"""Limits as JSON and arrays, and back, value for value.
+"""Limits and states of a search as JSON and arrays, and back, value for value.
 
-A limit is a tree of frozen records. A record is written by a name that never changes and by its
+Each is a tree of frozen records. A record is written by a name that never changes and by its
 fields; arrays go into a table of their own, each content once: the runs of a sweep share their
 data.
 """
 
+import contextlib
 import hashlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from gflow._description import decode, encode
+from gflow._description import NotRestorable, decode, encode
 from gflow.kkt.certificate import Certificate
 from gflow.kkt.curvature import Curvature
 from gflow.kkt.point import KKTPoint
 from gflow.kkt.system import KKTSystem, SwitchBlocks
-from gflow.limit import Limit
+from gflow.limit.approach import Run
+from gflow.limit.basin import Handover
 from gflow.limit.itinerary import Visit
-from gflow.limit.result import Stage
+from gflow.limit.result import Limit, Stage
+from gflow.limit.state import Cap, Flow, Found, State
 from gflow.loading import trajectory_from
 from gflow.problem import Problem
 from gflow.results import NAMES, RESULTS, name_of
@@ -34,6 +38,12 @@ _KINDS: dict[str, Any] = {
     "KKTSystem": KKTSystem,
     "SwitchBlocks": SwitchBlocks,
     "Visit": Visit,
+    "State": State,
+    "Cap": Cap,
+    "Flow": Flow,
+    "Found": Found,
+    "Handover": Handover,
+    "Run": Run,
 }
 _KIND_NAMES = {kind: name for name, kind in _KINDS.items()}
 
@@ -73,7 +83,8 @@ def put(value: Any, arrays: Arrays) -> Any:
             table = {}
             return {"problem": encode(value, table), "arrays": _kept(table, arrays)}
         case np.ndarray() | np.generic() | jax.Array():
-            return {"array": arrays.add(value), "scalar": isinstance(value, np.generic)}
+            told = {"array": arrays.add(value), "scalar": isinstance(value, np.generic)}
+            return {**told, "jax": True} if isinstance(value, jax.Array) else told
         case int():
             return value
         case float():
@@ -85,6 +96,12 @@ def put(value: Any, arrays: Arrays) -> Any:
     if isinstance(value, RESULTS):
         return {"result": name_of(value)}
     raise TypeError(f"a {type(value).__name__} cannot be written to a file")
+
+
+def put_all(value: Any) -> tuple[Any, dict[str, np.ndarray]]:
+    """`value` as JSON, and all its arrays."""
+    arrays = Arrays()
+    return put(value, arrays), arrays.table
 
 
 def _kept(table: dict[str, Any], arrays: Arrays) -> dict[str, str]:
@@ -113,6 +130,8 @@ def get(value: Any, arrays: dict[str, np.ndarray], problem: Problem | None = Non
         return decode(value["problem"], _named(value, arrays)) if problem is None else problem
     if "array" in value:
         array = arrays[value["array"]]
+        if value.get("jax"):  # which rounds in other ways than NumPy
+            return jnp.asarray(array)
         return array[()] if value["scalar"] else array
     if "float" in value:
         return float(value["float"])
@@ -127,11 +146,16 @@ def get(value: Any, arrays: dict[str, np.ndarray], problem: Problem | None = Non
 def _trajectory(
     value: dict[str, Any], arrays: dict[str, np.ndarray], problem: Problem | None
 ) -> Trajectory:
-    """With its own problem, which at kinks has rounded ones, unless the file could not hold it."""
+    """With its own problem, which at kinks has rounded ones; what a file cannot hold of it is that
+    of `problem`.
+    """
     found = trajectory_from(value["trajectory"], _named(value, arrays), None)
     if found.problem is not None or problem is None:
         return found
-    return trajectory_from(value["trajectory"], _named(value, arrays), problem)
+    named, header = _named(value, arrays), value["trajectory"]
+    with contextlib.suppress(NotRestorable):  # another build of problem
+        problem = decode(header["problem"], named, problem)
+    return trajectory_from(header, named, problem)
 
 
 def _named(value: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

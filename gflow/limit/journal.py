@@ -1,0 +1,126 @@
+"""What the steps of a search left, so that a search that is taken up does not make them again.
+
+A search is a chain of steps, each a function of what the steps before it left and of nothing else.
+The journal keeps what each finished step left, in order. A search that is taken up runs through the
+same chain; a step that the journal holds hands back what it left then. Steps may be made of steps:
+once the outer one is finished, it stands for its inner ones. Of a flow on its way the journal keeps
+the place that it has come to.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from gflow.results import STOPPED, name_of
+from gflow.saving import Content, Saving
+
+_Left = TypeVar("_Left")
+
+
+class Journal:
+    """Keeps nothing: every step is made."""
+
+    def step(self, make: Callable[[], _Left]) -> _Left:
+        """What a step leaves: made now, or as it was made before the search was stopped.
+
+        Args:
+            make: makes the step; what it returns has a `result`.
+        """
+        return make()
+
+    def flow(self) -> Saving:
+        """How the flow that is run next keeps its place."""
+        return Saving()
+
+
+KEEPS_NOTHING = Journal()
+
+
+class FileJournal(Journal):
+    """Keeps the steps in a file.
+
+    Args:
+        saving: to the file.
+        put: makes JSON of what a step left, and adds its arrays to a table.
+        get: the inverse.
+    """
+
+    def __init__(
+        self,
+        saving: Saving,
+        put: Callable[[Any], tuple[Any, dict[str, Any]]],
+        get: Callable[[Any, Any], Any],
+    ):
+        self._saving, self._put = saving, put
+        # Pairs of what a step left and how many steps it is inside of.
+        self._entries: list[tuple[int, Any]] = []
+        self._next = self._depth = 0
+        self.place: Content | None = None
+        content = saving.content
+        if content is None:
+            return
+        header, arrays = content.header, content.arrays
+        self._entries = [(depth, left) for depth, left in get(header["steps"], arrays)]
+        if header["flow"] is not None:
+            own = {name: arrays[f"flow_{name}"] for name in header["arrays"]}
+            self.place = Content(header["flow"], own)
+
+    def step(self, make: Callable[[], _Left]) -> _Left:
+        here, depth = self._next, self._depth
+        if here < len(self._entries) and self._entries[here][0] == depth:
+            self._next += 1
+            return self._entries[here][1]
+        self._depth += 1
+        try:
+            left: Any = make()
+        finally:
+            self._depth = depth
+        if not _stopped(left):
+            self._entries[here:] = [(depth, left)]
+            self._next, self.place = here + 1, None
+            if depth:  # else the search has ended, and `end` writes it
+                self._saving.offer(self.content)
+        return left
+
+    def flow(self) -> Saving:
+        return _Flow(self, self.place if self._next == len(self._entries) else None)
+
+    def keep(self, place: Content, *, now: bool) -> None:
+        """Keeps the place of the flow that is run."""
+        self.place = place
+        self._saving.offer(self.content, now=now)
+
+    def end(self) -> None:
+        """Writes all of it, whenever that was done last, unless it was finished before."""
+        if self._saving.content is None or not self._saving.content.finished:
+            self._saving.offer(self.content, now=True)
+
+    def content(self) -> Content:
+        """All of it, as a file holds it."""
+        steps, arrays = self._put([list(entry) for entry in self._entries])
+        header: dict[str, Any] = {"steps": steps, "flow": None}
+        if self.place is not None:
+            header |= {"flow": self.place.header, "arrays": list(self.place.arrays)}
+            own = self.place.arrays.items()
+            arrays = arrays | {f"flow_{name}": array for name, array in own}
+        finished = any(depth == 0 for depth, _ in self._entries)
+        return Content(header, arrays, finished)
+
+
+class _Flow(Saving):
+    """The place of one run of the flow, in a journal."""
+
+    def __init__(self, journal: FileJournal, content: Content | None):
+        self._journal, self.content = journal, content
+
+    def offer(self, make: Callable[[], Content], *, now: bool = False) -> None:
+        content = make()
+        # What ends by itself is kept as a step.
+        if not content.finished:
+            self._journal.keep(content, now=now)
+
+
+def _stopped(left: Any) -> bool:
+    """Whether a step was stopped from outside, so that it is to be made again."""
+    others = getattr(left, "differing", ())  # of a limit, searches for its basin
+    own = left.result is not None and name_of(left.result) in STOPPED
+    return own or any(map(_stopped, others))
