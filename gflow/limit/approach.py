@@ -208,11 +208,19 @@ def run_flow(
         most: steps at most, where those are fewer than `num_steps_of`.
         kind: of its stage.
     """
-    made = partial(_flow_run, search, state, until, log_kappa, capped=capped)
+    made = partial(_flow_run, search, state, until, log_kappa, capped, most, kind)
     return search.journal.step(made)
 
 
-def _flow_run(search: Search, state: State, until: Until, log_kappa: float, *, capped: bool) -> Run:
+def _flow_run(
+    search: Search,
+    state: State,
+    until: Until,
+    log_kappa: float,
+    capped: bool,
+    most: int | None,
+    kind: str,
+) -> Run:
     begin, flow = time.perf_counter(), state.flow
     start, before = params_at(search, log_kappa, flow.vector), 0
     if flow.goes_on and flow.trajectory is not None:

@@ -73,7 +73,7 @@ class FlowSettings(_Group):
             the attack on one vanishes, it is followed with a floor (`gflow.limit.floor`).
         vanishing: an input gradient vanishes that is smaller than this part of the root mean square
             of all.
-        floor: s, likewise. From 1e-2 to 1e-3 the outcomes are the same.
+        floor: s, likewise. Chosen on four networks of 30 examples and 7 inputs.
         steps_with_floor: of that flow at most; it took 150 to separate the examples where it does.
         settled: it separates nothing where the examples whose attack does not vanish have no more
             than this part of the weights.
