@@ -177,6 +177,6 @@ def growth(num_runs: int) -> dict[str, Any]:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--cost"]:
         how, given, *counts = json.loads(sys.argv[2])
-        print(json.dumps(cost(how, given, *counts)))
+        print(json.dumps(cost(how, given, *counts)), file=sys.stdout)
     else:
         run_benchmark(__doc__, measure)
