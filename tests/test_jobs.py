@@ -205,7 +205,7 @@ sys.exit(main(sys.argv[2:]))
 @pytest.mark.slow
 def test_a_limit_of_the_system_is_met_as_a_full_disk(tmp_path, arguments):
     # Enough for config.toml and results.json, too little for a trajectory.
-    command = [sys.executable, "-c", LIMITED, "4500", *arguments]
+    command = [sys.executable, "-c", LIMITED, "6000", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert re.search(r"trajectories/01\.npz` cannot be written: File too large", done.stderr)

@@ -120,7 +120,7 @@ def _at_loss(problem: Any, params: Any, log_loss: float) -> tuple[Any, Any]:
 
     margins = problem.margins(params)
 
-    def halved(_: int, ends: tuple[Any, Any]) -> tuple[Any, Any]:
+    def halved(_: Any, ends: tuple[Any, Any]) -> tuple[Any, Any]:
         low, high = ends
         middle = (low + high) / 2
         above = logsumexp(-jnp.exp(middle) * margins) > log_loss
