@@ -21,7 +21,6 @@
 
 # %%
 import html
-import os
 
 import jax
 
@@ -36,7 +35,6 @@ from gflow import losses, networks, perturbations, report
 
 gflow.use_compilation_cache()
 report.use_style()
-small = bool(os.environ.get("GFLOW_SMOKE"))  # a small form, for tests
 
 # %% [markdown]
 # ## A problem in the plane
@@ -46,8 +44,8 @@ small = bool(os.environ.get("GFLOW_SMOKE"))  # a small form, for tests
 # margin (Lyu & Zhu 2022).
 
 # %%
-data = gflow.datasets.gaussian(12 if small else 24, 2, gap=0.4, seed=3)
-network = networks.mlp((2, 4 if small else 6, 1), power=2)
+data = gflow.datasets.gaussian(24, 2, gap=0.4, seed=3)
+network = networks.mlp((2, 6, 1), power=2)
 problem = gflow.Problem(
     network,
     data,

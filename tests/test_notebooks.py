@@ -1,6 +1,6 @@
 """Every notebook is a pair, `.py` and `.ipynb`, that agrees and runs. `pytest -m notebook`.
 
-A notebook reads the environment variable `GFLOW_SMOKE` and is then small.
+A notebook that is not small anyway reads the environment variable `GFLOW_SMOKE` and is then small.
 """
 
 from pathlib import Path
