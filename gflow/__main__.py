@@ -5,7 +5,7 @@ Only declarations, and no import of JAX: help, and refusing a wrong field, take 
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,41 @@ def cli() -> None:
     """
 
 
-@cli.command(cls=_RunCommand)
-@click.argument("config", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change one field, such as until.log_loss=-5; may be repeated.",
+# What `gflow run` and `gflow sweep` share.
+_CONFIG = click.argument("config", required=False, type=click.Path(path_type=Path))
+_OVERWRITE = click.option(
+    "--overwrite", is_flag=True, help="Write into a folder that holds results already."
 )
+_NO_REPORT = click.option("--no-report", is_flag=True, help="Write no report.html.")
+_NO_CACHE = click.option(
+    "--no-cache", is_flag=True, help="Keep no compiled programs; the same as GFLOW_NO_CACHE=1."
+)
+
+
+def _set_option(example: str) -> Callable[[Any], Any]:
+    """The option that changes fields of the file."""
+    return click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help=f"Change one field, such as {example}; may be repeated.",
+    )
+
+
+def _resume_option(what: str) -> Callable[[Any], Any]:
+    """The option that goes on with a job or a sweep."""
+    return click.option(
+        "--resume",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="FOLDER",
+        help=f"Go on with the {what} whose results are in FOLDER, after a kill or an interrupt.",
+    )
+
+
+@cli.command(cls=_RunCommand)
+@_CONFIG
+@_set_option("until.log_loss=-5")
 @click.option("--seed", type=click.IntRange(min=0), help="The same as --set seed=...")
 @click.option(
     "-o",
@@ -58,15 +84,10 @@ def cli() -> None:
     type=click.Path(path_type=Path, file_okay=False),
     help=f"Folder of the results.  [default: {_DEFAULT_FOLDER}, or the next that is free]",
 )
-@click.option(
-    "--resume",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="FOLDER",
-    help="Go on with the job whose results are in FOLDER, after a kill or an interrupt.",
-)
-@click.option("--overwrite", is_flag=True, help="Write into a folder that holds results already.")
+@_resume_option("job")
+@_OVERWRITE
 @click.option("--quick", is_flag=True, help="A small form of the job, to see whether it runs.")
-@click.option("--no-report", is_flag=True, help="Write no report.html.")
+@_NO_REPORT
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
@@ -80,9 +101,7 @@ def cli() -> None:
     help="Keep compiled programs in this folder, so that later runs start sooner.  [default: gflow "
     "in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names one]",
 )
-@click.option(
-    "--no-cache", is_flag=True, help="Keep no compiled programs; the same as GFLOW_NO_CACHE=1."
-)
+@_NO_CACHE
 def run(
     config: Path | None,
     overrides: tuple[str, ...],
@@ -129,14 +148,8 @@ def run(
 
 
 @cli.command(cls=_RunCommand)
-@click.argument("config", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change one field, such as seed=[0,1,2]; may be repeated.",
-)
+@_CONFIG
+@_set_option("seed=[0,1,2]")
 @click.option(
     "-o",
     "--output",
@@ -144,14 +157,9 @@ def run(
     type=click.Path(path_type=Path, file_okay=False),
     help=f"Folder of the results.  [default: {_SWEEP_FOLDER}, or the next that is free]",
 )
-@click.option(
-    "--resume",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="FOLDER",
-    help="Go on with the sweep whose results are in FOLDER, after a kill or an interrupt.",
-)
-@click.option("--overwrite", is_flag=True, help="Write into a folder that holds results already.")
-@click.option("--no-report", is_flag=True, help="Write no report.html.")
+@_resume_option("sweep")
+@_OVERWRITE
+@_NO_REPORT
 @click.option(
     "--chunk",
     type=click.IntRange(min=1),
@@ -162,9 +170,7 @@ def run(
     type=click.Path(path_type=Path, file_okay=False),
     help="Keep compiled programs in this folder; see `gflow run --help`.",
 )
-@click.option(
-    "--no-cache", is_flag=True, help="Keep no compiled programs; the same as GFLOW_NO_CACHE=1."
-)
+@_NO_CACHE
 def sweep(
     config: Path | None,
     overrides: tuple[str, ...],

@@ -372,20 +372,30 @@ def plain_json(value: Any) -> Any:
     return str(value)
 
 
+def read_content(folder: Path) -> Any:
+    """What `results.json` in `folder` holds, of whatever command.
+
+    Raises:
+        ValueError: there is none, or it is not JSON.
+    """
+    path = Path(folder) / FILE_NAME
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"`{path}` cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ValueError(f"`{path}` is not valid JSON: {error}.") from error
+
+
 def read_results(folder: Path) -> Results:
     """The results in `folder`.
 
     Raises:
         ValueError: there is no `results.json`, or it is none that this version can read.
     """
-    path = Path(folder) / FILE_NAME
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"`{path}` cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise ValueError(f"`{path}` is not valid JSON: {error}.") from error
+    content = read_content(folder)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        path = Path(folder) / FILE_NAME
         raise ValueError(f"`{path}` is no results file of schema {SCHEMA}: another version's?")
     content["runs"] = [Record(**run) for run in content["runs"]]
     return Results(**content)

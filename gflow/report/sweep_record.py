@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gflow._files import write_text
-from gflow.report.record import FILE_NAME, plain_json, versions
+from gflow.report.record import FILE_NAME, plain_json, read_content, versions
 from gflow.report.record import significant as _significant
 from gflow.sweeps.table import spread
 
@@ -92,15 +92,10 @@ def read_record(folder: Path) -> SweepRecord | None:
     Raises:
         ValueError: there is no `results.json`, or none that this version can read.
     """
-    path = Path(folder) / FILE_NAME
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"`{path}` cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise ValueError(f"`{path}` is not valid JSON: {error}.") from error
+    content = read_content(folder)
     if not isinstance(content, dict) or content.get("kind") != KIND:
         return None
     if content.get("schema") != SCHEMA:
+        path = Path(folder) / FILE_NAME
         raise ValueError(f"`{path}` is no record of a sweep of schema {SCHEMA}: another version's?")
     return SweepRecord(**content)
