@@ -133,6 +133,6 @@ STUDY = Study(
     source="Lyu & Zhu 2022 on the adversarial margin; the numbers are gflow's own",
     run=_measure,
     figure=_draw,
-    full="12 starts in place of 4, 6 radii in place of 3, and 7 radii near the largest in place of 2. "
+    full="12 starts in place of 4, 6 radii in place of 3, 7 radii near the largest in place of 2. "
     "TIME",
 )
