@@ -14,6 +14,7 @@ from gflow.report.evaluation import Evaluation, largest
 from gflow.report.explorer import view_of
 from gflow.report.images import images
 from gflow.report.panels import Panel, View, panels
+from gflow.report.prose import prose
 from gflow.report.record import (
     Record,
     Results,
@@ -57,6 +58,7 @@ def write_page(
     environment = Environment(
         loader=PackageLoader("gflow.report", ""), autoescape=True, undefined=StrictUndefined
     )
+    environment.filters["prose"] = prose
     text = environment.get_template("page.html.jinja").render(
         title=_title(results),
         subtitle=_subtitle(results),
