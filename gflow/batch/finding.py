@@ -21,10 +21,11 @@ from gflow.batch.states import states
 from gflow.deadline import Deadline
 from gflow.kkt.switches import has_kinks
 from gflow.limit import Limit, LimitFailed, LimitSettings, find_limit
-from gflow.limit.ending import certified_params, limit_of
+from gflow.limit.ending import certified_params
 from gflow.limit.options import check_options
 from gflow.limit.search import Search, run
 from gflow.limit.search_settings import DEFAULT
+from gflow.limit.slopes import limit_or_more
 from gflow.limit.smooth import Smooth
 from gflow.limit.starting import polar, started
 from gflow.limit.state import Start, State, begun
@@ -268,7 +269,7 @@ def _limits(runs: Runs, searches: list[Search], ended: list[State]) -> list[Limi
     params = [certified_params(*each) for each in zip(searches, ended, strict=True)]
     certified = certificates(runs, problems, params)
     every = zip(searches, ended, certified, strict=True)
-    return [limit_of(search, state, 0.0, certificate) for search, state, certificate in every]
+    return [limit_or_more(search, state, 0.0, certificate) for search, state, certificate in every]
 
 
 def _goals(search: Search) -> Goals:

@@ -26,7 +26,7 @@ from gflow._layout import Layout
 from gflow._programs import compiled_for_few_calls
 from gflow._typing import Params
 from gflow.kkt.subgradients import Pattern, decided
-from gflow.kkt.switches import alone_with, has_kinks, passes, switched_margins
+from gflow.kkt.switches import alone_with, passes, switched_margins
 from gflow.problem import Problem
 
 # An example's switches have all their sides tried up to so many, beyond that as many random ones.
@@ -59,7 +59,7 @@ def margin_next_to(problem: Problem, direction: Params, coefficients: np.ndarray
             of the attack but may turn with it. Shape (n, s).
     """
     at = float(np.min(problem.margins(direction)))
-    if not has_kinks(problem):
+    if not passes(problem).jumps:
         return at
     sides = _Sides(problem, direction, coefficients)
     return max(at, sides.largest()) if sides.places else at
