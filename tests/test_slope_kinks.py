@@ -160,3 +160,78 @@ def test_gradients_at_a_kink_are_those_of_its_two_sides():
     # The members of the subdifferential in between are convex combinations.
     mean = 0.3 * sides[1] + 0.7 * sides[0]
     np.testing.assert_allclose(by_tangent(0.3), mean, rtol=1e-12)
+
+
+def with_limit_at_a_kink():
+    """A problem whose flow from the start ends where one neuron switches at one example."""
+    generator = np.random.default_rng(9)
+    x = generator.normal(size=(8, 5))
+    y = np.where(generator.random(8) < 0.5, 1.0, -1.0)
+    weight = np.random.default_rng(1009).normal(size=(6, 5)) / np.sqrt(5)
+    head = np.random.default_rng(2009).normal(size=(1, 6)) / np.sqrt(6)
+    data = gflow.Dataset(x, y)
+    return problem_of(networks.mlp((5, 6, 1), power=2), "fgm", data=data), (weight, head)
+
+
+def flat(params):
+    return np.concatenate([np.ravel(leaf) for leaf in params])
+
+
+def assert_limit_at_the_kink(problem, limit):
+    """The KKT conditions in NumPy; a maximum along random directions."""
+    assert limit.successful and limit.verdict == "strict maximum" and limit.smoothing == 0
+    (place,) = np.argwhere(limit.kinks.at_kink)
+    assert -1 < limit.kinks.coefficients[tuple(place)] < 1
+    data, direction = problem.dataset, limit.direction
+    before = data.x @ np.asarray(direction[0]).T
+    slopes = (1 + limit.kinks.coefficients) / 2
+    off = ~limit.kinks.at_kink
+    np.testing.assert_array_equal(slopes[off], (before > 0)[off])
+    assert abs(before[tuple(place)]) < 1e-14
+    margins, gradients = margins_and_gradients(direction, data, RADIUS, slopes)
+    multipliers, unit = limit.certificate.multipliers, flat(direction)
+    assert multipliers.min() >= 0
+    assert multipliers[place[0]] > 1e-3 * multipliers.max()
+    assert np.linalg.norm(unit - multipliers @ gradients) < 1e-12
+    assert multipliers @ (margins - margins.min()) < 1e-12
+    # Without the coefficient in between, on either side, they do not hold.
+    for side in (0.0, 1.0):
+        slopes[tuple(place)] = side
+        _, gradients = margins_and_gradients(direction, data, RADIUS, slopes)
+        assert np.linalg.norm(unit - multipliers @ gradients) > 1e-3
+    # The attack does not jump: its margin is that of the KKT point, and it is lower all about.
+    assert limit.margin == pytest.approx(margins.min(), rel=1e-12)
+    assert limit.held_margin == pytest.approx(limit.margin, rel=1e-12)
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        beside = unit + 1e-3 * generator.normal(size=unit.size) / np.sqrt(unit.size)
+        beside /= np.linalg.norm(beside)
+        params = beside[:30].reshape(6, 5), beside[None, 30:]
+        assert margins_and_gradients(params, data, RADIUS, slopes)[0].min() < limit.margin
+
+
+def test_a_limit_at_a_kink_of_a_slope():
+    problem, start = with_limit_at_a_kink()
+    named = with_slope_switches(problem)
+    limit = gflow.find_limit(named, start)
+    assert_limit_at_the_kink(problem, limit)
+    # The problem that was not told of these kinks finds them, with and without the coefficients.
+    for given in (None, limit.kinks.coefficients):
+        found = gflow.certify(problem, limit.direction, coefficients=given)
+        assert found.stationarity < 1e-12
+        np.testing.assert_array_equal(found.kinks, limit.kinks.examples)
+        np.testing.assert_allclose(found.coefficients, limit.kinks.coefficients, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_where_the_flow_sticks_the_search_goes_on_with_the_kinks_named():
+    problem, start = with_limit_at_a_kink()
+    limit = gflow.find_limit(problem, start)
+    assert limit.problem == problem
+    assert limit.basin == "undecided"
+    assert_limit_at_the_kink(problem, limit)
+    moved = flat(gflow.radius_sensitivity(limit))
+    near = problem_of(problem.network, fgm(RADIUS + 1e-4), data=problem.dataset)
+    beside = gflow.find_limit(with_slope_switches(near), limit.direction)
+    difference = (flat(beside.direction) - flat(limit.direction)) / 1e-4
+    np.testing.assert_allclose(difference, moved, atol=1e-2 * np.abs(moved).max())

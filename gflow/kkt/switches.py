@@ -136,6 +136,8 @@ def with_slope_switches(problem: Problem) -> Problem:
     through = problem.gradient_mode == "total" and perturbation.num_gradients > 0
     if not (through and perturbation.has_named_kinks) or network is problem.network:
         return problem
+    if problem.attacked_network is not None:
+        return problem  # one with such names, or with these kinks rounded
     return eqx.tree_at(
         lambda p: p.attacked_network, problem, network, is_leaf=lambda leaf: leaf is None
     )

@@ -99,7 +99,9 @@ class Limit(Outcome):
         polished: the KKT point at unit margin, with its multipliers; None at kinks.
         kinks: where the problem has kinks, the KKT point there, with the coefficients of its ReLUs
             and signs and the examples that sit at a kink. Not `kinks.converged` where none was
-            reached: then it names the kinks of the point at which the search stopped.
+            reached: then it names the kinks of the point at which the search stopped. Of a
+            ReLU^2 network under attack, with the total gradient, only where the search stuck at
+            kinks of the attack's gradient, and then with coefficients of these.
         smoothing: the relative width to which kinks are still rounded; 0 where they are exact, and
             where there are none.
         basin: whether this is the limit of the flow from this start: "confirmed", the flow came so

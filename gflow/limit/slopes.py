@@ -29,11 +29,10 @@ def limit_or_more(
     Args:
         search, state, smoothing, certificate: see `limit_of`.
     """
-    named = with_slope_switches(search.problem)
     large = search.layout.size > search.settings.refine.sizes.at_kinks
-    if named is search.problem or large or name_of(state.result) not in _STUCK:
+    if large or name_of(state.result) not in _STUCK or not search.has_unnamed_kinks:
         return limit_of(search, state, smoothing, certificate)
-    again = replace(search, problem=named, has_kinks=True)
+    again = replace(search, problem=with_slope_switches(search.problem), has_kinks=True)
     limit = limit_of(again, *search_at_kinks(again, _taken_up(search, state)))
     return replace(limit, problem=search.problem)
 
