@@ -45,6 +45,7 @@ from gflow.limit.smooth import Smooth, with_dead_as_they_arrived
 from gflow.limit.state import Found, State
 from gflow.results import RESULTS
 
+
 def search_at_kinks(search: Search, state: State) -> tuple[State, float]:
     """Searches with rounded kinks and at kinks in turn, with less smoothing each time.
 

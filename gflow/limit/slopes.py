@@ -40,6 +40,4 @@ def limit_or_more(
 def _taken_up(search: Search, state: State) -> State:
     """Where a search sticks, as a state to go on from: at its cap, if it came there."""
     state = replace(state, direction=state.flow.vector, final=False, by_floor=False)
-    return replace(
-        begun_anew(search, state), cap=replace(state.cap, reached=state.cap.known)
-    )
+    return replace(begun_anew(search, state), cap=replace(state.cap, reached=state.cap.known))

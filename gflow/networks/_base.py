@@ -220,9 +220,7 @@ def switches_at(power: float, by_slope: bool) -> bool:
     return power == 1 or (power == 2 and by_slope)
 
 
-def rectified(
-    value: Array, width: Array | None, power: float, *, by_slope: bool = False
-) -> Array:
+def rectified(value: Array, width: Array | None, power: float, *, by_slope: bool = False) -> Array:
     """`max(value, 0)^power`, its kink rounded to `width` where one is given.
 
     Args:

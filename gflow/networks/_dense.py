@@ -66,9 +66,7 @@ class MLP(AbstractLayered):
 
     def apply(self, params: Params, x: Array) -> Array:
         def layer(weight: Array, hidden: Array) -> Array:
-            return dense_layer(
-                weight, hidden, self.smoothing, self.power, by_slope=self.by_slope
-            )
+            return dense_layer(weight, hidden, self.smoothing, self.power, by_slope=self.by_slope)
 
         return self._through(layer, params, x)
 
