@@ -26,6 +26,7 @@ DATA = gflow.Dataset(GENERATOR.normal(size=(5, 4)), np.array([1.0, -1.0, 1.0, -1
 NETWORKS = {
     "two_layers": networks.mlp((4, 3, 1), power=2),
     "three_layers": networks.mlp((4, 3, 3, 1), power=2),
+    "conv": networks.conv((1, 4, 1), [Convolution(2, (2, 1), padding="VALID"), Dense(1)], power=2),
     "pooled": networks.conv(
         (1, 4, 1), [Convolution(2, (2, 1), padding="VALID"), MaxPool((2, 1)), Dense(1)], power=2
     ),
@@ -35,20 +36,21 @@ ATTACKS = {
     "fgsm": fgsm(RADIUS, smoothing=0.1),
     "pgd": pgd(RADIUS, order=2, num_steps=2, step_size=0.2),
 }
-# network, attack, and how many switches an example has: ReLU^2 at each gradient; and of max
-# pooling, one pixel of three positions being dropped, 2 at each gradient and 2 after the attack.
+# network, attack, and how many switches an example has: its ReLU^2s at each gradient.
 ROWS = [
     ("two_layers", "fgm", 3),
     ("three_layers", "fgsm", 6),
     ("three_layers", "pgd", 2 * 6),
-    ("pooled", "fgm", (6 + 2) + 2),
+    ("conv", "fgm", 6),
 ]
 
 
 def problem_of(network, attack, gradient="total", data=DATA):
-    made, loss = NETWORKS.get(network, network), losses.exponential()
-    perturbation = ATTACKS.get(attack, attack)
-    return gflow.Problem(made, data, loss=loss, perturbation=perturbation, gradient=gradient)
+    made = NETWORKS[network] if isinstance(network, str) else network
+    perturbation = ATTACKS[attack] if isinstance(attack, str) else attack
+    return gflow.Problem(
+        made, data, loss=losses.exponential(), perturbation=perturbation, gradient=gradient
+    )
 
 
 def test_the_rounded_square_has_twice_the_smoothed_relu_for_its_derivative():
@@ -87,6 +89,14 @@ def test_with_its_angles_a_problem_is_the_rounded_one_and_the_exact_one(network,
     expected = jax.jvp(plain.margins, (params,), (tangent,))
     np.testing.assert_allclose(exact, expected, rtol=0, atol=ROUNDING)
     assert np.abs(found[1] - exact[1]).max() > 1e-4
+
+
+def test_max_pooling_has_its_own_switches_beside_them():
+    # Of three positions one is dropped: 2 selections at the gradient, 2 after the attack.
+    plain = problem_of("pooled", "fgm")
+    assert passes(plain).parts == (2, 0, 0, 2)
+    assert passes(with_slope_switches(plain)).parts == (6 + 2, 0, 0, 2)
+    assert passes(plain).jumps and passes(with_slope_switches(plain)).jumps
 
 
 @pytest.mark.parametrize(
@@ -140,12 +150,17 @@ def test_gradients_at_a_kink_are_those_of_its_two_sides():
     params, tangent = (weight, head), (np.zeros_like(weight), np.zeros_like(head))
     tangent[0][1] = x
     named = with_slope_switches(problem)
-    angles = np.array(settled_angles(named, params, 0.0))
+    angles = settled_angles(named, params, 0.0)
+
+    @jax.jit
+    def along(angles):
+        def margins(at):
+            return switched_margins(named, at, at, angles, 0.0)[0]
+
+        return jax.jvp(margins, (params,), (tangent,))[1]
 
     def by_tangent(c):
-        angles[2, 1] = np.arcsin(2 * c - 1)
-        margins = lambda at: switched_margins(named, at, at, angles, 0.0)[0]  # noqa: E731
-        return np.asarray(jax.jvp(margins, (params,), (tangent,))[1])[2]
+        return np.asarray(along(jnp.asarray(angles).at[2, 1].set(np.arcsin(2 * c - 1))))[2]
 
     def one_sided(step):
         moved = weight + step * tangent[0], head

@@ -79,6 +79,8 @@ class Limit(Outcome):
         held_margin: that of the KKT point, with its switches held at their coefficients, to which
             the multipliers belong; `margin` itself where the attack does not jump. It may be above
             `margin`: the flow slides along the kinks, and no single point there has it.
+        sides_sampled: whether `margin` is the largest on a sample of the sides of kinks only, since
+            an example has more than 10 switches on their kinks that make the attack jump.
         certificate: `certify` at the limit.
         trajectory: the true flow from the start to where its temperature is capped, or as far as
             it came.
@@ -141,6 +143,7 @@ class Limit(Outcome):
     newton_displacement: float = math.nan
     itinerary: tuple[Visit, ...] = field(repr=False, default=())
     differing: tuple["Limit", ...] = field(repr=False, default=())
+    sides_sampled: bool = False
 
     def __repr__(self) -> str:
         same = not abs(self.held_margin - self.margin) > _SHOWN * abs(self.margin)
@@ -157,7 +160,7 @@ class Limit(Outcome):
     def __str__(self) -> str:
         lines = [
             f"Limit ({self.result_name}): {self.verdict}",
-            f"  normalized margin    {self.margin:+.6e}",
+            f"  normalized margin    {self.margin:+.6e}" + "   sides sampled" * self.sides_sampled,
             f"  with its kinks held  {self.held_margin:+.6e}" if self.kinks is not None else "",
             f"  stationarity         {self.certificate.stationarity:.3e}   of the total gradient "
             f"{self.certificate.total_stationarity:.3e}",
@@ -212,6 +215,7 @@ class Limit(Outcome):
             {
                 "margin": self.margin,
                 "held_margin": self.held_margin,
+                "sides_sampled": self.sides_sampled,
                 "result": self.result_name,
                 "message": self.message,
                 "verdict": self.verdict,
