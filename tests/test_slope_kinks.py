@@ -147,8 +147,9 @@ def test_gradients_at_a_kink_are_those_of_its_two_sides():
     weight, head = map(np.array, problem.network.init(1))
     x = DATA.x[2]
     weight[1] -= (weight[1] @ x) / (x @ x) * x  # to a = 0, where neuron 1 meets example 2
-    params, tangent = (weight, head), (np.zeros_like(weight), np.zeros_like(head))
-    tangent[0][1] = x
+    across = np.zeros_like(weight)
+    across[1] = x
+    params, tangent = jax.tree.map(jnp.asarray, ((weight, head), (across, np.zeros_like(head))))
     named = with_slope_switches(problem)
     angles = settled_angles(named, params, 0.0)
 
@@ -163,8 +164,8 @@ def test_gradients_at_a_kink_are_those_of_its_two_sides():
         return np.asarray(along(jnp.asarray(angles).at[2, 1].set(np.arcsin(2 * c - 1))))[2]
 
     def one_sided(step):
-        moved = weight + step * tangent[0], head
-        here = margins_and_gradients(params, DATA, RADIUS, np.zeros((5, 3)))[0][2]
+        moved = weight + step * across, head
+        here = margins_and_gradients((weight, head), DATA, RADIUS, np.zeros((5, 3)))[0][2]
         there = margins_and_gradients(moved, DATA, RADIUS, np.zeros((5, 3)))[0][2]
         return (there - here) / step
 
