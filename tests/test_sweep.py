@@ -19,7 +19,7 @@ from gflow import losses, networks
 from gflow._files import locked
 from gflow.kkt.point import KKTPoint
 from gflow.limit import stored as stored_limits
-from gflow.sweeps import running
+from gflow.sweeps import running, searching
 from gflow.sweeps.table import COLUMNS, rows_of
 
 
@@ -157,14 +157,14 @@ def test_a_bad_run_spoils_no_other(found):
 
 
 def test_an_exception_of_the_search_is_that_of_its_run(monkeypatch, found):
-    search = running.find_limits
+    search = searching.find_limits
 
     def brittle(problems, starts, **options):
         if any(float(problem.perturbation.radius) == 0.1 for problem in problems):
             raise FloatingPointError("as if in a batch")
         return search(problems, starts, **options)
 
-    monkeypatch.setattr(running, "find_limits", brittle)
+    monkeypatch.setattr(searching, "find_limits", brittle)
     swept = gflow.sweep(make, SETTINGS)
     assert [run.arrived for run in swept] == [True, True, False, False, True, True]
     assert swept[2].message == "FloatingPointError: as if in a batch"
@@ -315,7 +315,9 @@ def test_a_problem_that_no_file_can_hold_is_made_again(found, tmp_path, monkeypa
     problem = gflow.Problem(network, DATA, loss=losses.exponential())
     # The search of another network is not what is tried here.
     limit = replace(found[0].limit, problem=problem)
-    monkeypatch.setattr(running, "find_limits", lambda problems, *_, **__: [limit] * len(problems))
+    monkeypatch.setattr(
+        searching, "find_limits", lambda problems, *_, **__: [limit] * len(problems)
+    )
 
     def own(seed):
         return problem, NETWORK.init(seed)
