@@ -38,7 +38,7 @@ CHILD = """
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
     from gflow.__main__ import main
     from gflow.sweeps import processes, searching
-    processes._BETWEEN, processes._SILENCE = 0.2, 3.0
+    processes._BETWEEN, processes._SILENCE = 0.2, 8.0
     search = searching.find_limits
     def delayed(*arguments, **options):
         time.sleep(1.0)
@@ -58,10 +58,10 @@ def free_port():
 def begin(tmp_path):
     """Begins two processes of the same command; they are killed at the end."""
     environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_ENABLE_X64": "1",
     }
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
     children = []
 
     def begun(arguments, slow=None):
@@ -115,11 +115,11 @@ def test_one_is_killed_and_the_job_ends_in_a_sentence_and_goes_on(tmp_path, begi
     runs = tmp_path / "out" / "runs"
     # Of six chunks, which the two take in turn, the first one of its share.
     killed_after(children[index], runs / f"chunk-{index + 1:06d}.npz")
-    told, _ = children[1 - index].communicate(timeout=120)
+    told, _ = children[1 - index].communicate(timeout=600)
     assert children[1 - index].returncode == 1
     sentence = (
         f"2 run(s) are not finished. Not begun, or not kept: process {index} of 2 was killed, or "
-        f"has not been heard of for 3 s. Go on with `gflow sweep --resume {tmp_path / 'out'}`."
+        f"has not been heard of for 8 s. Go on with `gflow sweep --resume {tmp_path / 'out'}`."
     )
     assert told.strip().splitlines()[-1] == sentence
     assert "Traceback" not in told and "stack trace" not in told
@@ -134,14 +134,14 @@ def test_one_is_killed_and_the_job_ends_in_a_sentence_and_goes_on(tmp_path, begi
 @pytest.mark.slow
 def test_both_return_the_sweep_of_one_process(tmp_path, begin, alone):
     both = begin(asked(tmp_path))
-    told = [child.communicate(timeout=120)[0] for child in both]
+    told = [child.communicate(timeout=600)[0] for child in both]
     assert [child.returncode for child in both] == [0, 0], told
     assert "6 of 6" in told[0] and not told[1].strip()
     assert (tmp_path / "out" / "sweep.csv").exists()
     assert_same(gflow.Sweep.load(tmp_path / "out" / "runs"), alone)
     # A folder that holds results is refused by the first, and the other does not wait.
     both = begin(asked(tmp_path))
-    told = [child.communicate(timeout=120)[0] for child in both]
+    told = [child.communicate(timeout=600)[0] for child in both]
     assert [child.returncode for child in both] == [2, 2], told
     assert all("holds results already" in text for text in told)
 

@@ -23,8 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gflow._files import write_text
-
 SHOWN_AFTER = 60.0
 """Seconds after which a network file system shows what another machine has written, at most."""
 
@@ -71,6 +69,9 @@ def group() -> Group:
     token = client.blocking_key_value_get(_KEY, 1000 * _MEETING_SECONDS)
     found = Group(state.process_id, state.num_processes, token)
     jax.distributed.shutdown()
+    # From here on JAX is to know of this process alone: its devices then are those of any single
+    # process, whose compiled programs it reads and keeps.
+    state.process_id, state.num_processes = 0, 1
     return found
 
 
@@ -86,7 +87,8 @@ class _File:
         with self.lock:
             self.content |= news
             self.content["beats"] += 1
-            write_text(self.path, json.dumps(self.content))
+            # Not brought to the disk, and in its place: what is half written is read again.
+            self.path.write_text(json.dumps(self.content))
 
 
 class Companions:
