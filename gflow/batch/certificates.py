@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 
 from gflow._layout import Layout
 from gflow._programs import compiled_for_many_steps
 from gflow._typing import Params
-from gflow.batch.stacked import Runs, row_of, stacked, taken_rows
+from gflow.batch.stacked import Runs, row_of, spread_over, stacked, taken_rows
 from gflow.kkt.certificate import Certificate, certificate_of, certify, examine
 from gflow.kkt.strong_attack import PROJECTED_ORDERS, smallest_margins, strongly_attacked
 from gflow.kkt.subgradients import MOST_MARGINS, probes_about
@@ -36,8 +37,8 @@ def certificates(runs: Runs, problems: list[Problem], params: list[Params]) -> l
     for meant, padded in runs.pieces(np.arange(len(problems))):
         tables = [np.stack([table[row] for row in padded]) for table in (points, probes)]
         of_strong = None if strong is None else taken_rows(strong, padded)
-        given = runs.problems(padded), runs.layout, *map(runs.placed, (*tables, of_strong))
-        values = jax.tree.map(np.asarray, _examined(*given))
+        given = runs.problems(padded), *map(runs.placed, (*tables, of_strong))
+        values = jax.tree.map(np.asarray, _examined(*given, runs.layout, mesh=runs.mesh))
         for i, row in enumerate(meant):
             found.append(_certificate(problems[row], row_of(values, i), probes[row]))
     return found
@@ -78,7 +79,15 @@ def _certificate(problem: Problem, values: Any, probes: np.ndarray) -> Certifica
 
 
 @compiled_for_many_steps
-def _examined(problems: Problem, layout: Layout, points: Any, probes: Any, strong: Any) -> Any:
+def _examined(
+    problems: Problem,
+    points: Any,
+    probes: Any,
+    strong: Any,
+    layout: Layout,
+    *,
+    mesh: Mesh | None,
+) -> Any:
     """One after another: what `examine` finds, margins under a weak and a strong attack, and the
     slopes and gradients at the direction and at the probes about it.
     """
@@ -94,4 +103,8 @@ def _examined(problems: Problem, layout: Layout, points: Any, probes: Any, stron
         rows = lax.map(lambda probe: slopes_and_gradients(problem, layout, probe), probes)
         return found, found.weak, strongest, *rows
 
-    return lax.map(one, (problems, jnp.asarray(points), jnp.asarray(probes), strong))
+    def each(*given: Any) -> Any:
+        return lax.map(one, given)
+
+    tables = jnp.asarray(points), jnp.asarray(probes)
+    return spread_over(mesh, each, 4)(problems, *tables, jax.tree.map(jnp.asarray, strong))
