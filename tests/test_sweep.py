@@ -156,7 +156,7 @@ def test_a_bad_run_spoils_no_other(found):
     assert "2 of 6" in repr(swept) and "3 refused" in repr(swept)
 
 
-def test_an_exception_of_the_search_is_that_of_its_run(monkeypatch, found):
+def test_an_exception_of_the_search_is_that_of_its_run(monkeypatch, found, tmp_path):
     search = searching.find_limits
 
     def brittle(problems, starts, **options):
@@ -168,6 +168,9 @@ def test_an_exception_of_the_search_is_that_of_its_run(monkeypatch, found):
     swept = gflow.sweep(make, SETTINGS)
     assert [run.arrived for run in swept] == [True, True, False, False, True, True]
     assert swept[2].message == "FloatingPointError: as if in a batch"
+    assert "in brittle" in swept[2].traceback and not swept[0].traceback
+    read = gflow.Sweep.load(swept.save(tmp_path))
+    assert [run.traceback for run in read] == [run.traceback for run in swept]
     assert swept[4].limit.margin == found[4].limit.margin
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +29,7 @@ def certificates(runs: Runs, problems: list[Problem], params: list[Params]) -> l
     """
     if _num_margins(problems[0]) > MOST_MARGINS:
         return [certify(*each) for each in zip(problems, params, strict=True)]
-    attacked = [_attacked(problem) for problem in problems]
-    strong = None if attacked[0] is None else stacked([each for each in attacked if each])
+    strong = _attacked(runs, problems)
     points = [runs.layout.flatten_on_host(each) for each in params]
     units = [point / np.linalg.norm(point) for point in points]
     probes = [np.stack([unit, *probes_about(unit)]) for unit in units]
@@ -37,8 +37,11 @@ def certificates(runs: Runs, problems: list[Problem], params: list[Params]) -> l
     for meant, padded in runs.pieces(np.arange(len(problems))):
         tables = [np.stack([table[row] for row in padded]) for table in (points, probes)]
         of_strong = None if strong is None else taken_rows(strong, padded)
-        given = runs.problems(padded), *map(runs.placed, (*tables, of_strong))
-        values = jax.tree.map(np.asarray, _examined(*given, runs.layout, mesh=runs.mesh))
+        there, beside, attacked = map(runs.placed, (*tables, of_strong))
+        values = _examined(
+            runs.problems(padded), there, beside, attacked, runs.layout, mesh=runs.mesh
+        )
+        values = jax.tree.map(np.asarray, values)
         for i, row in enumerate(meant):
             found.append(_certificate(problems[row], row_of(values, i), probes[row]))
     return found
@@ -49,13 +52,31 @@ def _num_margins(problem: Problem) -> int:
     return len(data.x) * max(data.num_outputs - 1, 1)
 
 
-def _attacked(problem: Problem) -> tuple[Problem, np.ndarray] | None:
-    """The problem under a stronger attack, and its starts; None where there is none."""
-    perturbation = problem.perturbation
-    if perturbation.order not in PROJECTED_ORDERS:
+def _attacked(runs: Runs, problems: list[Problem]) -> tuple[Problem, np.ndarray] | None:
+    """All problems under a stronger attack, and its starts, stacked; None where there is none.
+
+    An attack is made once for each radius and box, the rest of the problem is that of the runs.
+    """
+    order = problems[0].perturbation.order
+    if order not in PROJECTED_ORDERS:
         return None
-    box = getattr(perturbation, "box", None)
-    return strongly_attacked(problem, perturbation.order, perturbation.radius, box)
+    made: dict[tuple[bytes, ...], tuple[Problem, np.ndarray]] = {}
+    every = []
+    for problem in problems:
+        radius, box = problem.perturbation.radius, getattr(problem.perturbation, "box", None)
+        key = tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((radius, box)))
+        if key not in made:
+            made[key] = strongly_attacked(problem, order, radius, box)
+        every.append(made[key])
+    attacks = stacked([problem.perturbation for problem, _ in every])
+    firsts = np.stack([np.asarray(problem.starts) for problem, _ in every])
+    attacked = eqx.tree_at(
+        lambda problem: (problem.perturbation, problem.starts),
+        runs.problem,
+        (attacks, firsts),
+        is_leaf=lambda leaf: leaf is None,
+    )
+    return attacked, np.stack([starts for _, starts in every])
 
 
 def _certificate(problem: Problem, values: Any, probes: np.ndarray) -> Certificate:

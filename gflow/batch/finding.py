@@ -201,11 +201,13 @@ def _searches(
         "progress": False,
     }
     layouts: dict[Hashable, Layout] = {}
+    kinks: dict[Hashable, bool] = {}
     runs = []
     for problem, params in zip(problems, starts, strict=True):
         structure = structure_of(problem, params)
         if structure not in layouts:
             layouts[structure], start = started(problem, params)
+            kinks[structure] = has_kinks(problem)
         else:
             check_values(params)
             vector, log_norm = polar(layouts[structure].flatten_on_host(params).astype(float))
@@ -213,7 +215,7 @@ def _searches(
         search = Search(
             problem=problem,
             layout=layouts[structure],
-            has_kinks=has_kinks(problem),
+            has_kinks=kinks[structure],
             flow_options=flow_options,
             cap_log_kappa=-math.inf,
             **options,

@@ -218,11 +218,13 @@ def _begun_of(runs: Runs, problems: Problem, lanes: Lane) -> Any:
 
 
 def _kkt_systems_of(runs: Runs, problems: Problem, tables: Any) -> Any:
-    return _kkt_systems(problems, *tables, runs.layout, mesh=runs.mesh)
+    thetas, multipliers = tables
+    return _kkt_systems(problems, thetas, multipliers, runs.layout, mesh=runs.mesh)
 
 
 def _equations_of(runs: Runs, problems: Problem, tables: Any) -> Any:
-    return _values(problems, *tables, runs.layout, mesh=runs.mesh)
+    thetas, multipliers = tables
+    return _values(problems, thetas, multipliers, runs.layout, mesh=runs.mesh)
 
 
 def _collected(runs: Runs, rows: np.ndarray, program: Any, tables: Any) -> dict[int, Any]:

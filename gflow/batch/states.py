@@ -46,10 +46,8 @@ def states(
     """
     measured: list[Any] = []
     for meant, padded in runs.pieces(np.arange(len(paths))):
-        tables = taken_rows((paths, lanes), padded)
-        values = _measured(
-            runs.problems(padded), *map(runs.placed, tables), runs.layout, mesh=runs.mesh
-        )
+        there, those = (runs.placed(taken_rows(table, padded)) for table in (paths, lanes))
+        values = _measured(runs.problems(padded), there, those, runs.layout, mesh=runs.mesh)
         values = jax.tree.map(np.asarray, values)
         measured += [row_of(values, i) for i in range(len(meant))]
     return [
