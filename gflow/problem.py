@@ -309,7 +309,7 @@ class Problem(eqx.Module):
         return margin[jnp.argmin(margin)]
 
     def _margin(self, params: Params, x: Array, y: Array) -> Array:
-        return self.margin_of(self.network.apply(params, x), y)
+        return _margin_of_one(self._without_examples, params, x, y)
 
     def _table(self, params: Params, x: Array, y: Array, delta: Array) -> Array:
         """All margins at each of several perturbations. Shapes: delta (r, d) -> (r, k - 1)."""
@@ -328,7 +328,17 @@ class Problem(eqx.Module):
         axes = (None, 0, 0, 0)
         return jax.vmap(self._attacked_margin, axes)(params, *self._examples(), attack)
 
+    @property
+    def _without_examples(self) -> "Problem":
+        """What is known of one example; see `_margin_of_one`."""
+        return eqx.tree_at(
+            lambda p: (p.dataset.x, p.dataset.y, p.starts), self, (None,) * 3, is_leaf=_is_none
+        )
+
     def _attack(self, params: Params, x: Array, y: Array, start: Array | None) -> Attack:
+        return _attack_on_one(self._without_examples, params, x, y, start)
+
+    def _attack_of(self, params: Params, x: Array, y: Array, start: Array | None) -> Attack:
         if not self.separate:
 
             def attacked(point: Array) -> Array:
@@ -373,6 +383,26 @@ class Problem(eqx.Module):
             return jnp.roll(self._margin(params, x + attack.delta, y), -attack.choice)
         table = self._table(params, x, y, attack.delta)
         return margins_of_worst(table, self.rival_smoothing, attack.choice)[0]
+
+
+# Functions of one example. A program holds margins and attacks in several places, and JAX traces,
+# differentiates and batches a compiled function once for all of them.
+
+
+@eqx.filter_jit
+def _margin_of_one(problem: Problem, params: Params, x: Array, y: Array) -> Array:
+    return problem.margin_of(problem.network.apply(params, x), y)
+
+
+@eqx.filter_jit
+def _attack_on_one(
+    problem: Problem, params: Params, x: Array, y: Array, start: Array | None
+) -> Attack:
+    return problem._attack_of(params, x, y, start)
+
+
+def _is_none(node: Any) -> bool:
+    return node is None
 
 
 def _against_others(output: Float[Array, " k"], y: Int[Array, ""]) -> Float[Array, " c"]:
