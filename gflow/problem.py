@@ -219,18 +219,23 @@ class Problem(eqx.Module):
         place, the weights are those of these.
         """
         # An array, since a Python number would be compiled into the program.
-        return self._ascent(params, jnp.asarray(log_kappa, float), assumed)
+        if not isinstance(log_kappa, jax.Array):
+            log_kappa = np.asarray(log_kappa, float)
+        return self._ascent(params, log_kappa, assumed)
 
     @compiled
     def _ascent(self, params: Params, log_kappa: Array, assumed: Array | None) -> Ascent:
-        return self.ascent_and_pull(params, log_kappa, assumed)[0]
+        seen = _as_they_are if assumed is None else lambda _: assumed
+        return self.ascent_and_pull(params, log_kappa, seen)[0]
 
     def ascent_and_pull(
-        self, params: Params, log_kappa: Array, assumed: Array | None = None
+        self, params: Params, log_kappa: Array, seen: Callable[[Array], Array]
     ) -> tuple[Ascent, Callable]:
-        """`ascent`, with the function that maps weights w to `(sum_i w_i grad q_i,)` there."""
+        """`ascent` with the weights of `seen(margins)`, and with the function that maps weights w
+        to `(sum_i w_i grad q_i,)` there.
+        """
         margins, pull_back = self.linearize(params)
-        log_weights = self.log_weights(margins if assumed is None else assumed, log_kappa)
+        log_weights = self.log_weights(seen(margins), log_kappa)
         # Not exp(log_weights - log_weight): at weights of e^-1e20 that sum has lost its log 2.
         weights = jax.nn.softmax(log_weights, axis=None)
         log_weight = logsumexp(log_weights)
@@ -399,6 +404,10 @@ def _attack_on_one(
     problem: Problem, params: Params, x: Array, y: Array, start: Array | None
 ) -> Attack:
     return problem._attack_of(params, x, y, start)
+
+
+def _as_they_are(margins: Array) -> Array:
+    return margins
 
 
 def _is_none(node: Any) -> bool:

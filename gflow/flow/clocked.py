@@ -88,10 +88,9 @@ class ClockedRosenbrock(Rosenbrock):
     ) -> tuple[Array, StepError, dict[str, Array], tuple[Ascent, Ascent]]:
         """What diffrax wants of a step, with time and with the error in the logits."""
         field, units, margins = scaled.field, scaled.units, start.margins
-        size, shape = units.size, margins.shape
+        size, shape, end = units.size, margins.shape, moved.more
         path, error, k = (part[..., :size] * units for part in moved[:3])
         y1 = jnp.append(path, y0[-1])
-        end = field.ascent(y1)
         ends = _Ends(field, jnp.stack([y0, y1]), jnp.stack([margins, end.margins]))
         middle = jnp.append(interpolate(0.5, y0[:-1], path, k), y0[-1])
         turns = moved.turn.reshape(shape) if self.follows_margins else None
@@ -144,14 +143,21 @@ class _Scaled(NamedTuple):
         """The state of a path in these units."""
         return jnp.append(path * self.units, self.log_time)
 
-    def coupled(self, clock: Any, path: Array, margins: Array | None) -> tuple[Array, Array]:
-        """The slope with the weights of these margins, and the margins; see `CoupledField`."""
+    def evaluate(
+        self, clock: Any, path: Array, margins: Array, own: Array
+    ) -> tuple[Array, Array, Ascent]:
+        """The slope with the weights of these margins, or of its own, the margins, and the ascent;
+        see `gflow.stiff.constrained.Evaluation`.
+        """
         del clock
-        assumed = margins.reshape(self.shape) if margins is not None and margins.size else None
+
+        def seen(known: Array) -> Array:
+            return jnp.where(own, known, margins.reshape(self.shape)) if margins.size else known
+
         state = self.state(path)
-        ascent = self.field.ascent(state, assumed)
+        ascent = self.field.ascent_and_pull(state, seen)[0]
         known = ascent.margins.ravel() if self.follows_margins else path[:0]
-        return path_slope(self.field, state, ascent) / self.units, known
+        return path_slope(self.field, state, ascent) / self.units, known, ascent
 
     def gap_size(self, path: Array, margins: Array, gap: Array) -> Array:
         """What margins that are off by `gap` change in the logits."""
@@ -208,7 +214,7 @@ def _linearized(
 
     known = margins if follows_margins else path[:0]
     at, none = path / units, jnp.zeros_like(path)
-    coupled = Coupled(scaled.coupled, y0[-1], at, known, slope / units, none, scaled_tangent, along)
+    coupled = Coupled(scaled.evaluate, y0[-1], at, known, slope / units, none, scaled_tangent, along)
     return scaled, coupled, start
 
 
@@ -216,7 +222,7 @@ def _units(slope: Array) -> Array:
     """Units of `(u, log rho)`: 1, and the ratio of the speeds of log rho and of u, at least 1."""
     speed = jnp.sqrt(slope[:-1] @ slope[:-1])
     ratio = jnp.abs(slope[-1]) / jnp.maximum(speed, 1e-12 * jnp.abs(slope[-1]))
-    return jnp.ones_like(slope).at[-1].set(jnp.where(ratio > 1, ratio, 1.0))
+    return jnp.append(jnp.ones_like(slope[:-1]), jnp.where(ratio > 1, ratio, 1.0))
 
 
 def _seen(error: Array, y0: Array, h: Array, margins: Array) -> Array:
@@ -332,7 +338,8 @@ class _Ends(NamedTuple):
         """The change of E where log rho and the margins change by these. Shape (2,)."""
 
         def change(state: Array, margins: Array, growth: Array, turn: Array) -> Array:
-            along = jnp.zeros_like(state).at[-2].set(growth), turn
+            along = jnp.zeros_like(state[:-2]), jnp.stack([growth, jnp.zeros_like(growth)])
+            along = jnp.concatenate(along), turn
             return jax.jvp(lambda at, q: _rate(self.field, at, q), (state, margins), along)[1]
 
         return jax.vmap(change)(self.states, self.margins, growths, turns)

@@ -116,10 +116,14 @@ class Field(eqx.Module):
         params = self.layout.unflatten(unit_direction(state))
         return self.problem.ascent(params, self.capped(state), assumed)
 
-    def ascent_and_pull(self, state: State) -> tuple[Ascent, Callable[[Array], tuple[Params]]]:
-        """The same, with the function that maps weights w to `(sum_i w_i grad q_i,)` there."""
+    def ascent_and_pull(
+        self, state: State, seen: Callable[[Array], Array] = lambda margins: margins
+    ) -> tuple[Ascent, Callable[[Array], tuple[Params]]]:
+        """The same, with the function that maps weights w to `(sum_i w_i grad q_i,)` there; the
+        weights p are those of `seen(margins)`.
+        """
         params = self.layout.unflatten(unit_direction(state))
-        return self.problem.ascent_and_pull(params, self.capped(state))
+        return self.problem.ascent_and_pull(params, self.capped(state), seen)
 
     def margins(self, state: State) -> Float[Array, "n ..."]:
         """Margins at the unit direction of `state`."""

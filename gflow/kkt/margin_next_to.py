@@ -58,7 +58,8 @@ def margin_next_to(problem: Problem, direction: Params, coefficients: np.ndarray
         coefficients: `sin phi` of the switches, which tell the side of those that stand on no kink
             of the attack but may turn with it. Shape (n, s).
     """
-    at = float(np.min(problem.margins(direction)))
+    # By the program that a search has compiled.
+    at = float(np.min(np.asarray(problem.ascent(direction, 0.0).margins)))
     if not has_kinks(problem):
         return at
     sides = _Sides(problem, direction, coefficients)

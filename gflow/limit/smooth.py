@@ -3,15 +3,9 @@
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxtyping import Array
 
-from gflow._layout import Layout
-from gflow._programs import compiled
 from gflow.kkt.curvature import Curvature, curvature
 from gflow.kkt.point import KKTPoint
 from gflow.kkt.system import kkt_system
@@ -24,7 +18,6 @@ from gflow.limit.polish import polish_again, polish_capped, polish_drifted
 from gflow.limit.result import margin_at
 from gflow.limit.search import Refiner, Search
 from gflow.limit.state import Found, State, taken
-from gflow.problem import Problem
 from gflow.results import RESULTS
 
 
@@ -184,21 +177,13 @@ def with_dead_as_they_arrived(search: Search, state: State, theta: np.ndarray) -
     return np.where(dead, 0.1 * below * largest / remains * state.flow.vector, theta)
 
 
-@compiled
-def _smallest_margins(problem: Problem, layout: Layout, directions: Any) -> Array:
-    """`min_i q_i(u)` at each of some directions, as one program. Shapes: (k, P) -> (k,)."""
-
-    def smallest(direction: Array) -> Array:
-        return jnp.min(problem.margins(layout.unflatten(direction)))
-
-    return lax.map(smallest, jnp.asarray(directions))
-
-
 def _rises(search: Search, start: np.ndarray, end: np.ndarray) -> bool:
     """Whether the margin rises all the way from one direction to another."""
     settings = search.settings.basin
     shares = np.linspace(0.0, 1.0, settings.heading_points)[:, None]
     line = (1 - shares) * start + shares * end
     line /= np.linalg.norm(line, axis=1, keepdims=True)
-    margins = np.asarray(_smallest_margins(search.problem, search.layout, line))
+    # One by one, by a program that is compiled already.
+    found = [search.problem.ascent(search.layout.unflatten(at), 0.0).margins for at in line]
+    margins = np.asarray(found).reshape(len(line), -1).min(axis=1)
     return bool(np.all(np.diff(margins) >= -settings.heading_slack * np.ptp(margins)))
