@@ -284,6 +284,34 @@ class Problem(eqx.Module):
         one = partial(self._margin_gradient, total)
         return jax.vmap(one, axes)(params, x[examples], y[examples], starts)
 
+    def margins_and_rows(self, params: Params) -> tuple[Array, Params, Params]:
+        """The margins, `dq_i/dparams` through the perturbations, and `grad q_i` in the problem's
+        gradient mode, for use within compiled programs: a perturbation is evaluated once for all.
+
+        Shapes: that of `margins`; leaves (n, k - 1, *leaf.shape), with k - 1 = 1 for two labels.
+        """
+        x, y = self._examples()
+        starts = None if self.starts is None else jnp.asarray(self.starts)
+        axes = (None, 0, 0, None if starts is None else 0)
+        return jax.vmap(self._margin_and_rows, axes)(params, x, y, starts)
+
+    def _margin_and_rows(
+        self, params: Params, x: Array, y: Array, start: Array | None
+    ) -> tuple[Array, Params, Params]:
+        def attack(free: Params) -> tuple[Any, Any]:
+            return eqx.partition(self._attack(free, x, y, start), eqx.is_inexact_array)
+
+        def margin(free: Params, moving: Any) -> Array:
+            return self._attacked_margin(free, x, y, eqx.combine(moving, fixed))
+
+        moving, pull_attack, fixed = jax.vjp(attack, params, has_aux=True)
+        value, pull_margin = jax.vjp(margin, params, moving)
+        units = jnp.eye(value.size, dtype=value.dtype).reshape(-1, *value.shape)
+        gradients, by_attack = jax.vmap(pull_margin)(units)
+        (through,) = jax.vmap(pull_attack)(by_attack)
+        slopes = jax.tree.map(jnp.add, gradients, through)
+        return value, slopes, slopes if self.gradients_are_slopes else gradients
+
     def _margin_gradient(
         self, total: bool, params: Params, x: Array, y: Array, start: Array | None
     ) -> Params:

@@ -90,7 +90,8 @@ FOLDERS = {
     "kkt": [
         {"__init__", "semidefinite", "settings", "strong_attack", "variables"},
         {"switches", "system"},
-        {"kinked_system", "point", "subgradients"},
+        {"kinked_system", "point"},
+        {"subgradients"},
         {"curvature", "margin_next_to", "multipliers", "open_coefficients"},
         {"certificate", "second_order"},
         {"open_curvature"},

@@ -27,6 +27,7 @@ from gflow._programs import compiled_for_few_calls
 from gflow._typing import Params
 from gflow.kkt.subgradients import Pattern, decided
 from gflow.kkt.switches import alone_with, has_kinks, passes, switched_margins
+from gflow.kkt.variables import margins_at
 from gflow.problem import Problem
 
 # An example's switches have all their sides tried up to so many, beyond that as many random ones.
@@ -58,8 +59,8 @@ def margin_next_to(problem: Problem, direction: Params, coefficients: np.ndarray
         coefficients: `sin phi` of the switches, which tell the side of those that stand on no kink
             of the attack but may turn with it. Shape (n, s).
     """
-    # By the program that a search has compiled.
-    at = float(np.min(np.asarray(problem.ascent(direction, 0.0).margins)))
+    layout = Layout.of(direction)
+    at = float(np.min(margins_at(problem, layout, layout.flatten_on_host(direction))))
     if not has_kinks(problem):
         return at
     sides = _Sides(problem, direction, coefficients)

@@ -9,6 +9,7 @@ import numpy as np
 from gflow.kkt.curvature import Curvature, curvature
 from gflow.kkt.point import KKTPoint
 from gflow.kkt.system import kkt_system
+from gflow.kkt.variables import margins_at
 from gflow.limit.approach import approach, weights_at
 from gflow.limit.basin import Handover
 from gflow.limit.dead import with_dead_at_rest
@@ -183,7 +184,5 @@ def _rises(search: Search, start: np.ndarray, end: np.ndarray) -> bool:
     shares = np.linspace(0.0, 1.0, settings.heading_points)[:, None]
     line = (1 - shares) * start + shares * end
     line /= np.linalg.norm(line, axis=1, keepdims=True)
-    # One by one, by a program that is compiled already.
-    found = [search.problem.ascent(search.layout.unflatten(at), 0.0).margins for at in line]
-    margins = np.asarray(found).reshape(len(line), -1).min(axis=1)
+    margins = np.array([margins_at(search.problem, search.layout, at).min() for at in line])
     return bool(np.all(np.diff(margins) >= -settings.heading_slack * np.ptp(margins)))
