@@ -214,7 +214,9 @@ def _linearized(
 
     known = margins if follows_margins else path[:0]
     at, none = path / units, jnp.zeros_like(path)
-    coupled = Coupled(scaled.evaluate, y0[-1], at, known, slope / units, none, scaled_tangent, along)
+    coupled = Coupled(
+        scaled.evaluate, y0[-1], at, known, slope / units, none, scaled_tangent, along
+    )
     return scaled, coupled, start
 
 

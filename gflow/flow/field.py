@@ -174,6 +174,7 @@ def initial_state(layout: Layout, params: Params) -> State:
     return jnp.concatenate([scaled / length, tail])
 
 
+@jax.jit
 def unit_direction(state: State) -> Float[Array, " P"]:
     """The direction with the rounding in its norm removed. A state has |u| near 1: no scaling."""
     direction = jnp.asarray(state[:-2])

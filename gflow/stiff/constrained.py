@@ -210,9 +210,7 @@ class _Passes(NamedTuple):
         start = jnp.concatenate([coupled.y, coupled.w])
         moved = jnp.append(y + jnp.where(closed, 0.0, change), w)
         at = jnp.where(staging, start + ahead @ stages, moved)
-        return _Made(
-            made.count + 1, closed, at, stages, gaps, gap, slope, more, change, memory
-        )
+        return _Made(made.count + 1, closed, at, stages, gaps, gap, slope, more, change, memory)
 
     def _closed(self, y: Array, w: Array, gap: Array, moves: Array) -> Any:
         """Whether y is where it is to be after so many moves."""
