@@ -36,7 +36,7 @@ _SMALL, _MOST_MOVES = 1e-2, 4
 CoupledField = Callable[[Any, Array, Array | None], tuple[Array, Array]]
 """`(t, y, w) -> (f(t, y, w), q(y))`; without w, `(f(t, y, q(y)), q(y))`."""
 Evaluation = Callable[[Any, Array, Array, Array], tuple[Array, Array, Any]]
-"""`(t, y, w, own) -> (f(t, y, w), q(y), more)`, where `own` is true with q(y) in place of w; more is
+"""`(t, y, w, own) -> (f(t, y, w), q(y), more)`; where `own` is true with q(y) in place of w. More is
 whatever else is known there, to be kept of the end of a step."""
 GapSize = Callable[[Array, Array, Array], Array]
 """Of y, w and the gap `q(y) - w`: how large that is."""
