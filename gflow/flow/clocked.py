@@ -214,9 +214,8 @@ def _linearized(
 
     known = margins if follows_margins else path[:0]
     at, none = path / units, jnp.zeros_like(path)
-    coupled = Coupled(
-        scaled.evaluate, y0[-1], at, known, slope / units, none, scaled_tangent, along
-    )
+    place = y0[-1], at, known, slope / units
+    coupled = Coupled(scaled.evaluate, *place, none, scaled_tangent, along, more=start)
     return scaled, coupled, start
 
 

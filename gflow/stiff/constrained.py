@@ -36,8 +36,9 @@ _SMALL, _MOST_MOVES = 1e-2, 4
 CoupledField = Callable[[Any, Array, Array | None], tuple[Array, Array]]
 """`(t, y, w) -> (f(t, y, w), q(y))`; without w, `(f(t, y, q(y)), q(y))`."""
 Evaluation = Callable[[Any, Array, Array, Array], tuple[Array, Array, Any]]
-"""`(t, y, w, own) -> (f(t, y, w), q(y), more)`; where `own` is true with q(y) in place of w. More is
-whatever else is known there, to be kept of the end of a step."""
+"""`(t, y, w, own) -> (f(t, y, w), q(y), more)`; where `own` is true, with q(y) in place of w.
+`more` is whatever else is known there, to be kept of the end of a step.
+"""
 GapSize = Callable[[Array, Array, Array], Array]
 """Of y, w and the gap `q(y) - w`: how large that is."""
 
@@ -52,6 +53,7 @@ class Coupled(NamedTuple):
         drift: f_t there.
         tangent: `x -> ((f_y + f_w q_y) x, q_y x)`.
         along: `g -> f_w g`.
+        more: at the start; see `Evaluation`.
     """
 
     evaluate: Evaluation
@@ -62,6 +64,7 @@ class Coupled(NamedTuple):
     drift: Float[Array, " P"]
     tangent: Tangent
     along: Operator
+    more: Any = ()
 
 
 def linearized(field: CoupledField, t: Array, y: Array) -> Coupled:
@@ -176,14 +179,12 @@ class _Passes(NamedTuple):
     def begin(self) -> _Made:
         """Before the first pass."""
         y, w = self.coupled.y, self.coupled.w
-        own = jnp.zeros((), bool)
-        shapes = jax.eval_shape(lambda: self.coupled.evaluate(self.coupled.t, y, w, own)[2])
-        more = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        at = jnp.concatenate([y, w])
+        more, at, closed = self.coupled.more, jnp.concatenate([y, w]), jnp.zeros((), bool)
         stages = jnp.zeros((len(self.tableau.m), at.size), at.dtype)
         count, none = jnp.zeros((), int), jnp.zeros_like(y)
         gaps, memory = stages[:, y.size :], self.system.begin(y)
-        return _Made(count, own, at, stages, gaps, jnp.zeros_like(w), none, more, none, memory)
+        gap = jnp.zeros_like(w)
+        return _Made(count, closed, at, stages, gaps, gap, none, more, none, memory)
 
     def next(self, made: _Made) -> _Made:
         """After another pass."""
