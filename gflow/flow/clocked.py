@@ -23,16 +23,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array
 
 from gflow.flow.field import Field, StepError, path_slope, unit_direction
-from gflow.flow.frame import (
-    Framed,
-    FramedInterpolation,
-    framed_error,
-    framed_slope,
-    growth_of,
-    growths,
-    in_frame,
-    polar,
-)
+from gflow.flow.frame import Frame, FramedInterpolation, frame_at
 from gflow.flow.krylov import stiff_part, woodbury
 from gflow.problem import Ascent
 from gflow.stiff.constrained import Coupled, Moved
@@ -104,16 +95,17 @@ class ClockedRosenbrock(Rosenbrock):
         field, units, margins = scaled.field, scaled.units, start.margins
         size, shape = units.size, margins.shape
         path, error, k = (part[..., :size] * units for part in moved[:3])
-        y1 = jnp.append(polar(path), y0[-1])
+        frame = scaled.frame
+        y1 = jnp.append(frame.polar(path), y0[-1])
         end = field.ascent(y1)
         ends = _Ends(field, jnp.stack([y0, y1]), jnp.stack([margins, end.margins]))
-        middle = jnp.append(polar(interpolate(0.5, y0[:-1], path, k)), y0[-1])
+        middle = jnp.append(frame.polar(interpolate(0.5, y0[:-1], path, k)), y0[-1])
         turns = moved.turn.reshape(shape) if self.follows_margins else None
         slopes = ends.slopes((start, end), turns)
         if self.follows_margins:
             last, change, rows = (part[..., size:] for part in moved[:3])
             between = interpolate(0.5, margins.ravel(), last, rows).reshape(shape)
-            smooth = ends.smooth_slopes(growths(y0[:-1], path, k), rows)
+            smooth = ends.smooth_slopes(frame.growths(path, k), rows)
             gap = moved.gap.reshape(shape)
             logit = jnp.maximum(
                 field.logit_size(y0, margins, change.reshape(shape)),
@@ -130,7 +122,7 @@ class ClockedRosenbrock(Rosenbrock):
             ),
             lambda: (y0[-1], jnp.zeros_like(y0[-1])),
         )
-        error = _seen(framed_error(error, path), h, margins)
+        error = _seen(frame.error(error, path), h * _rate_rounding(field, y0, margins))
         dense = {"y0": y0, "y1": jnp.append(path, log_time), "k": jnp.pad(k, ((0, 0), (0, 1)))}
         y1 = y1.at[-1].set(log_time)
         errors = StepError(jnp.append(error, log_error), logit)
@@ -138,11 +130,11 @@ class ClockedRosenbrock(Rosenbrock):
 
 
 class _Scaled(NamedTuple):
-    """The field along the path `(w, s)` in units of a step, coupled through the margins.
+    """The field along a path in the frame, in units of a step, coupled through the margins.
 
     Attributes:
         field: the flow's.
-        growth: g of the frame.
+        frame: of the step.
         log_time: at the start of the step; it does not act back.
         units: of the path. Shape (P + 1,).
         shape: of the margins.
@@ -150,7 +142,7 @@ class _Scaled(NamedTuple):
     """
 
     field: Field
-    growth: Array
+    frame: Frame
     log_time: Array
     units: Array
     shape: tuple[int, ...]
@@ -158,7 +150,7 @@ class _Scaled(NamedTuple):
 
     def state(self, path: Array) -> Array:
         """The state of a path in these units."""
-        return jnp.append(polar(path * self.units), self.log_time)
+        return jnp.append(self.frame.polar(path * self.units), self.log_time)
 
     def coupled(self, clock: Any, path: Array, margins: Array | None) -> tuple[Array, Array]:
         """The slope with the weights of these margins, and the margins; see `CoupledField`."""
@@ -167,8 +159,7 @@ class _Scaled(NamedTuple):
         state = self.state(path)
         ascent = self.field.ascent(state, assumed)
         known = ascent.margins.ravel() if self.follows_margins else path[:0]
-        slope = framed_slope(self.field, path * self.units, ascent, self.growth)
-        return slope / self.units, known
+        return self.frame.slope(self.field, path * self.units, ascent) / self.units, known
 
     def gap_size(self, path: Array, margins: Array, gap: Array) -> Array:
         """What margins that are off by `gap` change in the logits."""
@@ -182,7 +173,7 @@ class _Scaled(NamedTuple):
             part = stiff_part(self.field, start, most)
 
             def with_shift(shift: Array) -> Operator:
-                solve = in_frame(woodbury(part, shift), part.unit, shift)
+                solve = woodbury(part, shift)
                 return lambda r: solve(r * self.units) / self.units
 
             return with_shift
@@ -200,17 +191,21 @@ def _linearized(
     """
     path = y0[:-1]
 
-    def evaluated(path: Framed) -> tuple[tuple[Array, Array], tuple[Ascent, Callable]]:
-        ascent, pull_back = field.ascent_and_pull(jnp.append(polar(path), y0[-1]))
-        growth = lax.stop_gradient(growth_of(field, ascent))
-        slope = framed_slope(field, path, ascent, growth)
-        return (slope, ascent.margins.ravel()), (ascent, pull_back)
+    polar = Frame(path[:-1], path[-1], jnp.zeros(())).polar
 
-    (slope, margins), tangent, (start, pull_back) = jax.linearize(evaluated, path, has_aux=True)
+    def evaluated(at: Array) -> tuple[tuple[Array, Array], tuple[Ascent, Callable, Frame]]:
+        ascent, pull_back = field.ascent_and_pull(jnp.append(polar(at), y0[-1]))
+        frame = lax.stop_gradient(frame_at(field, path, ascent))
+        slope = frame.slope(field, at, ascent)
+        return (slope, ascent.margins.ravel()), (ascent, pull_back, frame)
+
+    (slope, margins), tangent, (start, pull_back, frame) = jax.linearize(
+        evaluated, path, has_aux=True
+    )
     # Where the direction hardly moves, log rho still does: in units in which both move alike, an
     # iterative solution is as right in the one as in the other.
-    units = _units(slope)
-    scaled = _Scaled(field, slope[-1], y0[-1], units, start.margins.shape, follows_margins)
+    units = _units(slope, path[:-1])
+    scaled = _Scaled(field, frame, y0[-1], units, start.margins.shape, follows_margins)
 
     def scaled_tangent(x: Array) -> tuple[Array, Array]:
         change, turn = tangent(x * units)
@@ -221,7 +216,7 @@ def _linearized(
             return jnp.zeros_like(path)
         gap = gap.reshape(start.margins.shape)
         weights = jax.jvp(lambda q: field.weights(y0, q), (start.margins,), (gap,))[1]
-        return jnp.append(field.layout.flatten(pull_back(weights)[0]), 0.0) / units
+        return frame.along(field.layout.flatten(pull_back(weights)[0]), 0.0) / units
 
     known = margins if follows_margins else path[:0]
     at, none = path / units, jnp.zeros_like(path)
@@ -229,20 +224,29 @@ def _linearized(
     return scaled, coupled, start
 
 
-def _units(slope: Array) -> Array:
-    """Units of `(w, s)`: 1, and the ratio of the speeds of log rho and of u, at least 1."""
-    speed = jnp.sqrt(slope[:-1] @ slope[:-1])
+def _units(slope: Array, unit: Array) -> Array:
+    """Units of the path: 1, and the ratio of the speeds of log rho and of u, at least 1."""
+    across = slope[:-1] - (unit @ slope[:-1]) * unit
+    speed = jnp.sqrt(across @ across)
     ratio = jnp.abs(slope[-1]) / jnp.maximum(speed, 1e-12 * jnp.abs(slope[-1]))
     return jnp.ones_like(slope).at[-1].set(jnp.where(ratio > 1, ratio, 1.0))
 
 
-def _seen(error: Array, h: Array, margins: Array) -> Array:
-    """The error of `(u, log rho)` without the rounding of `sum_i p_i q_i`, in log rho.
+def _rate_rounding(field: Field, y0: Array, margins: Array) -> Array:
+    """About the rounding of `L sum_i p_i q_i`, the rate of log rho.
 
-    It is a sum of numbers as large as the largest margin. Where margins cancel (a radius equal to
-    the margin) rounding is all that is left of a small error.
+    Its terms are as large as the largest margin; and a margin under attack is a difference of
+    numbers as large as the clean one.
     """
-    rounding = 8 * jnp.finfo(error.dtype).eps * h * jnp.max(jnp.abs(margins))
+    clean = jnp.max(jnp.abs(field.clean_margins(y0)))
+    return 8 * jnp.finfo(margins.dtype).eps * jnp.maximum(jnp.max(jnp.abs(margins)), clean)
+
+
+def _seen(error: Array, rounding: Array) -> Array:
+    """The error of `(u, log rho)` without what is rounding, in log rho.
+
+    Where margins cancel (a radius equal to the margin) that is all that is left of a small error.
+    """
     # Smoothly, since an error that vanishes would let the next step grow too far.
     share = jnp.abs(error[-1]) / jnp.maximum(jnp.abs(error[-1]) + rounding, 1e-300)
     seen = jnp.where(jnp.isfinite(error[-1]), share**3 * error[-1], error[-1])
