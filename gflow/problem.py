@@ -12,7 +12,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
 from gflow._description import storable
@@ -230,10 +229,11 @@ class Problem(eqx.Module):
     ) -> tuple[Ascent, Callable]:
         """`ascent`, with the function that maps weights w to `(sum_i w_i grad q_i,)` there."""
         margins, pull_back = self.linearize(params)
-        log_weights = self.log_weights(margins if assumed is None else assumed, log_kappa)
-        # Not exp(log_weights - log_weight): at weights of e^-1e20 that sum has lost its log 2.
-        weights = jax.nn.softmax(log_weights, axis=None)
-        log_weight = logsumexp(log_weights)
+        seen = scaled_margins(jnp.exp(log_kappa), margins if assumed is None else assumed)
+        shares, log_scale = self.loss.scaled_weights(seen)
+        total = jnp.sum(shares)
+        weights = shares / total
+        log_weight = log_scale + jnp.log(total)
         return Ascent(margins, weights, log_weight, pull_back(weights)[0]), pull_back
 
     def log_weights(

@@ -104,9 +104,10 @@ class Field(eqx.Module):
         return jnp.minimum(self.log_kappa(state), self.log_cap)
 
     @property
-    def ceiling(self) -> Array:
+    def ceiling(self) -> Any:
         """The log kappa from which on nothing can be computed; infinite with a cap."""
-        return jnp.where(jnp.isfinite(self.log_cap), jnp.inf, MAX_LOG_KAPPA)
+        xp = np if isinstance(self.log_cap, np.ndarray | float) else jnp
+        return xp.where(xp.isfinite(self.log_cap), np.inf, MAX_LOG_KAPPA)
 
     def ascent(self, state: State, assumed: Array | None = None) -> Ascent:
         """Margins and the ascent direction at the unit direction of `state`.
