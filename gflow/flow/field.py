@@ -72,9 +72,10 @@ class Field(eqx.Module):
 
     def measured(self, state: State, ascent: Ascent) -> PointMeasures:
         """The same where the ascent is at hand, but for the clean margin, which is 0."""
-        direction = self.layout.unflatten(unit_direction(state))
-        none = jnp.zeros_like(state[-2])
-        return measure_ascent(self.problem, direction, self.log_kappa(state), ascent, none)
+        # As flat vectors, of which there is one each and not one for every layer.
+        ascent = ascent._replace(vector=self.layout.flatten(ascent.vector))
+        place, none = (unit_direction(state), self.log_kappa(state)), jnp.zeros_like(state[-2])
+        return measure_ascent(self.problem, *place, ascent, none)
 
     def clean_margins(self, state: State) -> Float[Array, "n ..."]:
         """Margins without perturbation at the unit direction of `state`."""
