@@ -232,7 +232,8 @@ class Problem(eqx.Module):
         place, the weights are those of these.
         """
         # An array, since a Python number would be compiled into the program.
-        return self._ascent(params, jnp.asarray(log_kappa, float), assumed)
+        log_kappa = log_kappa if isinstance(log_kappa, Array) else np.asarray(log_kappa, float)
+        return self._ascent(params, log_kappa, assumed)
 
     @compiled
     def _ascent(self, params: Params, log_kappa: Array, assumed: Array | None) -> Ascent:

@@ -68,7 +68,8 @@ def _is_known(problem: Problem, params: Params) -> bool:
         return False
     shapes = [np.shape(leaf) for leaf in params]
     largest = np.max(np.abs(np.asarray(problem.dataset.x)), initial=1.0)
-    return shapes == network.parameter_shapes and network.degree * np.log(largest) < _MODERATE
+    moderate = network.degree * np.log(largest) < _MODERATE
+    return shapes == network.parameter_shapes and bool(moderate)
 
 
 def _as_arrays(params: Params) -> Params:

@@ -16,6 +16,9 @@ from gflow.measures import MAX_LOG_KAPPA, PointMeasures
 LANDED = 1e-13
 """The accuracy with which targets are met: distances are relative, and this is their rounding."""
 
+Number = Float[Array, ""] | Float[np.ndarray, ""]
+"""One number, of a compiled program or on the host."""
+
 
 class Until(eqx.Module):
     """What a run is to reach; it ends where the first of them is hit.
@@ -95,7 +98,7 @@ class Until(eqx.Module):
         ceiling: Scalar = MAX_LOG_KAPPA,
         *,
         xp: Any = jnp,
-    ) -> Float[Array, " targets"]:
+    ) -> Float[Array, " targets"] | Float[np.ndarray, " targets"]:
         """Distance to each target, relative to it, positive until it is reached.
 
         The order is that of `TARGETS`. `log_loss` is that of `known_log_loss`, `margin` the
@@ -119,7 +122,7 @@ class Until(eqx.Module):
         return xp.where(xp.isnan(each), xp.inf, each)
 
 
-def known_log_loss(measures: PointMeasures, *, xp: Any = jnp) -> Float[Array, ""]:
+def known_log_loss(measures: PointMeasures, *, xp: Any = jnp) -> Number:
     """`log sum_i l(q_i)`, also where kappa overflows.
 
     Where it does, the result is `-exp(log_minus_log_loss)`, possibly minus infinity, if the loss is
@@ -134,14 +137,14 @@ TARGETS = ("log_kappa", "log_loss", "time", "stationarity", "logits", "kappa_ove
 """Names of the entries of `Until.remaining`."""
 
 
-def _below_logits(xp: Any, log_logits: Scalar, log_kappa: Scalar, margin: Scalar) -> Float[Array, ""]:
+def _below_logits(xp: Any, log_logits: Scalar, log_kappa: Scalar, margin: Scalar) -> Number:
     """`1 - kappa margin / logits`, infinite where no logits are asked for."""
     # Bounded so that exp does not overflow; far beyond the target the distance is not needed.
     ratio = xp.exp(xp.minimum(log_kappa - log_logits, MAX_LOG_KAPPA))
     return xp.where(xp.isfinite(log_logits), 1.0 - ratio * margin, xp.inf)
 
 
-def _relative(xp: Any, target: Scalar, difference: Scalar) -> Float[Array, ""]:
+def _relative(xp: Any, target: Scalar, difference: Scalar) -> Number:
     scale = xp.maximum(xp.abs(target), 1.0)
     return xp.where(xp.isfinite(target), difference / scale, xp.inf)
 
