@@ -3,13 +3,13 @@
 import math
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import gflow
 from gflow.studies.settings import plane
-from gflow.studies.study import Finding, Measurement, Study
+from gflow.studies.study import Comparison, Finding, Measurement, Study
 from gflow.studies.style import GREY, panels
 
 _STEP = 0.01
@@ -23,66 +23,84 @@ _DEPTH = 2
 
 def _measure(small: bool) -> Measurement:
     steps = _STEPS if small else _FULL_STEPS
-    findings, curves = [], {}
-    for radius in _RADII:
-        name = "clean" if radius == 0 else f"l2-FGM {radius:g}"
+    runs = {_name(radius): _Runs.of(radius, steps) for radius in _RADII}
+    findings = [finding for name, each in runs.items() for finding in _findings(name, each)]
+    return Measurement(tuple(findings), {"curves": {name: _drawn(runs[name]) for name in runs}})
+
+
+class _Runs(NamedTuple):
+    """What was computed at one radius.
+
+    Attributes:
+        limit: the normalized margin of the limit.
+        constant, by_loss: descent with constant steps, and with steps divided by the loss.
+        flow_log_loss, flow_margin: of the flow, at the time of the last constant step.
+    """
+
+    limit: float
+    constant: Any
+    by_loss: Any
+    flow_log_loss: float
+    flow_margin: float
+
+    @classmethod
+    def of(cls, radius: float, steps: int) -> "_Runs":
         problem = _problem(radius)
         linear = gflow.max_margin(plane(), radius=radius, order=2).margin
-        limit = linear * _DEPTH ** (-_DEPTH / 2)
-        constant = _descend(problem, steps, "loss")
-        by_loss = _descend(problem, steps, "log_loss")
-        flow = _flow(problem)
-        at_time = _arrays(flow.at(time=_STEP * steps))
-        growth = _growth(by_loss)
-        jittering = by_loss.margin[len(by_loss.margin) // 2 :]
-        shares = float(constant.margin[-1]) / limit, float(np.median(jittering)) / limit
-        findings += [
-            Finding(
-                f"{name}, constant: log Loss, that of the flow at equal time",
-                float(problem.log_loss(at_time)),
-                constant.log_loss[-1],
-                5e-3,
-            ),
-            Finding(
-                f"{name}, constant: margin, that of the flow at equal time",
-                float(gflow.measures.normalized_margin(problem, at_time)),
-                constant.margin[-1],
-                5e-3,
-                "ratio",
-            ),
-            Finding(
-                f"{name}, by the loss: growth of ln(-ln Loss) a step, 2 ln(1 + 2 α γ)",
-                2 * math.log1p(2 * _STEP * limit),
-                growth,
-                2e-2,
-                "ratio",
-            ),
-            Finding(
-                f"{name}, by the loss: margin / limit, median of the last half",
-                1.0,
-                shares[1],
-                _JITTER,
-            ),
-            Finding(
-                f"{name}, constant: margin / limit, less than by the loss",
-                shares[1] - 0.1,
-                shares[0],
-                0.0,
-                "at most",
-            ),
-        ]
-        curves[name] = (constant, by_loss, limit)
-    drawn = {
-        name: {
-            "limit": limit,
-            "runs": {
-                "constant": (constant.num_steps_at, constant.log_minus_log_loss, constant.margin),
-                "by the loss": (by_loss.num_steps_at, by_loss.log_minus_log_loss, by_loss.margin),
-            },
-        }
-        for name, (constant, by_loss, limit) in curves.items()
+        at_time = _arrays(_flow(problem).at(time=_STEP * steps))
+        return cls(
+            linear * _DEPTH ** (-_DEPTH / 2),
+            _descend(problem, steps, "loss"),
+            _descend(problem, steps, "log_loss"),
+            float(problem.log_loss(at_time)),
+            float(gflow.measures.normalized_margin(problem, at_time)),
+        )
+
+
+def _name(radius: float) -> str:
+    return "clean" if radius == 0 else f"l2-FGM {radius:g}"
+
+
+def _findings(name: str, runs: _Runs) -> tuple[Finding, ...]:
+    constant, by_loss = f"{name}, constant", f"{name}, by the loss"
+    share = float(runs.constant.margin[-1]) / runs.limit
+    jittering = runs.by_loss.margin[len(runs.by_loss.margin) // 2 :]
+    share_by_loss = float(np.median(jittering)) / runs.limit
+    found: tuple[tuple[str, float, float, float, Comparison], ...] = (
+        (
+            f"{constant}: log Loss, that of the flow at equal time",
+            *(runs.flow_log_loss, runs.constant.log_loss[-1], 5e-3, "difference"),
+        ),
+        (
+            f"{constant}: margin, that of the flow at equal time",
+            *(runs.flow_margin, runs.constant.margin[-1], 5e-3, "ratio"),
+        ),
+        (
+            f"{by_loss}: growth of ln(-ln Loss) a step, 2 ln(1 + 2 α γ)",
+            *(2 * math.log1p(2 * _STEP * runs.limit), _growth(runs.by_loss), 2e-2, "ratio"),
+        ),
+        (
+            f"{by_loss}: margin / limit, median of the last half",
+            *(1.0, share_by_loss, _JITTER, "difference"),
+        ),
+        (
+            f"{constant}: margin / limit, less than by the loss",
+            *(share_by_loss - 0.1, share, 0.0, "at most"),
+        ),
+    )
+    return tuple(Finding(*one) for one in found)
+
+
+def _drawn(runs: _Runs) -> dict[str, Any]:
+    """The curves of the figure at one radius."""
+    curves = {"constant": runs.constant, "by the loss": runs.by_loss}
+    return {
+        "limit": runs.limit,
+        "runs": {
+            kind: (run.num_steps_at, run.log_minus_log_loss, run.margin)
+            for kind, run in curves.items()
+        },
     }
-    return Measurement(tuple(findings), {"curves": drawn})
 
 
 def _problem(radius: float) -> Any:

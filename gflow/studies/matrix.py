@@ -22,43 +22,39 @@ def _measure(small: bool) -> Measurement:
     radii = _RADII if small else _FULL_RADII
     by_seed = [[_row(trained, seed, radii) for trained in radii] for seed in seeds]
     table = np.array([rows for rows in by_seed if all(row is not None for row in rows)])
-    weak, strong = table[..., 0], table[..., 1]
-    mean = weak.mean(axis=0)
-    best = mean.argmax(axis=0) == np.arange(len(radii))
-    gain = weak[:, -1, -1] - weak[:, 0, -1]
-    strong_gain = strong[:, -1, -1] - strong[:, 0, -1]
-    cost = weak[:, 0, 0] - weak[:, -1, 0]
     masked_radii = _MASKED_RADII if small else _FULL_MASKED_RADII
     masked = [(radius, *pair) for radius in masked_radii for pair in _own(radius, seeds)]
-    hidden = sum(own > 0 >= found for _, own, found in masked)
-    where = f"ε = {radii[-1]:g}"
-    found: tuple[tuple[str, float, float, Comparison], ...] = (
-        (
+    findings = (
+        Finding(
             f"starts of {len(seeds)} that reach a limit in every row",
-            _FEWEST,
-            len(table),
-            "at least",
+            *(_FEWEST, len(table), 0.0, "at least"),
         ),
-        (
-            "columns whose largest mean stands on the diagonal",
-            len(radii),
-            int(best.sum()),
-            "difference",
-        ),
-        (f"margin under {where}: smallest gain over clean training", 0, gain.min(), "at least"),
-        (f"the same under strong attacks of {where}", 0, strong_gain.min(), "at least"),
-        (f"clean margin: smallest lead of clean training over {where}", 0, cost.min(), "at least"),
-        (
+        *_of_margins(table, f"ε = {radii[-1]:g}"),
+        Finding(
             f"of {len(masked)} limits near the largest radius, those with a margin under their own "
             "attack and none under a strong one",
-            1,
-            hidden,
-            "at least",
+            *(1, sum(own > 0 >= found for _, own, found in masked), 0.0, "at least"),
         ),
     )
-    findings = tuple(Finding(what, goal, value, 0.0, how) for what, goal, value, how in found)
+    weak, strong = table[..., 0], table[..., 1]
     data = {"radii": radii, "weak": weak, "strong": strong[..., -1:], "masked": masked}
     return Measurement(findings, data)
+
+
+def _of_margins(table: np.ndarray, where: str) -> tuple[Finding, ...]:
+    """What the matrix shows. Shape (starts, trained under, attacked by, weak and strong)."""
+    weak, strong = table[..., 0], table[..., 1]
+    best = weak.mean(axis=0).argmax(axis=0) == np.arange(table.shape[1])
+    gain = (weak[:, -1, -1] - weak[:, 0, -1]).min()
+    strong_gain = (strong[:, -1, -1] - strong[:, 0, -1]).min()
+    cost = (weak[:, 0, 0] - weak[:, -1, 0]).min()
+    found: tuple[tuple[str, float, float, Comparison], ...] = (
+        ("columns whose largest mean stands on the diagonal", len(best), best.sum(), "difference"),
+        (f"margin under {where}: smallest gain over clean training", 0, gain, "at least"),
+        (f"the same under strong attacks of {where}", 0, strong_gain, "at least"),
+        (f"clean margin: smallest lead of clean training over {where}", 0, cost, "at least"),
+    )
+    return tuple(Finding(what, goal, float(value), 0.0, how) for what, goal, value, how in found)
 
 
 def _row(trained: float, seed: int, radii: tuple[float, ...]) -> list[tuple[float, float]] | None:
