@@ -2,9 +2,10 @@
 
 The peer is `diffrax.diffeqsolve` of `dparams/dt = -grad Loss` by Tsit5, one compiled program that
 leaves its last parameters and nothing else, over the gradient of the same `Problem`, to the time at
-which gflow's run ended. Its error is bounded as gflow's is: the Euclidean norm of that of a step, by
-the tolerance times the norm of the parameters. Both run in the same process, in turn. Milliseconds
-are those of the process's CPU, for a whole call once it is compiled: the least of all repetitions.
+which gflow's run ended. Its error is bounded as gflow's is: the Euclidean norm of that of a step by
+the tolerance times the norm of the parameters at the start. Both run in the same process, in turn.
+Milliseconds are those of the process's CPU, for a whole call once it is compiled: the least of all
+repetitions.
 """
 
 import time

@@ -278,7 +278,9 @@ def test_two_classes_are_a_binary_problem():
 
 @pytest.mark.parametrize("gradient", ["frozen", "total"])
 @pytest.mark.parametrize(
-    "attack", [fgm(RADIUS), fgsm(RADIUS, smoothing=0.1), pgd(RADIUS, order=2, num_steps=3)], ids=type
+    "attack",
+    [fgm(RADIUS), fgsm(RADIUS, smoothing=0.1), pgd(RADIUS, order=2, num_steps=3)],
+    ids=type,
 )
 def test_one_attack_for_all_examples_of_a_linear_network(attack, gradient):
     """What it gives, its gradients and their derivatives are those of an attack on each example."""

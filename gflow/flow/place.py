@@ -93,8 +93,8 @@ def landing(cursor: Cursor) -> bool:
 def next_place(path: Path, place: Place, cursor: Cursor, num_steps: int, *, fading: bool) -> Place:
     """The place after a segment that ended at `cursor`, `num_steps` into the run.
 
-    Segments become four times as long. They stay short where the norm may decay to 0 or the flow is passing
-    0 (`fading`), since that has to be noticed in time.
+    Segments become four times as long. They stay short where the norm may decay to 0 or the flow is
+    passing 0 (`fading`), since that has to be noticed in time.
     """
     place = place._replace(cursor=cursor, num_steps=num_steps, num_segments=place.num_segments + 1)
     place = _watched(path, place)
