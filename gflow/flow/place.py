@@ -25,9 +25,6 @@ from gflow.flow.until import NEVER
 from gflow.record import FIRST_STEPS, Record, steps_within_work
 from gflow.stiff.traits import traits_of
 
-# Each segment makes so many times as many steps as the one before.
-_GROWTH = 4
-
 
 class Path(NamedTuple):
     """What is followed, and how closely."""
@@ -93,13 +90,13 @@ def landing(cursor: Cursor) -> bool:
 def next_place(path: Path, place: Place, cursor: Cursor, num_steps: int, *, fading: bool) -> Place:
     """The place after a segment that ended at `cursor`, `num_steps` into the run.
 
-    Segments become four times as long. They stay short where the norm may decay to 0 or the flow is
-    passing 0 (`fading`), since that has to be noticed in time.
+    Segments double in length. They stay short where the norm may decay to 0 or the flow is passing
+    0 (`fading`), since that has to be noticed in time.
     """
     place = place._replace(cursor=cursor, num_steps=num_steps, num_segments=place.num_segments + 1)
     place = _watched(path, place)
     most = most_steps(path.field, place.solver)
-    budget = min(FIRST_STEPS if fading else _GROWTH * place.budget, most)
+    budget = min(FIRST_STEPS if fading else 2 * place.budget, most)
     return place._replace(budget=budget)
 
 
