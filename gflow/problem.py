@@ -104,6 +104,8 @@ class Problem(eqx.Module):
     rival_smoothing: Any = None
     # The size of an input gradient, at |params| = 1, below which the attack on an example fades.
     attack_floor: Any = None
+    # The network whose gradients the attack follows, where it is a twin of `network`.
+    attacked_network: AbstractNetwork | None = None
 
     @named(loss="It comes from `gflow.losses`: `loss=gflow.losses.logistic()`.")
     def __init__(
@@ -136,6 +138,7 @@ class Problem(eqx.Module):
         self.rivals = rivals if choice else "runner_up"
         self.rival_smoothing = None
         self.attack_floor = None
+        self.attacked_network = None
         PROGRAMS.serve(self)
 
     @property
@@ -338,6 +341,14 @@ class Problem(eqx.Module):
     def _margin(self, params: Params, x: Array, y: Array) -> Array:
         return self.margin_of(self.network.apply(params, x), y)
 
+    @property
+    def followed(self) -> AbstractNetwork:
+        """The network whose gradients the attack follows."""
+        return self.network if self.attacked_network is None else self.attacked_network
+
+    def _followed_margin(self, params: Params, x: Array, y: Array) -> Array:
+        return self.margin_of(self.followed.apply(params, x), y)
+
     def _table(self, params: Params, x: Array, y: Array, delta: Array) -> Array:
         """All margins at each of several perturbations. Shapes: delta (r, d) -> (r, k - 1)."""
         return jax.vmap(self._margin, (None, 0, None))(params, x + delta, y)
@@ -364,13 +375,13 @@ class Problem(eqx.Module):
         if not self.separate:
 
             def attacked(point: Array) -> Array:
-                return self.attacked(self._margin(params, point, y))
+                return self.attacked(self._followed_margin(params, point, y))
 
             return Attack(self._perturbation(attacked, params, x, start), None)
 
         def against(rival: Array) -> Array:
             return self._perturbation(
-                lambda at: rival @ self._margin(params, at, y), params, x, start
+                lambda at: rival @ self._followed_margin(params, at, y), params, x, start
             )
 
         delta = jax.vmap(against)(jnp.eye(self.dataset.num_outputs - 1))

@@ -145,6 +145,8 @@ NAMES = (
 """The outcomes that a run of gflow can have."""
 
 
+_NAME_OF = {RESULTS[getattr(RESULTS, name)]: name for name in NAMES}
+
 STOPPED = ("interrupted", "seconds_spent")
 """Those of a run that was stopped from outside, and would have gone on."""
 
@@ -156,8 +158,8 @@ def code_of(result: Any) -> int:
 
 def name_of(result: RESULTS) -> str:
     """The name of an outcome."""
-    code = code_of(result)
-    return next(name for name in NAMES if code == code_of(getattr(RESULTS, name)))
+    # Not by comparing members, each of which is an operation of JAX.
+    return _NAME_OF[RESULTS[result]]
 
 
 def message_of(result: RESULTS) -> str:

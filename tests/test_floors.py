@@ -113,6 +113,7 @@ FOLDERS = {
         {"ending", "leaving", "polish", "stored"},
         {"smooth"},
         {"kinked"},
+        {"slopes"},
         {"finding"},
         {"__init__"},
     ],

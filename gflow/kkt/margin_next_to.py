@@ -13,7 +13,7 @@ and 1, is no value on any side: it mixes the perturbations of several, which wea
 """
 
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from gflow._layout import Layout
 from gflow._programs import compiled_for_few_calls
 from gflow._typing import Params
 from gflow.kkt.subgradients import Pattern, decided
-from gflow.kkt.switches import alone_with, has_kinks, passes, switched_margins
+from gflow.kkt.switches import alone_with, passes, switched_margins
 from gflow.problem import Problem
 
 # An example's switches have all their sides tried up to so many, beyond that as many random ones.
@@ -45,7 +45,20 @@ Side = tuple[np.ndarray, float]
 Options = dict[int, list[Side]]
 
 
-def margin_next_to(problem: Problem, direction: Params, coefficients: np.ndarray) -> float:
+class NextTo(NamedTuple):
+    """The margin that the attack leaves at a direction or next to it.
+
+    Attributes:
+        margin: see above.
+        sampled: whether an example has more than 10 switches under attack on their kinks, so that
+            only some of its sides were tried.
+    """
+
+    margin: float
+    sampled: bool
+
+
+def margin_next_to(problem: Problem, direction: Params, coefficients: np.ndarray) -> NextTo:
     """`limsup min_i q_i(u')` for u' -> u; see above. `min_i q_i(u)` where the attack does not jump.
 
     All sides of an example are tried where it has up to 10 switches under attack on their kinks,
@@ -59,10 +72,13 @@ def margin_next_to(problem: Problem, direction: Params, coefficients: np.ndarray
             of the attack but may turn with it. Shape (n, s).
     """
     at = float(np.min(problem.margins(direction)))
-    if not has_kinks(problem):
-        return at
+    if not passes(problem).jumps:
+        return NextTo(at, False)
     sides = _Sides(problem, direction, coefficients)
-    return max(at, sides.largest()) if sides.places else at
+    if not sides.places:
+        return NextTo(at, False)
+    most = max(map(len, sides.places.values()))
+    return NextTo(max(at, sides.largest()), most > _MOST_SWITCHES)
 
 
 class _Sides:

@@ -61,6 +61,7 @@ def write_page(
         title=_title(results),
         subtitle=_subtitle(results),
         answer=words.answer(results, evaluations),
+        comparison=words.in_numbers(results, evaluations),
         notices=_notices(results),
         matrices=_matrices(results, evaluations),
         columns=columns_of(results),

@@ -110,4 +110,5 @@ STUDY = Study(
     source="Li, Fang, Xu & Zhao 2020; constants derived here",
     run=_measure,
     figure=_draw,
+    full="13 horizons in place of 3. TIME",
 )
