@@ -123,7 +123,7 @@ class _Made(NamedTuple):
         solver_state, control: likewise.
         num_accepted: steps that were.
         clocks, lengths, states, measures: before and after each accepted step; and how long the
-            next one was. The clean margins are left out.
+            next one was. The measures stand side by side, without the clean margins.
         result: of the last step that was tried.
     """
 
@@ -136,7 +136,7 @@ class _Made(NamedTuple):
     clocks: Float[Array, " times"]
     lengths: Float[Array, " times"]
     states: Float[Array, "times state"]
-    measures: PointMeasures
+    measures: Float[Array, "times measures"]
     result: diffrax.RESULTS
 
 
@@ -169,7 +169,7 @@ def _integrated(
             both = jax.tree.map(lambda *ends: jnp.stack(ends), *ascents)
             both = jax.vmap(field.measured)(jnp.stack([made.state, state]), both)
             before, measured = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1))
-            measures = jax.tree.map(lambda all_, one: all_.at[now].set(one), measures, before)
+            measures = measures.at[now].set(jnp.stack(before))
         else:
             state, error, _, solver_state, solved = solver.step(
                 term, made.start, made.end, made.state, field, made.solver_state, False
@@ -182,10 +182,10 @@ def _integrated(
         )
         after = now + jnp.where(keep, 1, 0)
         # A rejected step writes where it starts what stands there.
-        state, solver_state, measured = jax.tree.map(
+        state, solver_state, values = jax.tree.map(
             lambda after, before: jnp.where(keep, after, before),
-            (state, jax.tree.map(_as_array, solver_state), measured),
-            (made.state, made.solver_state, jax.tree.map(lambda all_: all_[now], measures)),
+            (state, jax.tree.map(_as_array, solver_state), jnp.stack(measured)),
+            (made.state, made.solver_state, measures[now]),
         )
         solved = results.where(keep, solved, results.successful)
         clock = made.clocks[now]
@@ -199,7 +199,7 @@ def _integrated(
             made.clocks.at[after].set(jnp.where(keep, clock + start, clock)),
             made.lengths.at[now].set(length),
             made.states.at[after].set(state),
-            jax.tree.map(lambda all_, one: all_.at[after].set(one), measures, measured),
+            measures.at[after].set(values),
             results.where(solved == results.successful, verdict, solved),
         )
 
@@ -213,10 +213,10 @@ def _nothing_made(
     control = rewound(cursor.control)
     times = jnp.zeros(capacity + 1).at[0].set(cursor.clock)
     states = jnp.zeros((capacity + 1, cursor.state.size)).at[0].set(cursor.state)
-    measures = PointMeasures(*[jnp.zeros(capacity + 1)] * len(PointMeasures._fields))
+    measures = jnp.zeros((capacity + 1, len(PointMeasures._fields)))
     if not isinstance(solver, ClockedRosenbrock):  # that measures where a step starts
         first = field.measured(cursor.state, field.ascent(cursor.state))
-        measures = jax.tree.map(lambda all_, one: all_.at[0].set(one), measures, first)
+        measures = measures.at[0].set(jnp.stack(first))
     end = control.start + control.step
     none, lengths = jnp.zeros((), jnp.int64), jnp.zeros(capacity + 1)
     result = jax.tree.map(jnp.asarray, diffrax.RESULTS.successful)
@@ -252,9 +252,10 @@ def _rows(
     # The last point follows as a row of its own, and must not come twice.
     num_rows = jnp.maximum((num_made - first + stride - 1) // stride, 0) + 1
     index = jnp.minimum(first + jnp.arange(capacity + 1) * stride, num_made)
-    clocks, lengths, states, measures = jax.tree.map(
+    clocks, lengths, states, values = jax.tree.map(
         lambda all_: all_[index], (made.clocks, made.lengths, made.states, made.measures)
     )
+    measures = PointMeasures(*values.T)
     units = jax.vmap(unit_direction)(states)
     times = jax.vmap(field.log1p_time)(states)
     steps = jnp.where(index == num_made, after.control.step, lengths)
