@@ -319,6 +319,16 @@ def smoothed_relu(value: jax.Array, width: jax.Array) -> jax.Array:
     return _rounded(value, width, _hypotenuse(value, width))
 
 
+def rounded_square(value: jax.Array, width: jax.Array) -> jax.Array:
+    """`max(a, 0)^2`, elementwise, with the kink of its derivative rounded to width w >= 0.
+
+    It is `a r + w^2/2 arsinh(a / w)`, r = `smoothed_relu(a, w)`, whose derivative by a is `2 r`.
+    """
+    zero = width == 0
+    turned = jnp.arcsinh(value / jnp.where(zero, 1.0, width))
+    return value * smoothed_relu(value, width) + 0.5 * width * width * turned
+
+
 @jax.jit
 def _rounded(value: jax.Array, width: jax.Array, root: jax.Array) -> jax.Array:
     """The same with `sqrt(a^2 + w^2)` at hand."""

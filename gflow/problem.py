@@ -12,7 +12,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
 from gflow._description import storable
@@ -49,8 +48,9 @@ class Attack(NamedTuple):
     """The attack on an example, or on each of several.
 
     Attributes:
-        delta: the perturbation, (d,); where every rival class has its own and the choice among them
-            is none or rounded, (k - 1, d).
+        delta: the perturbation, (d,), of all examples that of the label 1 where
+            `Problem.one_attack`; where every rival class has its own and the choice among them is
+            none or rounded, (k - 1, d).
         choice: of the worst rival: its index, or the angles of the rounded choice; else None.
     """
 
@@ -104,6 +104,8 @@ class Problem(eqx.Module):
     rival_smoothing: Any = None
     # The size of an input gradient, at |params| = 1, below which the attack on an example fades.
     attack_floor: Any = None
+    # The network whose gradients the attack follows, where it is a twin of `network`.
+    attacked_network: AbstractNetwork | None = None
 
     @named(loss="It comes from `gflow.losses`: `loss=gflow.losses.logistic()`.")
     def __init__(
@@ -136,12 +138,24 @@ class Problem(eqx.Module):
         self.rivals = rivals if choice else "runner_up"
         self.rival_smoothing = None
         self.attack_floor = None
+        self.attacked_network = None
         PROGRAMS.serve(self)
 
     @property
     def degree(self) -> float:
         """Homogeneity degree L of the network, and so of the margins, in the parameters."""
         return self.network.degree
+
+    @property
+    def one_attack(self) -> bool:
+        """Whether the perturbations of all examples are one, times their labels: `y_i delta`.
+
+        So it is where f is linear in x and the attack follows the gradient of the margin, `y_i v`.
+        Then `q_i = y_i f(x_i) + f(delta)`, whose derivatives cost little more than those of clean
+        margins.
+        """
+        alike = self.network.linear_in_inputs and self.perturbation.follows_gradient
+        return alike and self.dataset.binary and self.starts is None
 
     @property
     def separate(self) -> bool:
@@ -155,6 +169,8 @@ class Problem(eqx.Module):
         Shapes: (n, d); with `rivals="each"` (n, k - 1, d), in the order of `clean_margins`.
         """
         attack = self._attacks(params)
+        if self.one_attack:
+            return self._examples()[1][:, None] * attack.delta
         if attack.choice is None or self.rival_smoothing is None:
             return attack.delta
         own = jax.vmap(self._own_margins, (None, 0, 0, 0))(params, *self._examples(), attack.delta)
@@ -219,8 +235,7 @@ class Problem(eqx.Module):
         place, the weights are those of these.
         """
         # An array, since a Python number would be compiled into the program.
-        if not isinstance(log_kappa, jax.Array):
-            log_kappa = np.asarray(log_kappa, float)
+        log_kappa = log_kappa if isinstance(log_kappa, Array) else np.asarray(log_kappa, float)
         return self._ascent(params, log_kappa, assumed)
 
     @compiled
@@ -235,10 +250,11 @@ class Problem(eqx.Module):
         to `(sum_i w_i grad q_i,)` there.
         """
         margins, pull_back = self.linearize(params)
-        log_weights = self.log_weights(seen(margins), log_kappa)
-        # Not exp(log_weights - log_weight): at weights of e^-1e20 that sum has lost its log 2.
-        weights = jax.nn.softmax(log_weights, axis=None)
-        log_weight = logsumexp(log_weights)
+        scaled = scaled_margins(jnp.exp(log_kappa), seen(margins))
+        shares, log_scale = self.loss.scaled_weights(scaled)
+        total = jnp.sum(shares)
+        weights = shares / total
+        log_weight = log_scale + jnp.log(total)
         return Ascent(margins, weights, log_weight, pull_back(weights)[0]), pull_back
 
     def log_weights(
@@ -279,6 +295,8 @@ class Problem(eqx.Module):
         """
         total = (gradient or self.gradient_mode) == "total"
         x, y = self._examples()
+        if self.one_attack:
+            return self._gradients_under_one(total, params, x[examples], y[examples])
         starts = None if self.starts is None else jnp.asarray(self.starts)[examples]
         axes = (None, 0, 0, None if starts is None else 0)
         one = partial(self._margin_gradient, total)
@@ -323,6 +341,16 @@ class Problem(eqx.Module):
 
         return jax.jacrev(margin)(params)
 
+    def _gradients_under_one(self, total: bool, params: Params, x: Array, y: Array) -> Params:
+        """`margin_gradients` of examples where the attack is one."""
+        fixed = self._attacks(params)
+
+        def of_attack(free: Params) -> Array:
+            return self.network.apply(free, (self._attacks(free) if total else fixed).delta)
+
+        clean = jax.vmap(jax.grad(self._margin), (None, 0, 0))(params, x, y)
+        return jax.tree.map(lambda rows, part: rows + part, clean, jax.grad(of_attack)(params))
+
     def _examples(self) -> tuple[Array, Array]:
         # Every method comes by here, and is compiled anew where x64 is switched on or off.
         check_x64()
@@ -344,6 +372,14 @@ class Problem(eqx.Module):
     def _margin(self, params: Params, x: Array, y: Array) -> Array:
         return _margin_of_one(self._without_examples, params, x, y)
 
+    @property
+    def followed(self) -> AbstractNetwork:
+        """The network whose gradients the attack follows."""
+        return self.network if self.attacked_network is None else self.attacked_network
+
+    def _followed_margin(self, params: Params, x: Array, y: Array) -> Array:
+        return self.margin_of(self.followed.apply(params, x), y)
+
     def _table(self, params: Params, x: Array, y: Array, delta: Array) -> Array:
         """All margins at each of several perturbations. Shapes: delta (r, d) -> (r, k - 1)."""
         return jax.vmap(self._margin, (None, 0, None))(params, x + delta, y)
@@ -353,13 +389,18 @@ class Problem(eqx.Module):
 
     def _attacks(self, params: Params) -> Attack:
         x, y = self._examples()
+        if self.one_attack:
+            return self._attack(params, jnp.zeros_like(x[0]), jnp.ones_like(y[0]), None)
         starts = None if self.starts is None else jnp.asarray(self.starts)
         axes = (None, 0, 0, None if starts is None else 0)
         return jax.vmap(self._attack, axes)(params, x, y, starts)
 
     def _attacked_margins(self, params: Params, attack: Attack) -> Array:
-        axes = (None, 0, 0, 0)
-        return jax.vmap(self._attacked_margin, axes)(params, *self._examples(), attack)
+        axes, examples = (None, 0, 0, 0), self._examples()
+        if self.one_attack:
+            clean = jax.vmap(self._margin, axes[:-1])(params, *examples)
+            return clean + self.network.apply(params, attack.delta)
+        return jax.vmap(self._attacked_margin, axes)(params, *examples, attack)
 
     @property
     def _without_examples(self) -> "Problem":
@@ -375,13 +416,13 @@ class Problem(eqx.Module):
         if not self.separate:
 
             def attacked(point: Array) -> Array:
-                return self.attacked(self._margin(params, point, y))
+                return self.attacked(self._followed_margin(params, point, y))
 
             return Attack(self._perturbation(attacked, params, x, start), None)
 
         def against(rival: Array) -> Array:
             return self._perturbation(
-                lambda at: rival @ self._margin(params, at, y), params, x, start
+                lambda at: rival @ self._followed_margin(params, at, y), params, x, start
             )
 
         delta = jax.vmap(against)(jnp.eye(self.dataset.num_outputs - 1))

@@ -76,7 +76,7 @@ FOLDERS = {
     ],
     "flow": [
         {"field", "until"},
-        {"jumps", "krylov", "landing", "outcome", "passage", "same_problem"},
+        {"frame", "jumps", "krylov", "landing", "outcome", "passage", "same_problem"},
         {"chattering", "clocked", "control"},
         {"segment", "solvers"},
         {"options", "starting", "stiffness"},
@@ -114,6 +114,7 @@ FOLDERS = {
         {"ending", "leaving", "polish", "stored"},
         {"smooth"},
         {"kinked"},
+        {"slopes"},
         {"finding"},
         {"__init__"},
     ],

@@ -54,7 +54,7 @@ def test_it_is_the_largest_on_the_sides_that_there_are(attack, kind):
         direction = on_kinks(generator, x)
         middle = np.zeros((4, passes(problem).size))
         expected = walked(problem, direction, generator)
-        found = margin_next_to(problem, direction, middle)
+        found = margin_next_to(problem, direction, middle).margin
         assert found == pytest.approx(expected, abs=CHANGE)
         jumps += abs(float(np.min(problem.margins(direction))) - found) > 100 * CHANGE
     assert jumps > 0
@@ -77,7 +77,7 @@ def test_a_side_that_no_step_leads_to_does_not_count():
     middle = np.zeros((2, passes(problem).size))
     generator = np.random.default_rng(0)
     expected = walked(problem, direction, generator)
-    assert margin_next_to(problem, direction, middle) == pytest.approx(expected, abs=CHANGE)
+    assert margin_next_to(problem, direction, middle).margin == pytest.approx(expected, abs=CHANGE)
 
 
 def test_where_the_attack_does_not_jump_it_is_the_margin_there():
@@ -95,7 +95,23 @@ def test_where_the_attack_does_not_jump_it_is_the_margin_there():
             direction = np.array([0.8, 0.0, 0.2]), np.array([0.0, 0.0, 0.5])
         middle = np.zeros((4, passes(problem).size))
         expected = float(np.min(problem.margins(direction)))
-        assert margin_next_to(problem, direction, middle) == pytest.approx(expected, rel=1e-12)
+        found = margin_next_to(problem, direction, middle)
+        assert found.margin == pytest.approx(expected, rel=1e-12)
+        assert not found.sampled
+
+
+def test_of_more_than_ten_switches_some_sides_are_tried_and_it_says_so():
+    generator = np.random.default_rng(0)
+    x, network = generator.normal(size=(1, 3)), networks.mlp((3, 11, 1))
+    data, attack = gflow.Dataset(x, [1]), perturbations.fgm(0.3)
+    problem = gflow.Problem(network, data, loss=losses.exponential(), perturbation=attack)
+    weight = generator.normal(size=(11, 3))
+    weight -= np.outer(weight @ x[0], x[0]) / (x[0] @ x[0])
+    direction = weight, generator.normal(size=(1, 11))
+    found = margin_next_to(problem, direction, np.zeros((1, passes(problem).size)))
+    assert found.sampled
+    # It is not below what some steps to random sides find.
+    assert found.margin >= walked(problem, direction, generator) - CHANGE
 
 
 @functools.cache

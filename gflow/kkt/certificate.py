@@ -23,7 +23,7 @@ from gflow._typing import Params
 from gflow.kkt.multipliers import Solution, best_multipliers
 from gflow.kkt.strong_attack import strong_margins
 from gflow.kkt.subgradients import Rows, Subgradients
-from gflow.kkt.switches import has_kinks, passes
+from gflow.kkt.switches import has_kinks, named_for, passes, with_slope_switches
 from gflow.measures import (
     MAX_LOG_KAPPA,
     PointMeasures,
@@ -165,7 +165,12 @@ def certify(
     Source: Lyu & Li 2020, Definition of (epsilon, delta)-KKT points and Lemma C.8; Lyu & Zhu 2022.
     """
     params = check_start(problem, params)
-    hint = None if coefficients is None else _checked_coefficients(problem, coefficients)
+    hint = None
+    if coefficients is not None:
+        check_unmasked(coefficients, "`certify(coefficients=...)`")
+        hint = np.asarray(coefficients, float)
+        problem = named_for(problem, hint)
+        _check_coefficients(problem, hint)
     point = _examined(problem, params)
     strong = strong_margins(problem, point.direction, point.weak)
     return certificate_of(problem, point, strong, hint)
@@ -200,9 +205,7 @@ def certificate_of(
     return Certificate(separated=True, **common, **_kkt(problem, point, margins, hint, rows))
 
 
-def _checked_coefficients(problem: Problem, coefficients: Any) -> np.ndarray:
-    check_unmasked(coefficients, "`certify(coefficients=...)`")
-    given = np.asarray(coefficients, float)
+def _check_coefficients(problem: Problem, given: np.ndarray) -> None:
     shape = len(problem.dataset.x), passes(problem).size
     if not has_kinks(problem):
         raise ValueError("`certify(coefficients=...)`: the problem has no kinks that have names.")
@@ -213,7 +216,6 @@ def _checked_coefficients(problem: Problem, coefficients: Any) -> np.ndarray:
         )
     if np.isnan(given).any():
         raise ValueError("`certify(coefficients=...)` holds NaN.")
-    return given
 
 
 class Examined(eqx.Module):
@@ -281,7 +283,7 @@ def _kkt(
     rows: Rows | None,
 ) -> dict[str, Any]:
     direction = _flat(point.direction)
-    subgradients = Subgradients(problem, point.direction, margins, rows)
+    subgradients = _subgradients(problem, point, margins, rows)
     found = best_multipliers(subgradients, problem.degree, hint)
     multipliers = np.bincount(subgradients.owner, found.weights, margins.size)
     return {
@@ -297,6 +299,17 @@ def _kkt(
         "examined": subgradients.examined,
         **_flow_kkt(problem.degree, point, direction, margins),
     }
+
+
+def _subgradients(
+    problem: Problem, point: Examined, margins: np.ndarray, rows: Rows | None
+) -> Subgradients:
+    """What the gradients can be, with names for kinks of the attack's gradient where there are."""
+    found = Subgradients(problem, point.direction, margins, rows)
+    named = with_slope_switches(problem)
+    if named is problem or not len(found.unnamed):
+        return found
+    return Subgradients(named, point.direction, margins)
 
 
 def _flat(params: Params) -> np.ndarray:

@@ -13,7 +13,7 @@ and 1, is no value on any side: it mixes the perturbations of several, which wea
 """
 
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from gflow._layout import Layout
 from gflow._programs import compiled_for_few_calls
 from gflow._typing import Params
 from gflow.kkt.subgradients import Pattern, decided
-from gflow.kkt.switches import alone_with, has_kinks, passes, switched_margins
+from gflow.kkt.switches import alone_with, passes, switched_margins
 from gflow.kkt.variables import margins_at
 from gflow.problem import Problem
 
@@ -46,7 +46,20 @@ Side = tuple[np.ndarray, float]
 Options = dict[int, list[Side]]
 
 
-def margin_next_to(problem: Problem, direction: Params, coefficients: np.ndarray) -> float:
+class NextTo(NamedTuple):
+    """The margin that the attack leaves at a direction or next to it.
+
+    Attributes:
+        margin: see above.
+        sampled: whether an example has more than 10 switches under attack on their kinks, so that
+            only some of its sides were tried.
+    """
+
+    margin: float
+    sampled: bool
+
+
+def margin_next_to(problem: Problem, direction: Params, coefficients: np.ndarray) -> NextTo:
     """`limsup min_i q_i(u')` for u' -> u; see above. `min_i q_i(u)` where the attack does not jump.
 
     All sides of an example are tried where it has up to 10 switches under attack on their kinks,
@@ -61,10 +74,13 @@ def margin_next_to(problem: Problem, direction: Params, coefficients: np.ndarray
     """
     layout = Layout.of(direction)
     at = float(np.min(margins_at(problem, layout, layout.flatten_on_host(direction))))
-    if not has_kinks(problem):
-        return at
+    if not passes(problem).jumps:
+        return NextTo(at, False)
     sides = _Sides(problem, direction, coefficients)
-    return max(at, sides.largest()) if sides.places else at
+    if not sides.places:
+        return NextTo(at, False)
+    most = max(map(len, sides.places.values()))
+    return NextTo(max(at, sides.largest()), most > _MOST_SWITCHES)
 
 
 class _Sides:

@@ -45,7 +45,8 @@ class Passes(NamedTuple):
     Attributes:
         num_attacks: perturbations of the example: against every rival class its own, or one.
         num_gradients: gradients that each attack takes.
-        num_network: switches of the network, at each gradient and at each perturbed input.
+        num_followed: switches of the network whose gradient is taken, at each gradient.
+        num_network: switches of the network, at each perturbed input.
         num_rivals: switches that select the runner-up, at each gradient.
         num_steps: switches of the attack's step, at each gradient.
         num_choices: switches that choose the worst rival, once.
@@ -53,6 +54,7 @@ class Passes(NamedTuple):
 
     num_attacks: int
     num_gradients: int
+    num_followed: int
     num_network: int
     num_rivals: int
     num_steps: int
@@ -70,7 +72,7 @@ class Passes(NamedTuple):
         """
         gradients = math.prod(self.gradients)
         return (
-            gradients * (self.num_network + self.num_rivals),
+            gradients * (self.num_followed + self.num_rivals),
             gradients * self.num_steps,
             self.num_choices,
             self.num_attacks * self.num_network,
@@ -82,6 +84,11 @@ class Passes(NamedTuple):
         return sum(self.parts)
 
     @property
+    def jumps(self) -> bool:
+        """Whether the attack jumps at its kinks: at others than those of `with_slope_switches`."""
+        return self._replace(num_followed=self.num_network).num_under > 0
+
+    @property
     def num_under(self) -> int:
         """Switches that the attack depends on: all but the last part."""
         return sum(self.parts[:-1])
@@ -91,12 +98,13 @@ def passes(problem: Problem) -> Passes:
     """The switches of one example; none where the problem is smooth, or its kinks unnamed."""
     perturbation, dataset = problem.perturbation, problem.dataset
     if not perturbation.has_named_kinks:
-        return Passes(1, 0, 0, 0, 0, 0)
+        return Passes(1, 0, 0, 0, 0, 0, 0)
     choices = max(dataset.num_outputs - 2, 0)
     rounded, gradients = problem.rival_smoothing is not None, perturbation.num_gradients
     return Passes(
         dataset.num_outputs - 1 if problem.separate else 1,
         gradients,
+        problem.followed.num_switches,
         problem.network.num_switches,
         0 if problem.separate or rounded or not gradients else choices,
         perturbation.num_switches(dataset.x.shape[1]),
@@ -108,22 +116,53 @@ def has_kinks(problem: Problem) -> bool:
     """Whether the problem has kinks that can be named.
 
     Not named are those of a user's own network or perturbation, of projections onto a ball, and
-    those of derivatives alone, such as the second ones of ReLU^2.
+    those of derivatives alone, such as the second ones of ReLU^2, unless the problem is one
+    `with_slope_switches`.
     """
     return passes(problem).size > 0
+
+
+def with_slope_switches(problem: Problem) -> Problem:
+    """The problem with names for the kinks that an attack's gradient has though the network has
+    none: those of the derivative of ReLU^2 where the weights are differentiated through the attack.
+    The problem itself where there are none of these.
+
+    The perturbation is along `g = grad_x f`, in which each ReLU^2 has its derivative `2 max(a, 0)`.
+    So the margin has a kink where a is 0 at the input at which the gradient is taken, but does not
+    jump: its gradients there are those with `2 c a` in place of the derivative, c in [0, 1]. With
+    frozen perturbations delta has the kink, and the field none.
+    """
+    perturbation, network = problem.perturbation, problem.network.with_slope_switches()
+    through = problem.gradient_mode == "total" and perturbation.num_gradients > 0
+    if not (through and perturbation.has_named_kinks) or network is problem.network:
+        return problem
+    if problem.attacked_network is not None:
+        return problem  # one with such names, or with these kinks rounded
+    return eqx.tree_at(
+        lambda p: p.attacked_network, problem, network, is_leaf=lambda leaf: leaf is None
+    )
+
+
+def named_for(problem: Problem, coefficients: np.ndarray) -> Problem:
+    """The problem whose switches have coefficients of this shape: with those of
+    `with_slope_switches` where it is theirs. Shape (n, s).
+    """
+    named = with_slope_switches(problem)
+    return named if coefficients.shape[-1:] == (passes(named).size,) else problem
 
 
 def smoothed(problem: Problem, smoothing: Any) -> Problem:
     """The problem with every named kink rounded to the relative width `smoothing` > 0."""
     width = np.asarray(smoothing, np.float64)
-    found = passes(problem)
+    found, attacked = passes(problem), problem.attacked_network
     twins = (
         problem.network.smoothed(width),
         problem.perturbation.smoothed(width),
+        None if attacked is None else attacked.smoothed(width),
         width if found.num_rivals or found.num_choices else problem.rival_smoothing,
     )
     return eqx.tree_at(
-        lambda p: (p.network, p.perturbation, p.rival_smoothing),
+        lambda p: (p.network, p.perturbation, p.attacked_network, p.rival_smoothing),
         problem,
         twins,
         is_leaf=lambda leaf: leaf is None,
@@ -183,7 +222,7 @@ def _one(
     x, y, _ = example
     found = passes(problem)
     under, steps, choice, after = jnp.split(angles, np.cumsum(found.parts[:-1]))
-    under = under.reshape(*found.gradients, found.num_network + found.num_rivals)
+    under = under.reshape(*found.gradients, found.num_followed + found.num_rivals)
     steps = steps.reshape(*found.gradients, found.num_steps)
     attack = _Attack(problem, params, example, smoothing)
     delta, first, second = jax.vmap(attack)(jnp.eye(found.num_attacks), under, steps)
@@ -231,8 +270,9 @@ class _Attack(NamedTuple):
     def attacked(self, point: Array, angles: Array, rival: Array) -> tuple[Array, Decided]:
         """The margin that is attacked, and what decides its switches."""
         problem, (_, y, _) = self.problem, self.example
-        network, choice = jnp.split(angles, [problem.network.num_switches])
-        output, decided = problem.network.switched(self.params, point, network, self.smoothing)
+        followed = problem.followed
+        own, choice = jnp.split(angles, [followed.num_switches])
+        output, decided = followed.switched(self.params, point, own, self.smoothing)
         margin = problem.margin_of(output, y)
         if problem.separate:
             return rival @ margin, decided

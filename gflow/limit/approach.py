@@ -27,6 +27,9 @@ HALTING = ("interrupted", "not_finite", "kappa_overflow", "seconds_spent")
 # Results of a run from whose end Newton's method may find a KKT point.
 _NEARLY = ("successful", "step_underflow", "chattering")
 
+# Those that say that a kink without a name holds the flow, where Newton's method finds nothing.
+_STUCK = ("step_underflow", "chattering")
+
 # Results of a run that may be held where an attack vanishes, and those that say what held it.
 _HELD = ("step_budget_spent", "step_underflow", "chattering")
 _UNSEPARATED = ("not_separated", "radius_above_margin")
@@ -183,6 +186,8 @@ def _to_handover(search: Search, state: State) -> State:
     unseparated = unseparated_result(search.problem, *margins)
     if unseparated is not None:
         return state.ended(unseparated, final=True)
+    if trajectory.result_name in _STUCK and search.has_unnamed_kinks:
+        return state.ended(trajectory.result)
     state = circles(search, state, trajectory)
     shortened = trajectory.result_name == "step_budget_spent" and not run.halted
     if state.result is not None or shortened or trajectory.result_name in _NEARLY:

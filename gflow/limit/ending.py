@@ -29,9 +29,9 @@ def limit_of(
     point = None if state.found is None else state.found.point
     direction = jax.tree.map(np.asarray, search.layout.unflatten(state.direction))
     certificate = _certificate(search, state) if certificate is None else certificate
-    margin = certificate.normalized_margin
+    margin, sampled = certificate.normalized_margin, False
     if point is not None and point.has_switches:
-        margin = margin_next_to(search.problem, direction, point.coefficients)
+        margin, sampled = margin_next_to(search.problem, direction, point.coefficients)
     residual = math.inf if point is None else point.residual
     return Limit(
         problem=search.problem,
@@ -48,6 +48,7 @@ def limit_of(
         kinks=state.kinks,
         smoothing=smoothing if state.kinks is None else state.kinks.smoothing,
         held_margin=certificate.held_margin,
+        sides_sampled=sampled,
         basin=_basin(search, state),
         cap_logits=state.cap.logits,
         log_kappa_cap=state.cap.log_kappa if state.cap.known else math.nan,

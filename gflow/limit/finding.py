@@ -14,13 +14,13 @@ from gflow._typing import Params
 from gflow.deadline import Deadline
 from gflow.kkt.switches import has_kinks
 from gflow.limit.basin import same_point
-from gflow.limit.ending import limit_of
 from gflow.limit.journal import FileJournal
 from gflow.limit.kinked import search_at_kinks
 from gflow.limit.options import check_options, log_kappa_of
 from gflow.limit.result import Limit, LimitFailed
 from gflow.limit.search import Search, run
 from gflow.limit.search_settings import DEFAULT, LimitSettings
+from gflow.limit.slopes import limit_or_more
 from gflow.limit.smooth import Smooth
 from gflow.limit.starting import start_of, started
 from gflow.limit.state import Start, begun
@@ -200,8 +200,8 @@ def _searched(search: Search, place: Start) -> Limit:
     handover_at = search.settings.flow.handover
     state = begun(place, search.cap_logits, search.cap_log_kappa, handover_at)
     if search.has_kinks:
-        return limit_of(search, *search_at_kinks(search, state))
-    return limit_of(search, run(Smooth(search), state), 0.0)
+        return limit_or_more(search, *search_at_kinks(search, state))
+    return limit_or_more(search, run(Smooth(search), state), 0.0)
 
 
 def _reproduced(limit: Limit, search: Search, place: Start) -> Limit:

@@ -67,7 +67,7 @@ def search_at_kinks(search: Search, state: State) -> tuple[State, float]:
         if smoothing < settings.least_smoothing:
             return _given_up(search, state, saddle), smoothing
         smoothing *= settings.less
-        state = _begun_anew(search, state)
+        state = begun_anew(search, state)
 
 
 def search_off_kinks(search: Search, state: State, smoothing: float) -> tuple[State, float]:
@@ -81,7 +81,7 @@ def search_off_kinks(search: Search, state: State, smoothing: float) -> tuple[St
         return state, smoothing
     settings = search.settings
     shorter = replace(settings.kinks, most_steps=settings.kinks.most_steps_off)
-    start = replace(_begun_anew(search, state), failures=settings.kinks.most_caps)
+    start = replace(begun_anew(search, state), failures=settings.kinks.most_caps)
     exact = run(Smooth(replace(search, settings=replace(settings, kinks=shorter))), start)
     if exact.found is not None and not lies_at_kink(search, exact.found.point):
         return exact, 0.0
@@ -233,7 +233,7 @@ def _unended(state: State) -> State:
     return replace(state, result=None, left=None, failures=0)
 
 
-def _begun_anew(search: Search, state: State) -> State:
+def begun_anew(search: Search, state: State) -> State:
     """Where a search at kinks failed, for one with less smoothing or none: its flow goes on at the
     cap.
     """

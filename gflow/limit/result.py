@@ -79,9 +79,12 @@ class Limit(Outcome):
         held_margin: that of the KKT point, with its switches held at their coefficients, to which
             the multipliers belong; `margin` itself where the attack does not jump. It may be above
             `margin`: the flow slides along the kinks, and no single point there has it.
+        sides_sampled: whether `margin` is the largest on a sample of the sides of kinks only, since
+            an example has more than 10 switches on their kinks that make the attack jump.
         certificate: `certify` at the limit.
         trajectory: the true flow from the start to where its temperature is capped, or as far as
-            it came.
+            it came. Of runs that `find_limits` followed side by side these two points only, without
+            physical time: `log1p_time` is NaN at the end.
         result: a member of `RESULTS`.
         verdict: "strict maximum" of the adversarial margin, at kinks of that with every switch
             held; "maximum within a family", a continuum of points of equal margin, as merged or
@@ -99,7 +102,9 @@ class Limit(Outcome):
         polished: the KKT point at unit margin, with its multipliers; None at kinks.
         kinks: where the problem has kinks, the KKT point there, with the coefficients of its ReLUs
             and signs and the examples that sit at a kink. Not `kinks.converged` where none was
-            reached: then it names the kinks of the point at which the search stopped.
+            reached: then it names the kinks of the point at which the search stopped. Of a
+            ReLU^2 network under attack, with the total gradient, only where the search stuck at
+            kinks of the attack's gradient, and then with coefficients of these.
         smoothing: the relative width to which kinks are still rounded; 0 where they are exact, and
             where there are none.
         basin: whether this is the limit of the flow from this start: "confirmed", the flow came so
@@ -139,6 +144,7 @@ class Limit(Outcome):
     newton_displacement: float = math.nan
     itinerary: tuple[Visit, ...] = field(repr=False, default=())
     differing: tuple["Limit", ...] = field(repr=False, default=())
+    sides_sampled: bool = False
 
     def __repr__(self) -> str:
         same = not abs(self.held_margin - self.margin) > _SHOWN * abs(self.margin)
@@ -155,7 +161,7 @@ class Limit(Outcome):
     def __str__(self) -> str:
         lines = [
             f"Limit ({self.result_name}): {self.verdict}",
-            f"  normalized margin    {self.margin:+.6e}",
+            f"  normalized margin    {self.margin:+.6e}" + "   sides sampled" * self.sides_sampled,
             f"  with its kinks held  {self.held_margin:+.6e}" if self.kinks is not None else "",
             f"  stationarity         {self.certificate.stationarity:.3e}   of the total gradient "
             f"{self.certificate.total_stationarity:.3e}",
@@ -210,6 +216,7 @@ class Limit(Outcome):
             {
                 "margin": self.margin,
                 "held_margin": self.held_margin,
+                "sides_sampled": self.sides_sampled,
                 "result": self.result_name,
                 "message": self.message,
                 "verdict": self.verdict,

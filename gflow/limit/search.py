@@ -40,6 +40,7 @@ from gflow._layout import Layout
 from gflow.deadline import Deadline
 from gflow.kkt.curvature import Curvature
 from gflow.kkt.point import KKTPoint
+from gflow.kkt.switches import with_slope_switches
 from gflow.kkt.variables import margins_at
 from gflow.limit.basin import close
 from gflow.limit.itinerary import Visit, noted
@@ -86,6 +87,11 @@ class Search:
     deadline: Deadline
     settings: LimitSettings
     journal: Journal = KEEPS_NOTHING
+
+    @property
+    def has_unnamed_kinks(self) -> bool:
+        """Whether its attack has kinks that could be named and are not; see `slopes`."""
+        return with_slope_switches(self.problem) is not self.problem
 
     def margin(self, direction: np.ndarray) -> float:
         """The normalized margin at a direction, that is `min_i q_i(u)`."""

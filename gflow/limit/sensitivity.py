@@ -22,6 +22,7 @@ from gflow._signatures import named
 from gflow._typing import Params
 from gflow.kkt.kinked_system import traced_residuals
 from gflow.kkt.point import KKTPoint
+from gflow.kkt.switches import named_for
 from gflow.kkt.system import stationarity_and_margins
 from gflow.limit.result import Limit
 from gflow.limit.verdict import STRICT
@@ -121,7 +122,8 @@ def _equations_at(layout: Layout, found: KKTPoint) -> Callable[[Problem], Array]
             unknown = found.theta, found.multipliers
             stationarity, margins = stationarity_and_margins(problem, layout, *unknown)
             return jnp.concatenate([stationarity, margins[active]])
-        stationarity, margins, decided = traced_residuals(problem, layout, found.variables, 0.0)
+        named = named_for(problem, found.coefficients)
+        stationarity, margins, decided = traced_residuals(named, layout, found.variables, 0.0)
         return jnp.concatenate([stationarity, margins[active], decided.values.ravel()[at_kink]])
 
     return equations

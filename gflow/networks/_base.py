@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gflow._numerics import is_integer, scalar, smoothed_relu
+from gflow._numerics import is_integer, rounded_square, scalar, smoothed_relu
 from gflow._programs import compiled
 from gflow._selection import select_largest
 from gflow._signatures import named
@@ -63,6 +63,13 @@ class AbstractNetwork(eqx.Module):
         return None
 
     @property
+    def linear_in_inputs(self) -> bool:
+        """Whether f is linear in x, so that an attack on every example is the same up to its label;
+        see `gflow.perturbations.AbstractPerturbation.follows_gradient`.
+        """
+        return False
+
+    @property
     def num_switches(self) -> int:
         """ReLUs without smoothing, each of which switches at a kink, and the selections of max
         pooling; 0 for a smooth network.
@@ -96,6 +103,15 @@ class AbstractNetwork(eqx.Module):
         Functions of a user keep their kinks.
         """
         del smoothing
+        return self
+
+    def with_slope_switches(self) -> "AbstractNetwork":
+        """The network as seen by what follows its gradient: where its first derivative has kinks
+        though it has none itself, as ReLU^2, with switches for these; else the network itself.
+
+        A switch at the angle phi makes of `max(a, 0)^2` a function whose derivative is
+        `(1 + sin phi) a + mu w cos phi`, twice a ReLU held there.
+        """
         return self
 
     @abc.abstractmethod
@@ -206,8 +222,19 @@ def normal_weights(key: Array, shapes: list[tuple[int, ...]], scale: Array) -> t
     )
 
 
-def rectified(value: Array, width: Array | None, power: float) -> Array:
-    """`max(value, 0)^power`, its kink rounded to `width` where one is given."""
+def switches_at(power: float, by_slope: bool) -> bool:
+    """Whether ReLU^power has a switch: the ReLU itself, and ReLU^2 where its slope does."""
+    return power == 1 or (power == 2 and by_slope)
+
+
+def rectified(value: Array, width: Array | None, power: float, *, by_slope: bool = False) -> Array:
+    """`max(value, 0)^power`, its kink rounded to `width` where one is given.
+
+    Args:
+        by_slope: whether it is the kink of the derivative that is rounded, that of ReLU^2.
+    """
+    if by_slope and width is not None:
+        return rounded_square(value, width)
     base = jax.nn.relu(value) if width is None else smoothed_relu(value, width)
     if power == 1:
         return base
@@ -226,12 +253,25 @@ class Switches:
         self._values: list[Array] = []
         self._scales: list[Array] = []
 
-    def activate(self, value: Array, scale: Array) -> Array:
-        """`((1 + sin phi) a + mu w cos phi) / 2`; see `AbstractNetwork.switched`."""
+    def activate(self, value: Array, scale: Array, power: float) -> Array:
+        """ReLU^power of a value a, power 1 or 2, with the ReLU held at the angle phi, h = mu w:
+
+            ((1 + sin phi) a + h cos phi) / 2,
+            ((1 + sin phi) a^2 + 2 h a cos phi + h^2 (artanh(sin phi) - sin phi)) / 2,
+
+        the second with twice the first for its derivative by a. At `phi = arctan(a / h)` they are
+        `smoothed_relu(a, h)` and `rounded_square(a, h)`, and their derivatives by phi vanish, of
+        the second those of its derivatives too.
+        """
         angles = self._next(value.shape)
         self._record(value, jnp.broadcast_to(scale, value.shape))
-        smoothing = jnp.asarray(self._smoothing, value.dtype)
-        return 0.5 * ((1 + jnp.sin(angles)) * value + smoothing * scale * jnp.cos(angles))
+        width = jnp.asarray(self._smoothing, value.dtype) * scale
+        sine, cosine = jnp.sin(angles), jnp.cos(angles)
+        if power == 1:
+            return 0.5 * ((1 + sine) * value + width * cosine)
+        turned = jnp.arcsinh(jnp.tan(angles))  # artanh(sin phi), but finite where sin phi is 1
+        square = (1 + sine) * value * value + 2 * width * value * cosine
+        return 0.5 * (square + width * width * (turned - sine))
 
     def largest(self, values: Array) -> Array:
         """The largest along the last axis; see `gflow._selection`. Shapes: (..., m) -> (...)."""

@@ -1,5 +1,6 @@
 """Convolutional networks without biases, which are homogeneous."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from gflow.networks._base import (
     normal_weights,
     output_of,
     rectified,
+    switches_at,
 )
 from gflow.networks._dense import dense_layer, switched_layer
 from gflow.networks._layers import AveragePool, Convolution, Dense, Layer, MaxPool, Shape
@@ -39,6 +41,8 @@ class Convolutional(AbstractNetwork):
     smoothing: Any
     # The relative width to which the kinks of max pooling are rounded, where they are.
     pool_smoothing: Any = None
+    # As of `gflow.networks._dense.MLP`.
+    by_slope: bool = eqx.field(static=True, default=False)
 
     @property
     def degree(self) -> float:
@@ -62,10 +66,7 @@ class Convolutional(AbstractNetwork):
         return normal_weights(key, self.parameter_shapes, scale)
 
     def apply(self, params: Params, x: Array) -> Array:
-        def dense(weight: Array, hidden: Array) -> Array:
-            return dense_layer(weight, hidden, self.smoothing, self.power)
-
-        return self._through((self._convolved, dense, self._pooled), params, x)
+        return self._through((self._convolved, self._dense, self._pooled), params, x)
 
     def _through(self, act: tuple[Callable, Callable, Callable], params: Params, x: Array) -> Array:
         """The output with `act`: `convolved(layer, weight, image)`, `dense(weight, hidden)`,
@@ -90,7 +91,10 @@ class Convolutional(AbstractNetwork):
         if self.smoothing is None:
             return rectified(value, None, self.power)
         width = jnp.asarray(self.smoothing, value.dtype) * _scale(layer, weight, image)
-        return rectified(value, width, self.power)
+        return rectified(value, width, self.power, by_slope=self.by_slope)
+
+    def _dense(self, weight: Array, hidden: Array) -> Array:
+        return dense_layer(weight, hidden, self.smoothing, self.power, by_slope=self.by_slope)
 
     def _pooled(self, layer: MaxPool, image: Array) -> Array:
         if self.pool_smoothing is None:
@@ -110,7 +114,7 @@ class Convolutional(AbstractNetwork):
 
     @property
     def _switches_relus(self) -> bool:
-        return self.power == 1 and self.smoothing is None
+        return self.smoothing is None and switches_at(self.power, self.by_slope)
 
     def switched(
         self, params: Params, x: Array, angles: Array, smoothing: Any
@@ -122,12 +126,13 @@ class Convolutional(AbstractNetwork):
         def convolved(layer: Convolution, weight: Array, image: Array) -> Array:
             if not self._switches_relus:
                 return self._convolved(layer, weight, image)
-            return switches.activate(layer.linear(weight, image), _scale(layer, weight, image))
+            scale = _scale(layer, weight, image)
+            return switches.activate(layer.linear(weight, image), scale, self.power)
 
         def dense(weight: Array, hidden: Array) -> Array:
             if not self._switches_relus:
-                return dense_layer(weight, hidden, self.smoothing, self.power)
-            return switched_layer(weight, hidden, switches)
+                return self._dense(weight, hidden)
+            return switched_layer(weight, hidden, switches, self.power)
 
         def pooled(layer: MaxPool, image: Array) -> Array:
             if self.pool_smoothing is not None:
@@ -141,13 +146,18 @@ class Convolutional(AbstractNetwork):
         if not self.num_switches:
             return self
         pools = any(isinstance(layer, MaxPool) for layer in self.layers)
-        return Convolutional(
-            self.input_shape,
-            self.layers,
-            self.power,
-            smoothing if self._switches_relus else self.smoothing,
-            smoothing if pools and self.pool_smoothing is None else self.pool_smoothing,
+        return dataclasses.replace(
+            self,
+            smoothing=smoothing if self._switches_relus else self.smoothing,
+            pool_smoothing=smoothing
+            if pools and self.pool_smoothing is None
+            else self.pool_smoothing,
         )
+
+    def with_slope_switches(self) -> AbstractNetwork:
+        if self.power != 2 or self.smoothing is not None:
+            return self
+        return dataclasses.replace(self, by_slope=True)
 
 
 def _scale(layer: Convolution, weight: Array, image: Array) -> Array:

@@ -1,5 +1,6 @@
 """Networks of matrices: linear, deep linear, diagonal, and the multi-layer perceptron."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from gflow.networks._base import (
     normal_weights,
     output_of,
     rectified,
+    switches_at,
 )
 
 
@@ -47,6 +49,8 @@ class MLP(AbstractLayered):
     power: float = eqx.field(static=True)
     bias: bool = eqx.field(static=True)
     smoothing: Any
+    # Whether the kinks of the derivative of ReLU^2 have switches; `smoothing` is then theirs.
+    by_slope: bool = eqx.field(static=True, default=False)
 
     @property
     def degree(self) -> float:
@@ -62,7 +66,7 @@ class MLP(AbstractLayered):
 
     def apply(self, params: Params, x: Array) -> Array:
         def layer(weight: Array, hidden: Array) -> Array:
-            return dense_layer(weight, hidden, self.smoothing, self.power)
+            return dense_layer(weight, hidden, self.smoothing, self.power, by_slope=self.by_slope)
 
         return self._through(layer, params, x)
 
@@ -75,7 +79,8 @@ class MLP(AbstractLayered):
 
     @property
     def num_switches(self) -> int:
-        return sum(self.widths[1:-1]) if self.power == 1 and self.smoothing is None else 0
+        switches = self.smoothing is None and switches_at(self.power, self.by_slope)
+        return sum(self.widths[1:-1]) if switches else 0
 
     def switched(
         self, params: Params, x: Array, angles: Array, smoothing: Any
@@ -85,17 +90,22 @@ class MLP(AbstractLayered):
         switches = Switches(angles, smoothing)
 
         def layer(weight: Array, hidden: Array) -> Array:
-            return switched_layer(weight, hidden, switches)
+            return switched_layer(weight, hidden, switches, self.power)
 
         return self._through(layer, params, x), switches.decided()
 
     def smoothed(self, smoothing: Any) -> AbstractNetwork:
-        if not self.num_switches:
+        return dataclasses.replace(self, smoothing=smoothing) if self.num_switches else self
+
+    def with_slope_switches(self) -> AbstractNetwork:
+        if self.power != 2 or self.smoothing is not None:
             return self
-        return MLP(self.widths, self.power, self.bias, smoothing)
+        return dataclasses.replace(self, by_slope=True)
 
 
-def dense_layer(weight: Array, hidden: Array, smoothing: Any, power: float) -> Array:
+def dense_layer(
+    weight: Array, hidden: Array, smoothing: Any, power: float, *, by_slope: bool = False
+) -> Array:
     """`s(W h)`, s = ReLU^k, with a kink of the width `mu |w_j| |h|` in neuron j if smoothed."""
     # In this order a batch of examples becomes one matrix product without a transposition.
     value = hidden @ weight.T
@@ -103,13 +113,13 @@ def dense_layer(weight: Array, hidden: Array, smoothing: Any, power: float) -> A
         return rectified(value, None, power)
     row_norms = jax.vmap(norm)(weight)
     width = jnp.asarray(smoothing, value.dtype) * row_norms * norm(hidden)
-    return rectified(value, width, power)
+    return rectified(value, width, power, by_slope=by_slope)
 
 
-def switched_layer(weight: Array, hidden: Array, switches: Switches) -> Array:
-    """`relu(W h)` with every ReLU held at its angle."""
+def switched_layer(weight: Array, hidden: Array, switches: Switches, power: float) -> Array:
+    """`s(W h)`, s = ReLU or ReLU^2, with every ReLU or its slope held at its angle."""
     value, scale = weight @ hidden, jax.vmap(norm)(weight) * norm(hidden)
-    return switches.activate(value, scale)
+    return switches.activate(value, scale, power)
 
 
 @storable("DeepLinear")
@@ -117,6 +127,10 @@ class DeepLinear(AbstractLayered):
     """A product of matrices; see `gflow.networks.linear` and `deep_linear`."""
 
     widths: tuple[int, ...] = eqx.field(static=True)
+
+    @property
+    def linear_in_inputs(self) -> bool:
+        return True
 
     @property
     def degree(self) -> float:
@@ -150,6 +164,10 @@ class Diagonal(AbstractNetwork):
     num_inputs: int = eqx.field(static=True)
     depth: int = eqx.field(static=True)
     num_outputs: int = eqx.field(static=True, default=1)
+
+    @property
+    def linear_in_inputs(self) -> bool:
+        return True
 
     @property
     def degree(self) -> float:

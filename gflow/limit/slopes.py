@@ -1,0 +1,43 @@
+"""The end of a search, and another search where that one was held by the slope of a ReLU^2.
+
+With the total gradient the weights are differentiated through the attack, whose direction is that
+of `grad_x f`. There each ReLU^2 has its derivative, `2 max(a, 0)`, so that the margins have kinks
+where a is 0 (`gflow.kkt.switches.with_slope_switches`), and the flow may slide along them or end
+there. Many flows never do, so the search is one for a smooth problem at first. Where it sticks, it
+goes on from there with these kinks named, as at any others (`gflow.limit.kinked`).
+"""
+
+from dataclasses import replace
+
+from gflow.kkt.certificate import Certificate
+from gflow.kkt.switches import with_slope_switches
+from gflow.limit.ending import limit_of
+from gflow.limit.kinked import begun_anew, search_at_kinks
+from gflow.limit.result import Limit
+from gflow.limit.search import Search
+from gflow.limit.state import State
+from gflow.results import name_of
+
+_STUCK = ("chattering", "step_underflow", "not_polished")
+
+
+def limit_or_more(
+    search: Search, state: State, smoothing: float, certificate: Certificate | None = None
+) -> Limit:
+    """The limit of a search that has ended; where it sticks, that of the search that goes on.
+
+    Args:
+        search, state, smoothing, certificate: see `limit_of`.
+    """
+    large = search.layout.size > search.settings.refine.sizes.at_kinks
+    if large or name_of(state.result) not in _STUCK or not search.has_unnamed_kinks:
+        return limit_of(search, state, smoothing, certificate)
+    again = replace(search, problem=with_slope_switches(search.problem), has_kinks=True)
+    limit = limit_of(again, *search_at_kinks(again, _taken_up(search, state)))
+    return replace(limit, problem=search.problem)
+
+
+def _taken_up(search: Search, state: State) -> State:
+    """Where a search sticks, as a state to go on from: at its cap, if it came there."""
+    state = replace(state, direction=state.flow.vector, final=False, by_floor=False)
+    return replace(begun_anew(search, state), cap=replace(state.cap, reached=state.cap.known))
