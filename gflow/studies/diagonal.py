@@ -146,6 +146,7 @@ def _draw(data: Mapping[str, Any]) -> Any:
             label=f"limit of the flow, {name}",
         )
     axes.set(xlabel="radius / largest feasible radius", ylabel="normalized margin")
+    axes.set_ylim(top=0.95)  # room for the names
     axes.legend()
     return figure
 
@@ -162,5 +163,6 @@ STUDY = Study(
     source="Lyu & Zhu 2022; Gunasekar et al. 2018 and Woodworth et al. 2020 for diagonal networks",
     run=_measure,
     figure=_draw,
-    full="20 radii in place of 3, each from 20 random starts in place of 2. TIME",
+    full="20 radii in place of 3, each from 20 random starts in place of 2. 820 searches for "
+    "limits, 55 times as many as in the small form.",
 )

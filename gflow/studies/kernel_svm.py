@@ -82,5 +82,5 @@ STUDY = Study(
     source="Lyu & Zhu 2022, Corollary 4.5",
     run=_measure,
     figure=_draw,
-    full="6 radii in place of 3. TIME",
+    full="6 radii in place of 3. The work is twice that of the small form.",
 )

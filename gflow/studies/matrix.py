@@ -130,5 +130,5 @@ STUDY = Study(
     run=_measure,
     figure=_draw,
     full="12 starts in place of 4, 6 radii in place of 3, 7 radii near the largest in place of 2. "
-    "TIME",
+    "156 searches for limits, 8 times as many as in the small form.",
 )
