@@ -75,9 +75,9 @@ class FlowSettings(_Group):
             of all.
         floor: s, likewise. Chosen on four networks of 30 examples and 7 inputs.
         floor_tolerance: its tolerance, in parts of the flow's. At 1 it left the layer in which it
-            slides again and again, and took four times as many steps (three layers of ReLU^2).
+            slides again and again, and took three times as many steps (three layers of ReLU^2).
         steps_with_floor: of that flow at most; it took 150 to separate the examples where it does,
-            and up to 1100 to settle with three layers.
+            and 600 to 1500 to settle with three layers of ReLU^2.
         settled: it separates nothing where the examples whose attack does not vanish have no more
             than this part of the weights.
     """
