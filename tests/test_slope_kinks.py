@@ -143,10 +143,11 @@ def margins_and_gradients(params, data, radius, slopes):
 
 
 def test_gradients_at_a_kink_are_those_of_its_two_sides():
-    problem = problem_of("two_layers", "fgm")
-    weight, head = map(np.array, problem.network.init(1))
-    x = DATA.x[2]
-    weight[1] -= (weight[1] @ x) / (x @ x) * x  # to a = 0, where neuron 1 meets example 2
+    data = gflow.Dataset(DATA.x[2:3], DATA.y[2:3])
+    problem = problem_of("two_layers", "fgm", data=data)
+    generator = np.random.default_rng(4)
+    weight, head, x = generator.normal(size=(3, 4)), generator.normal(size=(1, 3)), data.x[0]
+    weight[1] -= (weight[1] @ x) / (x @ x) * x  # to a = 0, where neuron 1 meets the example
     across = np.zeros_like(weight)
     across[1] = x
     params, tangent = jax.tree.map(jnp.asarray, ((weight, head), (across, np.zeros_like(head))))
@@ -161,18 +162,18 @@ def test_gradients_at_a_kink_are_those_of_its_two_sides():
         return jax.jvp(margins, (params,), (tangent,))[1]
 
     def by_tangent(c):
-        return np.asarray(along(jnp.asarray(angles).at[2, 1].set(np.arcsin(2 * c - 1))))[2]
+        return np.asarray(along(jnp.asarray(angles).at[0, 1].set(np.arcsin(2 * c - 1))))[0]
 
     def one_sided(step):
         moved = weight + step * across, head
-        here = margins_and_gradients((weight, head), DATA, RADIUS, np.zeros((5, 3)))[0][2]
-        there = margins_and_gradients(moved, DATA, RADIUS, np.zeros((5, 3)))[0][2]
+        here = margins_and_gradients((weight, head), data, RADIUS, np.zeros((1, 3)))[0][0]
+        there = margins_and_gradients(moved, data, RADIUS, np.zeros((1, 3)))[0][0]
         return (there - here) / step
 
     sides = by_tangent(0.0), by_tangent(1.0)
     assert abs(sides[0] - sides[1]) > 1e-2
-    # One-sided differences of a step h are off by O(h).
-    np.testing.assert_allclose(sides, [one_sided(-1e-6), one_sided(1e-6)], atol=1e-4)
+    # One-sided differences of a step h are off by O(h), here by 70 h.
+    np.testing.assert_allclose(sides, [one_sided(-1e-6), one_sided(1e-6)], atol=2e-4)
     # The members of the subdifferential in between are convex combinations.
     mean = 0.3 * sides[1] + 0.7 * sides[0]
     np.testing.assert_allclose(by_tangent(0.3), mean, rtol=1e-12)
@@ -201,7 +202,8 @@ def assert_limit_at_the_kink(problem, limit):
     data, direction = problem.dataset, limit.direction
     before = data.x @ np.asarray(direction[0]).T
     slopes = (1 + limit.kinks.coefficients) / 2
-    off = ~limit.kinks.at_kink
+    # A neuron that has died out has no slope that matters.
+    off = ~limit.kinks.at_kink & (np.abs(direction[0]).max(axis=1) > 0)
     np.testing.assert_array_equal(slopes[off], (before > 0)[off])
     assert abs(before[tuple(place)]) < 1e-14
     margins, gradients = margins_and_gradients(direction, data, RADIUS, slopes)
@@ -236,7 +238,9 @@ def test_a_limit_at_a_kink_of_a_slope():
         found = gflow.certify(problem, limit.direction, coefficients=given)
         assert found.stationarity < 1e-12
         np.testing.assert_array_equal(found.kinks, limit.kinks.examples)
-        np.testing.assert_allclose(found.coefficients, limit.kinks.coefficients, atol=1e-10)
+        at_kink = limit.kinks.at_kink
+        expected = limit.kinks.coefficients[at_kink]
+        np.testing.assert_allclose(found.coefficients[at_kink], expected, atol=1e-9)
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ from gflow.limit.search import Search
 from gflow.limit.state import State
 from gflow.results import name_of
 
-_STUCK = ("chattering", "step_underflow", "not_polished")
+# A flow of the total gradient climbs, and what looks like circling is a flow to and fro over kinks.
+_STUCK = ("chattering", "step_underflow", "not_polished", "circling")
 
 
 def limit_or_more(
