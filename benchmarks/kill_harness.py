@@ -46,14 +46,14 @@ import sys
 import jax
 jax.config.update("jax_enable_x64", True)
 import gflow
-from gflow.sweeps import running
+from gflow.sweeps import searching
 
-search = running.find_limits
+search = searching.find_limits
 @functools.wraps(search)
 def told(problems, *arguments, **options):
     print("begun", len(problems), flush=True)
     return search(problems, *arguments, **options)
-running.find_limits = told
+searching.find_limits = told
 
 data = gflow.datasets.gaussian(10, 4, seed=0)
 network = gflow.networks.deep_linear((4, 3, 1))

@@ -163,7 +163,13 @@ def run(
 @click.option(
     "--chunk",
     type=click.IntRange(min=1),
-    help="Runs that are searched, and saved, at once.  [default: 64]",
+    help="Runs that are searched, and saved, at once.  [default: 64, or fewer for --distributed]",
+)
+@click.option(
+    "--distributed",
+    is_flag=True,
+    help="Share the runs among processes that are begun together, by srun or mpirun, and see the "
+    "same folder.",
 )
 @click.option(
     "--cache",
@@ -179,6 +185,7 @@ def sweep(
     overwrite: bool,
     no_report: bool,
     chunk: int | None,
+    distributed: bool,
     cache: Path | None,
     no_cache: bool,
 ) -> int:
@@ -204,9 +211,11 @@ def sweep(
         asked, folder = read_saved(resume, others=others), resume
     else:
         asked = read_sweep(config, overrides)
+        if distributed and output is None:
+            raise UserError("`gflow sweep --distributed`: name the folder, --output FOLDER.")
         folder = _free_folder(overwrite, _SWEEP_FOLDER) if output is None else output
     programs = Programs(cache, not no_cache)
-    options = Options(programs, not no_report, chunk, overwrite, resume is not None)
+    options = Options(programs, not no_report, chunk, overwrite, resume is not None, distributed)
     return run_sweep(asked, folder, _console(), options)
 
 

@@ -124,6 +124,7 @@ def smoothing_leaf(smoothing: Any) -> Any:
     return None if isinstance(number, np.ndarray) and number == 0 else number
 
 
+@jax.jit
 def _scaled(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`vector / s` and `s = max |vector|`, s held constant; for a zero vector 0 and s = 1.
 
@@ -136,6 +137,7 @@ def _scaled(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(zero, 0.0, vector / scale), scale
 
 
+@jax.jit
 def _safe_sqrt(square: jax.Array) -> jax.Array:
     """Square root with value and derivative 0 at 0."""
     zero = square == 0
@@ -143,6 +145,7 @@ def _safe_sqrt(square: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
+@jax.jit
 def norm(vector: jax.Array) -> jax.Array:
     """Euclidean norm of an array of any shape; its derivative at 0 is 0.
 
@@ -154,6 +157,7 @@ def norm(vector: jax.Array) -> jax.Array:
 
 
 @norm.defjvp
+@jax.jit
 def _norm_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[Any, Any]:
     """`d|v| = <v / |v|, dv>`."""
     (vector,), (change,) = primals, tangents
@@ -161,6 +165,7 @@ def _norm_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[An
 
 
 @jax.custom_jvp
+@jax.jit
 def normalized(vector: jax.Array) -> jax.Array:
     """`v / |v|_2`, with value and derivative 0 at 0."""
     scaled, _ = _scaled(vector)
@@ -168,6 +173,7 @@ def normalized(vector: jax.Array) -> jax.Array:
 
 
 @normalized.defjvp
+@jax.jit
 def _normalized_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[Any, Any]:
     """`d(v / |v|) = (I - u u^T) dv / |v|`, u = v / |v|."""
     (vector,), (change,) = primals, tangents
@@ -222,6 +228,7 @@ def tangent(direction: Params, vector: Params) -> Params:
     return jax.tree.map(lambda v, u: v - radial * u, vector, direction)
 
 
+@jax.jit
 def scaled_margins(kappa: jax.Array, margins: jax.Array) -> jax.Array:
     """`kappa * margins`, whose sums of exponentials stay right however large kappa is.
 
@@ -294,6 +301,7 @@ def smoothed_sign(gradient: jax.Array, smoothing: Any) -> jax.Array:
     return ratio(scaled, square + smoothing**2 * jnp.mean(square))
 
 
+@jax.jit
 def ratio(value: jax.Array, square: jax.Array) -> jax.Array:
     """`value / sqrt(square)`, with value and derivative 0 where the square is 0."""
     zero = square == 0
@@ -301,6 +309,7 @@ def ratio(value: jax.Array, square: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
+@jax.jit
 def smoothed_relu(value: jax.Array, width: jax.Array) -> jax.Array:
     """`(a + sqrt(a^2 + w^2)) / 2`, elementwise: max(a, 0) with its kink rounded to width w.
 
@@ -320,6 +329,7 @@ def rounded_square(value: jax.Array, width: jax.Array) -> jax.Array:
     return value * smoothed_relu(value, width) + 0.5 * width * width * turned
 
 
+@jax.jit
 def _rounded(value: jax.Array, width: jax.Array, root: jax.Array) -> jax.Array:
     """The same with `sqrt(a^2 + w^2)` at hand."""
     total = jnp.abs(value) + root
@@ -328,6 +338,7 @@ def _rounded(value: jax.Array, width: jax.Array, root: jax.Array) -> jax.Array:
 
 
 @smoothed_relu.defjvp
+@jax.jit
 def _smoothed_relu_jvp(
     primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
@@ -337,6 +348,7 @@ def _smoothed_relu_jvp(
 
 
 @jax.custom_jvp
+@jax.jit
 def _slopes(value: jax.Array, width: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The derivatives of `smoothed_relu` by a and by w."""
     root = _hypotenuse(value, width)
@@ -347,6 +359,7 @@ def _slopes(value: jax.Array, width: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 @_slopes.defjvp
+@jax.jit
 def _slopes_jvp(
     primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
@@ -360,11 +373,13 @@ def _slopes_jvp(
 
 
 @jax.custom_jvp
+@jax.jit
 def hypotenuse(value: jax.Array, width: jax.Array) -> jax.Array:
     """`sqrt(a^2 + w^2)`, w >= 0, without overflow or underflow of a square; its slope at 0 is 0."""
     return _hypotenuse(value, width)
 
 
+@jax.jit
 def _hypotenuse(value: jax.Array, width: jax.Array) -> jax.Array:
     """The same where nobody differentiates it."""
     magnitude = jnp.abs(value)
@@ -375,6 +390,7 @@ def _hypotenuse(value: jax.Array, width: jax.Array) -> jax.Array:
 
 
 @hypotenuse.defjvp
+@jax.jit
 def _hypotenuse_jvp(
     primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:

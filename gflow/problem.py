@@ -12,7 +12,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
 from gflow._description import storable
@@ -49,8 +48,9 @@ class Attack(NamedTuple):
     """The attack on an example, or on each of several.
 
     Attributes:
-        delta: the perturbation, (d,); where every rival class has its own and the choice among them
-            is none or rounded, (k - 1, d).
+        delta: the perturbation, (d,), of all examples that of the label 1 where
+            `Problem.one_attack`; where every rival class has its own and the choice among them is
+            none or rounded, (k - 1, d).
         choice: of the worst rival: its index, or the angles of the rounded choice; else None.
     """
 
@@ -147,6 +147,17 @@ class Problem(eqx.Module):
         return self.network.degree
 
     @property
+    def one_attack(self) -> bool:
+        """Whether the perturbations of all examples are one, times their labels: `y_i delta`.
+
+        So it is where f is linear in x and the attack follows the gradient of the margin, `y_i v`.
+        Then `q_i = y_i f(x_i) + f(delta)`, whose derivatives cost little more than those of clean
+        margins.
+        """
+        alike = self.network.linear_in_inputs and self.perturbation.follows_gradient
+        return alike and self.dataset.binary and self.starts is None
+
+    @property
     def separate(self) -> bool:
         """Whether an attack is made against each rival class separately."""
         return self.rivals != "runner_up"
@@ -158,6 +169,8 @@ class Problem(eqx.Module):
         Shapes: (n, d); with `rivals="each"` (n, k - 1, d), in the order of `clean_margins`.
         """
         attack = self._attacks(params)
+        if self.one_attack:
+            return self._examples()[1][:, None] * attack.delta
         if attack.choice is None or self.rival_smoothing is None:
             return attack.delta
         own = jax.vmap(self._own_margins, (None, 0, 0, 0))(params, *self._examples(), attack.delta)
@@ -222,21 +235,26 @@ class Problem(eqx.Module):
         place, the weights are those of these.
         """
         # An array, since a Python number would be compiled into the program.
-        return self._ascent(params, jnp.asarray(log_kappa, float), assumed)
+        log_kappa = log_kappa if isinstance(log_kappa, Array) else np.asarray(log_kappa, float)
+        return self._ascent(params, log_kappa, assumed)
 
     @compiled
     def _ascent(self, params: Params, log_kappa: Array, assumed: Array | None) -> Ascent:
-        return self.ascent_and_pull(params, log_kappa, assumed)[0]
+        seen = _as_they_are if assumed is None else lambda _: assumed
+        return self.ascent_and_pull(params, log_kappa, seen)[0]
 
     def ascent_and_pull(
-        self, params: Params, log_kappa: Array, assumed: Array | None = None
+        self, params: Params, log_kappa: Array, seen: Callable[[Array], Array]
     ) -> tuple[Ascent, Callable]:
-        """`ascent`, with the function that maps weights w to `(sum_i w_i grad q_i,)` there."""
+        """`ascent` with the weights of `seen(margins)`, and with the function that maps weights w
+        to `(sum_i w_i grad q_i,)` there.
+        """
         margins, pull_back = self.linearize(params)
-        log_weights = self.log_weights(margins if assumed is None else assumed, log_kappa)
-        # Not exp(log_weights - log_weight): at weights of e^-1e20 that sum has lost its log 2.
-        weights = jax.nn.softmax(log_weights, axis=None)
-        log_weight = logsumexp(log_weights)
+        scaled = scaled_margins(jnp.exp(log_kappa), seen(margins))
+        shares, log_scale = self.loss.scaled_weights(scaled)
+        total = jnp.sum(shares)
+        weights = shares / total
+        log_weight = log_scale + jnp.log(total)
         return Ascent(margins, weights, log_weight, pull_back(weights)[0]), pull_back
 
     def log_weights(
@@ -277,10 +295,40 @@ class Problem(eqx.Module):
         """
         total = (gradient or self.gradient_mode) == "total"
         x, y = self._examples()
+        if self.one_attack:
+            return self._gradients_under_one(total, params, x[examples], y[examples])
         starts = None if self.starts is None else jnp.asarray(self.starts)[examples]
         axes = (None, 0, 0, None if starts is None else 0)
         one = partial(self._margin_gradient, total)
         return jax.vmap(one, axes)(params, x[examples], y[examples], starts)
+
+    def margins_and_rows(self, params: Params) -> tuple[Array, Params, Params]:
+        """The margins, `dq_i/dparams` through the perturbations, and `grad q_i` in the problem's
+        gradient mode, for use within compiled programs: a perturbation is evaluated once for all.
+
+        Shapes: that of `margins`; leaves (n, k - 1, *leaf.shape), with k - 1 = 1 for two labels.
+        """
+        x, y = self._examples()
+        starts = None if self.starts is None else jnp.asarray(self.starts)
+        axes = (None, 0, 0, None if starts is None else 0)
+        return jax.vmap(self._margin_and_rows, axes)(params, x, y, starts)
+
+    def _margin_and_rows(
+        self, params: Params, x: Array, y: Array, start: Array | None
+    ) -> tuple[Array, Params, Params]:
+        def attack(free: Params) -> tuple[Any, Any]:
+            return eqx.partition(self._attack(free, x, y, start), eqx.is_inexact_array)
+
+        def margin(free: Params, moving: Any) -> Array:
+            return self._attacked_margin(free, x, y, eqx.combine(moving, fixed))
+
+        moving, pull_attack, fixed = jax.vjp(attack, params, has_aux=True)
+        value, pull_margin = jax.vjp(margin, params, moving)
+        units = jnp.eye(value.size, dtype=value.dtype).reshape(-1, *value.shape)
+        gradients, by_attack = jax.vmap(pull_margin)(units)
+        (through,) = jax.vmap(pull_attack)(by_attack)
+        slopes = jax.tree.map(jnp.add, gradients, through)
+        return value, slopes, slopes if self.gradients_are_slopes else gradients
 
     def _margin_gradient(
         self, total: bool, params: Params, x: Array, y: Array, start: Array | None
@@ -292,6 +340,16 @@ class Problem(eqx.Module):
             return self._attacked_margin(free, x, y, attack)
 
         return jax.jacrev(margin)(params)
+
+    def _gradients_under_one(self, total: bool, params: Params, x: Array, y: Array) -> Params:
+        """`margin_gradients` of examples where the attack is one."""
+        fixed = self._attacks(params)
+
+        def of_attack(free: Params) -> Array:
+            return self.network.apply(free, (self._attacks(free) if total else fixed).delta)
+
+        clean = jax.vmap(jax.grad(self._margin), (None, 0, 0))(params, x, y)
+        return jax.tree.map(lambda rows, part: rows + part, clean, jax.grad(of_attack)(params))
 
     def _examples(self) -> tuple[Array, Array]:
         # Every method comes by here, and is compiled anew where x64 is switched on or off.
@@ -312,7 +370,7 @@ class Problem(eqx.Module):
         return margin[jnp.argmin(margin)]
 
     def _margin(self, params: Params, x: Array, y: Array) -> Array:
-        return self.margin_of(self.network.apply(params, x), y)
+        return _margin_of_one(self._without_examples, params, x, y)
 
     @property
     def followed(self) -> AbstractNetwork:
@@ -331,15 +389,30 @@ class Problem(eqx.Module):
 
     def _attacks(self, params: Params) -> Attack:
         x, y = self._examples()
+        if self.one_attack:
+            return self._attack(params, jnp.zeros_like(x[0]), jnp.ones_like(y[0]), None)
         starts = None if self.starts is None else jnp.asarray(self.starts)
         axes = (None, 0, 0, None if starts is None else 0)
         return jax.vmap(self._attack, axes)(params, x, y, starts)
 
     def _attacked_margins(self, params: Params, attack: Attack) -> Array:
-        axes = (None, 0, 0, 0)
-        return jax.vmap(self._attacked_margin, axes)(params, *self._examples(), attack)
+        axes, examples = (None, 0, 0, 0), self._examples()
+        if self.one_attack:
+            clean = jax.vmap(self._margin, axes[:-1])(params, *examples)
+            return clean + self.network.apply(params, attack.delta)
+        return jax.vmap(self._attacked_margin, axes)(params, *examples, attack)
+
+    @property
+    def _without_examples(self) -> "Problem":
+        """What is known of one example; see `_margin_of_one`."""
+        return eqx.tree_at(
+            lambda p: (p.dataset.x, p.dataset.y, p.starts), self, (None,) * 3, is_leaf=_is_none
+        )
 
     def _attack(self, params: Params, x: Array, y: Array, start: Array | None) -> Attack:
+        return _attack_on_one(self._without_examples, params, x, y, start)
+
+    def _attack_of(self, params: Params, x: Array, y: Array, start: Array | None) -> Attack:
         if not self.separate:
 
             def attacked(point: Array) -> Array:
@@ -384,6 +457,30 @@ class Problem(eqx.Module):
             return jnp.roll(self._margin(params, x + attack.delta, y), -attack.choice)
         table = self._table(params, x, y, attack.delta)
         return margins_of_worst(table, self.rival_smoothing, attack.choice)[0]
+
+
+# Functions of one example. A program holds margins and attacks in several places, and JAX traces,
+# differentiates and batches a compiled function once for all of them.
+
+
+@eqx.filter_jit
+def _margin_of_one(problem: Problem, params: Params, x: Array, y: Array) -> Array:
+    return problem.margin_of(problem.network.apply(params, x), y)
+
+
+@eqx.filter_jit
+def _attack_on_one(
+    problem: Problem, params: Params, x: Array, y: Array, start: Array | None
+) -> Attack:
+    return problem._attack_of(params, x, y, start)
+
+
+def _as_they_are(margins: Array) -> Array:
+    return margins
+
+
+def _is_none(node: Any) -> bool:
+    return node is None
 
 
 def _against_others(output: Float[Array, " k"], y: Int[Array, ""]) -> Float[Array, " c"]:

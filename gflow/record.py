@@ -30,7 +30,7 @@ COLUMNS = (
 # Buffers of a compiled segment hold this many bytes at most, and this many rows.
 _BUFFER_BYTES = 2**26
 _BUFFER_ROWS = 256
-# Steps of a first segment; the next ones double.
+# Steps of a first segment; the next ones are longer.
 FIRST_STEPS = 16
 # Weights times examples times gradients in a segment, at most: about a second on one CPU core.
 _WORK = 5e8
@@ -73,18 +73,27 @@ def steps_within_work(
     return int(np.clip(_WORK / work, 1, most or row_capacity(num_params)))
 
 
-def rows_of(columns: Mapping[str, np.ndarray], vectors: np.ndarray) -> list[Row]:
-    """The rows of a trajectory. The time that a cap leaves unknown is 0."""
+def rows_of(columns: Mapping[str, np.ndarray], vectors: np.ndarray) -> Row:
+    """The rows of a trajectory, stacked. The time that a cap leaves unknown is 0."""
     tail = np.stack([columns["log_norm"], np.nan_to_num(columns["log1p_time"])], axis=1)
     measures: list[Any] = [columns[name] for name in PointMeasures._fields]
-    parts: tuple[Any, ...] = (
+    return Row(
         columns["clock"],
         columns["step"],
         columns["num_steps_at"],
         np.concatenate([vectors, tail], axis=1),
         PointMeasures(*measures),
     )
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], Row(*parts)) for i in range(len(vectors))]
+
+
+def picked(rows: Row, which: Any) -> Row:
+    """Some of stacked rows, or one of them: copies, so that the others can go."""
+    return jax.tree.map(lambda leaf: np.array(leaf[which]), rows)
+
+
+def joined(parts: Sequence[Row]) -> Row:
+    """Stacked rows, one after another."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 class Record:
@@ -96,7 +105,7 @@ class Record:
 
     Args:
         limit: the number of rows to hold at most; None for all.
-        rows: of a run that goes on.
+        rows: of a run that goes on, stacked.
         stride: theirs.
         log_losses: of the segments behind them.
     """
@@ -104,13 +113,14 @@ class Record:
     def __init__(
         self,
         limit: int | None,
-        rows: list[Row] | None = None,
+        rows: Row | None = None,
         stride: int = 1,
         log_losses: Sequence[float] = (),
     ):
         self.limit = limit
         self.stride = stride
-        self._rows: list[Row] = [] if rows is None else list(rows)
+        # Stacked rows: those of each segment, or of all that were thinned.
+        self._parts: list[Row] = [] if rows is None else [rows]
         self._last: Row | None = None
         self._log_losses = list(log_losses)
         self._thin()
@@ -122,31 +132,33 @@ class Record:
         """
         count = int(num_rows)
         buffers = jax.tree.map(np.asarray, rows)
-        each = [jax.tree.map(lambda leaf, i=i: leaf[i], buffers) for i in range(count)]
-        self._rows.extend(each[:-1])
-        last = jax.tree.map(np.array, each[-1])
-        self._last = last
+        self._parts.append(picked(buffers, slice(0, count - 1)))
+        self._last = last = picked(buffers, count - 1)
         self._log_losses = self._log_losses or [float(self.first().measures.log_loss)]
         self._log_losses.append(float(last.measures.log_loss))
         self._thin()
         return last
 
     def _thin(self) -> None:
-        while self.limit is not None and len(self._rows) >= self.limit:
+        while self.limit is not None and self._num_held() >= self.limit:
             self.stride *= 2
-            kept = [row for row in self._rows if row.num_accepted % self.stride == 0]
-            self._rows = [jax.tree.map(np.array, row) for row in kept]
+            rows = joined(self._parts)
+            self._parts = [picked(rows, rows.num_accepted % self.stride == 0)]
+
+    def _num_held(self) -> int:
+        """Rows but the last one."""
+        return sum(len(part.clock) for part in self._parts)
 
     def __len__(self) -> int:
-        return len(self._all())
+        return self._num_held() + (self._last is not None)
 
     def first(self) -> Row:
         """The starting point."""
-        return self._all()[0]
+        return picked(self._all(), 0)
 
     def last(self) -> Row:
         """The latest point."""
-        return self._all()[-1]
+        return picked(self._all(), -1) if self._last is None else self._last
 
     def log_losses(self) -> np.ndarray:
         """The log-loss at the start and at the end of every segment."""
@@ -154,21 +166,22 @@ class Record:
 
     def only_first(self) -> None:
         """Forgets everything but the starting point."""
-        self._rows, self._last = [], self.first()
+        self._parts, self._last = [], self.first()
         self._log_losses = self._log_losses[:1]
 
     def drop_nonfinite(self) -> None:
         """Drops points that are not finite, or whose loss is not; the starting point stays."""
-        first, *others = self._all()
-        finite = [
-            row
-            for row in others
-            if np.all(np.isfinite(row.state)) and not np.isposinf(row.measures.log_loss)
-        ]
-        *self._rows, self._last = [first, *finite]
+        rows = self._all()
+        finite = np.all(np.isfinite(rows.state), axis=1) & ~np.isposinf(rows.measures.log_loss)
+        finite[0] = True
+        rows = picked(rows, finite)
+        self._parts, self._last = [picked(rows, slice(0, -1))], picked(rows, -1)
 
-    def _all(self) -> list[Row]:
-        return [*self._rows, *([] if self._last is None else [self._last])]
+    def _all(self) -> Row:
+        """All rows, stacked."""
+        last = [] if self._last is None else [jax.tree.map(lambda leaf: leaf[None], self._last)]
+        self._parts = [joined(self._parts)] if len(self._parts) > 1 else self._parts
+        return joined([*self._parts, *last])
 
     def status(self, num_steps: int, degree: float) -> dict[str, Any]:
         """What a progress line shows of the latest point."""
@@ -183,7 +196,7 @@ class Record:
 
     def columns(self, degree: float) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
         """The columns of a trajectory, and the directions (s, P)."""
-        rows = jax.tree.map(lambda *leaves: np.stack(leaves), *self._all())
+        rows = self._all()
         log_norm, log1p_time = rows.state[:, -2], rows.state[:, -1]
         values = {
             "clock": rows.clock,

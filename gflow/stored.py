@@ -3,6 +3,7 @@
 Another field of a trajectory goes into `parts`, `restored`, and a check of its own.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -174,29 +175,46 @@ def check_fits(problem: Problem, layout: Layout) -> None:
     """
     if not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         return
-    _check_weights(problem.network, layout)
-    leaves = [jax.ShapeDtypeStruct(shape, np.float64) for shape in layout.shapes]
-    params = jax.tree.unflatten(layout.structure, leaves)
+    leaves, structure = jax.tree.flatten(problem)
+    shapes = tuple(jax.ShapeDtypeStruct(np.shape(leaf), np.asarray(leaf).dtype) for leaf in leaves)
+    misfit = _misfit(structure, shapes, layout.structure, tuple(layout.shapes))
+    if misfit:
+        raise ValueError(misfit)
+
+
+# Of a file with many runs nearly all are alike, and tracing takes most of the time of reading one.
+@functools.lru_cache(maxsize=256)
+def _misfit(structure: Any, shapes: tuple, of_params: Any, layout: tuple) -> str:
+    """Why problems of these shapes have no loss at parameters of this layout; empty if they do."""
+    problem: Problem = jax.tree.unflatten(structure, shapes)
+    wrong = _wrong_weights(problem.network, layout)
+    if wrong:
+        return wrong
+    leaves = [jax.ShapeDtypeStruct(shape, np.float64) for shape in layout]
+    params = jax.tree.unflatten(of_params, leaves)
+
+    def evaluated(problem: Problem, params: Any) -> Any:
+        return problem.margins(params), problem.log_loss(params)
+
     try:
-        margins = eqx.filter_eval_shape(problem.margins, params)
-        loss = eqx.filter_eval_shape(problem.log_loss, params)
+        margins, loss = eqx.filter_eval_shape(evaluated, problem, params)
     except Exception as error:
-        raise ValueError(f"there are no margins at the parameters stored: {error}") from error
+        return f"there are no margins at the parameters stored: {error}"
     others = () if problem.dataset.binary else (problem.dataset.num_classes - 1,)
     if margins.shape != (len(problem.dataset), *others) or loss.shape:
-        raise ValueError("there are other margins than the labels need")
+        return "there are other margins than the labels need"
+    return ""
 
 
-def _check_weights(network: AbstractNetwork, layout: Layout) -> None:
+def _wrong_weights(network: AbstractNetwork, layout: tuple) -> str:
     """A network of gflow's own makes its parameters, and so says how they lie."""
     if isinstance(network, Custom) or not type(network).__module__.startswith("gflow."):
-        return
-    own = Layout.of(eqx.filter_eval_shape(network.init, 0))
+        return ""
+    own = Layout.of(eqx.filter_eval_shape(lambda network: network.init(0), network))
     # The containers may differ: a list of matrices does as well as a tuple.
-    if own.shapes != layout.shapes:
-        raise ValueError(
-            f"the network has parameters of shapes {own.shapes}, those stored are {layout.shapes}"
-        )
+    if own.shapes == layout:
+        return ""
+    return f"the network has parameters of shapes {own.shapes}, those stored are {layout}"
 
 
 def _checked_stats(stats: Any) -> dict[str, Any]:

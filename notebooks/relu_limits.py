@@ -17,7 +17,9 @@
 #
 # For ReLU networks the theory promises a KKT point of the margin problem, and no more: not which one, not that it is the
 # best, not that it lies where everything is differentiable. Three small problems show what comes of that: a limit in the
-# plane, a saddle that holds the flow on its way, and a limit at kinks under an attack that jumps.
+# plane, a saddle that holds the flow on its way, and a limit at kinks under an attack that jumps. Data and start of the
+# second and of the third were searched for among random ones, so that a saddle and several kinks are met; a random
+# problem need not show either.
 
 # %%
 import os

@@ -104,7 +104,8 @@ for reference in ("flow", "backward-error flow"):
 #
 # `sharpness_along` gives the largest eigenvalue of the loss' Hessian along a run. Where it exceeds $2/h$, steps of $h$
 # overshoot along its eigenvector, and descent leaves the flow however smooth that is. On labels that are random the
-# network has to fit what is hard to fit: the sharpness of the flow rises for long, and large steps meet the edge.
+# network has to fit what is hard to fit: the sharpness of the flow rises for long, and large steps meet the edge. The
+# scale of the start and the two step sizes were chosen so that one of the two meets it and the other does not.
 
 # %%
 hard = gflow.Problem(

@@ -5,13 +5,16 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 import gflow
 from gflow import losses, networks, perturbations
+from gflow.batch import finding
 from gflow.batch import flow as batch_flow
 
 SQUARED = networks.mlp((3, 6, 1), power=2)
@@ -200,30 +203,38 @@ def test_no_runs_have_no_limits():
     assert gflow.find_limits([], []) == []
 
 
-ON_A_MESH = """
+ON_MESHES = """
     import jax, numpy as np
     import gflow
     from jax.sharding import Mesh
-    from test_batch import PROBLEMS, STARTS, is_strict, vector
+    from test_batch import RADII, SQUARED, STARTS, is_strict, problem_of, vector
 
     assert jax.device_count() == 8
-    mesh = Mesh(np.array(jax.devices()), ("runs",))
-    alone = gflow.find_limits(PROBLEMS, STARTS)
-    spread = gflow.find_limits(PROBLEMS, STARTS, mesh=mesh)
-    strict = 0
-    for one, other in zip(alone, spread, strict=True):
-        assert abs(one.margin / other.margin - 1) < 1e-9
-        assert other.certificate.stationarity <= 1e-8
-        if is_strict(one) and is_strict(other):
-            assert np.linalg.norm(vector(one) - vector(other)) < 1e-10
-            strict += 1
-    assert strict >= 3
+    # The functions of a deep linear network are those of many parameters: families of limits.
+    deep = gflow.networks.deep_linear((3, 4, 1))
+    problems = [problem_of(i, radius=each, num_examples=16) for i, each in enumerate(RADII)]
+    problems += [problem_of(i, deep, num_examples=16) for i in range(2)]
+    starts = [*STARTS, deep.init(0), deep.init(1)]
+    alone = gflow.find_limits(problems, starts)
+    for shape in ((8,), (4, 2), (1, 8)):
+        mesh = Mesh(np.reshape(jax.devices(), shape), ("runs", "examples")[: len(shape)])
+        spread = gflow.find_limits(problems, starts, mesh=mesh)
+        strict = 0
+        for one, other in zip(alone, spread, strict=True):
+            assert one.successful and other.successful and one.verdict == other.verdict
+            assert abs(one.margin / other.margin - 1) < 1e-9
+            assert other.certificate.stationarity <= 1e-8
+            if is_strict(one) and is_strict(other):
+                assert np.linalg.norm(vector(one) - vector(other)) < 1e-10
+                strict += 1
+        assert 3 <= strict < len(problems)
     print("same limits")
 """
 
 
 @pytest.mark.slow
-def test_a_mesh_of_eight_devices_finds_the_same_limits():
+def test_meshes_of_eight_devices_find_the_same_limits():
+    """Runs over eight; over four and the examples over two; and the examples over eight."""
     here = Path(__file__).parent
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     environment = os.environ | {
@@ -232,9 +243,23 @@ def test_a_mesh_of_eight_devices_finds_the_same_limits():
         "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)]),
     }
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(ON_A_MESH)],
+        [sys.executable, "-c", textwrap.dedent(ON_MESHES)],
         env=environment,
         capture_output=True,
         text=True,
     )
     assert done.stdout.strip().endswith("same limits"), done.stderr
+
+
+def test_meshes_that_cannot_be_meant_are_refused():
+    """One device stands for three of the examples, and for axes without a meaning."""
+    three = SimpleNamespace(axis_names=("runs", "examples"), shape={"runs": 1, "examples": 3})
+    three.devices = np.array(jax.devices())
+    with pytest.raises(ValueError, match=r"10 examples of problems\[1\] cannot be spread evenly"):
+        finding._check_mesh(three, [problem_of(0, num_examples=9), PROBLEMS[0]])
+    with pytest.raises(ValueError, match="has 3 axes"):
+        gflow.find_limits(PROBLEMS, STARTS, mesh=Mesh(np.reshape(jax.devices(), (1, 1, 1)), "abc"))
+    others = SimpleNamespace(devices=np.array([SimpleNamespace(process_index=1)]))
+    others.axis_names = ("runs",)
+    with pytest.raises(ValueError, match="holds devices of other processes"):
+        finding._check_mesh(others, PROBLEMS)

@@ -538,6 +538,27 @@ def test_an_interrupt_keeps_what_was_computed(tmp_path, capsys, monkeypatch):
     assert "interrupted from the keyboard" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_an_interrupt_inside_a_run_ends_the_job(tmp_path, capsys, monkeypatch):
+    """Where the flow keeps what it has and returns, the next run does not begin."""
+    (tmp_path / "job.toml").write_text(JOB)
+    follow = working.follow
+    calls = []
+
+    def interrupted_inside(configuration, case, saved, seconds, report):
+        def stop(status):
+            raise KeyboardInterrupt
+
+        calls.append(case)
+        return follow(configuration, case, saved, seconds, stop)
+
+    monkeypatch.setattr(working, "follow", interrupted_inside)
+    options = ["-o", str(tmp_path / "out"), "--jobs", "1", "--no-report"]
+    assert main(["run", str(tmp_path / "job.toml"), *options]) == 130
+    assert len(calls) == 1 and "gflow run --resume" in capsys.readouterr().out
+    (found,) = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
+    assert found["outcome"] == "interrupted"
+
+
 def test_a_failed_run_is_marked_and_tells_no_margin(tmp_path, capsys):
     # 16 steps are too few for any of them.
     arguments = ["run", "--no-report", "-o", str(tmp_path / "out"), "--jobs", "1"]

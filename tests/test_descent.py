@@ -244,8 +244,8 @@ def test_saved_and_loaded(run, tmp_path):
 def test_progress_is_reported_after_every_segment(run):
     reports = []
     gflow.descend(PROBLEM, START, SGD, num_steps=NUM_STEPS, progress=reports.append)
-    # Segments double in length.
-    assert [report["steps"] for report in reports] == [16, 48, 112, 240, NUM_STEPS]
+    # Segments become four times as long.
+    assert [report["steps"] for report in reports] == [16, 80, NUM_STEPS]
     assert reports[-1]["log_loss"] == run.log_loss[-1]
     assert set(reports[-1]) == {"steps", "log_kappa", "log_loss", "margin", "stationarity"}
 

@@ -11,7 +11,7 @@ from rich.console import Console
 import gflow
 from gflow import losses, networks, perturbations
 from gflow.commands.display import print_matrix
-from gflow.report.answer import answer, comparisons
+from gflow.report.answer import answer, comparisons, in_numbers
 from gflow.report.end import End, end_of, load_end
 from gflow.report.evaluation import Ball, evaluate, largest, load_evaluation
 from gflow.report.record import Record, Results
@@ -215,6 +215,27 @@ def test_the_answer_names_the_result(found):
         results, pair
     )
     assert answer(results, []).startswith("3 of 3 runs stand")
+
+
+def test_the_numbers_behind_the_answer(found):
+    settings = {"limit": {"enabled": True}, "until": {"log_loss": -10.0}}
+    results = Results(settings, {}, 3, False, 1.0, "", [])
+    evaluation = with_margins(found[2], (2.0, 1.0, 3.0))
+    assert in_numbers(results, [evaluation]) == {
+        "rows": [
+            {
+                "name": ("net", "s"),
+                "trained": "pgd",
+                "margins": ("2.000", "3.000"),
+                "changes": ["+50.0 %", "+200.0 %"],
+            }
+        ],
+        "places": ["at the limit", "at equal loss e⁻¹⁰"],
+    }
+    # Without limits the margins are those where the flows stopped.
+    (row,) = in_numbers(results, [with_margins(found[2], [np.nan] * 3)])["rows"]
+    assert (row["trained"], row["margins"]) == ("fgm", ("1.000", "3.000"))
+    assert in_numbers(results, [])["rows"] == []
 
 
 def seeds_of(evaluation, values):

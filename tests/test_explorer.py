@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import jax
@@ -155,6 +157,69 @@ def test_the_page_stands_alone(flow, tmp_path):
     # What JavaScript sets is there to be set, and the page shows the end without it.
     assert f'd="{frames[-1]["regions"][0]}"' in text
     assert text.count('class="moved"') == 1 + len(flow.problem.dataset)
+
+
+def shown_in_browser(browser, page, profile, fragment=""):
+    """The page's document as its script left it."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+    run = subprocess.run(
+        [browser, *options, "--virtual-time-budget=2000", "--dump-dom", page.as_uri() + fragment],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def drawn(text, tag, kind, *names):
+    """Attributes of every such element of that class that has them, in the order of the page."""
+    found = []
+    for element in re.findall(rf'<{tag} [^>]*class="{kind}"[^>]*>', text):
+        has = dict(re.findall(r'([\w-]+)="([^"]*)"', element))
+        if set(names) <= set(has):
+            found.append(tuple(has[name] for name in names))
+    return found
+
+
+def numbers(rows):
+    return [[float(value) for value in row] for row in rows]
+
+
+@pytest.mark.slow
+def test_the_script_shows_the_frame_of_the_slider(flow, view, tmp_path):
+    """By the address, and by moving the slider; every drawn part is that of the frame."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    if browser is None:
+        pytest.skip("needs Chromium")
+    page = report.explorer(flow, tmp_path / "plane")
+    written = page.read_text(encoding="utf-8")
+    frames = json.loads(re.search(r'"application/json">(.*?)</script>', written, re.S)[1])
+    moving = (
+        "<script>addEventListener('load', function () {"
+        "var slider = document.querySelector('input'); slider.value = 7;"
+        "slider.dispatchEvent(new Event('input')); });</script></body>"
+    )
+    moved = tmp_path / "moved.html"
+    moved.write_text(written.replace("</body>", moving), encoding="utf-8")
+    middle, last = round(0.5 * (len(frames) - 1)), len(frames) - 1
+    for path, fragment, asked in ((page, "", last), (page, "#t=0.5", middle), (moved, "", 7)):
+        text = shown_in_browser(browser, path, tmp_path / f"profile-{asked}", fragment)
+        frame = frames[asked]
+        for value in ("clock", "loss", "margin", "pushing"):
+            assert f'data-value="{value}">{frame[value]}<' in text
+        assert f'aria-valuetext="{frame["clock"]}, margin {frame["margin"]}"' in text
+        assert drawn(text, "path", "region", "d") == [(d,) for d in frame["regions"]]
+        assert drawn(text, "path", "levels", "d")[0] == (frame["levels"],)
+        assert numbers(drawn(text, "line", "attack", "x2", "y2")) == frame["moved"]
+        assert numbers(drawn(text, "circle", "moved", "cx", "cy")) == frame["moved"]
+        assert numbers(drawn(text, "circle", "push", "cx", "cy", "r")) == [
+            [*example["at"], ring]
+            for example, ring in zip(view["examples"], frame["sizes"], strict=True)
+        ]
+        place = re.search(r'class="now axis"[^>]* transform="translate\(([\d.]+),0\)"', text)[1]
+        assert float(place) == frame["place"]
 
 
 def test_of_classes_the_largest_output_has_the_region():

@@ -76,7 +76,7 @@ FOLDERS = {
     ],
     "flow": [
         {"field", "until"},
-        {"jumps", "krylov", "landing", "outcome", "passage", "same_problem"},
+        {"frame", "jumps", "krylov", "landing", "outcome", "passage", "same_problem"},
         {"chattering", "clocked", "control"},
         {"segment", "solvers"},
         {"options", "starting", "stiffness"},
@@ -90,7 +90,8 @@ FOLDERS = {
     "kkt": [
         {"__init__", "semidefinite", "settings", "strong_attack", "variables"},
         {"switches", "system"},
-        {"kinked_system", "point", "subgradients"},
+        {"kinked_system", "point"},
+        {"subgradients"},
         {"curvature", "margin_next_to", "multipliers", "open_coefficients"},
         {"certificate", "second_order"},
         {"open_curvature"},

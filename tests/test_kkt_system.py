@@ -9,7 +9,7 @@ from gflow import losses, networks, perturbations
 from gflow._layout import Layout
 from gflow.kkt.kinked_system import kinked_residuals, kinked_system
 from gflow.kkt.switches import passes
-from gflow.kkt.system import kkt_system, stationarity_and_margins
+from gflow.kkt.system import kkt_system, margins_and_rows, stationarity_and_margins
 from gflow.kkt.variables import Variables, at_unit_margin
 
 COUNT, STEP = 5, 1e-6
@@ -61,7 +61,10 @@ def test_at_kinks_it_is_the_jacobian_by_the_angles_too():
     layout, theta, multipliers = point_of(problem)
     shape = COUNT, passes(problem).size
     angles = np.random.default_rng(2).uniform(-1.2, 1.2, shape)
-    index, active = np.array([1, 4, 17, 30]), np.array([True, False, True, True, True])
+    # More columns than one call of the program computes.
+    index = np.delete(np.arange(angles.size), [2, 30])
+    active = np.array([True, False, True, True, True])
+    assert len(theta) + COUNT + len(index) > 64
     size, count = len(theta), int(active.sum())
 
     def equations(unknown):
@@ -77,6 +80,30 @@ def test_at_kinks_it_is_the_jacobian_by_the_angles_too():
     matrix = at.bordered(active)
     np.testing.assert_allclose(matrix, differences(equations, unknown), atol=1e-8)
     assert np.abs(matrix[size:, size:]).max() > 1e-3
+
+
+@pytest.mark.parametrize("rivals", ["worst", "runner_up", "each"])
+def test_rows_are_the_gradients_of_single_margins(rivals):
+    generator = np.random.default_rng(0)
+    data = gflow.Dataset(generator.normal(size=(COUNT, 3)), np.resize([0, 1, 2], COUNT))
+    problem = gflow.Problem(
+        networks.mlp((3, 4, 3), smoothing=0.5),
+        data,
+        loss=losses.exponential(),
+        perturbation=perturbations.fgm(0.2),
+        rivals=rivals,
+    )
+    params = problem.network.init(0)
+    layout = Layout.of(params)
+    found = margins_and_rows(problem, layout, np.asarray(layout.flatten(params)))
+    expected = [np.ravel(problem.margins(params))]
+    for mode in ("total", "frozen"):
+        single = problem.margin_gradients(params, np.arange(COUNT), gradient=mode)
+        leaves = [np.asarray(leaf).reshape(2 * COUNT, -1) for leaf in jax.tree.leaves(single)]
+        expected.append(np.concatenate(leaves, axis=1))
+    for part, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(part, other, atol=1e-13)
+    assert np.abs(expected[1] - expected[2]).max() > 1e-3
 
 
 @pytest.mark.parametrize("degree", [1, 2, 3])

@@ -10,7 +10,7 @@ from _oracles import central_difference, mlp_forward, mlp_input_gradient, steepe
 import gflow.losses
 import gflow.networks
 from gflow.datasets import Dataset, soudry
-from gflow.perturbations import AbstractPerturbation, fgm
+from gflow.perturbations import AbstractPerturbation, fgm, fgsm, pgd
 from gflow.problem import Problem
 
 EPS = np.finfo(np.float64).eps
@@ -274,3 +274,41 @@ def test_two_classes_are_a_binary_problem():
     np.testing.assert_allclose(ascent.margins[:, 0], expected.margins, rtol=1e-14)
     np.testing.assert_allclose(ascent.weights[:, 0], expected.weights, rtol=1e-13)
     np.testing.assert_allclose(ascent.log_weight, expected.log_weight, rtol=1e-13)
+
+
+@pytest.mark.parametrize("gradient", ["frozen", "total"])
+@pytest.mark.parametrize(
+    "attack",
+    [fgm(RADIUS), fgsm(RADIUS, smoothing=0.1), pgd(RADIUS, order=2, num_steps=3)],
+    ids=type,
+)
+def test_one_attack_for_all_examples_of_a_linear_network(attack, gradient):
+    """What it gives, its gradients and their derivatives are those of an attack on each example."""
+    network = gflow.networks.deep_linear((3, 4, 1))
+    alike = gflow.networks.custom(network.apply, degree=2, init=network._initial)
+    one, each = (
+        Problem(net, BINARY, loss=LOGISTIC, perturbation=attack, gradient=gradient)
+        for net in (network, alike)
+    )
+    assert one.one_attack and not each.one_attack
+
+    @eqx.filter_jit
+    def told(problem):
+        def slope(params):
+            return problem.ascent(params, jnp.zeros(())).vector
+
+        ascent = problem.ascent(WEIGHTS, jnp.zeros(()))
+        tangent = jax.jvp(slope, (WEIGHTS,), (network.init(1),))
+        rows = problem.margin_gradients(WEIGHTS, jnp.arange(6))
+        slopes = problem.margin_gradients(WEIGHTS, jnp.array([4, 1]), gradient="total")
+        return ascent, tangent, rows, slopes, problem.perturbations(WEIGHTS)
+
+    for ours, expected in zip(*(jax.tree.leaves(told(p)) for p in (one, each)), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=100 * EPS)
+
+
+def test_attacks_that_depend_on_the_example_are_made_on_each():
+    network = gflow.networks.linear(3)
+    boxed = pgd(RADIUS, box=(-5.0, 5.0))
+    for attack in (boxed, pgd(RADIUS, random_start=0)):
+        assert not Problem(network, BINARY, loss=LOGISTIC, perturbation=attack).one_attack

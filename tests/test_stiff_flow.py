@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.integrate import solve_ivp
 
 import gflow
 from gflow import losses, networks, perturbations
@@ -254,3 +255,50 @@ def test_a_target_is_met_as_closely_as_asked_for(linear_solver):
     # A step whose systems are solved to 1e-2 only comes to about 1e-9.
     closely = 1e-11 if linear_solver is None else gflow.trajectory.HELD
     assert landed.stationarity[-1] == pytest.approx(1e-2, rel=closely)
+
+
+def radius_as_large_as_the_margin(times):
+    """The flow of `(a, v) = w` from (0.5, 0.5) on x = (1, 1), (1, -2), at the radius 1.
+
+    (1, 0) is the SVM direction, its margin 1. By SciPy against log(1 + t), with `|w| - a` written
+    as `v^2 / (|w| + a)`, so that nothing cancels. Shape (times, 2).
+    """
+    across = np.array([1.0, -2.0])
+
+    def slope(log_time, w):
+        a, v = w
+        norm = np.hypot(a, v)
+        weights = np.exp(-across * v + v**2 / (norm + a))
+        da = weights.sum() * v**2 / (norm * (norm + a))
+        return np.exp(log_time) * np.array([da, weights @ (across - v / norm)])
+
+    at = np.log1p(times)
+    run = solve_ivp(slope, (0, at[-1]), [0.5, 0.5], "Radau", at, rtol=1e-11, atol=1e-12)
+    return run.y.T
+
+
+def test_steps_do_not_shrink_with_the_norm_at_a_radius_equal_to_the_margin():
+    """There `|w|` grows like t^(1/3), and the margins of order `1/|w|` cancel to `1/|w|^2`."""
+    network = networks.linear(2)
+    attacked = gflow.Problem(
+        network,
+        gflow.Dataset([[1.0, 1.0], [-1.0, 2.0]], [1, -1]),
+        loss=losses.exponential(),
+        perturbation=perturbations.fgm(1.0),
+    )
+    start = jax.tree.map(lambda leaf: 0.5 * jnp.ones_like(leaf), network.init(0))
+    # The rate of growth is known to the rounding of the margins over it, `1e-16 |w|^2 / v^2`.
+    times, rounding = np.array([1e6, 1e9, 1e12, 1e15]), np.array([1e-8, 1e-8, 1e-6, 1e-4])
+    right = radius_as_large_as_the_margin(times)
+    flow, counts = start, []
+    for time, w, error in zip(times, right, rounding, strict=True):
+        until = gflow.Until(time=time)
+        flow = gflow.integrate(attacked, flow, until=until, solver=gflow.Rosenbrock())
+        norm = np.linalg.norm(w)
+        assert np.exp(flow.log_norm[-1]) == pytest.approx(norm, rel=error)
+        # The part across the SVM direction is of the order of 1/|w|.
+        atol = max(error, 1e-7) / norm
+        np.testing.assert_allclose(flow.vectors[-1], w / norm, rtol=0, atol=atol)
+        counts.append(flow.stats["num_steps"])
+    # As many for every factor of t, where they were 217, 345, 555 and 955.
+    assert counts[-1] < 700 and np.all(np.diff(counts) < 140)

@@ -12,6 +12,7 @@ import pytest
 
 from gflow import datasets, studies
 from gflow.__main__ import main
+from gflow.report.prose import prose
 from gflow.studies import Finding, Measurement, Study, Verdict, ledger, registry, style
 from gflow.studies.markdown import markdown
 
@@ -150,7 +151,7 @@ def test_the_page_says_how_numbers_were_compared(compared, words):
 
 
 def test_code_in_sentences_is_marked_and_the_rest_is_escaped():
-    text = ledger.prose("norms <z> by `max_margin`, `a < b`.")
+    text = prose("norms <z> by `max_margin`, `a < b`.")
     assert text == "norms &lt;z&gt; by <code>max_margin</code>, <code>a &lt; b</code>."
 
 

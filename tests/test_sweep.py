@@ -19,7 +19,7 @@ from gflow import losses, networks
 from gflow._files import locked
 from gflow.kkt.point import KKTPoint
 from gflow.limit import stored as stored_limits
-from gflow.sweeps import running
+from gflow.sweeps import running, searching
 from gflow.sweeps.table import COLUMNS, rows_of
 
 
@@ -156,18 +156,21 @@ def test_a_bad_run_spoils_no_other(found):
     assert "2 of 6" in repr(swept) and "3 refused" in repr(swept)
 
 
-def test_an_exception_of_the_search_is_that_of_its_run(monkeypatch, found):
-    search = running.find_limits
+def test_an_exception_of_the_search_is_that_of_its_run(monkeypatch, found, tmp_path):
+    search = searching.find_limits
 
     def brittle(problems, starts, **options):
         if any(float(problem.perturbation.radius) == 0.1 for problem in problems):
             raise FloatingPointError("as if in a batch")
         return search(problems, starts, **options)
 
-    monkeypatch.setattr(running, "find_limits", brittle)
+    monkeypatch.setattr(searching, "find_limits", brittle)
     swept = gflow.sweep(make, SETTINGS)
     assert [run.arrived for run in swept] == [True, True, False, False, True, True]
     assert swept[2].message == "FloatingPointError: as if in a batch"
+    assert "in brittle" in swept[2].traceback and not swept[0].traceback
+    read = gflow.Sweep.load(swept.save(tmp_path))
+    assert [run.traceback for run in read] == [run.traceback for run in swept]
     assert swept[4].limit.margin == found[4].limit.margin
 
 
@@ -315,7 +318,9 @@ def test_a_problem_that_no_file_can_hold_is_made_again(found, tmp_path, monkeypa
     problem = gflow.Problem(network, DATA, loss=losses.exponential())
     # The search of another network is not what is tried here.
     limit = replace(found[0].limit, problem=problem)
-    monkeypatch.setattr(running, "find_limits", lambda problems, *_, **__: [limit] * len(problems))
+    monkeypatch.setattr(
+        searching, "find_limits", lambda problems, *_, **__: [limit] * len(problems)
+    )
 
     def own(seed):
         return problem, NETWORK.init(seed)

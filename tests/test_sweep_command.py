@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +66,12 @@ def test_lists_stand_for_as_many_runs():
     assert {row["network.smoothing"] for row in wide} == {0.1, 0.2}
     assert all("radius" not in row for row in found if row["perturbation"] == "clean")
     assert {row["data.seed"] for row in found} == {0, 7}
+
+
+def test_the_sweep_on_the_page_is_one():
+    page = Path(__file__).parent.parent / "docs" / "sweeps.md"
+    (job,) = re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    assert len(settings(job)) == 4 * 2 * 2
 
 
 def test_each_run_has_the_configuration_of_its_settings():

@@ -40,7 +40,7 @@ def tutorials() -> str:
 
 
 def study_list() -> str:
-    """Every study: claim, setting, source and what holds instead."""
+    """Every study: claim, what holds instead, setting, full form and source."""
     lines = []
     for name in studies.NAMES:
         study = studies.find(name)
@@ -48,7 +48,10 @@ def study_list() -> str:
         lines += [plain(study.claim), ""]
         if study.correction:
             lines += [f"*What holds instead.* {plain(study.correction)}", ""]
-        lines += [f"*Setting.* {plain(study.setting)}", "", f"*Source.* {plain(study.source)}", ""]
+        lines += [f"*Setting.* {plain(study.setting)}", ""]
+        if study.full:
+            lines += [f"*Full form* (`gflow study {name} --full`). {plain(study.full)}", ""]
+        lines += [f"*Source.* {plain(study.source)}", ""]
     return "\n".join(lines)
 
 

@@ -2,15 +2,17 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 
 from gflow._layout import Layout
 from gflow._programs import compiled_for_many_steps
 from gflow._typing import Params
-from gflow.batch.stacked import Runs, row_of, stacked, taken_rows
+from gflow.batch.stacked import Runs, row_of, spread_over, stacked, taken_rows
 from gflow.kkt.certificate import Certificate, certificate_of, certify, examine
 from gflow.kkt.strong_attack import PROJECTED_ORDERS, smallest_margins, strongly_attacked
 from gflow.kkt.subgradients import MOST_MARGINS, probes_about
@@ -27,8 +29,7 @@ def certificates(runs: Runs, problems: list[Problem], params: list[Params]) -> l
     """
     if _num_margins(problems[0]) > MOST_MARGINS:
         return [certify(*each) for each in zip(problems, params, strict=True)]
-    attacked = [_attacked(problem) for problem in problems]
-    strong = None if attacked[0] is None else stacked([each for each in attacked if each])
+    strong = _attacked(runs, problems)
     points = [runs.layout.flatten_on_host(each) for each in params]
     units = [point / np.linalg.norm(point) for point in points]
     probes = [np.stack([unit, *probes_about(unit)]) for unit in units]
@@ -36,8 +37,11 @@ def certificates(runs: Runs, problems: list[Problem], params: list[Params]) -> l
     for meant, padded in runs.pieces(np.arange(len(problems))):
         tables = [np.stack([table[row] for row in padded]) for table in (points, probes)]
         of_strong = None if strong is None else taken_rows(strong, padded)
-        given = runs.problems(padded), runs.layout, *map(runs.placed, (*tables, of_strong))
-        values = jax.tree.map(np.asarray, _examined(*given))
+        there, beside, attacked = map(runs.placed, (*tables, of_strong))
+        values = _examined(
+            runs.problems(padded), there, beside, attacked, runs.layout, mesh=runs.mesh
+        )
+        values = jax.tree.map(np.asarray, values)
         for i, row in enumerate(meant):
             found.append(_certificate(problems[row], row_of(values, i), probes[row]))
     return found
@@ -48,13 +52,31 @@ def _num_margins(problem: Problem) -> int:
     return len(data.x) * max(data.num_outputs - 1, 1)
 
 
-def _attacked(problem: Problem) -> tuple[Problem, np.ndarray] | None:
-    """The problem under a stronger attack, and its starts; None where there is none."""
-    perturbation = problem.perturbation
-    if perturbation.order not in PROJECTED_ORDERS:
+def _attacked(runs: Runs, problems: list[Problem]) -> tuple[Problem, np.ndarray] | None:
+    """All problems under a stronger attack, and its starts, stacked; None where there is none.
+
+    An attack is made once for each radius and box, the rest of the problem is that of the runs.
+    """
+    order = problems[0].perturbation.order
+    if order not in PROJECTED_ORDERS:
         return None
-    box = getattr(perturbation, "box", None)
-    return strongly_attacked(problem, perturbation.order, perturbation.radius, box)
+    made: dict[tuple[bytes, ...], tuple[Problem, np.ndarray]] = {}
+    every = []
+    for problem in problems:
+        radius, box = problem.perturbation.radius, getattr(problem.perturbation, "box", None)
+        key = tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((radius, box)))
+        if key not in made:
+            made[key] = strongly_attacked(problem, order, radius, box)
+        every.append(made[key])
+    attacks = stacked([problem.perturbation for problem, _ in every])
+    firsts = np.stack([np.asarray(problem.starts) for problem, _ in every])
+    attacked = eqx.tree_at(
+        lambda problem: (problem.perturbation, problem.starts),
+        runs.problem,
+        (attacks, firsts),
+        is_leaf=lambda leaf: leaf is None,
+    )
+    return attacked, np.stack([starts for _, starts in every])
 
 
 def _certificate(problem: Problem, values: Any, probes: np.ndarray) -> Certificate:
@@ -78,7 +100,15 @@ def _certificate(problem: Problem, values: Any, probes: np.ndarray) -> Certifica
 
 
 @compiled_for_many_steps
-def _examined(problems: Problem, layout: Layout, points: Any, probes: Any, strong: Any) -> Any:
+def _examined(
+    problems: Problem,
+    points: Any,
+    probes: Any,
+    strong: Any,
+    layout: Layout,
+    *,
+    mesh: Mesh | None,
+) -> Any:
     """One after another: what `examine` finds, margins under a weak and a strong attack, and the
     slopes and gradients at the direction and at the probes about it.
     """
@@ -94,4 +124,8 @@ def _examined(problems: Problem, layout: Layout, points: Any, probes: Any, stron
         rows = lax.map(lambda probe: slopes_and_gradients(problem, layout, probe), probes)
         return found, found.weak, strongest, *rows
 
-    return lax.map(one, (problems, jnp.asarray(points), jnp.asarray(probes), strong))
+    def each(*given: Any) -> Any:
+        return lax.map(one, given)
+
+    tables = jnp.asarray(points), jnp.asarray(probes)
+    return spread_over(mesh, each, 4)(problems, *tables, jax.tree.map(jnp.asarray, strong))

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -81,8 +82,11 @@ def find_limits(
             `seconds_spent`; looked at between segments.
         chunk: runs in one call of a program; None for 16 on CPU, where more are no faster a run,
             and 256 on other devices, or fewer where their matrices would take more than 1 GB.
-        mesh: a mesh of devices over whose first axis the runs are spread; `chunk` is then rounded
-            up to a multiple of its length. None for one device.
+        mesh: a mesh of devices of this process over whose first axis the runs are spread; `chunk`
+            is then rounded up to a multiple of its length. Over a second axis, if there is one, the
+            examples of each run are spread, and sums over them become collectives: for data that
+            one device has no room for, since the linear systems of the steps, no larger than the
+            number of examples, are solved by every device. None for one device.
         progress: True for a progress line; or a function of a dict with the steps made, and the
             runs that have arrived and that are under way.
         throw: raise `LimitFailed` for the first run that does not end in a point that nothing
@@ -92,7 +96,8 @@ def find_limits(
     `Limit.trajectory` has the start and the end of the true flow only, without physical time.
 
     Raises:
-        TypeError, ValueError: the numbers of problems and starts differ; see `find_limit`.
+        TypeError, ValueError: the numbers of problems and starts differ; examples cannot be spread
+            evenly; see `find_limit`.
         LimitFailed: with `throw=True`.
     """
     check_options(
@@ -146,7 +151,30 @@ def _check(problems: list[Any], starts: list[Any], chunk: Any, mesh: Any, progre
         raise ValueError(f"`find_limits(chunk={chunk!r})` must be None or a positive integer.")
     if mesh is not None and not isinstance(mesh, Mesh):
         raise TypeError(f"`find_limits(mesh={mesh!r})` must be None or a `jax.sharding.Mesh`.")
+    if mesh is not None:
+        _check_mesh(mesh, problems)
     check_progress(progress, "find_limits")
+
+
+def _check_mesh(mesh: Mesh, problems: list[Problem]) -> None:
+    """Refuses axes without a meaning, devices of other processes, and examples left over."""
+    if not 1 <= len(mesh.axis_names) <= 2:
+        raise ValueError(
+            f"`find_limits(mesh=...)` has {len(mesh.axis_names)} axes; give one, for the runs, or "
+            "two, the second one for the examples."
+        )
+    if any(each.process_index != jax.process_index() for each in mesh.devices.flat):
+        raise ValueError(
+            "`find_limits(mesh=...)` holds devices of other processes: give one of "
+            "`jax.local_devices()`. `gflow.sweep(distributed=True)` spreads runs over processes."
+        )
+    shared = mesh.shape[mesh.axis_names[1]] if len(mesh.axis_names) == 2 else 1
+    for index, problem in enumerate(problems):
+        if len(problem.dataset) % shared:
+            raise ValueError(
+                f"`find_limits(mesh=...)`: the {len(problem.dataset)} examples of "
+                f"problems[{index}] cannot be spread evenly over {shared} devices."
+            )
 
 
 class _Run(NamedTuple):
@@ -174,11 +202,13 @@ def _searches(
         "progress": False,
     }
     layouts: dict[Hashable, Layout] = {}
+    kinks: dict[Hashable, bool] = {}
     runs = []
     for problem, params in zip(problems, starts, strict=True):
         structure = structure_of(problem, params)
         if structure not in layouts:
             layouts[structure], start = started(problem, params)
+            kinks[structure] = has_kinks(problem)
         else:
             check_values(params)
             vector, log_norm = polar(layouts[structure].flatten_on_host(params).astype(float))
@@ -186,7 +216,7 @@ def _searches(
         search = Search(
             problem=problem,
             layout=layouts[structure],
-            has_kinks=has_kinks(problem),
+            has_kinks=kinks[structure],
             flow_options=flow_options,
             cap_log_kappa=-math.inf,
             **options,

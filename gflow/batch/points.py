@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 from scipy.linalg import get_lapack_funcs, lstsq
 
 from gflow._layout import Layout
 from gflow._programs import compiled_for_few_calls, compiled_for_many_steps
 from gflow.batch.lanes import Lane
-from gflow.batch.stacked import Runs, row_of, taken_rows
+from gflow.batch.stacked import Runs, row_of, spread_over, taken_rows
 from gflow.kkt.point import KKTPoint, active_residual
 from gflow.kkt.system import (
     KKTSystem,
@@ -62,7 +63,7 @@ def points(
     runs: Runs, lanes: Lane, rows: np.ndarray, tolerance: float, settings: RefineSettings
 ) -> dict[int, KKTPoint]:
     """The KKT points near the ends of these runs, of those of them where one was found."""
-    ends = _collected(runs, rows, lambda given, part: _begun(given[0], given[1], part), lanes)
+    ends = _collected(runs, rows, _begun_of, lanes)
     starts = {}
     for row, (theta, multipliers, weights) in ends.items():
         active = weights > settings.newton.flow_support * weights.max()
@@ -212,12 +213,18 @@ def _equations(runs: Runs, now: dict[int, _Iterate]) -> dict[int, Any]:
     return _collected(runs, np.array(list(now), int), _equations_of, tables)
 
 
-def _kkt_systems_of(given: Any, tables: Any) -> Any:
-    return _kkt_systems(*given, *tables)
+def _begun_of(runs: Runs, problems: Problem, lanes: Lane) -> Any:
+    return _begun(problems, lanes, runs.layout, mesh=runs.mesh)
 
 
-def _equations_of(given: Any, tables: Any) -> Any:
-    return _values(*given, *tables)
+def _kkt_systems_of(runs: Runs, problems: Problem, tables: Any) -> Any:
+    thetas, multipliers = tables
+    return _kkt_systems(problems, thetas, multipliers, runs.layout, mesh=runs.mesh)
+
+
+def _equations_of(runs: Runs, problems: Problem, tables: Any) -> Any:
+    thetas, multipliers = tables
+    return _values(problems, thetas, multipliers, runs.layout, mesh=runs.mesh)
 
 
 def _collected(runs: Runs, rows: np.ndarray, program: Any, tables: Any) -> dict[int, Any]:
@@ -228,14 +235,14 @@ def _collected(runs: Runs, rows: np.ndarray, program: Any, tables: Any) -> dict[
             parts = [np.stack(part) for part in zip(*(tables[row] for row in padded), strict=True)]
         else:
             parts = taken_rows(tables, padded)
-        given = runs.problems(padded), runs.layout
-        values = jax.tree.map(np.asarray, program(given, runs.placed(parts)))
+        found_here = program(runs, runs.problems(padded), runs.placed(parts))
+        values = jax.tree.map(np.asarray, found_here)
         found |= {int(row): row_of(values, i) for i, row in enumerate(meant)}
     return found
 
 
 @compiled_for_few_calls
-def _begun(problems: Problem, layout: Layout, lanes: Lane) -> Any:
+def _begun(problems: Problem, lanes: Lane, layout: Layout, *, mesh: Mesh | None) -> Any:
     """theta at unit margin, multipliers and weights, of the ends of the flows."""
 
     def one(problem: Problem, lane: Lane) -> Any:
@@ -246,19 +253,25 @@ def _begun(problems: Problem, layout: Layout, lanes: Lane) -> Any:
         size = (theta @ theta) / (problem.degree * (weights @ margins) / jnp.min(margins))
         return theta, size * weights, weights
 
-    return jax.vmap(one)(problems, lanes)
+    lanes = jax.tree.map(jnp.asarray, lanes)
+    return spread_over(mesh, jax.vmap(one), 2)(problems, lanes)
 
 
 @compiled_for_many_steps
-def _values(problems: Problem, layout: Layout, thetas: Any, multipliers: Any) -> Any:
+def _values(
+    problems: Problem, thetas: Any, multipliers: Any, layout: Layout, *, mesh: Mesh | None
+) -> Any:
     def one(problem: Problem, theta: Any, multipliers: Any) -> Any:
         return stationarity_and_margins(problem, layout, theta, multipliers)
 
-    return jax.vmap(one)(problems, jnp.asarray(thetas), jnp.asarray(multipliers))
+    tables = jnp.asarray(thetas), jnp.asarray(multipliers)
+    return spread_over(mesh, jax.vmap(one), 3)(problems, *tables)
 
 
 @compiled_for_many_steps
-def _kkt_systems(problems: Problem, layout: Layout, thetas: Any, multipliers: Any) -> Any:
+def _kkt_systems(
+    problems: Problem, thetas: Any, multipliers: Any, layout: Layout, *, mesh: Mesh | None
+) -> Any:
     """One after another: second derivatives side by side cost more a run."""
 
     def one(given: Any) -> Any:
@@ -271,4 +284,8 @@ def _kkt_systems(problems: Problem, layout: Layout, thetas: Any, multipliers: An
         hessian = lax.map(product, jnp.eye(theta.size), batch_size=min(theta.size, 128)).T
         return value, hessian, *margins_and_rows(problem, layout, theta)
 
-    return lax.map(one, (problems, jnp.asarray(thetas), jnp.asarray(multipliers)))
+    def each(*given: Any) -> Any:
+        return lax.map(one, given)
+
+    tables = jnp.asarray(thetas), jnp.asarray(multipliers)
+    return spread_over(mesh, each, 3)(problems, *tables)

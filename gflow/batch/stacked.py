@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -22,7 +23,8 @@ class Runs(NamedTuple):
         problem: of all runs, its arrays stacked.
         layout: of the parameters of one.
         width: runs in one call of a program.
-        mesh: over whose first axis they are spread; None for one device.
+        mesh: over whose first axis they are spread, and over a second one the examples of each;
+            None for one device.
     """
 
     problem: Problem
@@ -43,7 +45,13 @@ class Runs(NamedTuple):
 
     def problems(self, rows: np.ndarray) -> Problem:
         """The stacked problem of some runs, on the devices."""
-        return self.placed(taken_rows(self.problem, rows))
+        problem = self.placed(taken_rows(self.problem, rows))
+        if self.mesh is None or len(self.mesh.axis_names) == 1:
+            return problem
+        # The compiler makes collectives of sums over the examples.
+        spread = NamedSharding(self.mesh, PartitionSpec(*self.mesh.axis_names))
+        placed = [jax.device_put(each, spread) for each in _by_example(problem)]
+        return eqx.tree_at(_by_example, problem, placed)
 
     def placed(self, tree: Any) -> Any:
         """Stacked arrays, spread over the mesh where there is one."""
@@ -51,6 +59,12 @@ class Runs(NamedTuple):
             return tree
         spread = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0]))
         return jax.tree.map(lambda leaf: jax.device_put(leaf, spread), tree)
+
+
+def _by_example(problem: Problem) -> list[Any]:
+    """The arrays of a problem with a row for each example."""
+    found: list[Any] = [problem.dataset.x, problem.dataset.y]
+    return found if problem.starts is None else [*found, problem.starts]
 
 
 def structure_of(problem: Problem, params: Any) -> Hashable:
@@ -79,16 +93,19 @@ def row_of(tree: Any, row: int) -> Any:
 def spread_over(
     mesh: Mesh | None, function: Callable[..., Any], num_stacked: int
 ) -> Callable[..., Any]:
-    """A function of arguments, of which the first so many are stacked, as each device calls it for
-    its own rows; the results are stacked too.
+    """A function of arguments, of which the first so many are stacked, as each device, or each row
+    of devices that share the examples, calls it for its own rows; the results are stacked too.
     """
     if mesh is None:
         return function
 
     def called(*arguments: Any) -> Any:
-        rows, all_ = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
+        name = mesh.axis_names[0]
+        rows, all_ = PartitionSpec(name), PartitionSpec()
         specs = tuple(rows if i < num_stacked else all_ for i in range(len(arguments)))
-        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=rows)(*arguments)
+        spread = {"in_specs": specs, "out_specs": rows, "axis_names": {name}}
+        # Not checked, since constants of the function are the same for all rows, and pass for that.
+        return jax.shard_map(function, mesh=mesh, check_vma=False, **spread)(*arguments)
 
     return called
 

@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from gflow._layout import Layout
 from gflow._programs import compiled_for_few_calls
 from gflow.batch.lanes import ACTIVE, ARRIVED, FAR, SPENT, Goals, Lane
-from gflow.batch.stacked import Runs, row_of, taken_rows
+from gflow.batch.stacked import Runs, row_of, spread_over, taken_rows
 from gflow.flow.outcome import unseparated_result
 from gflow.flow.reading import read_between
 from gflow.flow.until import Until
@@ -45,8 +46,8 @@ def states(
     """
     measured: list[Any] = []
     for meant, padded in runs.pieces(np.arange(len(paths))):
-        tables = taken_rows((paths, lanes), padded)
-        values = _measured(runs.problems(padded), runs.layout, *map(runs.placed, tables))
+        there, those = (runs.placed(taken_rows(table, padded)) for table in (paths, lanes))
+        values = _measured(runs.problems(padded), there, those, runs.layout, mesh=runs.mesh)
         values = jax.tree.map(np.asarray, values)
         measured += [row_of(values, i) for i in range(len(meant))]
     return [
@@ -56,7 +57,9 @@ def states(
 
 
 @compiled_for_few_calls
-def _measured(problems: Problem, layout: Layout, paths: Any, lanes: Lane) -> Any:
+def _measured(
+    problems: Problem, paths: Any, lanes: Lane, layout: Layout, *, mesh: Mesh | None
+) -> Any:
     """The measures of the start, of the end of the true flow, and of the end."""
 
     def one(problem: Problem, start: Any, lane: Lane) -> Any:
@@ -70,7 +73,8 @@ def _measured(problems: Problem, layout: Layout, paths: Any, lanes: Lane) -> Any
 
         return jax.lax.map(measures, jnp.stack([start, of_true_flow, lane.path]))
 
-    return jax.vmap(one)(problems, jnp.asarray(paths), jax.tree.map(jnp.asarray, lanes))
+    paths, lanes = jax.tree.map(jnp.asarray, (paths, lanes))
+    return spread_over(mesh, jax.vmap(one), 3)(problems, paths, lanes)
 
 
 def _state(

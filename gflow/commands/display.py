@@ -52,7 +52,7 @@ class Display:
         label = self._labels[number]
         self._tasks[number] = self.bars.add_task(label, total=1.0, state=state)
         if not self.console.is_terminal:
-            self.say(f"{label:<36}{state}", style="dim")
+            self.say(f"{label:<35} {state}", style="dim")
 
     def update(self, number: int, status: Mapping[str, Any]) -> None:
         """Moves the bar of a task towards the targets of its flow, and further towards a limit."""
@@ -80,7 +80,7 @@ class Display:
     def finish(self, number: int, run: Record, *, loaded: bool = False) -> None:
         """Writes the line of a finished run."""
         self.end(number)
-        line = Text(f"{self._labels[number]:<36}").append_text(_outcome(run))
+        line = Text(f"{self._labels[number]:<35} ").append_text(_outcome(run))
         tail = "finished before" if loaded else f"{run.seconds:.1f} s"
         line.append(f", {run.figures['steps']:.0f} steps, {tail}", style="dim")
         self.console.print(line, soft_wrap=True)

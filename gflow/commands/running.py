@@ -215,6 +215,9 @@ class _Schedule:
             done, _ = wait(self.pending, return_when=FIRST_COMPLETED)
             for task in done:
                 self._keep(self.pending.pop(task), task)
+            if self.job.interrupted:
+                # Within a run of this process Ctrl-C is the run's outcome, and not raised.
+                raise KeyboardInterrupt
 
     def drain(self) -> None:
         """Keeps what the tasks in progress come to once they are told to stop."""

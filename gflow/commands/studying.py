@@ -23,6 +23,8 @@ def list_studies(console: Console) -> int:
         console.print(Text.assemble((name, "bold"), "  ", study.title), soft_wrap=True)
         console.print(Text(f"    {study.claim}", style="dim"), soft_wrap=True)
         console.print(Text(f"    {study.source}", style="dim"), soft_wrap=True)
+        if study.full:
+            console.print(Text(f"    Full form: {study.full}", style="dim"), soft_wrap=True)
     return 0
 
 
@@ -48,6 +50,8 @@ def run_studies(
 
     set_up_jax(Programs())
     verdicts, path = [], folder
+    form = "small" if small else "full"
+    console.print(f"{len(names)} of the studies, {form} form; each is told as it ends.")
     with claimed(folder, overwrite=True):
         for name in names:
             with console.status(f"{name}: compiling and measuring"):

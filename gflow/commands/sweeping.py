@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -48,6 +49,7 @@ class Options:
         chunk: runs that are searched, and kept, at once; None for the usual number.
         overwrite: whether the folder may hold results already.
         resumed: whether to go on with the sweep whose folder it is.
+        distributed: whether this is one of several processes that share the runs.
     """
 
     programs: Programs = field(default_factory=Programs)
@@ -55,6 +57,7 @@ class Options:
     chunk: int | None = None
     overwrite: bool = False
     resumed: bool = False
+    distributed: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,12 @@ def run_sweep(asked: Asked, folder: Path, console: Console, options: Options) ->
         UserError: the data cannot be read, or the folder is another's; nothing was searched.
         WriteFailed: the folder cannot be written to any more.
     """
+    if options.distributed:
+        return _share(asked, folder, console, options)
+    return _run(asked, folder, console, options)
+
+
+def _run(asked: Asked, folder: Path, console: Console, options: Options) -> int:
     with claimed(folder, overwrite=options.overwrite or options.resumed):
         begun = time.perf_counter()
         _say(console, _announcement(asked, folder))
@@ -135,6 +144,29 @@ def run_sweep(asked: Asked, folder: Path, console: Console, options: Options) ->
         _prepare(asked, folder, options)
         found = _searched(asked, make, folder, console, options)
         return _conclude(asked, found, folder, console, options, time.perf_counter() - begun)
+
+
+def _share(asked: Asked, folder: Path, console: Console, options: Options) -> int:
+    """The sweep by several processes: the first one prints and writes what one alone would; the
+    others say what is missing, if anything is.
+    """
+    set_up_jax(options.programs)
+    from gflow.sweeps.processes import Companions, group
+
+    try:
+        own = group()
+    except RuntimeError as error:
+        raise UserError(str(error)) from error
+    if own.index > 0:
+        found = _searched(asked, maker(asked.runs), folder, Console(quiet=True), options)
+        _say_unfinished(found, folder, console)
+        return _code(found)
+    try:
+        return _run(asked, folder, console, options)
+    except UserError as error:  # for which the others would wait
+        with suppress(OSError):
+            Companions(own, folder / RUNS).end(f"ended: {error}")
+        raise
 
 
 def _announcement(asked: Asked, folder: Path) -> str:
@@ -209,10 +241,20 @@ def _searched(asked: Asked, make: Any, folder: Path, console: Console, options: 
                 chunk=options.chunk,
                 progress=display.update,
                 max_seconds=configuration.max_seconds,
+                distributed=options.distributed,
+                mesh=_mesh(),
                 **search,
             )
         except (ValueError, RuntimeError) as error:
             raise UserError(str(error)) from error
+
+
+def _mesh() -> Any:
+    """The devices of this process, where it has several."""
+    import jax
+
+    devices = jax.local_devices()
+    return jax.sharding.Mesh(devices, ("runs",)) if len(devices) > 1 else None
 
 
 class _Display:
@@ -248,7 +290,7 @@ class _Display:
         state = (
             f", {status['arrived']} arrived, {status['failed']} failed, {status['rate']:.3g} runs/s"
         )
-        self.bars.update(self._task, completed=status["done"], state=state)
+        self.bars.update(self._task, completed=status["done"], total=status["runs"], state=state)
         late = time.perf_counter() - self._told > _SECONDS or status["done"] == status["runs"]
         if not self.console.is_terminal and late:
             self._told = time.perf_counter()
@@ -268,15 +310,13 @@ def _conclude(
     seconds: float,
 ) -> int:
     from gflow.report.sweep_record import SweepRecord, write_record
-    from gflow.sweeps.result import UNFINISHED
 
-    interrupted = any(run.outcome == "interrupted" for run in found)
     record = SweepRecord(
         settings=asked.document,
         names=list(found.names),
         rows=found.table(),
         data=describe_source(asked.runs[0].configuration.data),
-        interrupted=interrupted,
+        interrupted=_interrupted(found),
         seconds=seconds,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
     )
@@ -295,15 +335,32 @@ def _conclude(
     for outcome, message in _failures(found).items():
         _say(console, f"{outcome}: {message}")
     _say(console, f"In {seconds:.0f} s. Written: {', '.join(map(str, paths))}")
+    _say_unfinished(found, folder, console)
+    return _code(found)
+
+
+def _say_unfinished(found: Any, folder: Path, console: Console) -> None:
+    """A sentence on the runs that are not finished, where there are any."""
+    from gflow.sweeps.result import NOT_BEGUN, NOT_BEGUN_MESSAGE, UNFINISHED
+
     unfinished = sum(run.outcome in UNFINISHED for run in found)
+    left = dict.fromkeys(run.message for run in found if run.outcome == NOT_BEGUN)
+    left.pop(NOT_BEGUN_MESSAGE, None)
+    why = " ".join(left) or ("Interrupted." if _interrupted(found) else "The seconds are spent.")
     if unfinished:
-        why = "Interrupted" if interrupted else "The seconds are spent"
         _say(
             console,
-            f"{why}: {unfinished} run(s) are not finished; go on with `gflow sweep --resume "
+            f"{unfinished} run(s) are not finished. {why} Go on with `gflow sweep --resume "
             f"{folder}`.",
         )
-    if interrupted:
+
+
+def _interrupted(found: Any) -> bool:
+    return any(run.outcome == "interrupted" for run in found)
+
+
+def _code(found: Any) -> int:
+    if _interrupted(found):
         return INTERRUPTED
     return ALL_REACHED if len(found.arrived) == len(found) else NOT_ALL_REACHED
 

@@ -21,8 +21,9 @@ from gflow.measures import PointMeasures, measure_point
 from gflow.problem import Problem
 from gflow.record import COLUMNS
 
-# A buffer of saved points holds so many bytes at most, and so many points.
-_BYTES, _POINTS = 2**26, 1024
+# A buffer of saved points holds so many bytes at most, and so many points: each segment fills a new
+# one, and what caches hold is filled fastest.
+_BYTES, _POINTS = 2**21, 1024
 
 
 def capacity(num_params: int) -> int:

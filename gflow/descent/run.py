@@ -26,13 +26,15 @@ from gflow.descent.stepping import advance, begin
 from gflow.problem import Problem
 from gflow.progress import check_progress, reporter
 from gflow.record import steps_within_work
-from gflow.results import RESULTS, STOPPED
+from gflow.results import RESULTS, STOPPED, name_of
 from gflow.saving import Saving, saving_to
 from gflow.trajectory import RunFailed, Trajectory
 from gflow.validation import check_start
 
 # Batches that are drawn at a time, in examples: a table of 4 MB.
 _DRAWN = 2**20
+# Each segment is so many times as long as the one before.
+_GROWTH = 4
 
 
 @named(optimizer="Any optax transformation, such as `optax.sgd(0.1)`.")
@@ -181,7 +183,7 @@ def _kept(
 
 
 class _Run:
-    """A run on the host: segments of steps, each twice as long as the one before.
+    """A run on the host: segments of steps, each `_GROWTH` times as long as the one before.
 
     Attributes:
         place: where the last segment ended.
@@ -240,14 +242,14 @@ class _Run:
         point, saved, count = jax.block_until_ready(after)
         history.extend(saved, int(count))
         seconds = self._before + time.perf_counter() - self._begun
-        self.place = Place(point, history.memory(), 2 * length, first, generator, seconds)
+        self.place = Place(point, history.memory(), _GROWTH * length, first, generator, seconds)
         return int(point.num_steps)
 
     def trajectory(self, result: RESULTS) -> Trajectory:
         """What the run leaves."""
         problem, _, layout, settings = self._call
         columns, vectors = measured(problem, layout, self._history.all())
-        if bool(result == RESULTS.diverged):
+        if name_of(result) == "diverged":
             columns, vectors = finite_part(columns, vectors)
         made = int(columns["num_steps_at"][-1])
         return Trajectory(
@@ -262,7 +264,7 @@ class _Run:
                 "num_steps": made,
                 "num_accepted_steps": made,
                 "num_rejected_steps": 0,
-                "stopped_by": "num_steps" if bool(result == RESULTS.successful) else None,
+                "stopped_by": "num_steps" if name_of(result) == "successful" else None,
                 "seconds": self._before + time.perf_counter() - self._begun,
             },
             settings=settings,

@@ -2,15 +2,16 @@
 
 Time does not act back on the path, and where the flow is stiff `log(1 + t)` runs like kappa: as a
 part of the linearised system it would overflow the stages. So a step moves `(u, log rho)` alone,
-and `t` follows from `integral exp(E) d tau`, `E = log dt/dtau`, with E a polynomial through its
-values at the ends and the middle of the step and its slopes at the ends.
+in the frame of `gflow.flow.frame`, and `t` follows from `integral exp(E) d tau`,
+`E = log dt/dtau`, with E a polynomial through its values at the ends and the middle of the step and
+its slopes at the ends.
 
 The margins are unknowns of their own (`gflow.stiff.constrained`), the weights p of a stage those of
 its margins: out there the set of equal margins is so thin that no stage of u could tell them.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import diffrax
 import jax
@@ -22,6 +23,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array
 
 from gflow.flow.field import Field, StepError, path_slope, unit_direction
+from gflow.flow.frame import Frame, FramedInterpolation, frame_at
 from gflow.flow.krylov import stiff_part, woodbury
 from gflow.problem import Ascent
 from gflow.stiff.constrained import Coupled, Moved
@@ -39,6 +41,8 @@ _LINEAR, _LARGEST = 1e-2, 1e-4
 
 class ClockedRosenbrock(Rosenbrock):
     """A Rosenbrock method for the state `(u, log rho, log(1 + t))` of `gflow.flow.field`."""
+
+    interpolation_cls: ClassVar[Callable] = FramedInterpolation
 
     def __init__(
         self,
@@ -74,6 +78,7 @@ class ClockedRosenbrock(Rosenbrock):
         self, field: Field, h: Array, y0: Any
     ) -> tuple[Array, StepError, dict[str, Array], tuple[Ascent, Ascent]]:
         """A step of length h, with the ascents at its start and at its end, which it needs."""
+        y0 = jnp.append(jnp.append(unit_direction(y0), y0[-2]), y0[-1])
         scaled, coupled, start = _linearized(field, y0, self.follows_margins)
         moved = self.moved(
             coupled,
@@ -88,18 +93,18 @@ class ClockedRosenbrock(Rosenbrock):
     ) -> tuple[Array, StepError, dict[str, Array], tuple[Ascent, Ascent]]:
         """What diffrax wants of a step, with time and with the error in the logits."""
         field, units, margins = scaled.field, scaled.units, start.margins
-        size, shape = units.size, margins.shape
+        size, shape, end = units.size, margins.shape, moved.more
         path, error, k = (part[..., :size] * units for part in moved[:3])
-        y1 = jnp.append(path, y0[-1])
-        end = field.ascent(y1)
+        frame = scaled.frame
+        y1 = jnp.append(frame.polar(path), y0[-1])
         ends = _Ends(field, jnp.stack([y0, y1]), jnp.stack([margins, end.margins]))
-        middle = jnp.append(interpolate(0.5, y0[:-1], path, k), y0[-1])
+        middle = jnp.append(frame.polar(interpolate(0.5, y0[:-1], path, k)), y0[-1])
         turns = moved.turn.reshape(shape) if self.follows_margins else None
         slopes = ends.slopes((start, end), turns)
         if self.follows_margins:
             last, change, rows = (part[..., size:] for part in moved[:3])
             between = interpolate(0.5, margins.ravel(), last, rows).reshape(shape)
-            smooth = ends.smooth_slopes(k[:, -1], rows)
+            smooth = ends.smooth_slopes(frame.growths(path, k), rows)
             gap = moved.gap.reshape(shape)
             logit = jnp.maximum(
                 field.logit_size(y0, margins, change.reshape(shape)),
@@ -116,18 +121,19 @@ class ClockedRosenbrock(Rosenbrock):
             ),
             lambda: (y0[-1], jnp.zeros_like(y0[-1])),
         )
-        error = _seen(error, y0, h, margins)
-        y1 = jnp.append(path, log_time)
-        dense = {"y0": y0, "y1": y1, "k": jnp.pad(k, ((0, 0), (0, 1)))}
+        error = _seen(frame.error(error, path), h * _rate_rounding(field, y0, margins))
+        dense = {"y0": y0, "y1": jnp.append(path, log_time), "k": jnp.pad(k, ((0, 0), (0, 1)))}
+        y1 = y1.at[-1].set(log_time)
         errors = StepError(jnp.append(error, log_error), logit)
         return y1, errors, dense, (start, end)
 
 
 class _Scaled(NamedTuple):
-    """The field along the path `(u, log rho)` in units of a step, coupled through the margins.
+    """The field along a path in the frame, in units of a step, coupled through the margins.
 
     Attributes:
         field: the flow's.
+        frame: of the step.
         log_time: at the start of the step; it does not act back.
         units: of the path. Shape (P + 1,).
         shape: of the margins.
@@ -135,6 +141,7 @@ class _Scaled(NamedTuple):
     """
 
     field: Field
+    frame: Frame
     log_time: Array
     units: Array
     shape: tuple[int, ...]
@@ -142,16 +149,24 @@ class _Scaled(NamedTuple):
 
     def state(self, path: Array) -> Array:
         """The state of a path in these units."""
-        return jnp.append(path * self.units, self.log_time)
+        return jnp.append(self.frame.polar(path * self.units), self.log_time)
 
-    def coupled(self, clock: Any, path: Array, margins: Array | None) -> tuple[Array, Array]:
-        """The slope with the weights of these margins, and the margins; see `CoupledField`."""
+    def evaluate(
+        self, clock: Any, path: Array, margins: Array, own: Array
+    ) -> tuple[Array, Array, Ascent]:
+        """The slope with the weights of these margins, or of its own, the margins, and the ascent;
+        see `gflow.stiff.constrained.Evaluation`.
+        """
         del clock
-        assumed = margins.reshape(self.shape) if margins is not None and margins.size else None
+
+        def seen(known: Array) -> Array:
+            return jnp.where(own, known, margins.reshape(self.shape)) if margins.size else known
+
         state = self.state(path)
-        ascent = self.field.ascent(state, assumed)
+        ascent = self.field.ascent_and_pull(state, seen)[0]
         known = ascent.margins.ravel() if self.follows_margins else path[:0]
-        return path_slope(self.field, state, ascent) / self.units, known
+        slope = self.frame.slope(self.field, path * self.units, ascent)
+        return slope / self.units, known, ascent
 
     def gap_size(self, path: Array, margins: Array, gap: Array) -> Array:
         """What margins that are off by `gap` change in the logits."""
@@ -183,16 +198,21 @@ def _linearized(
     """
     path = y0[:-1]
 
-    def evaluated(path: Array) -> tuple[tuple[Array, Array], tuple[Ascent, Callable]]:
-        state = jnp.append(path, y0[-1])
-        ascent, pull_back = field.ascent_and_pull(state)
-        return (path_slope(field, state, ascent), ascent.margins.ravel()), (ascent, pull_back)
+    polar = Frame(path[:-1], path[-1], jnp.zeros(())).polar
 
-    (slope, margins), tangent, (start, pull_back) = jax.linearize(evaluated, path, has_aux=True)
+    def evaluated(at: Array) -> tuple[tuple[Array, Array], tuple[Ascent, Callable, Frame]]:
+        ascent, pull_back = field.ascent_and_pull(jnp.append(polar(at), y0[-1]))
+        frame = lax.stop_gradient(frame_at(field, path, ascent))
+        slope = frame.slope(field, at, ascent)
+        return (slope, ascent.margins.ravel()), (ascent, pull_back, frame)
+
+    (slope, margins), tangent, (start, pull_back, frame) = jax.linearize(
+        evaluated, path, has_aux=True
+    )
     # Where the direction hardly moves, log rho still does: in units in which both move alike, an
     # iterative solution is as right in the one as in the other.
-    units = _units(slope)
-    scaled = _Scaled(field, y0[-1], units, start.margins.shape, follows_margins)
+    units = _units(slope, path[:-1])
+    scaled = _Scaled(field, frame, y0[-1], units, start.margins.shape, follows_margins)
 
     def scaled_tangent(x: Array) -> tuple[Array, Array]:
         change, turn = tangent(x * units)
@@ -203,35 +223,42 @@ def _linearized(
             return jnp.zeros_like(path)
         gap = gap.reshape(start.margins.shape)
         weights = jax.jvp(lambda q: field.weights(y0, q), (start.margins,), (gap,))[1]
-        change = start._replace(weights=weights, vector=pull_back(weights)[0])
-        return path_slope(field, y0, change) / units
+        return frame.along(field.layout.flatten(pull_back(weights)[0]), 0.0) / units
 
     known = margins if follows_margins else path[:0]
     at, none = path / units, jnp.zeros_like(path)
-    coupled = Coupled(scaled.coupled, y0[-1], at, known, slope / units, none, scaled_tangent, along)
+    place = y0[-1], at, known, slope / units
+    coupled = Coupled(scaled.evaluate, *place, none, scaled_tangent, along, more=start)
     return scaled, coupled, start
 
 
-def _units(slope: Array) -> Array:
-    """Units of `(u, log rho)`: 1, and the ratio of the speeds of log rho and of u, at least 1."""
-    speed = jnp.sqrt(slope[:-1] @ slope[:-1])
+def _units(slope: Array, unit: Array) -> Array:
+    """Units of the path: 1, and the ratio of the speeds of log rho and of u, at least 1."""
+    across = slope[:-1] - (unit @ slope[:-1]) * unit
+    speed = jnp.sqrt(across @ across)
     ratio = jnp.abs(slope[-1]) / jnp.maximum(speed, 1e-12 * jnp.abs(slope[-1]))
-    return jnp.ones_like(slope).at[-1].set(jnp.where(ratio > 1, ratio, 1.0))
+    return jnp.append(jnp.ones_like(slope[:-1]), jnp.where(ratio > 1, ratio, 1.0))
 
 
-def _seen(error: Array, y0: Array, h: Array, margins: Array) -> Array:
-    """The error of `(u, log rho)` without what is none.
+def _rate_rounding(field: Field, y0: Array, margins: Array) -> Array:
+    """About the rounding of `L sum_i p_i q_i`, the rate of log rho.
 
-    That is the part along u, which changes nothing: the flow knows u by its direction alone. And
-    in log rho the rounding of `sum_i p_i q_i`, of sums of numbers as large as the largest margin:
-    where margins cancel (a radius equal to the margin) it is all that is left of a small error.
+    Its terms are as large as the largest margin; and a margin under attack is a difference of
+    numbers as large as the clean one.
     """
-    direction = unit_direction(y0)
-    across = error[:-1] - (direction @ error[:-1]) * direction
-    rounding = 8 * jnp.finfo(error.dtype).eps * h * jnp.max(jnp.abs(margins))
+    clean = jnp.max(jnp.abs(field.clean_margins(y0)))
+    return 8 * jnp.finfo(margins.dtype).eps * jnp.maximum(jnp.max(jnp.abs(margins)), clean)
+
+
+def _seen(error: Array, rounding: Array) -> Array:
+    """The error of `(u, log rho)` without what is rounding, in log rho.
+
+    Where margins cancel (a radius equal to the margin) that is all that is left of a small error.
+    """
     # Smoothly, since an error that vanishes would let the next step grow too far.
     share = jnp.abs(error[-1]) / jnp.maximum(jnp.abs(error[-1]) + rounding, 1e-300)
-    return jnp.append(across, jnp.where(jnp.isfinite(error[-1]), share * error[-1], error[-1]))
+    seen = jnp.where(jnp.isfinite(error[-1]), share**3 * error[-1], error[-1])
+    return error.at[-1].set(seen)
 
 
 def _log_time(
@@ -311,7 +338,7 @@ class _Ends(NamedTuple):
         turns.append(turned(self.states[1], along[1]))
         return self._along(jnp.stack(along)[:, -1], jnp.stack(turns))
 
-    def smooth_slopes(self, k: Array, rows: Array) -> Array:
+    def smooth_slopes(self, growths: Array, rows: Array) -> Array:
         """`h dE/dtau` there, along the dense output of the step. Shape (2,).
 
         The slope by the field is that of a point which is off the slow motion by rounding or by the
@@ -320,11 +347,10 @@ class _Ends(NamedTuple):
         all logits rest (a radius equal to the margin) it would be all.
 
         Args:
-            k, rows: of the dense output, of log rho and of the flattened margins.
+            growths: of log rho along the dense output, at both ends. Shape (2,).
+            rows: of the dense output of the flattened margins.
         """
-        growth = self.states[1, -2] - self.states[0, -2]
         across = (self.margins[1] - self.margins[0]).ravel()
-        growths = growth + jnp.stack([k[0], -jnp.sum(k)])
         turns = across + jnp.stack([rows[0], -jnp.sum(rows, axis=0)])
         return self._along(growths, turns.reshape(self.margins.shape))
 
@@ -332,7 +358,8 @@ class _Ends(NamedTuple):
         """The change of E where log rho and the margins change by these. Shape (2,)."""
 
         def change(state: Array, margins: Array, growth: Array, turn: Array) -> Array:
-            along = jnp.zeros_like(state).at[-2].set(growth), turn
+            along = jnp.zeros_like(state[:-2]), jnp.stack([growth, jnp.zeros_like(growth)])
+            along = jnp.concatenate(along), turn
             return jax.jvp(lambda at, q: _rate(self.field, at, q), (state, margins), along)[1]
 
         return jax.vmap(change)(self.states, self.margins, growths, turns)

@@ -29,7 +29,7 @@ from gflow.flow.starting import Tolerances, control_of, first_length
 from gflow.flow.stiffness import StiffnessWatch
 from gflow.flow.until import NEVER, Until
 from gflow.problem import Problem
-from gflow.record import Record, rows_of
+from gflow.record import Record, picked, rows_of
 from gflow.trajectory import Trajectory
 
 # What decides how a run goes on, beside the problem; of the settings of a run.
@@ -196,7 +196,7 @@ def _cut_record(trajectory: Trajectory, checkpoint: Checkpoint, save: int | None
     """The record up to the checkpoint, whose own point the next segment hands in."""
     made, stride = checkpoint.facts["num_accepted"], checkpoint.facts["stride"]
     rows = rows_of(trajectory.columns, trajectory.vectors)
-    rows = [row for row in rows if row.num_accepted < made]
+    rows = picked(rows, rows.num_accepted < made)
     stride = 1 if save is None else stride
     return Record(save, rows, stride, checkpoint.log_losses.tolist())
 
@@ -204,10 +204,10 @@ def _cut_record(trajectory: Trajectory, checkpoint: Checkpoint, save: int | None
 def _whole_record(trajectory: Trajectory, save: int | None) -> Record:
     """The record with the last point, from which the integration begins anew."""
     rows = rows_of(trajectory.columns, trajectory.vectors)
-    stride = int(np.gcd.reduce(trajectory.num_steps_at[:-1])) if len(rows) > 2 else 1
+    stride = int(np.gcd.reduce(trajectory.num_steps_at[:-1])) if len(trajectory) > 2 else 1
     stride = 1 if save is None else stride
-    if rows[-1].num_accepted % stride == 0:
-        rows = rows[:-1]  # it is handed in again
+    if rows.num_accepted[-1] % stride == 0:
+        rows = picked(rows, slice(0, -1))  # it is handed in again
     return Record(save, rows, stride, trajectory.log_loss.tolist())
 
 

@@ -10,7 +10,7 @@ from gflow.flow.place import written
 from gflow.flow.reading import read_between
 from gflow.flow.run import Run
 from gflow.flow.until import Until
-from gflow.results import RESULTS
+from gflow.results import RESULTS, STOPPED, name_of
 from gflow.stiff.traits import traits_of
 from gflow.trajectory import Trajectory
 
@@ -30,9 +30,9 @@ def trajectory_of(
     beyond = columns["log_kappa"] > field.log_cap
     columns = {**columns, "log1p_time": np.where(beyond, np.nan, columns["log1p_time"])}
     # Counting takes some steps more, which nobody waits for where time is short.
-    in_haste = any(bool(result == soon) for soon in (RESULTS.seconds_spent, RESULTS.interrupted))
+    in_haste = name_of(result) in STOPPED
     chattering = None if in_haste else run.num_chattering()
-    if chattering and bool(result == RESULTS.step_budget_spent):
+    if chattering and name_of(result) == "step_budget_spent":
         result = RESULTS.chattering  # pyright: ignore[reportAssignmentType]
     met = targets_met(run.until, field, run.record.last(), landed=True)
     num_accepted = int(columns["num_steps_at"][-1])
@@ -40,7 +40,7 @@ def trajectory_of(
         "num_steps": run.num_steps,
         "num_accepted_steps": num_accepted,
         "num_rejected_steps": run.num_steps - num_accepted,
-        "stopped_by": met[0] if bool(result == RESULTS.successful) else None,
+        "stopped_by": met[0] if name_of(result) == "successful" else None,
         "stiff_from": run.now.stiff_from,
         "through_zero": run.passage.spans,
         "num_chattering": chattering,

@@ -72,9 +72,10 @@ class Field(eqx.Module):
 
     def measured(self, state: State, ascent: Ascent) -> PointMeasures:
         """The same where the ascent is at hand, but for the clean margin, which is 0."""
-        direction = self.layout.unflatten(unit_direction(state))
-        none = jnp.zeros_like(state[-2])
-        return measure_ascent(self.problem, direction, self.log_kappa(state), ascent, none)
+        # As flat vectors, of which there is one each and not one for every layer.
+        ascent = ascent._replace(vector=self.layout.flatten(ascent.vector))
+        place, none = (unit_direction(state), self.log_kappa(state)), jnp.zeros_like(state[-2])
+        return measure_ascent(self.problem, *place, ascent, none)
 
     def clean_margins(self, state: State) -> Float[Array, "n ..."]:
         """Margins without perturbation at the unit direction of `state`."""
@@ -104,9 +105,10 @@ class Field(eqx.Module):
         return jnp.minimum(self.log_kappa(state), self.log_cap)
 
     @property
-    def ceiling(self) -> Array:
+    def ceiling(self) -> Any:
         """The log kappa from which on nothing can be computed; infinite with a cap."""
-        return jnp.where(jnp.isfinite(self.log_cap), jnp.inf, MAX_LOG_KAPPA)
+        xp = np if isinstance(self.log_cap, np.ndarray | float) else jnp
+        return xp.where(xp.isfinite(self.log_cap), np.inf, MAX_LOG_KAPPA)
 
     def ascent(self, state: State, assumed: Array | None = None) -> Ascent:
         """Margins and the ascent direction at the unit direction of `state`.
@@ -116,10 +118,14 @@ class Field(eqx.Module):
         params = self.layout.unflatten(unit_direction(state))
         return self.problem.ascent(params, self.capped(state), assumed)
 
-    def ascent_and_pull(self, state: State) -> tuple[Ascent, Callable[[Array], tuple[Params]]]:
-        """The same, with the function that maps weights w to `(sum_i w_i grad q_i,)` there."""
+    def ascent_and_pull(
+        self, state: State, seen: Callable[[Array], Array] = lambda margins: margins
+    ) -> tuple[Ascent, Callable[[Array], tuple[Params]]]:
+        """The same, with the function that maps weights w to `(sum_i w_i grad q_i,)` there; the
+        weights p are those of `seen(margins)`.
+        """
         params = self.layout.unflatten(unit_direction(state))
-        return self.problem.ascent_and_pull(params, self.capped(state))
+        return self.problem.ascent_and_pull(params, self.capped(state), seen)
 
     def margins(self, state: State) -> Float[Array, "n ..."]:
         """Margins at the unit direction of `state`."""
@@ -170,6 +176,7 @@ def initial_state(layout: Layout, params: Params) -> State:
     return jnp.concatenate([scaled / length, tail])
 
 
+@jax.jit
 def unit_direction(state: State) -> Float[Array, " P"]:
     """The direction with the rounding in its norm removed. A state has |u| near 1: no scaling."""
     direction = jnp.asarray(state[:-2])

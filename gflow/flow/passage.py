@@ -185,6 +185,8 @@ class Passage:
         return self._left(row, stuck) if self.solver else bool(nearer) and self._entered(row)
 
     def _entered(self, row: Row) -> bool:
+        if row.measures.margin >= 0:  # the norm grows
+            return False
         towards = heading(self.field, jnp.asarray(row.state))
         if not (towards.inwards > 0 and towards.across < _ANGLE and towards.logit < _LOGIT):
             return False

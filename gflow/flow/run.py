@@ -17,12 +17,14 @@ from gflow.flow.starting import control_of
 from gflow.flow.until import NEVER, Until
 from gflow.kkt.switches import has_kinks
 from gflow.record import Record, Row, row_capacity
-from gflow.results import RESULTS
+from gflow.results import RESULTS, code_of
 from gflow.stiff.traits import traits_of
 
 # The solver ended a segment before its steps were spent: steps too short to change anything, or a
 # target reached.
-_BY_ITSELF = diffrax.RESULTS.dt_min_reached, diffrax.RESULTS.event_occurred
+_BY_ITSELF = {
+    code_of(result) for result in (diffrax.RESULTS.dt_min_reached, diffrax.RESULTS.event_occurred)
+}
 
 
 class Run:
@@ -125,14 +127,14 @@ class Run:
             return RESULTS.not_finite
         # If instead the steps of the segment are spent, the run may still be on its way to a
         # target, however close it is.
-        landed = any(bool(block.result == result) for result in _BY_ITSELF)
+        landed = code_of(block.result) in _BY_ITSELF
         arrived = outcome_at(self.until, self.path.field, last, landed=landed)
         return self._stopped_short(block, last, max_steps) if arrived is None else arrived
 
     def _stopped_short(self, block: Block, last: Row, max_steps: int) -> RESULTS | None:
         field = self.path.field
         # The solver may have taken this point for a target that it does not meet.
-        stuck = any(bool(block.result == result) for result in _BY_ITSELF)
+        stuck = code_of(block.result) in _BY_ITSELF
         if self.passage.changes(last, stuck=stuck) and self.num_steps < max_steps:
             return self._restart(self.passage.step)
         if stuck:

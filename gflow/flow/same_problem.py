@@ -10,7 +10,7 @@ from gflow._programs import compiled
 from gflow.flow.field import Field
 from gflow.measures import PointMeasures
 from gflow.problem import Problem
-from gflow.record import Row, rows_of
+from gflow.record import Row, picked, rows_of
 from gflow.trajectory import Trajectory
 from gflow.validation import check_start
 
@@ -82,4 +82,4 @@ def _measures(field: Field, state: Any) -> PointMeasures:
 def last_row(trajectory: Trajectory) -> Row:
     """The last point of a trajectory."""
     ends = {name: column[-1:] for name, column in trajectory.columns.items()}
-    return rows_of(ends, trajectory.vectors[-1:])[0]
+    return picked(rows_of(ends, trajectory.vectors[-1:]), 0)

@@ -123,7 +123,7 @@ class _Made(NamedTuple):
         solver_state, control: likewise.
         num_accepted: steps that were.
         clocks, lengths, states, measures: before and after each accepted step; and how long the
-            next one was. The clean margins are left out.
+            next one was. Measures are the rows of `PointMeasures` without the clean margins.
         result: of the last step that was tried.
     """
 
@@ -136,7 +136,7 @@ class _Made(NamedTuple):
     clocks: Float[Array, " times"]
     lengths: Float[Array, " times"]
     states: Float[Array, "times state"]
-    measures: PointMeasures
+    measures: Float[Array, "times measures"]
     result: diffrax.RESULTS
 
 
@@ -161,31 +161,31 @@ def _integrated(
         return (made.result == results.successful) & (made.control.count < capacity)
 
     def tried(made: _Made) -> _Made:
-        now, length = made.num_accepted, made.end - made.start
-        measures = made.measures
+        now, length, known = made.num_accepted, made.end - made.start, made.measures
         if isinstance(solver, ClockedRosenbrock):
             state, error, _, ascents = solver.measured_step(field, length, made.state)
             solver_state, solved = made.solver_state, results.successful
             both = jax.tree.map(lambda *ends: jnp.stack(ends), *ascents)
             both = jax.vmap(field.measured)(jnp.stack([made.state, state]), both)
-            before, measured = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1))
-            measures = jax.tree.map(lambda all_, one: all_.at[now].set(one), measures, before)
+            before, after = jnp.stack(both, axis=1)
+            known = _put(known, before, now)
         else:
             state, error, _, solver_state, solved = solver.step(
                 term, made.start, made.end, made.state, field, made.solver_state, False
             )
-            measured = field.measured(state, field.ascent(state))
+            after = jnp.stack(field.measured(state, field.ascent(state)))
         error = jax.tree.map(lambda part: jnp.where(jnp.isnan(part), jnp.inf, part), error)
         order: Any = solver.error_order(term)
+        measures = PointMeasures(*after)
         keep, start, end, control, verdict = controller.controlled(
-            length, made.state, state, field, error, order, made.control, measured
+            length, made.state, state, field, error, order, made.control, measures
         )
-        after = now + jnp.where(keep, 1, 0)
+        next_ = now + jnp.where(keep, 1, 0)
         # A rejected step writes where it starts what stands there.
-        state, solver_state, measured = jax.tree.map(
+        state, solver_state, after = jax.tree.map(
             lambda after, before: jnp.where(keep, after, before),
-            (state, jax.tree.map(_as_array, solver_state), measured),
-            (made.state, made.solver_state, jax.tree.map(lambda all_: all_[now], measures)),
+            (state, jax.tree.map(_as_array, solver_state), after),
+            (made.state, made.solver_state, known[now]),
         )
         solved = results.where(keep, solved, results.successful)
         clock = made.clocks[now]
@@ -195,11 +195,11 @@ def _integrated(
             state,
             solver_state,
             control,
-            after,
-            made.clocks.at[after].set(jnp.where(keep, clock + start, clock)),
-            made.lengths.at[now].set(length),
-            made.states.at[after].set(state),
-            jax.tree.map(lambda all_, one: all_.at[after].set(one), measures, measured),
+            next_,
+            _put(made.clocks, jnp.where(keep, clock + start, clock), next_),
+            _put(made.lengths, length, now),
+            _put(made.states, state, next_),
+            _put(known, after, next_),
             results.where(solved == results.successful, verdict, solved),
         )
 
@@ -211,17 +211,22 @@ def _nothing_made(
 ) -> _Made:
     """Buffers with the place where the segment starts."""
     control = rewound(cursor.control)
-    times = jnp.zeros(capacity + 1).at[0].set(cursor.clock)
-    states = jnp.zeros((capacity + 1, cursor.state.size)).at[0].set(cursor.state)
-    measures = PointMeasures(*[jnp.zeros(capacity + 1)] * len(PointMeasures._fields))
+    times = _put(jnp.zeros(capacity + 1), cursor.clock, 0)
+    states = _put(jnp.zeros((capacity + 1, cursor.state.size)), cursor.state, 0)
+    measures = jnp.zeros((capacity + 1, len(PointMeasures._fields)))
     if not isinstance(solver, ClockedRosenbrock):  # that measures where a step starts
         first = field.measured(cursor.state, field.ascent(cursor.state))
-        measures = jax.tree.map(lambda all_, one: all_.at[0].set(one), measures, first)
+        measures = _put(measures, jnp.stack(first), 0)
     end = control.start + control.step
     none, lengths = jnp.zeros((), jnp.int64), jnp.zeros(capacity + 1)
     result = jax.tree.map(jnp.asarray, diffrax.RESULTS.successful)
     parts = cursor.state, cursor.solver_state, control
     return _Made(control.start, end, *parts, none, times, lengths, states, measures, result)
+
+
+def _put(all_: Array, one: Array, index: Any) -> Array:
+    """With this row in the place of another. A scatter, as of `.at[].set`, is many operations."""
+    return lax.dynamic_update_index_in_dim(all_, one, index, 0)
 
 
 def _with_tolerances(
@@ -252,16 +257,16 @@ def _rows(
     # The last point follows as a row of its own, and must not come twice.
     num_rows = jnp.maximum((num_made - first + stride - 1) // stride, 0) + 1
     index = jnp.minimum(first + jnp.arange(capacity + 1) * stride, num_made)
-    clocks, lengths, states, measures = jax.tree.map(
-        lambda all_: all_[index], (made.clocks, made.lengths, made.states, made.measures)
-    )
+    columns = jnp.concatenate([made.clocks[None], made.lengths[None], made.measures.T])
+    states, (clocks, lengths, *measures) = made.states[index], columns[:, index]
+    measures = PointMeasures(*measures)
     units = jax.vmap(unit_direction)(states)
     times = jax.vmap(field.log1p_time)(states)
     steps = jnp.where(index == num_made, after.control.step, lengths)
     counts = cursor.num_accepted + index
 
     def clean(i: Array, margins: Array) -> Array:
-        return margins.at[i].set(jnp.min(field.clean_margins(states[i])))
+        return _put(margins, jnp.min(field.clean_margins(states[i])), i)
 
     margins = lax.fori_loop(0, num_rows, clean, measures.clean_margin)
     measures = measures._replace(clean_margin=margins)

@@ -16,6 +16,9 @@ from gflow.measures import MAX_LOG_KAPPA, PointMeasures
 LANDED = 1e-13
 """The accuracy with which targets are met: distances are relative, and this is their rounding."""
 
+Number = Float[Array, ""] | Float[np.ndarray, ""]
+"""One number, of a compiled program or on the host."""
+
 
 class Until(eqx.Module):
     """What a run is to reach; it ends where the first of them is hit.
@@ -93,55 +96,57 @@ class Until(eqx.Module):
         stationarity: Scalar,
         margin: Scalar,
         ceiling: Scalar = MAX_LOG_KAPPA,
-    ) -> Float[Array, " targets"]:
+        *,
+        xp: Any = jnp,
+    ) -> Float[Array, " targets"] | Float[np.ndarray, " targets"]:
         """Distance to each target, relative to it, positive until it is reached.
 
         The order is that of `TARGETS`. `log_loss` is that of `known_log_loss`, `margin` the
-        smallest one at unit norm; `ceiling` is the log kappa that counts as overflow. A distance
-        that is NaN counts as infinite.
+        smallest one at unit norm; `ceiling` is the log kappa that counts as overflow; `xp` is NumPy
+        for numbers on the host. A distance that is NaN counts as infinite.
         """
         # A stationarity of exactly 0 is below any target.
-        log_ratio = jnp.log(jnp.maximum(stationarity, 1e-300)) - jnp.log(
-            jnp.maximum(self.stationarity, 1e-320)
+        log_ratio = xp.log(xp.maximum(stationarity, 1e-300)) - xp.log(
+            xp.maximum(self.stationarity, 1e-320)
         )
-        each = jnp.stack(
+        each = xp.stack(
             [
-                _relative(self.log_kappa, self.log_kappa - log_kappa),
-                _relative(self.log_loss, log_loss - self.log_loss),
-                _relative(self.log1p_time, self.log1p_time - log1p_time),
-                jnp.where(self.stationarity > 0, log_ratio, jnp.inf),
-                _below_logits(self.log_logits, log_kappa, margin),
-                jnp.where(jnp.isfinite(ceiling), 1.0 - log_kappa / ceiling, jnp.inf),
+                _relative(xp, self.log_kappa, self.log_kappa - log_kappa),
+                _relative(xp, self.log_loss, log_loss - self.log_loss),
+                _relative(xp, self.log1p_time, self.log1p_time - log1p_time),
+                xp.where(self.stationarity > 0, log_ratio, xp.inf),
+                _below_logits(xp, self.log_logits, log_kappa, margin),
+                xp.where(xp.isfinite(ceiling), 1.0 - log_kappa / ceiling, xp.inf),
             ]
         )
-        return jnp.where(jnp.isnan(each), jnp.inf, each)
+        return xp.where(xp.isnan(each), xp.inf, each)
 
 
-def known_log_loss(measures: PointMeasures) -> Float[Array, ""]:
+def known_log_loss(measures: PointMeasures, *, xp: Any = jnp) -> Number:
     """`log sum_i l(q_i)`, also where kappa overflows.
 
     Where it does, the result is `-exp(log_minus_log_loss)`, possibly minus infinity, if the loss is
     below 1; otherwise plus infinity, since kappa multiplies a margin that is not positive.
     """
     size = measures.log_minus_log_loss
-    beyond = jnp.where(jnp.isnan(size), jnp.inf, -jnp.exp(jnp.nan_to_num(size)))
-    return jnp.where(jnp.isnan(measures.log_loss), beyond, measures.log_loss)
+    beyond = xp.where(xp.isnan(size), xp.inf, -xp.exp(xp.nan_to_num(size)))
+    return xp.where(xp.isnan(measures.log_loss), beyond, measures.log_loss)
 
 
 TARGETS = ("log_kappa", "log_loss", "time", "stationarity", "logits", "kappa_overflow")
 """Names of the entries of `Until.remaining`."""
 
 
-def _below_logits(log_logits: Scalar, log_kappa: Scalar, margin: Scalar) -> Float[Array, ""]:
+def _below_logits(xp: Any, log_logits: Scalar, log_kappa: Scalar, margin: Scalar) -> Number:
     """`1 - kappa margin / logits`, infinite where no logits are asked for."""
     # Bounded so that exp does not overflow; far beyond the target the distance is not needed.
-    ratio = jnp.exp(jnp.minimum(log_kappa - log_logits, MAX_LOG_KAPPA))
-    return jnp.where(jnp.isfinite(log_logits), 1.0 - ratio * margin, jnp.inf)
+    ratio = xp.exp(xp.minimum(log_kappa - log_logits, MAX_LOG_KAPPA))
+    return xp.where(xp.isfinite(log_logits), 1.0 - ratio * margin, xp.inf)
 
 
-def _relative(target: Scalar, difference: Scalar) -> Float[Array, ""]:
-    scale = jnp.maximum(jnp.abs(target), 1.0)
-    return jnp.where(jnp.isfinite(target), difference / scale, jnp.inf)
+def _relative(xp: Any, target: Scalar, difference: Scalar) -> Number:
+    scale = xp.maximum(xp.abs(target), 1.0)
+    return xp.where(xp.isfinite(target), difference / scale, xp.inf)
 
 
 def _number(value: float | None, default: float) -> np.ndarray:

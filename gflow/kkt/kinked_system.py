@@ -9,21 +9,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float
 
 from gflow._layout import Layout
 from gflow._programs import compiled_for_some_calls
-from gflow.kkt.switches import alive, switched_margins
+from gflow.kkt.switches import alive, passes, switched_margins
 from gflow.kkt.system import KKTSystem, SwitchBlocks
 from gflow.kkt.variables import Variables
 from gflow.networks import Decided
 from gflow.problem import Problem
 
-# Columns of the Jacobian that are computed side by side.
-_BATCH = 256
-# The least number of switches for which a program is compiled; others are filled up.
-_FEWEST = 64
+# Columns of the Jacobian that a call of the program computes: few where there are few in all.
+_BATCH, _SMALL_BATCH, _SMALL = 256, 64, 512
+# Angles that turn by less have settled; no chain of switches that decide each other is so long.
+_SETTLED, _MOST_PASSES = 1e-12, 1000
 
 
 class Residuals(NamedTuple):
@@ -69,10 +68,7 @@ def kinked_system(
         smoothing: mu >= 0.
         index: flat indices of the k switches whose angles are unknown. Shape (k,).
     """
-    length = max(_FEWEST, 1 << int(np.ceil(np.log2(max(len(index), 1)))))
-    padded = np.concatenate([index, np.full(length - len(index), -1)])
-    found = _linearized(problem, layout, variables, np.float64(smoothing), padded)
-    residuals, jacobian = Residuals(*map(np.asarray, found[0])), np.asarray(found[1])
+    residuals, jacobian = _jacobian(problem, layout, variables, np.float64(smoothing), index)
     size, count = len(residuals.stationarity), len(residuals.margins)
     across, used = size + count, size + count + len(index)
     return KKTSystem(
@@ -88,6 +84,20 @@ def kinked_system(
             columns=jacobian[:used, across:used],
         ),
     )
+
+
+def settled_angles_at(
+    problem: Problem, layout: Layout, theta: np.ndarray, smoothing: float
+) -> np.ndarray:
+    """`gflow.kkt.switches.settled_angles` by the program of `kinked_residuals`. Shape (n, s)."""
+    shape = len(problem.dataset.x), passes(problem).size
+    multipliers = np.zeros(shape[0] * max(problem.dataset.num_outputs - 1, 1))
+    angles, before, count = np.zeros(shape), np.full(shape, np.inf), 0
+    while np.abs(angles - before).max(initial=0.0) > _SETTLED and count < _MOST_PASSES:
+        found = kinked_residuals(problem, layout, Variables(theta, multipliers, angles), smoothing)
+        angles, before = np.arctan2(found.values, smoothing * found.scales), angles
+        count += 1
+    return angles
 
 
 def traced_residuals(
@@ -115,27 +125,46 @@ def _residuals(problem: Problem, layout: Layout, variables: Any, smoothing: Any)
     return stationarity, margins, *decided
 
 
+def _jacobian(
+    problem: Problem, layout: Layout, variables: Variables, smoothing: Any, index: np.ndarray
+) -> tuple[Residuals, np.ndarray]:
+    """The equations, and the Jacobian of (stationarity, margins, v of the switches of `index`) by
+    (theta, lambda, phi of them): so many columns at a time, by one program however many they are.
+    """
+    across = variables.theta.size + variables.multipliers.size
+    columns = np.concatenate([np.arange(across), across + index])
+    batch = _SMALL_BATCH if across <= _SMALL else _BATCH
+    jacobian = np.empty((len(columns), len(columns)))
+    for start in range(0, len(columns), batch):
+        chunk = columns[start : start + batch]
+        padded = np.concatenate([chunk, np.full(batch - len(chunk), -1)])
+        residuals, products = _linearized(problem, layout, variables, smoothing, padded)
+        jacobian[:, start : start + batch] = np.asarray(products)[: len(chunk), columns].T
+    return Residuals(*map(np.asarray, residuals)), jacobian
+
+
 @compiled_for_some_calls
 def _linearized(
-    problem: Problem, layout: Layout, variables: Any, smoothing: Any, index: Any
+    problem: Problem, layout: Layout, variables: Any, smoothing: Any, columns: Any
 ) -> Any:
-    """The equations, and the Jacobian of (stationarity, margins, v of the switches of `index`) by
-    (theta, lambda, phi of them). An index of -1 stands for no switch: a row and a column of 0.
+    """The equations, and some columns of the Jacobian of (stationarity, margins, all v) by (theta,
+    lambda, all phi), a row each. A column of -1 stands for none.
     """
-    theta, multipliers, angles = map(jnp.asarray, variables)
-    size, count, flat = theta.size, multipliers.size, angles.ravel()
-    stationarity, margins, decided = traced_residuals(problem, layout, variables, smoothing)
-    chosen: Any = {"mode": "fill", "fill_value": 0.0, "wrap_negative_indices": False}
+    variables = tuple(map(jnp.asarray, variables))
 
-    def equations(unknown: Array) -> Array:
-        theta, multipliers, phi = jnp.split(unknown, [size, size + count])
-        turned = flat.at[index].set(phi, mode="drop", wrap_negative_indices=False)
-        moved = theta, multipliers, turned.reshape(angles.shape)
+    def equations(theta: Array, multipliers: Array, angles: Array) -> Any:
+        moved = theta, multipliers, angles
         stationarity, margins, decided = traced_residuals(problem, layout, moved, smoothing)
-        values = decided.values.ravel().at[index].get(**chosen)
-        return jnp.concatenate([stationarity, margins, values])
+        found = jnp.concatenate([stationarity, margins, decided.values.ravel()])
+        return found, (stationarity, margins, *decided)
 
-    unknown = jnp.concatenate([theta, multipliers, flat.at[index].get(**chosen)])
-    _, product = jax.linearize(equations, unknown)
-    columns = lax.map(product, jnp.eye(unknown.size), batch_size=min(_BATCH, unknown.size))
-    return (stationarity, margins, *decided), columns.T
+    _, product, residuals = jax.linearize(equations, *variables, has_aux=True)
+    theta, multipliers, angles = variables
+
+    def column(at: Array) -> Array:
+        ends = theta.size, theta.size + multipliers.size
+        unit = (jnp.arange(ends[1] + angles.size) == at).astype(theta.dtype)
+        first, second, third = jnp.split(unit, ends)
+        return product(first, second, third.reshape(angles.shape))
+
+    return residuals, jax.vmap(column)(jnp.asarray(columns))

@@ -27,6 +27,7 @@ from gflow._programs import compiled_for_few_calls
 from gflow._typing import Params
 from gflow.kkt.subgradients import Pattern, decided
 from gflow.kkt.switches import alone_with, passes, switched_margins
+from gflow.kkt.variables import margins_at
 from gflow.problem import Problem
 
 # An example's switches have all their sides tried up to so many, beyond that as many random ones.
@@ -71,7 +72,8 @@ def margin_next_to(problem: Problem, direction: Params, coefficients: np.ndarray
         coefficients: `sin phi` of the switches, which tell the side of those that stand on no kink
             of the attack but may turn with it. Shape (n, s).
     """
-    at = float(np.min(problem.margins(direction)))
+    layout = Layout.of(direction)
+    at = float(np.min(margins_at(problem, layout, layout.flatten_on_host(direction))))
     if not passes(problem).jumps:
         return NextTo(at, False)
     sides = _Sides(problem, direction, coefficients)

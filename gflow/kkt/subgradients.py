@@ -21,8 +21,10 @@ from jaxtyping import Array, Float
 from gflow._layout import Layout
 from gflow._programs import compiled_for_few_calls
 from gflow._typing import Params
+from gflow.kkt.kinked_system import kinked_residuals
 from gflow.kkt.switches import alive, alone_with, has_kinks, passes, switched_margins
 from gflow.kkt.system import margins_and_rows
+from gflow.kkt.variables import Variables
 from gflow.problem import Problem
 
 # Memory for the gradients of single margins; the most margins that they are taken of, the smallest
@@ -227,15 +229,19 @@ def decided(problem: Problem, layout: Layout, vector: np.ndarray, given: np.ndar
     Shapes: vector (P,), given (n, s).
     """
     coefficients = given
+    rivals = max(problem.dataset.num_outputs - 1, 1)
+    nothing = np.zeros(len(given) * rivals)
     while True:  # no longer than there are layers of switches: none decides one before it
-        found = _switched_values(problem, layout, vector, coefficients)
-        values, scales, margins = map(np.asarray, found)
+        variables = Variables(vector, nothing, np.arcsin(coefficients))
+        # By the program of Newton's method, which a search has compiled.
+        _, margins, values, scales = kinked_residuals(problem, layout, variables, 0.0)
         free = np.abs(values) <= _AT_KINK * np.maximum(scales, _NOTHING * scales.max(initial=0.0))
         turned = np.where(free, given, np.sign(values))
         if np.array_equal(turned, coefficients):
             break
         coefficients = turned
-    return Pattern(coefficients, free, alive(scales), margins)
+    shape = given.shape[:1] if problem.dataset.binary else (len(given), rivals)
+    return Pattern(coefficients, free, alive(scales), margins.reshape(shape))
 
 
 def probes_about(direction: np.ndarray) -> list[np.ndarray]:
@@ -244,14 +250,6 @@ def probes_about(direction: np.ndarray) -> list[np.ndarray]:
     offsets = [generator.normal(size=direction.size) for _ in range(_NUM_PROBES)]
     steps = [_PROBE * offset / np.linalg.norm(offset) for offset in offsets]
     return [direction + sign * step for step in steps for sign in (1, -1)]
-
-
-@compiled_for_few_calls
-def _switched_values(problem: Problem, layout: Layout, theta: Any, coefficients: Any) -> Any:
-    params = layout.unflatten(jnp.asarray(theta))
-    angles = jnp.arcsin(jnp.asarray(coefficients))
-    margins, decided = switched_margins(problem, params, params, angles, 0.0)
-    return decided.values, decided.scales, margins
 
 
 @compiled_for_few_calls

@@ -201,8 +201,12 @@ def margins_and_rows(
     problem: Problem, layout: Layout, theta: Any
 ) -> tuple[Float[Array, " m"], Float[Array, "m P"], Float[Array, "m P"]]:
     """The margins, flattened, and `slopes_and_gradients`."""
-    margins = problem.margins(layout.unflatten(theta))
-    return margins.ravel(), *slopes_and_gradients(problem, layout, theta)
+    margins, *trees = problem.margins_and_rows(layout.unflatten(jnp.asarray(theta)))
+    slopes, gradients = (
+        jnp.concatenate([leaf.reshape(margins.size, -1) for leaf in jax.tree.leaves(tree)], axis=1)
+        for tree in trees
+    )
+    return margins.ravel(), slopes, gradients
 
 
 @compiled_for_some_calls
@@ -210,11 +214,7 @@ def slopes_and_gradients(
     problem: Problem, layout: Layout, theta: Vector
 ) -> tuple[Float[Array, "m P"], Float[Array, "m P"]]:
     """`dq_i/dtheta` through the perturbations, and `grad q_i` in the gradient mode."""
-    params, examples = layout.unflatten(theta), jnp.arange(len(problem.dataset.x))
-    gradients = gradient_rows(problem, params, examples)
-    if problem.gradients_are_slopes:
-        return gradients, gradients
-    return gradient_rows(problem, params, examples, "total"), gradients
+    return margins_and_rows(problem, layout, theta)[1:]
 
 
 def gradient_rows(

@@ -13,7 +13,9 @@ With a floor s > 0 the perturbation is
 which is smooth, scale invariant, and differs from `delta_i` by a part of at most `(s / |g|)^2 / 2`.
 As s falls to 0 its flow becomes Filippov's solution of the exact one, the one that slides. It is an
 ordinary stiff flow: it comes to rest with the example at margin 0, or leads on to where the
-gradient no longer vanishes.
+gradient no longer vanishes. Where it slides it stays in a layer around the jump that is much
+thinner than s, as thin as the push from the other examples is small. An error that throws it out of
+the layer is followed by many short steps back, so that its tolerance is a tighter one.
 
 Source: Filippov 1988, "Differential Equations with Discontinuous Righthand Sides", chapter 2.
 """
@@ -57,7 +59,9 @@ def with_floor(search: Search, run: Trajectory) -> Search | None:
         np.float64(settings.floor * scale),
         is_leaf=lambda leaf: leaf is None,
     )
-    return replace(search, problem=floored)
+    options, least = search.flow_options, search.settings.basin.least_tolerance
+    tolerance = max(settings.floor_tolerance * options["tolerance"], least)
+    return replace(search, problem=floored, flow_options={**options, "tolerance": tolerance})
 
 
 def settled(search: Search, run: Trajectory) -> bool:

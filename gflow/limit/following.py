@@ -14,8 +14,9 @@ import math
 import numpy as np
 
 from gflow._layout import Layout
+from gflow.kkt.kinked_system import settled_angles_at
 from gflow.kkt.point import KKTPoint, active_residual
-from gflow.kkt.switches import alive, settled_angles
+from gflow.kkt.switches import alive
 from gflow.kkt.variables import Variables
 from gflow.limit.kinked_newton import KinkedNewton
 from gflow.limit.settings import REFINE, SmoothingSettings
@@ -53,7 +54,7 @@ def start_at(
     problem: Problem, layout: Layout, theta: np.ndarray, multipliers: np.ndarray, smoothing: float
 ) -> Variables:
     """A point with the angles of the smoothed problem."""
-    angles = np.asarray(settled_angles(problem, layout.unflatten(theta), smoothing))
+    angles = settled_angles_at(problem, layout, theta, smoothing)
     return Variables(theta, np.where(multipliers > 0, multipliers, 0.0), angles)
 
 

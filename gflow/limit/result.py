@@ -83,7 +83,8 @@ class Limit(Outcome):
             an example has more than 10 switches on their kinks that make the attack jump.
         certificate: `certify` at the limit.
         trajectory: the true flow from the start to where its temperature is capped, or as far as
-            it came.
+            it came. Of runs that `find_limits` followed side by side these two points only, without
+            physical time: `log1p_time` is NaN at the end.
         result: a member of `RESULTS`.
         verdict: "strict maximum" of the adversarial margin, at kinks of that with every switch
             held; "maximum within a family", a continuum of points of equal margin, as merged or

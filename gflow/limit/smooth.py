@@ -3,18 +3,13 @@
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxtyping import Array
 
-from gflow._layout import Layout
-from gflow._programs import compiled
 from gflow.kkt.curvature import Curvature, curvature
 from gflow.kkt.point import KKTPoint
 from gflow.kkt.system import kkt_system
+from gflow.kkt.variables import margins_at
 from gflow.limit.approach import approach, weights_at
 from gflow.limit.basin import Handover
 from gflow.limit.dead import with_dead_at_rest
@@ -24,7 +19,6 @@ from gflow.limit.polish import polish_again, polish_capped, polish_drifted
 from gflow.limit.result import margin_at
 from gflow.limit.search import Refiner, Search
 from gflow.limit.state import Found, State, taken
-from gflow.problem import Problem
 from gflow.results import RESULTS
 
 
@@ -184,21 +178,11 @@ def with_dead_as_they_arrived(search: Search, state: State, theta: np.ndarray) -
     return np.where(dead, 0.1 * below * largest / remains * state.flow.vector, theta)
 
 
-@compiled
-def _smallest_margins(problem: Problem, layout: Layout, directions: Any) -> Array:
-    """`min_i q_i(u)` at each of some directions, as one program. Shapes: (k, P) -> (k,)."""
-
-    def smallest(direction: Array) -> Array:
-        return jnp.min(problem.margins(layout.unflatten(direction)))
-
-    return lax.map(smallest, jnp.asarray(directions))
-
-
 def _rises(search: Search, start: np.ndarray, end: np.ndarray) -> bool:
     """Whether the margin rises all the way from one direction to another."""
     settings = search.settings.basin
     shares = np.linspace(0.0, 1.0, settings.heading_points)[:, None]
     line = (1 - shares) * start + shares * end
     line /= np.linalg.norm(line, axis=1, keepdims=True)
-    margins = np.asarray(_smallest_margins(search.problem, search.layout, line))
+    margins = np.array([margins_at(search.problem, search.layout, at).min() for at in line])
     return bool(np.all(np.diff(margins) >= -settings.heading_slack * np.ptp(margins)))

@@ -63,6 +63,13 @@ class AbstractNetwork(eqx.Module):
         return None
 
     @property
+    def linear_in_inputs(self) -> bool:
+        """Whether f is linear in x, so that an attack on every example is the same up to its label;
+        see `gflow.perturbations.AbstractPerturbation.follows_gradient`.
+        """
+        return False
+
+    @property
     def num_switches(self) -> int:
         """ReLUs without smoothing, each of which switches at a kink, and the selections of max
         pooling; 0 for a smooth network.

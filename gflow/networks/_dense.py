@@ -129,6 +129,10 @@ class DeepLinear(AbstractLayered):
     widths: tuple[int, ...] = eqx.field(static=True)
 
     @property
+    def linear_in_inputs(self) -> bool:
+        return True
+
+    @property
     def degree(self) -> float:
         return len(self.widths) - 1
 
@@ -160,6 +164,10 @@ class Diagonal(AbstractNetwork):
     num_inputs: int = eqx.field(static=True)
     depth: int = eqx.field(static=True)
     num_outputs: int = eqx.field(static=True, default=1)
+
+    @property
+    def linear_in_inputs(self) -> bool:
+        return True
 
     @property
     def degree(self) -> float:

@@ -45,6 +45,13 @@ class AbstractPerturbation(eqx.Module):
         """
 
     @property
+    def follows_gradient(self) -> bool:
+        """Whether it depends on the example through gradients of its margin alone, and turns round
+        with them: `delta(-g) = -delta(g)`.
+        """
+        return False
+
+    @property
     def num_gradients(self) -> int:
         """How many gradients of the margin one perturbation takes."""
         return 0

@@ -36,6 +36,7 @@ class FastGradient(AbstractPerturbation):
         return -radius * unit_step(gradient, self.order, self.smoothing)
 
     num_gradients: ClassVar[int] = 1
+    follows_gradient: ClassVar[bool] = True
 
     def num_switches(self, num_inputs: int) -> int:
         return num_switches(self.order, self.smoothing, num_inputs)

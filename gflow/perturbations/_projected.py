@@ -83,6 +83,10 @@ class ProjectedGradient(AbstractPerturbation):
         return perturbation(last), outputs
 
     @property
+    def follows_gradient(self) -> bool:
+        return self.box is None and self.random_start is None
+
+    @property
     def num_gradients(self) -> int:
         return self.num_steps
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gflow.report.evaluation import Evaluation
-from gflow.report.record import Results, seeks_limits
+from gflow.report.record import Results, seeks_limits, significant
 
 # Two margins closer than this, relative, are told to be equal: they come from one limit.
 _EQUAL = 1e-4
@@ -75,6 +75,31 @@ def answer(results: Results, evaluations: Sequence[Evaluation]) -> str:
         "margins under a strong attack, clean training beside the best run trained in the same "
         f"ball. {_sure(results)}"
     )
+
+
+def in_numbers(results: Results, evaluations: Sequence[Evaluation]) -> dict[str, list]:
+    """The numbers behind the answer: for each network and ball two margins and their change.
+
+    Margins are those at the limits, or where no limit is known those where the flows stopped; the
+    change is told of both.
+    """
+    at_limit, stopped = (
+        {
+            (one.network, one.ball): one
+            for each in evaluations
+            for one in comparisons(each, getattr(each, name))
+        }
+        for name in ("limit", "stopped")
+    )
+    places = [("at the limit", at_limit), (stop(results), stopped)]
+    places = [(where, found) for where, found in places if found]
+    rows = []
+    for key in dict.fromkeys(key for _, found in places for key in found):
+        shown = next(found[key] for _, found in places if key in found)
+        changes = [percent(found[key].change) if key in found else "–" for _, found in places]
+        margins = significant(shown.clean), significant(shown.adversarial)
+        rows.append({"name": key, "trained": shown.trained, "margins": margins, "changes": changes})
+    return {"rows": rows, "places": [where for where, _ in places]}
 
 
 def _sure(results: Results) -> str:

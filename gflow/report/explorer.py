@@ -83,12 +83,12 @@ def explorer(trajectory: Trajectory, path: str | os.PathLike, limit: Limit | Non
     if limit is not None and not eqx.tree_equal(limit.problem, problem):
         raise ValueError("`report.explorer(limit=...)` is the limit of another problem.")
     target = checked_path(path, ".html", "report.explorer(trajectory, {!r})")
-    end, notice = None, ""
+    end, notice = None, _ended_early(trajectory)
     if limit is not None and limit.successful:
         vector = trajectory.layout.flatten_on_host(limit.direction)
         end = vector, limit.certificate.multipliers, limit.margin
     elif limit is not None:
-        notice = f"No limit is shown: {limit.message}"
+        notice = f"No limit is shown: {limit.message} {notice}".strip()
     view = view_of(trajectory, end, notice=notice)
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -97,6 +97,14 @@ def explorer(trajectory: Trajectory, path: str | os.PathLike, limit: Limit | Non
     )
     page = environment.get_template("explorer_page.html.jinja")
     return write_text(target, page.render(view=view, title=_title(trajectory)))
+
+
+def _ended_early(trajectory: Trajectory) -> str:
+    """What is to be said of a flow that stopped before what was asked for; else nothing."""
+    if trajectory.successful:
+        return ""
+    loss, outcome = _number(float(trajectory.log_loss[-1])), trajectory.result_name
+    return f"The flow that is shown ended early, at loss {loss} ({outcome})."
 
 
 def _title(trajectory: Trajectory) -> str:

@@ -14,6 +14,7 @@ from gflow.report.evaluation import Evaluation, largest
 from gflow.report.explorer import view_of
 from gflow.report.images import images
 from gflow.report.panels import Panel, View, panels
+from gflow.report.prose import prose
 from gflow.report.record import (
     Record,
     Results,
@@ -57,10 +58,12 @@ def write_page(
     environment = Environment(
         loader=PackageLoader("gflow.report", ""), autoescape=True, undefined=StrictUndefined
     )
+    environment.filters["prose"] = prose
     text = environment.get_template("page.html.jinja").render(
         title=_title(results),
         subtitle=_subtitle(results),
         answer=words.answer(results, evaluations),
+        comparison=words.in_numbers(results, evaluations),
         notices=_notices(results),
         matrices=_matrices(results, evaluations),
         columns=columns_of(results),

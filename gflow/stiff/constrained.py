@@ -35,6 +35,10 @@ _SMALL, _MOST_MOVES = 1e-2, 4
 
 CoupledField = Callable[[Any, Array, Array | None], tuple[Array, Array]]
 """`(t, y, w) -> (f(t, y, w), q(y))`; without w, `(f(t, y, q(y)), q(y))`."""
+Evaluation = Callable[[Any, Array, Array, Array], tuple[Array, Array, Any]]
+"""`(t, y, w, own) -> (f(t, y, w), q(y), more)`; where `own` is true, with q(y) in place of w.
+`more` is whatever else is known there, to be kept of the end of a step.
+"""
 GapSize = Callable[[Array, Array, Array], Array]
 """Of y, w and the gap `q(y) - w`: how large that is."""
 
@@ -43,15 +47,16 @@ class Coupled(NamedTuple):
     """A coupled field and its derivatives at the start of a step.
 
     Attributes:
-        field: see `CoupledField`.
+        evaluate: see `Evaluation`.
         t, y, w: the start, `w = q(y)`.
         slope: f there.
         drift: f_t there.
         tangent: `x -> ((f_y + f_w q_y) x, q_y x)`.
         along: `g -> f_w g`.
+        more: at the start; see `Evaluation`.
     """
 
-    field: CoupledField
+    evaluate: Evaluation
     t: Array
     y: Float[Array, " P"]
     w: Float[Array, " b"]
@@ -59,10 +64,7 @@ class Coupled(NamedTuple):
     drift: Float[Array, " P"]
     tangent: Tangent
     along: Operator
-
-    def at_end(self, h: Any, y: Array) -> Array:
-        """q there."""
-        return self.field(self.t + h, y, None)[1]
+    more: Any = ()
 
 
 def linearized(field: CoupledField, t: Array, y: Array) -> Coupled:
@@ -70,7 +72,14 @@ def linearized(field: CoupledField, t: Array, y: Array) -> Coupled:
     (slope, w), tangent = jax.linearize(lambda free: field(t, free, None), y)
     along = jax.linearize(lambda free: field(t, y, free)[0], w)[1]
     drift = jax.jvp(lambda free: field(free, y, w)[0], (t,), (jnp.ones_like(t),))[1]
-    return Coupled(field, t, y, w, slope, drift, tangent, along)
+
+    def evaluate(t: Any, y: Array, w: Array, own: Array) -> tuple[Array, Array, tuple[()]]:
+        slope, known = field(t, y, None)
+        if w.size:
+            slope = jnp.where(own, slope, field(t, y, w)[0])
+        return slope, known, ()
+
+    return Coupled(evaluate, t, y, w, slope, drift, tangent, along)
 
 
 class Moved(NamedTuple):
@@ -82,6 +91,7 @@ class Moved(NamedTuple):
         dense: the rows k of the dense output, of (y, w).
         gap: what is left of `q(y) - w` at the end.
         turn: `q_y f`, by which the field changes w at the start.
+        more: what else was known where y ends; see `Evaluation`.
     """
 
     end: Float[Array, " P_and_b"]
@@ -89,6 +99,7 @@ class Moved(NamedTuple):
     dense: Float[Array, "r P_and_b"]
     gap: Float[Array, " b"]
     turn: Float[Array, " b"]
+    more: Any
 
 
 def step(
@@ -102,77 +113,121 @@ def step(
 
     Without `gap_size` y stays where the method puts it.
     """
-    size, m, e = coupled.y.size, jnp.asarray(tableau.m), jnp.asarray(tableau.e)
-    start = jnp.concatenate([coupled.y, coupled.w])
-    stages, gaps, memory = _stages(tableau, coupled, system, h)
-    end, error, gap = start + m @ stages, e @ stages, jnp.zeros_like(coupled.w)
+    made = _Passes(tableau, coupled, system, h, gap_size).all()
+    size, start = coupled.y.size, jnp.concatenate([coupled.y, coupled.w])
+    error = jnp.asarray(tableau.e) @ made.stages
     if gap_size is not None:
         # What closes the gaps of the stages is no error, since they are closed at the end.
-        closing, memory = system.solve(coupled.along(e @ gaps), memory)
-        error = error.at[:size].add(-closing[:size])
-        end, gap, memory = _closed(coupled, system, h, gap_size, end, memory)
+        error = jnp.append(error[:size] - made.change, error[size:])
     if tableau.dense is None:
-        dense = _hermite(coupled, h, start, end)
+        dense = _hermite(coupled, h, start, made)
     else:
-        dense = jnp.asarray(tableau.dense) @ stages
-    error = jnp.where(system.solved(memory), error, jnp.inf)
-    return Moved(end, error, dense, gap, system.beside(coupled.slope))
+        dense = jnp.asarray(tableau.dense) @ made.stages
+    error = jnp.where(system.solved(made.memory), error, jnp.inf)
+    return Moved(made.at, error, dense, made.gap, system.beside(coupled.slope), made.more)
 
 
-def _stages(
-    tableau: Tableau, coupled: Coupled, system: Direct | Recycling, h: Any
-) -> tuple[Array, Array, Any]:
-    """The stages of (y, w), their gaps, and the memory of the linear systems."""
-    a, C, c, d = map(jnp.asarray, (tableau.a, tableau.C, tableau.c, tableau.d))
-    size, count = coupled.y.size, len(tableau.m)
-    start = jnp.concatenate([coupled.y, coupled.w])
+class _Made(NamedTuple):
+    """A step so far.
 
-    def stage(i: Array, carry: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
-        stages, gaps, memory = carry
-        at = start + a[i] @ stages
-        slope, w = coupled.field(coupled.t + c[i] * h, at[:size], at[size:])
-        gap = w - at[size:]
-        right = slope + (C[i] / h) @ stages[:, :size] + (h * d[i]) * coupled.drift
-        solution, memory = system.solve(right + coupled.along(gap), memory)
-        return stages.at[i].set(solution.at[size:].add(gap)), gaps.at[i].set(gap), memory
+    Attributes:
+        count: evaluations.
+        closed: whether y is where it is to be.
+        at: (y, w) where the field is evaluated next; in the end, where the step ends.
+        stages, gaps: of (y, w), and of w.
+        gap, slope, more: at the last evaluation; `slope` is f there.
+        change: the last solution, of y. In the end, what closes the gaps of the stages.
+        memory: of the linear systems.
+    """
 
-    stages = jnp.zeros((count, start.size), start.dtype)
-    # A loop rather than its stages one by one: the program holds the field once.
-    return lax.fori_loop(0, count, stage, (stages, stages[:, size:], system.begin(coupled.y)))
-
-
-def _closed(
-    coupled: Coupled,
-    system: Direct | Recycling,
-    h: Any,
-    gap_size: GapSize,
-    end: Array,
-    memory: Any,
-) -> tuple[Array, Array, Any]:
-    """The end with y moved to where q(y) is w, the gap left, and the memory of the systems."""
-    y, w = end[: coupled.y.size], end[coupled.y.size :]
-
-    def open_(carry: tuple[Array, Array, Any, Any]) -> Array:
-        y, gap, _, count = carry
-        return (count == 0) | ((gap_size(y, w, gap) > _SMALL) & (count <= _MOST_MOVES))
-
-    def move(carry: tuple[Array, Array, Any, Any]) -> tuple[Array, Array, Any, Any]:
-        y, gap, memory, count = carry
-        change, memory = system.solve(coupled.along(gap), memory)
-        y = y + change[: y.size]
-        return y, coupled.at_end(h, y) - w, memory, count + 1
-
-    # It begins by a move that closes no gap, so that the program holds q once.
-    carry = y, jnp.zeros_like(w), memory, jnp.zeros((), int)
-    y, gap, memory, _ = lax.while_loop(open_, move, carry)
-    return jnp.concatenate([y, w]), gap, memory
+    count: Array
+    closed: Array
+    at: Float[Array, " P_and_b"]
+    stages: Float[Array, "s P_and_b"]
+    gaps: Float[Array, "s b"]
+    gap: Float[Array, " b"]
+    slope: Float[Array, " P"]
+    more: Any
+    change: Float[Array, " P"]
+    memory: Any
 
 
-def _hermite(coupled: Coupled, h: Any, start: Array, end: Array) -> Array:
+class _Passes(NamedTuple):
+    """The stages of a step, and then the moves at its end, in one loop: a program holds the field
+    and the solution of a system once.
+
+    The pass i evaluates the field at the stage i; every later one at the end, where y moves until
+    the gap is small. The last pass solves for what the gaps of the stages are worth.
+    """
+
+    tableau: Tableau
+    coupled: Coupled
+    system: Direct | Recycling
+    h: Any
+    gap_size: GapSize | None
+
+    def all(self) -> _Made:
+        """The step after its last pass."""
+        begin = self.begin()
+        if self.gap_size is not None:
+            return lax.while_loop(lambda made: ~made.closed, self.next, begin)
+        # The field at the end, only where it is wanted. A loop of so many passes has derivatives.
+        wanted = self.tableau.dense is None or jax.tree.leaves(begin.more)
+        count = len(self.tableau.m) + (1 if wanted else 0)
+        return lax.fori_loop(0, count, lambda _, made: self.next(made), begin)
+
+    def begin(self) -> _Made:
+        """Before the first pass."""
+        y, w = self.coupled.y, self.coupled.w
+        more, at, closed = self.coupled.more, jnp.concatenate([y, w]), jnp.zeros((), bool)
+        stages = jnp.zeros((len(self.tableau.m), at.size), at.dtype)
+        count, none = jnp.zeros((), int), jnp.zeros_like(y)
+        gaps, memory = stages[:, y.size :], self.system.begin(y)
+        gap = jnp.zeros_like(w)
+        return _Made(count, closed, at, stages, gaps, gap, none, more, none, memory)
+
+    def next(self, made: _Made) -> _Made:
+        """After another pass."""
+        tableau, coupled, h = self.tableau, self.coupled, self.h
+        size, last = coupled.y.size, len(tableau.m)
+        a, C, c, d = map(jnp.asarray, (tableau.a, tableau.C, tableau.c, tableau.d))
+        i = jnp.minimum(made.count, last - 1)
+        staging, y, w = made.count < last, made.at[:size], made.at[size:]
+        time = coupled.t + jnp.where(staging, c[i], 1.0) * h
+        slope, known, more = coupled.evaluate(time, y, w, ~staging)
+        gap = known - w
+        closed = ~staging & self._closed(y, w, gap, made.count - last)
+        right = slope + (C[i] / h) @ made.stages[:, :size] + (h * d[i]) * coupled.drift
+        pushed = jnp.where(closed, jnp.asarray(tableau.e) @ made.gaps, gap)
+        right = jnp.where(staging, right, 0.0) + coupled.along(pushed)
+        solution, memory = self.system.solve(right, made.memory)
+        change = solution[:size]
+        stage = jnp.append(change, solution[size:] + gap)
+        stages, gaps = (
+            jnp.where(staging, lax.dynamic_update_index_in_dim(all_, one, i, 0), all_)
+            for all_, one in ((made.stages, stage), (made.gaps, gap))
+        )
+        ahead = jnp.append(a, jnp.asarray(tableau.m)[None], axis=0)[i + 1]
+        start = jnp.concatenate([coupled.y, coupled.w])
+        moved = jnp.append(y + jnp.where(closed, 0.0, change), w)
+        at = jnp.where(staging, start + ahead @ stages, moved)
+        return _Made(made.count + 1, closed, at, stages, gaps, gap, slope, more, change, memory)
+
+    def _closed(self, y: Array, w: Array, gap: Array, moves: Array) -> Any:
+        """Whether y is where it is to be after so many moves."""
+        if self.gap_size is None:
+            return jnp.ones((), bool)
+        return ~(self.gap_size(y, w, gap) > _SMALL) | (moves >= _MOST_MOVES)
+
+
+def _hermite(coupled: Coupled, h: Any, start: Array, made: _Made) -> Array:
     """Rows k of the cubic through the ends of the step, of (y, w), with their slopes there."""
-    y = end[: coupled.y.size]
-    slope = coupled.field(coupled.t + h, y, None)[0]
-    turn = jax.jvp(lambda free: coupled.at_end(h, free), (y,), (slope,))[1]
+    y, w = jnp.split(made.at, [coupled.y.size])
+
+    def known(free: Array) -> Array:
+        return coupled.evaluate(coupled.t + h, free, w, jnp.ones((), bool))[1]
+
+    turn = jax.jvp(known, (y,), (made.slope,))[1]
     first = h * jnp.concatenate([coupled.slope, coupled.tangent(coupled.slope)[1]])
-    last, across = h * jnp.concatenate([slope, turn]), end - start
+    last, across = h * jnp.concatenate([made.slope, turn]), made.at - start
     return jnp.stack([first - across, 2 * across - first - last])

@@ -85,10 +85,10 @@ def _draw(data: Mapping[str, Any]) -> Any:
     for name, (kappa, excess, misalignment) in data["curves"].items():
         left.plot(kappa, excess, label=name)
         right.plot(kappa, misalignment, label=name)
-    left.axhline(1.0, **GREY)
+    left.axhline(1.0, label="bound", **GREY)
     left.set(xscale="log", xlabel="κ = ‖θ‖³", ylabel="largest (‖W‖_F² - ‖W‖₂²) / D", ylim=(0, 1.1))
     loglog(right, "κ = ‖θ‖³", "1 - alignment of adjacent layers")
-    left.legend()
+    left.legend(loc="center left")
     return figure
 
 

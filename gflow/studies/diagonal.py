@@ -124,17 +124,29 @@ def _lines(largest: float) -> dict[str, np.ndarray]:
 
 
 def _draw(data: Mapping[str, Any]) -> Any:
+    from gflow.report.style import INK
+
     figure, (axes,) = panels(1)
     lines, points = data["lines"], data["points"]
     axes.plot(lines["shares"], lines["l1"], label="l1-SVM (depth 2)")
     axes.plot(lines["shares"], lines["l2/3"], label="largest, l_2/3 norm (depth 3)")
-    axes.plot(lines["shares"], lines["second"], label="second KKT point (depth 3)")
-    looks = {(2, True): "o", (3, True): "s", (3, False): "x"}
-    for (depth, best), marker in looks.items():
+    axes.plot(lines["shares"], lines["second"], label="second KKT point, if any (depth 3)")
+    looks = {
+        (2, True): ("o", "depth 2"),
+        (3, True): ("s", "depth 3"),
+        (3, False): ("x", "depth 3, from near it"),
+    }
+    for (depth, best), (marker, name) in looks.items():
         chosen = [(share, end) for d, share, end, b in points if (d, b) == (depth, best)]
-        axes.plot(*zip(*chosen, strict=True), marker, color="0.3", fillstyle="none")
-    axes.plot([], [], "o", color="0.3", fillstyle="none", label="limits of the flow")
+        axes.plot(
+            *zip(*chosen, strict=True),
+            marker,
+            color=INK,
+            fillstyle="none",
+            label=f"limit of the flow, {name}",
+        )
     axes.set(xlabel="radius / largest feasible radius", ylabel="normalized margin")
+    axes.set_ylim(top=0.95)  # room for the names
     axes.legend()
     return figure
 
@@ -151,4 +163,6 @@ STUDY = Study(
     source="Lyu & Zhu 2022; Gunasekar et al. 2018 and Woodworth et al. 2020 for diagonal networks",
     run=_measure,
     figure=_draw,
+    full="20 radii in place of 3, each from 20 random starts in place of 2. 820 searches for "
+    "limits, 55 times as many as in the small form.",
 )

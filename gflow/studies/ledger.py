@@ -98,18 +98,10 @@ def relation(finding: Finding) -> str:
     return f"{finding.compared}, {'+' if finding.compared == 'at most' else '-'} {size}"
 
 
-def prose(text: str) -> Any:
-    """Sentences for the page: what stands in backticks is code."""
-    from markupsafe import Markup, escape
-
-    parts = [escape(part) for part in text.split("`")]
-    coded = [Markup("<code>%s</code>") % part for part in parts[1::2]]
-    parts[1::2] = coded
-    return Markup("").join(parts)
-
-
 def _page(verdicts: Sequence[Verdict], machine: dict[str, Any]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from gflow.report.prose import prose
 
     environment = Environment(
         loader=PackageLoader("gflow.studies", ""), autoescape=True, undefined=StrictUndefined

@@ -9,7 +9,7 @@ import numpy as np
 import gflow
 from gflow.studies.settings import direction_error, linear_flow, plane, slope
 from gflow.studies.study import Finding, Measurement, Study
-from gflow.studies.style import GREY, loglog, panels
+from gflow.studies.style import GREY, loglog, note, panels
 
 # ln t, and where the asymptotic regime begins: below, examples off the margin still push.
 _FARTHEST, _FROM = 1e8, 1e4
@@ -71,6 +71,8 @@ def _draw(data: Mapping[str, Any]) -> Any:
     right.plot(x, np.abs(data["norm_ratio"][shown] - 1), label="‖w‖ γ / ln t")
     right.plot(x, np.abs(data["loss_ratio"][shown] - 1), label="γ² t Loss")
     loglog(right, "ln t", "distance of the ratio from 1")
+    note(right, 0.99, 0.03, "beyond ln t = $10^5$ the loss\nshows the accuracy of ln t")
+    right.set_ylim(bottom=1e-15)
     right.legend()
     return figure
 

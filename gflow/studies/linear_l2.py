@@ -76,4 +76,5 @@ STUDY = Study(
     source="Lyu & Zhu 2022; rates of Soudry et al. 2018",
     run=_measure,
     figure=_draw,
+    full="11 radii in place of 3. The work is 4 times that of the small form.",
 )

@@ -80,7 +80,13 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence
 
 
 def _escaped(cell: str) -> str:
-    """What Markdown would take for the end of a cell, or for emphasis, as it stands."""
-    for mark in ("\\", "|", "*", "_", "<"):
-        cell = cell.replace(mark, f"\\{mark}")
-    return cell
+    """What Markdown would take for the end of a cell, or for emphasis, as it stands.
+
+    What stands in backticks is code, in which only the end of a cell is escaped.
+    """
+    parts = cell.split("`")
+    for place, part in enumerate(parts):
+        for mark in ("\\", "|", "*", "_", "<") if place % 2 == 0 else ("|",):
+            part = part.replace(mark, f"\\{mark}")
+        parts[place] = part
+    return "`".join(parts)

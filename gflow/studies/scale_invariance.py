@@ -8,11 +8,12 @@ import numpy as np
 
 import gflow
 from gflow.studies.study import Finding, Measurement, Study
-from gflow.studies.style import loglog, panels
+from gflow.studies.style import GREY, loglog, panels
 
 _RADIUS, _NUM_STEPS = 0.1, 5
 _KAPPAS = np.logspace(0, 8, 33)
 _CLASSES, _INPUTS = 10, 6
+_ROUNDING = float(np.finfo(float).eps)
 
 
 def _measure(small: bool) -> Measurement:
@@ -22,18 +23,20 @@ def _measure(small: bool) -> Measurement:
         "FGSM": gflow.perturbations.fgsm(_RADIUS),
         "PGD": gflow.perturbations.pgd(_RADIUS, order=2, num_steps=_NUM_STEPS),
     }
+    changes = {name: _change(attack) for name, attack in invariant.items()}
     findings = [
-        Finding(f"{name}: change of δ under θ -> cθ, relative", 0.0, _change(attack), 1e-12)
-        for name, attack in invariant.items()
+        Finding(f"{name}: change of δ under θ -> cθ, relative", 0.0, change, 1e-12)
+        for name, change in changes.items()
     ]
     raw = _raw_change()
+    changes["PGD along\nraw gradients"] = raw
     cross = np.array(_cross_entropy_changes())
     findings += [
         Finding("PGD along raw gradients: the same", 0.0, raw, 1e-2, "apart"),
         Finding("cross-entropy, ten classes: the same at κ = 1", 0.0, cross[0], 1e-2, "apart"),
         Finding("cross-entropy, ten classes: the same at κ = 1e8", 0.0, cross[-1], 1e-12),
     ]
-    return Measurement(tuple(findings), {"kappas": _KAPPAS, "cross": cross})
+    return Measurement(tuple(findings), {"changes": changes, "kappas": _KAPPAS, "cross": cross})
 
 
 def _problem(attack: Any) -> Any:
@@ -106,10 +109,18 @@ def _unit_gradient(outputs: Any, slopes: Any, label: int, kappa: float) -> np.nd
 
 
 def _draw(data: Mapping[str, Any]) -> Any:
-    figure, (axes,) = panels(1)
-    axes.plot(data["kappas"], np.maximum(data["cross"], 1e-17), label="cross-entropy, ten classes")
-    loglog(axes, "κ", "distance from the margin attack")
-    axes.legend(loc="lower left")
+    figure, (left, right) = panels(2)
+    names, changes = zip(*data["changes"].items(), strict=True)
+    # A change of 0 is drawn as one of rounding.
+    left.plot(np.maximum(changes, _ROUNDING), names, "o")
+    left.set(xscale="log", xlim=(1e-17, 10), xlabel="relative change of δ under θ -> cθ")
+    left.margins(y=0.15)
+    left.axvline(_ROUNDING, label="rounding", **GREY)
+    left.legend(loc="lower right")
+    right.plot(data["kappas"], np.maximum(data["cross"], _ROUNDING))
+    right.set_title("cross-entropy, ten classes")
+    loglog(right, "κ", "distance from the margin attack")
+    right.axhline(_ROUNDING, **GREY)
     return figure
 
 

@@ -93,6 +93,8 @@ class Study:
             compilation, `run(False)` the full form.
         figure: draws the `data` of a measurement; returns a figure of matplotlib.
         correction: what holds instead, where the claim fails as printed.
+        full: what the full form has beyond the small one, and the time it takes; empty where both
+            are the same.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Study:
     run: Callable[[bool], Measurement]
     figure: Callable[[Mapping[str, Any]], Any]
     correction: str = ""
+    full: str = ""
 
 
 @dataclass(frozen=True)

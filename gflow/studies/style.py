@@ -58,14 +58,22 @@ def save(draw: Callable[[], Any], path: Any) -> None:
     """Writes the figure to `path`, in the format that its suffix names, at once or not at all."""
     from matplotlib import rc_context
 
+    from gflow.report.style import LAYOUT
+
     buffer = io.BytesIO()
     kind = str(path).rpartition(".")[2]
     metadata = {"Date": None} if kind == "svg" else {}
-    settings: Any = {"svg.hashsalt": "gflow"}
+    settings: Any = {"svg.hashsalt": "gflow", "savefig.dpi": LAYOUT["savefig.dpi"]}
     with rc_context(settings):
         styled(draw).savefig(buffer, format=kind, metadata=metadata)
     with replacing(path) as handle:
         handle.write(buffer.getvalue())
+
+
+def note(axes: Any, x: float, y: float, text: str) -> None:
+    """A remark within the axes, its right edge at (x, y) in parts of them."""
+    place = {"xycoords": "axes fraction", "ha": "right", "va": "bottom" if y < 0.5 else "top"}
+    axes.annotate(text, (x, y), fontsize="small", **place)
 
 
 def loglog(axes: Any, x: str, y: str) -> None:

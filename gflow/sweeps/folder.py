@@ -2,6 +2,7 @@
 
     sweep.npz            the settings of every run, the options of the search, the size of a chunk
     chunk-000001.npz     the limits of the first so many runs, and so on
+    process-0000.json    of several processes that share a sweep, where each stands
 
 Each file is there whole or not at all, every array has a checksum, and nothing is run when one is
 read. A chunk names the sweep that it belongs to by a checksum of `sweep.npz`'s content.
@@ -187,6 +188,7 @@ def write_chunk(folder: Path, plan: Plan, number: int, runs: Sequence[Run]) -> N
                 "outcome": run.outcome,
                 "message": run.message,
                 "made": run.made,
+                "traceback": run.traceback,
             }
             for run in runs
         ],
@@ -234,7 +236,21 @@ def _run(
         if problem_of is None:
             raise
         limit = get(run["limit"], arrays, problem_of(row))
-    return Run(row, limit, run["outcome"], run["message"], run["made"])
+    trace = run.get("traceback", "")
+    return Run(row, limit, run["outcome"], run["message"], run["made"], trace)
+
+
+def made_of_finished(folder: Path, plan: Plan, number: int) -> list[str] | None:
+    """The checksums of what was made for the runs of a chunk; None unless all are finished."""
+    try:
+        header, _ = read_archive(_path(folder, number))
+    except (FileNotFoundError, Damaged):
+        return None
+    runs = header.get("runs", ())
+    this = (header.get("format"), header.get("sweep")) == (FORMAT, plan.checksum)
+    if not this or any(run["outcome"] in UNFINISHED for run in runs):
+        return None
+    return [run["made"] for run in runs]
 
 
 def finished(runs: Sequence[Run]) -> bool:

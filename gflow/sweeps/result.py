@@ -19,7 +19,7 @@ REFUSED = "refused"
 NOT_BEGUN = "not_begun"
 """The outcome of a run that the sweep did not come to."""
 
-_NOT_BEGUN_MESSAGE = (
+NOT_BEGUN_MESSAGE = (
     "This run was not begun, or not kept: the sweep was interrupted, or its seconds were spent. "
     "`gflow.sweep(..., folder=...)` goes on."
 )
@@ -38,6 +38,7 @@ class Run:
             the search raised an exception, or "not_begun".
         message: the outcome as a sentence.
         made: a checksum of the problem and the start that `make` returned; empty without any.
+        traceback: of the exception of a run that is "refused", as Python prints it.
     """
 
     settings: Mapping[str, Any]
@@ -45,6 +46,7 @@ class Run:
     outcome: str
     message: str = field(repr=False)
     made: str = field(repr=False, default="")
+    traceback: str = field(repr=False, default="")
 
     @property
     def arrived(self) -> bool:
@@ -63,9 +65,9 @@ class Run:
         return shown | told | {"message": self.message}
 
 
-def not_begun(settings: Mapping[str, Any]) -> Run:
+def not_begun(settings: Mapping[str, Any], why: str = NOT_BEGUN_MESSAGE) -> Run:
     """A run that the sweep did not come to."""
-    return Run(settings, None, NOT_BEGUN, _NOT_BEGUN_MESSAGE)
+    return Run(settings, None, NOT_BEGUN, why)
 
 
 def _effort(limit: Limit) -> dict[str, Any]:

@@ -1,41 +1,30 @@
 """`gflow.sweep`: a table of settings, each a problem with its start, to their limits."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jax
-import numpy as np
-
-from gflow._archive import Damaged
-from gflow._description import encode
-from gflow._fingerprint import checksum_of, without_addresses
+from gflow._fingerprint import without_addresses
 from gflow._numerics import check_x64, is_integer
 from gflow._signatures import named
-from gflow._typing import Params
 from gflow.batch import find_limits
 from gflow.deadline import Deadline
-from gflow.kkt.point import KKTPoint
-from gflow.limit import Limit
 from gflow.limit.options import check_options
-from gflow.problem import Problem
 from gflow.progress import Report, check_progress
 from gflow.sweeps import folder as files
-from gflow.sweeps.result import NOT_BEGUN, REFUSED, Run, Sweep, not_begun
+from gflow.sweeps.processes import SHOWN_AFTER, Companions, Group, group
+from gflow.sweeps.result import Run, Sweep, not_begun
+from gflow.sweeps.searching import Job, Make, all_runs, check_same, kept
 from gflow.sweeps.table import rows_of
-from gflow.sweeps.telling import Count, Tell, telling
-from gflow.trajectory import Trajectory
-from gflow.validation import check_start
+from gflow.sweeps.telling import telling
 
-Make = Callable[..., tuple[Problem, Any]]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _CHUNK = 64
-# Matrices of a KKT point that are larger than this are not kept with the limit.
-_MOST_BYTES = 2**20
 # What the sweep itself says of the search.
 _OWN = ("problems", "starts", "max_seconds", "progress", "throw")
 # Options of the search that are called like an argument of the sweep, and their names here.
@@ -74,6 +63,7 @@ def sweep(
     chunk: int | None = None,
     progress: bool | Report = False,
     max_seconds: float | None = None,
+    distributed: bool = False,
     **options: Any,
 ) -> Sweep:
     """The limits of many flows, one for each row of settings.
@@ -96,18 +86,28 @@ def sweep(
     versions the limits are, bit for bit, those of a sweep that was not interrupted. A chunk that is
     damaged, or in which a run was stopped by the seconds or the keyboard, is done again.
 
+    With `distributed=True` the processes of `jax.distributed` share the runs: all make the same
+    call, each searches its share of the chunks on its own devices and writes them into the folder,
+    and all return the whole sweep once every one has ended. One that is killed leaves its runs as
+    "not_begun", with a message that names it; the same call goes on.
+
     Args:
         make: `make(**row)` returns the problem and its start, as for `find_limit`. It must be a
             pure function: called again with the same row, it returns the same.
         settings: a mapping from names to lists, all of whose combinations are run, the last name
             fastest; or a sequence of mappings, one for each run.
-        folder: where finished chunks are kept; made if it is missing. One process at a time.
-        chunk: how many runs are searched, and kept, at once; None for 64, or for what the folder's
-            sweep was begun with.
+        folder: where finished chunks are kept; made if it is missing. One call at a time.
+        chunk: how many runs are searched, and kept, at once; None for 64, or for fewer where there
+            would not be one for each process, or for what the folder's sweep was begun with.
         progress: True for a line with the runs done, arrived and failed, and their rate; or a
             function of a dict with `done`, `runs`, `arrived`, `failed`, `rate` (runs a second),
             `steps` (of the chunk in progress) and `seconds`.
         max_seconds: for the whole sweep. Runs that it does not come to are "not_begun".
+        distributed: whether processes share the runs, in a `folder` that all of them see. They meet
+            by `jax.distributed.initialize()`, which is called unless it was before, and leave
+            `jax.distributed` before the first run, since JAX ends all processes where one has died;
+            a process that is killed before that ends them all, by JAX's own message. Progress and
+            `max_seconds` are of the share of the process.
         options: those of `find_limits`, for every run; its `settings` is called `limit_settings`
             here, and its `chunk`, if it has one, `batch`.
 
@@ -118,7 +118,7 @@ def sweep(
     Raises:
         TypeError, ValueError: `settings` or an option cannot be meant; or the folder holds another
             sweep: other settings, options or chunks, or `make` now returns another problem.
-        RuntimeError: another process is writing into the folder.
+        RuntimeError: another call is writing into the folder; or the processes do not meet.
         OSError: the folder cannot be written to.
 
     Of a KKT point whose matrices are larger than 1 MB, they are not kept with its limit;
@@ -128,27 +128,100 @@ def sweep(
     rows, deadline = rows_of(settings), Deadline.after(max_seconds, "sweep")
     _check(make, chunk, progress, options)
     place = None if folder is None else _place(folder)
-    plan = files.Plan(rows, _as_text(options), _chunk(chunk, place))
-    with (
-        nullcontext() if place is None else files.held(place),
-        telling(progress, len(rows)) as tell,
-    ):
+    asked = _Asked(make, rows, options, deadline, progress, chunk)
+    if distributed:
+        if place is None:
+            raise ValueError("`sweep(distributed=True)`: give a `folder` that all processes see.")
+        return _shared(asked, place, group())
+    with nullcontext() if place is None else files.held(place):
+        plan = asked.plan(place)
         if place is not None:
             files.begin(place, plan)
-        runs = _all_runs(_Job(make, plan, options, deadline, place, tell))
-    return Sweep(tuple(runs), plan.options, plan.chunk)
+        with telling(progress, len(rows)) as tell:
+            numbers = range(plan.num_chunks)
+            found = all_runs(Job(make, plan, _of_search(options), deadline, place, tell), numbers)
+    return Sweep(
+        tuple(run for number in numbers for run in found[number]), plan.options, plan.chunk
+    )
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A sweep that is being done: what is asked for, until when, where it is kept, who is told."""
+class _Asked:
+    """The arguments of a sweep, as checked."""
 
     make: Make
-    plan: files.Plan
+    rows: tuple[Mapping[str, Any], ...]
     options: Mapping[str, Any]
     deadline: Deadline
-    folder: Path | None
-    tell: Tell
+    progress: bool | Report
+    chunk: int | None
+
+    def plan(self, place: Path | None, processes: int = 1) -> files.Plan:
+        """What is asked for, with the chunk that is asked for, or that of the sweep in the folder,
+        or one small enough that each process has some.
+        """
+        chunk = self.chunk
+        if chunk is None and place is not None:
+            with suppress(FileNotFoundError):
+                chunk = files.read_plan(place).chunk
+        usual = min(_CHUNK, -(-len(self.rows) // processes)) if processes > 1 else _CHUNK
+        return files.Plan(self.rows, _as_text(self.options), int(chunk or usual))
+
+
+def _shared(asked: _Asked, place: Path, own: Group) -> Sweep:
+    """The sweep by several processes, of which this is one."""
+    companions = Companions(own, place)
+    with companions.present(), files.held(place) if own.index == 0 else nullcontext():
+        todo = companions.agree(lambda: _todo(asked, asked.plan(place, own.count), place))
+        plan = asked.plan(place)
+        files.begin(place, plan)
+        numbers = todo[own.index :: own.count]
+        runs = sum(len(plan.rows_of(number)) for number in numbers)
+        with telling(asked.progress, runs) as tell:
+            job = Job(asked.make, plan, _of_search(asked.options), asked.deadline, place, tell)
+            found = all_runs(job, numbers)
+        interrupted = any(run.outcome == "interrupted" for each in found.values() for run in each)
+        finished = [number for number in numbers if files.finished(found[number])]
+        companions.end("was interrupted" if interrupted else "", finished)
+        lost, written = ({}, set()) if interrupted else companions.wait()
+    for number in sorted(set(range(plan.num_chunks)) - set(numbers)):
+        read = _read(job, number, wait=number in written)
+        whose = todo.index(number) % own.count if number in todo else own.index
+        found[number] = _left(plan, number, own, whose, lost) if read is None else read
+    every = (run for number in range(plan.num_chunks) for run in found[number])
+    return Sweep(tuple(every), plan.options, plan.chunk)
+
+
+def _todo(asked: _Asked, plan: files.Plan, place: Path) -> list[int]:
+    """The chunks that are to be searched, of a sweep that is begun or gone on with."""
+    files.begin(place, plan)
+    made = {i: files.made_of_finished(place, plan, i) for i in range(plan.num_chunks)}
+    for number, each in made.items():
+        known = [pair for pair in zip(plan.rows_of(number), each or (), strict=False) if pair[1]]
+        for row, checksum in known[:1]:
+            check_same(asked.make, place, row, checksum)
+    return [number for number, each in made.items() if each is None]
+
+
+def _read(job: Job, number: int, *, wait: bool) -> list[Run] | None:
+    """The runs of a chunk that another process has finished, for whose file to show in the folder
+    is waited where it is known to have been written.
+    """
+    latest = time.monotonic() + (SHOWN_AFTER if wait else 0)
+    while (runs := kept(job, number)) is None and time.monotonic() < latest:
+        time.sleep(1.0)
+    return runs
+
+
+def _left(
+    plan: files.Plan, number: int, own: Group, whose: int, lost: Mapping[int, str]
+) -> list[Run]:
+    """The runs of a chunk that a process has left."""
+    rows = plan.rows_of(number)
+    if whose not in lost:
+        return [not_begun(row) for row in rows]
+    why = f"Not begun, or not kept: process {whose} of {own.count} {lost[whose]}."
+    return [not_begun(row, why) for row in rows]
 
 
 def _check(make: Any, chunk: Any, progress: Any, options: Mapping[str, Any]) -> None:
@@ -189,171 +262,3 @@ def _place(folder: Any) -> Path:
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"`sweep(folder={str(folder)!r})`: this is a file, not a folder.")
     return path
-
-
-def _chunk(chunk: int | None, place: Path | None) -> int:
-    """The size of a chunk: what is asked for, or that of the sweep in the folder."""
-    if chunk is None and place is not None:
-        try:
-            return files.read_plan(place).chunk
-        except FileNotFoundError:
-            pass
-    return _CHUNK if chunk is None else int(chunk)
-
-
-def _all_runs(job: _Job) -> list[Run]:
-    """Every chunk: read where it was finished before, and searched otherwise."""
-    runs: list[Run] = []
-    count, stopped = Count(), False
-    for number in range(job.plan.num_chunks):
-        found = _kept(job, number)
-        kept = found is not None
-        if found is None and (stopped or job.deadline.passed()):
-            found = [not_begun(row) for row in job.plan.rows_of(number)]
-        elif found is None:
-            found = _searched(job, number, count)
-            stopped = any(run.outcome == "interrupted" for run in found)
-            if job.folder is not None and files.finished(found):
-                files.write_chunk(job.folder, job.plan, number, found)
-        runs += found
-        count = count.plus(sum(run.arrived for run in found), _begun(found), kept=kept)
-        job.tell(count)
-    return runs
-
-
-def _begun(runs: Sequence[Run]) -> int:
-    return sum(run.outcome != NOT_BEGUN for run in runs)
-
-
-def _kept(job: _Job, number: int) -> list[Run] | None:
-    """The runs of a chunk that was finished before, or None.
-
-    Raises:
-        ValueError: `make` returns another problem, or start, than the one whose limit is kept.
-    """
-    if job.folder is None:
-        return None
-    try:
-        runs = files.read_chunk(job.folder, job.plan, number, lambda row: job.make(**row)[0])
-    except (FileNotFoundError, Damaged):
-        return None
-    if not files.finished(runs):
-        return None
-    _check_same(job, next((run for run in runs if run.made), None))
-    return runs
-
-
-def _check_same(job: _Job, run: Run | None) -> None:
-    """Raises ValueError unless `make` still returns what it returned for this run."""
-    if run is not None and _made(job, run.settings).checksum != run.made:
-        raise ValueError(
-            f"`gflow.sweep(make, ..., folder={str(job.folder)!r})`: for {dict(run.settings)} "
-            "`make` returns another problem or start than the one whose limit is kept there. It "
-            "must be a pure function of its row; after changing it choose another folder."
-        )
-
-
-@dataclass(frozen=True)
-class _Made:
-    """What `make` returned for a row; or why it did not, and then no problem."""
-
-    problem: Problem | None = None
-    start: Params | Trajectory | Limit | None = None
-    checksum: str = ""
-    refusal: str = ""
-
-
-def _made(job: _Job, row: Mapping[str, Any]) -> _Made:
-    """Whatever `make` does: an exception is the outcome of its run."""
-    try:
-        made = job.make(**row)
-        problem, start = _pair(made)
-        parameters = start.direction if isinstance(start, Trajectory | Limit) else start
-        check_start(problem, parameters)
-        return _Made(problem, start, _checksum(problem, start))
-    except Exception as error:
-        return _Made(refusal=_sentence(error))
-
-
-def _pair(made: Any) -> tuple[Problem, Any]:
-    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Problem)):
-        raise TypeError(f"`make` returned {made!r}, expected a pair: a `gflow.Problem`, its start.")
-    return made
-
-
-def _sentence(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _checksum(problem: Problem, start: Any) -> str:
-    """Of everything in them that a limit depends on."""
-    arrays: dict[str, Any] = {}
-    header = encode(problem, arrays)
-    if isinstance(start, Trajectory):
-        start = start.vectors[-1], start.log_norm[-1]
-    elif isinstance(start, Limit):
-        start = start.direction, start.log_kappa_cap
-    leaves = map(np.asarray, jax.tree.leaves(start))
-    arrays |= {f"start{number}": leaf for number, leaf in enumerate(leaves)}
-    return checksum_of(header, arrays)
-
-
-def _searched(job: _Job, number: int, before: Count) -> list[Run]:
-    """The runs of a chunk: all at once, and one by one where that raises an exception."""
-    rows = job.plan.rows_of(number)
-    try:
-        made = [_made(job, row) for row in rows]
-        limits = _limits_of(job, [each for each in made if each.problem is not None], before)
-    except KeyboardInterrupt:
-        return [replace(not_begun(row), outcome="interrupted") for row in rows]
-    found = iter(limits)
-    return [_run(row, each, found) for row, each in zip(rows, made, strict=True)]
-
-
-def _limits_of(job: _Job, made: Sequence[_Made], before: Count) -> list[Limit | str]:
-    """The limits; in place of one whose search raised an exception, its sentence."""
-    try:
-        return list(_found(job, made, before))
-    except Exception as error:
-        if len(made) == 1:
-            return [_sentence(error)]
-    return [limit for each in made for limit in _limits_of(job, [each], before)]
-
-
-def _found(job: _Job, made: Sequence[_Made], before: Count) -> list[Limit]:
-    problems = [each.problem for each in made if each.problem is not None]
-    if not problems:
-        return []
-
-    def hear(status: Mapping[str, Any]) -> None:
-        job.tell(replace(before, steps=int(status.get("steps", 0))))
-
-    return find_limits(
-        problems,
-        [each.start for each in made],
-        max_seconds=job.deadline.left(),
-        progress=hear,
-        throw=False,
-        **_of_search(job.options),
-    )
-
-
-def _run(row: Mapping[str, Any], made: _Made, limits: Iterator[Limit | str]) -> Run:
-    if made.problem is None:
-        return Run(row, None, REFUSED, made.refusal)
-    found = next(limits)
-    if isinstance(found, str):
-        return Run(row, None, REFUSED, found, made.checksum)
-    return Run(row, _lean(found), found.result_name, found.message, made.checksum)
-
-
-def _lean(limit: Limit) -> Limit:
-    """The limit without matrices of its KKT point that are large: a sweep has many."""
-    return replace(limit, polished=_smaller(limit.polished), kinks=_smaller(limit.kinks))
-
-
-def _smaller(point: KKTPoint | None) -> KKTPoint | None:
-    if point is None or point.system is None:
-        return point
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(point.system))
-    return replace(point, system=None) if size > _MOST_BYTES else point

@@ -1,0 +1,103 @@
+"""The frame of a linearly implicit step: the parameters over a norm that grows at a constant rate.
+
+In polar coordinates the rate of log rho is `L sum_i p_i q_i`. At a radius equal to the margin the
+q_i are of the order of 1/rho, and on the slow motion they cancel but for a part of the order of
+1/rho^2. The weights p of a stage are off by its error, which then counts rho times in log rho, and
+steps shrink as the norm grows. In the parameters themselves the same error moves what the flow
+damps at once, and the rest moves by itself. So a step is made in
+
+    w = params exp(-s),   dw/dtau = |w| sum_i p_i grad q_i(w/|w|) - g w,   ds/dtau = g,
+
+with `g = L sum_i p_i q_i` at the start of the step, held fixed. It starts at `w = u`, `s = log rho`
+and ends at `u = w/|w|`, `log rho = s + log |w|`. Where the direction rests, w rests too, however
+fast the norm grows, so that steps may be as long there as in polar coordinates.
+
+A method gives the same step in any linear coordinates. Those here are as close to polar ones as can
+be, so that rounding is as in these: with u and log rho those of the start, the part of w across u
+and `s - log rho` along it, and last `s + <u, w> - 1`, which is log rho up to squares.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gflow.flow.field import Field
+from gflow.problem import Ascent
+from gflow.stiff.rosenbrock import RosenbrockInterpolation
+
+Path = Float[Array, " path"]
+"""A point in the coordinates of the frame, P + 1 numbers; at the start `(u, log rho)`."""
+
+
+class Frame(NamedTuple):
+    """The frame of a step.
+
+    Attributes:
+        unit, log_norm: u and log rho where it starts.
+        growth: g.
+    """
+
+    unit: Float[Array, " P"]
+    log_norm: Float[Array, ""]
+    growth: Float[Array, ""]
+
+    def moved(self, change: Path) -> tuple[Array, Array]:
+        """Changes of w and s for one of the coordinates."""
+        shift = self.unit @ change[:-1]
+        return change[:-1] + (change[-1] - 2 * shift) * self.unit, shift
+
+    def point(self, path: Path) -> tuple[Array, Array]:
+        """w, and by how much s has grown."""
+        w, shift = self.moved(path.at[-1].add(-self.log_norm).at[:-1].add(-self.unit))
+        return self.unit + w, shift
+
+    def polar(self, path: Path) -> Float[Array, " path"]:
+        """`(u, log rho)` there."""
+        w, shift = self.point(path)
+        length = jnp.sqrt(w @ w)
+        return jnp.append(w / length, self.log_norm + shift + jnp.log(length))
+
+    def slope(self, field: Field, path: Path, ascent: Ascent) -> Path:
+        """`d path / d tau`, with the ascent at the direction of w."""
+        w, _ = self.point(path)
+        turn = jnp.sqrt(w @ w) * field.layout.flatten(ascent.vector) - self.growth * w
+        return self.along(turn, self.growth)
+
+    def along(self, turn: Float[Array, " P"], growth: Any) -> Path:
+        """The coordinates of changes of w and s."""
+        radial = self.unit @ turn
+        return jnp.append(turn + (growth - radial) * self.unit, growth + radial)
+
+    def error(self, error: Path, path: Path) -> Float[Array, " path"]:
+        """An error there as one of `(u, log rho)`."""
+        (w, _), (change, shift) = self.point(path), self.moved(error)
+        length = jnp.sqrt(w @ w)
+        unit, across = w / length, change / length
+        radial = unit @ across
+        return jnp.append(across - radial * unit, shift + radial)
+
+    def growths(self, end: Path, k: Float[Array, "r path"]) -> Float[Array, " 2"]:
+        """By how much log rho would change over a step at its rates at both ends, along its dense
+        output with the rows k.
+        """
+        start = jnp.append(self.unit, self.log_norm)
+        turns = (end - start) + jnp.stack([k[0], -jnp.sum(k, axis=0)])
+        return jnp.stack([self.error(turns[0], start)[-1], self.error(turns[1], end)[-1]])
+
+
+def frame_at(field: Field, path: Path, ascent: Ascent) -> Frame:
+    """The frame of a step from `path = (u, log rho)`, with the ascent there."""
+    growth = field.problem.degree * jnp.vdot(ascent.weights, ascent.margins)
+    return Frame(path[:-1], path[-1], growth)
+
+
+class FramedInterpolation(RosenbrockInterpolation):
+    """The dense output of a step in the frame, as a state `(u, log rho, log(T + t))`."""
+
+    def evaluate(self, t0: Any, t1: Any = None, left: bool = True) -> Array:
+        if t1 is not None:
+            return self.evaluate(t1) - self.evaluate(t0)
+        state = super().evaluate(t0, left=left)
+        frame = Frame(self.y0[:-2], self.y0[-2], jnp.zeros(()))
+        return jnp.append(frame.polar(state[:-1]), state[-1])
