@@ -102,13 +102,13 @@ def test_where_the_attack_does_not_jump_it_is_the_margin_there():
 
 def test_of_more_than_ten_switches_some_sides_are_tried_and_it_says_so():
     generator = np.random.default_rng(0)
-    x, network = generator.normal(size=(1, 3)), networks.mlp((3, 11, 1))
-    data, attack = gflow.Dataset(x, [1]), perturbations.fgm(0.3)
+    x, network = generator.normal(size=(2, 3)), networks.mlp((3, 11, 1))
+    data, attack = gflow.Dataset(x, [1, -1]), perturbations.fgm(0.3)
     problem = gflow.Problem(network, data, loss=losses.exponential(), perturbation=attack)
     weight = generator.normal(size=(11, 3))
     weight -= np.outer(weight @ x[0], x[0]) / (x[0] @ x[0])
     direction = weight, generator.normal(size=(1, 11))
-    found = margin_next_to(problem, direction, np.zeros((1, passes(problem).size)))
+    found = margin_next_to(problem, direction, np.zeros((2, passes(problem).size)))
     assert found.sampled
     # It is not below what some steps to random sides find.
     assert found.margin >= walked(problem, direction, generator) - CHANGE

@@ -143,11 +143,11 @@ def margins_and_gradients(params, data, radius, slopes):
 
 
 def test_gradients_at_a_kink_are_those_of_its_two_sides():
-    data = gflow.Dataset(DATA.x[2:3], DATA.y[2:3])
+    data = gflow.Dataset(DATA.x[2:4], DATA.y[2:4])
     problem = problem_of("two_layers", "fgm", data=data)
     generator = np.random.default_rng(4)
     weight, head, x = generator.normal(size=(3, 4)), generator.normal(size=(1, 3)), data.x[0]
-    weight[1] -= (weight[1] @ x) / (x @ x) * x  # to a = 0, where neuron 1 meets the example
+    weight[1] -= (weight[1] @ x) / (x @ x) * x  # to a = 0, where neuron 1 meets the first example
     across = np.zeros_like(weight)
     across[1] = x
     params, tangent = jax.tree.map(jnp.asarray, ((weight, head), (across, np.zeros_like(head))))
@@ -166,8 +166,8 @@ def test_gradients_at_a_kink_are_those_of_its_two_sides():
 
     def one_sided(step):
         moved = weight + step * across, head
-        here = margins_and_gradients((weight, head), data, RADIUS, np.zeros((1, 3)))[0][0]
-        there = margins_and_gradients(moved, data, RADIUS, np.zeros((1, 3)))[0][0]
+        here = margins_and_gradients((weight, head), data, RADIUS, np.zeros((2, 3)))[0][0]
+        there = margins_and_gradients(moved, data, RADIUS, np.zeros((2, 3)))[0][0]
         return (there - here) / step
 
     sides = by_tangent(0.0), by_tangent(1.0)

@@ -30,6 +30,7 @@ def limit_or_more(
     Args:
         search, state, smoothing, certificate: see `limit_of`.
     """
+    assert state.result is not None
     large = search.layout.size > search.settings.refine.sizes.at_kinks
     if large or name_of(state.result) not in _STUCK or not search.has_unnamed_kinks:
         return limit_of(search, state, smoothing, certificate)
