@@ -211,7 +211,7 @@ def test_the_answer_names_the_result(found):
     assert "in 2 of 2 comparisons at equal loss e⁻¹⁰ (+200.0 %)" in told
     assert "3 of 3 runs stand at their limits (stationarity at most 2e-15" in told
     pair = [with_margins(found[2], (2.0, 1.0, value)) for value in (2.0, 1.5)]
-    assert "in 0 of 2 comparisons at the limit (-25.0 % to +0.0 %, 1 equal, 1 smaller)" in answer(
+    assert "in 0 of 2 comparisons at the limit (1 equal; 1 smaller, -25.0 %)" in answer(
         results, pair
     )
     assert answer(results, []).startswith("3 of 3 runs stand")

@@ -123,16 +123,21 @@ def stop(results: Results) -> str:
 
 
 def _told(found: list[Comparison], where: str) -> str:
-    """How often the margin is larger, equal and smaller, and by how much at the extremes."""
-    larger = sum(one.change > 0 for one in found)
-    equal = sum(one.change == 0 for one in found)
-    smaller = len(found) - larger - equal
-    others = [f"{n} {word}" for n, word in ((equal, "equal"), (smaller, "smaller")) if n]
-    changes = sorted(one.change for one in found)
-    span = percent(changes[-1])
-    if changes[0] != changes[-1]:
-        span = f"{percent(changes[0])} to {span}"
-    return f"in {larger} of {len(found)} comparisons {where} ({', '.join([span, *others])})"
+    """How often the margin is larger, equal and smaller, and by how much."""
+    changes = np.array([one.change for one in found])
+    larger, smaller = changes[changes > 0], changes[changes < 0]
+    words = [_span(larger)] if larger.size else []
+    if np.any(changes == 0):
+        words.append(f"{np.sum(changes == 0)} equal")
+    if smaller.size:
+        words.append(f"{smaller.size} smaller, {_span(smaller)}")
+    return f"in {larger.size} of {len(found)} comparisons {where} ({'; '.join(words)})"
+
+
+def _span(changes: np.ndarray) -> str:
+    """From the smallest to the largest change, in size."""
+    ends = changes[np.argsort(np.abs(changes))][[0, -1]]
+    return " to ".join(dict.fromkeys(percent(float(end)) for end in ends))
 
 
 def percent(change: float) -> str:
