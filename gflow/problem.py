@@ -235,8 +235,9 @@ class Problem(eqx.Module):
         place, the weights are those of these.
         """
         # An array, since a Python number would be compiled into the program.
-        log_kappa = log_kappa if isinstance(log_kappa, Array) else np.asarray(log_kappa, float)
-        return self._ascent(params, log_kappa, assumed)
+        if not isinstance(log_kappa, Array):
+            log_kappa = np.asarray(log_kappa, float)  # pyright: ignore[reportAssignmentType]
+        return self._ascent(params, log_kappa, assumed)  # pyright: ignore[reportArgumentType]
 
     @compiled
     def _ascent(self, params: Params, log_kappa: Array, assumed: Array | None) -> Ascent:

@@ -77,13 +77,9 @@ def rows_of(columns: Mapping[str, np.ndarray], vectors: np.ndarray) -> Row:
     """The rows of a trajectory, stacked. The time that a cap leaves unknown is 0."""
     tail = np.stack([columns["log_norm"], np.nan_to_num(columns["log1p_time"])], axis=1)
     measures: list[Any] = [columns[name] for name in PointMeasures._fields]
-    return Row(
-        columns["clock"],
-        columns["step"],
-        columns["num_steps_at"],
-        np.concatenate([vectors, tail], axis=1),
-        PointMeasures(*measures),
-    )
+    path: list[Any] = [columns[name] for name in ("clock", "step", "num_steps_at")]
+    path.append(np.concatenate([vectors, tail], axis=1))
+    return Row(*path, measures=PointMeasures(*measures))
 
 
 def picked(rows: Row, which: Any) -> Row:
@@ -196,7 +192,7 @@ class Record:
 
     def columns(self, degree: float) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
         """The columns of a trajectory, and the directions (s, P)."""
-        rows = self._all()
+        rows: Any = self._all()
         log_norm, log1p_time = rows.state[:, -2], rows.state[:, -1]
         values = {
             "clock": rows.clock,

@@ -224,7 +224,7 @@ def _nothing_made(
     return _Made(control.start, end, *parts, none, times, lengths, states, measures, result)
 
 
-def _put(all_: Array, one: Array, index: Any) -> Array:
+def _put(all_: Array, one: Any, index: Any) -> Array:
     """With this row in the place of another. A scatter, as of `.at[].set`, is many operations."""
     return lax.dynamic_update_index_in_dim(all_, one, index, 0)
 

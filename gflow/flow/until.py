@@ -98,8 +98,8 @@ class Until(eqx.Module):
         ceiling: Scalar = MAX_LOG_KAPPA,
         *,
         xp: Any = jnp,
-    ) -> Float[Array, " targets"] | Float[np.ndarray, " targets"]:
-        """Distance to each target, relative to it, positive until it is reached.
+    ) -> Any:
+        """Distance to each target, relative to it, positive until it is reached. Shape (targets,).
 
         The order is that of `TARGETS`. `log_loss` is that of `known_log_loss`, `margin` the
         smallest one at unit norm; `ceiling` is the log kappa that counts as overflow; `xp` is NumPy

@@ -134,7 +134,7 @@ def _jacobian(
     across = variables.theta.size + variables.multipliers.size
     columns = np.concatenate([np.arange(across), across + index])
     batch = _SMALL_BATCH if across <= _SMALL else _BATCH
-    jacobian = np.empty((len(columns), len(columns)))
+    jacobian, residuals = np.empty((len(columns), len(columns))), ()
     for start in range(0, len(columns), batch):
         chunk = columns[start : start + batch]
         padded = np.concatenate([chunk, np.full(batch - len(chunk), -1)])
