@@ -22,9 +22,6 @@ from gflow._signatures import named
 
 # From this margin on, log(log(1 + e^-q)) and -q - e^-q / 2 agree to the last bit.
 _TAIL = 37.0
-# A weight of e^-q relative to another is nothing from here on, and its square no floating-point
-# number.
-_UNDERFLOW = 700.0
 
 
 class AbstractLoss(eqx.Module):
@@ -61,8 +58,7 @@ class AbstractLoss(eqx.Module):
     ) -> tuple[Float[Array, "n ..."], Float[Array, ""]]:
         """`(w, s)` with `-d Loss / d m = exp(s) w`, the largest w being between 1/2 and 1.
 
-        The scale s is held fixed in derivatives. A loss may have a cheaper form than this one, by
-        logarithms.
+        The scale s is held fixed in derivatives.
         """
         log_weights = self.log_weights(margins)
         scale = lax.stop_gradient(jnp.max(log_weights))
@@ -101,16 +97,6 @@ class Logistic(AbstractLoss):
 
     def log_slope(self, margin: Float[Array, "..."]) -> Float[Array, "..."]:
         return jax.nn.log_sigmoid(-margin)
-
-    def scaled_weights(
-        self, margins: Float[Array, "n ..."]
-    ) -> tuple[Float[Array, "n ..."], Float[Array, ""]]:
-        if margins.ndim > 1:
-            return super().scaled_weights(margins)
-        # `-l'(q) = 1 / (1 + e^q)`, times e^a for a margin a >= 0 of which none is below.
-        least = lax.stop_gradient(jnp.maximum(jnp.min(margins), 0.0))
-        excess = jnp.minimum(margins - least, _UNDERFLOW)
-        return 1 / (jnp.exp(-least) + jnp.exp(excess)), -least
 
     def inverse(self, log_loss: Float[Array, "..."]) -> Float[Array, "..."]:
         # -log(expm1(x)) with x = exp(log_loss), which underflows long before its logarithm does.

@@ -19,11 +19,14 @@ NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 _RELATIVE, _ZERO = 2e-3, 1e-12
 _COUNT = 0.1
 
-# The README first, in a fresh interpreter; the pages share its compiled programs.
+# The README first, in a fresh interpreter; the pages share its compiled programs. Each has a folder
+# of its own to write into.
 RUN = """
-import contextlib, io, json, sys
-printed = {}
+import contextlib, io, json, os, sys
+printed, place = {}, os.getcwd()
 for name, blocks in json.load(sys.stdin).items():
+    os.mkdir(os.path.join(place, name))
+    os.chdir(os.path.join(place, name))
     with contextlib.redirect_stdout(io.StringIO()) as output:
         namespace = {}
         for block in blocks:

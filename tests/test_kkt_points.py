@@ -197,7 +197,9 @@ def by_numpy(row, limit, params):
     params = tuple(np.asarray(leaf) for leaf in params)
     if row.numpy is None:
         return _kink_oracles.rows(params, data, row.radius, kinks.coefficients)[:2]
-    signs = None if kinks is None else kinks.coefficients
+    # Coefficients of a smooth network are those of its slopes, which its points are not at.
+    signed = kinks is not None and row.attack is perturbations.fgsm
+    signs = kinks.coefficients if signed else None
     total = row.gradient == "total"
     return margins_and_gradients(*row.numpy, params, data, total=total, signs=signs)
 

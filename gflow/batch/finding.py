@@ -156,7 +156,7 @@ def _check(problems: list[Any], starts: list[Any], chunk: Any, mesh: Any, progre
     check_progress(progress, "find_limits")
 
 
-def _check_mesh(mesh: Mesh, problems: list[Problem]) -> None:
+def _check_mesh(mesh: Any, problems: list[Problem]) -> None:
     """Refuses axes without a meaning, devices of other processes, and examples left over."""
     if not 1 <= len(mesh.axis_names) <= 2:
         raise ValueError(

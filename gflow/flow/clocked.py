@@ -23,7 +23,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array
 
 from gflow.flow.field import Field, StepError, path_slope, unit_direction
-from gflow.flow.frame import Frame, FramedInterpolation, frame_at
+from gflow.flow.frame import Frame, FramedInterpolation, Polar, frame_at
 from gflow.flow.krylov import stiff_part, woodbury
 from gflow.problem import Ascent
 from gflow.stiff.constrained import Coupled, Moved
@@ -79,7 +79,8 @@ class ClockedRosenbrock(Rosenbrock):
     ) -> tuple[Array, StepError, dict[str, Array], tuple[Ascent, Ascent]]:
         """A step of length h, with the ascents at its start and at its end, which it needs."""
         y0 = jnp.append(jnp.append(unit_direction(y0), y0[-2]), y0[-1])
-        scaled, coupled, start = _linearized(field, y0, self.follows_margins)
+        framed = self._factorises(y0.size - 1)
+        scaled, coupled, start = _linearized(field, y0, self.follows_margins, framed)
         moved = self.moved(
             coupled,
             h,
@@ -123,6 +124,7 @@ class ClockedRosenbrock(Rosenbrock):
         )
         error = _seen(frame.error(error, path), h * _rate_rounding(field, y0, margins))
         dense = {"y0": y0, "y1": jnp.append(path, log_time), "k": jnp.pad(k, ((0, 0), (0, 1)))}
+        dense["framed"] = jnp.asarray(isinstance(frame, Frame))
         y1 = y1.at[-1].set(log_time)
         errors = StepError(jnp.append(error, log_error), logit)
         return y1, errors, dense, (start, end)
@@ -141,7 +143,7 @@ class _Scaled(NamedTuple):
     """
 
     field: Field
-    frame: Frame
+    frame: Frame | Polar
     log_time: Array
     units: Array
     shape: tuple[int, ...]
@@ -189,20 +191,23 @@ class _Scaled(NamedTuple):
 
 
 def _linearized(
-    field: Field, y0: Array, follows_margins: bool
+    field: Field, y0: Array, follows_margins: bool, framed: bool
 ) -> tuple["_Scaled", Coupled, Ascent]:
     """The field at the start of a step, in units of it, with its derivatives; and the ascent there.
 
     The margins and their gradients are evaluated once for all of it. The derivative with respect to
     the margins that the weights see is a weighted mean of the same gradients.
+
+    Args:
+        framed: whether the step is made in a frame, and not in polar coordinates.
     """
     path = y0[:-1]
+    coordinates = Polar(path[:-1], path[-1])
+    polar = (Frame(*coordinates, jnp.zeros(())) if framed else coordinates).polar
 
-    polar = Frame(path[:-1], path[-1], jnp.zeros(())).polar
-
-    def evaluated(at: Array) -> tuple[tuple[Array, Array], tuple[Ascent, Callable, Frame]]:
+    def evaluated(at: Array) -> tuple[tuple[Array, Array], tuple[Ascent, Callable, Frame | Polar]]:
         ascent, pull_back = field.ascent_and_pull(jnp.append(polar(at), y0[-1]))
-        frame = lax.stop_gradient(frame_at(field, path, ascent))
+        frame = lax.stop_gradient(frame_at(field, path, ascent)) if framed else coordinates
         slope = frame.slope(field, at, ascent)
         return (slope, ascent.margins.ravel()), (ascent, pull_back, frame)
 

@@ -15,6 +15,10 @@ fast the norm grows, so that steps may be as long there as in polar coordinates.
 A method gives the same step in any linear coordinates. Those here are as close to polar ones as can
 be, so that rounding is as in these: with u and log rho those of the start, the part of w across u
 and `s - log rho` along it, and last `s + <u, w> - 1`, which is log rho up to squares.
+
+Where the linear systems of a step are solved inexactly, by `Krylov`, the step is made in polar
+coordinates (`Polar`): what such a solution leaves along w is an error of log rho, and steps that
+end on a target became too short for floating-point numbers.
 """
 
 from typing import Any, NamedTuple
@@ -22,7 +26,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gflow.flow.field import Field
+from gflow.flow.field import Field, path_slope
 from gflow.problem import Ascent
 from gflow.stiff.rosenbrock import RosenbrockInterpolation
 
@@ -86,6 +90,41 @@ class Frame(NamedTuple):
         return jnp.stack([self.error(turns[0], start)[-1], self.error(turns[1], end)[-1]])
 
 
+class Polar(NamedTuple):
+    """Polar coordinates `(u, log rho)` in place of a frame, with the methods of one.
+
+    Attributes:
+        unit, log_norm: u and log rho where a step starts.
+    """
+
+    unit: Float[Array, " P"]
+    log_norm: Float[Array, ""]
+
+    def polar(self, path: Path) -> Float[Array, " path"]:
+        """The same with u of norm 1."""
+        u = path[:-1]
+        return jnp.append(u / jnp.sqrt(u @ u), path[-1])
+
+    def slope(self, field: Field, path: Path, ascent: Ascent) -> Path:
+        """`d path / d tau`, with the ascent at the direction of u."""
+        return path_slope(field, jnp.append(path, 0.0), ascent)
+
+    def along(self, turn: Float[Array, " P"], growth: Any) -> Path:
+        """What a change of `sum_i p_i grad q_i` changes of the slope, by Euler's identity."""
+        radial = self.unit @ turn
+        return jnp.append(turn - radial * self.unit, growth + radial)
+
+    def error(self, error: Path, path: Path) -> Float[Array, " path"]:
+        """An error there without its part along u, which changes nothing."""
+        del path
+        across = error[:-1] - (self.unit @ error[:-1]) * self.unit
+        return jnp.append(across, error[-1])
+
+    def growths(self, end: Path, k: Float[Array, "r path"]) -> Float[Array, " 2"]:
+        """By how much log rho would change over a step, as of `Frame.growths`."""
+        return (end[-1] - self.log_norm) + jnp.stack([k[0, -1], -jnp.sum(k[:, -1])])
+
+
 def frame_at(field: Field, path: Path, ascent: Ascent) -> Frame:
     """The frame of a step from `path = (u, log rho)`, with the ascent there."""
     growth = field.problem.degree * jnp.vdot(ascent.weights, ascent.margins)
@@ -93,11 +132,19 @@ def frame_at(field: Field, path: Path, ascent: Ascent) -> Frame:
 
 
 class FramedInterpolation(RosenbrockInterpolation):
-    """The dense output of a step in the frame, as a state `(u, log rho, log(T + t))`."""
+    """The dense output of a step, as a state `(u, log rho, log(T + t))`.
+
+    Attributes:
+        framed: whether the step was made in a frame.
+    """
+
+    framed: Any
 
     def evaluate(self, t0: Any, t1: Any = None, left: bool = True) -> Array:
         if t1 is not None:
             return self.evaluate(t1) - self.evaluate(t0)
         state = super().evaluate(t0, left=left)
-        frame = Frame(self.y0[:-2], self.y0[-2], jnp.zeros(()))
-        return jnp.append(frame.polar(state[:-1]), state[-1])
+        start = self.y0[:-2], self.y0[-2]
+        framed = Frame(*start, jnp.zeros(())).polar(state[:-1])
+        path = jnp.where(self.framed, framed, Polar(*start).polar(state[:-1]))
+        return jnp.append(path, state[-1])
