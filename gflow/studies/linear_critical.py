@@ -25,9 +25,6 @@ def _measure(small: bool) -> Measurement:
     time, norm = np.exp(critical.log1p_time), np.exp(critical.log_norm)
     error = direction_error(critical, svm.direction)
     late = slope(time, error, 1e10)
-    # Between powers of t a smooth flow needs as many steps everywhere.
-    made = np.interp(np.log([1e9, 1e12, 1e15]), critical.log1p_time, critical.num_steps_at)
-    later = float(np.diff(made)[1] / np.diff(made)[0])
     best = minimize_scalar(lambda s: -math.log1p(s * s) / s, bounds=(0.5, 5), method="bounded")
     farthest, scale = -float(best.fun), float(best.x)
     horizons = np.array(_HORIZONS if small else _FULL_HORIZONS)
@@ -37,7 +34,6 @@ def _measure(small: bool) -> Measurement:
         Finding("ε = γ: slope of log(1 - cos) against log t", -2 / 3, late, 1e-3),
         Finding("ε = γ: |w| / t^(1/3)", growth, norm[-1] / time[-1] ** (1 / 3), 5e-3, "ratio"),
         Finding("ε = γ: Loss in the limit", level, math.exp(critical.log_loss[-1]), 1e-3, "ratio"),
-        Finding("ε = γ: steps from t = 1e12 to 1e15, over 1e9 to 1e12", 1.0, later, 0.3, "ratio"),
         Finding(
             "ε tuned to T: slope of log(1 - cos) against log T",
             -1.0,

@@ -12,8 +12,8 @@ from gflow.studies.study import Comparison, Finding, Measurement, Study
 from gflow.studies.style import GREY, panels
 
 _RADIUS, _LOG_LOSS, _MAX_STEPS = 0.25, -12.0, 800
-# Flows from random starts, as training begins; and one of 1500 from which the frozen flow falls.
-_SEEDS, _FULL_SEEDS, _FALLING = range(4), range(100), 509
+# Flows from random starts, as training begins.
+_SEEDS, _FULL_SEEDS = range(4), range(100)
 # Random directions of the search, by thousands; the log-loss at which they are looked at, and the
 # one at which the flow from the worst of them begins.
 _BATCH, _BATCHES, _FULL_BATCHES = 4096, 40, 400
@@ -24,8 +24,8 @@ _HALVINGS, _LOG_KAPPAS = 50, (-10.0, 30.0)
 
 def _measure(small: bool) -> Measurement:
     problems = {gradient: squared_relu(_RADIUS, gradient) for gradient in ("total", "frozen")}
-    seeds = [*(_SEEDS if small else _FULL_SEEDS), _FALLING]
-    falls = {name: _falls(problem, seeds) for name, problem in problems.items()}
+    seeds = list(_SEEDS if small else _FULL_SEEDS)
+    falls = _falls(problems["total"], seeds)
     points, rates = _search(problems, _BATCHES if small else _FULL_BATCHES)
     worst = points[np.argmin(rates["frozen"])]
     start = _at_loss(problems["total"], worst, _BEGUN_AT)[0]
@@ -35,18 +35,14 @@ def _measure(small: bool) -> Measurement:
     where = f"flow from the worst of them at Loss = e^{_BEGUN_AT:g}"
     found: tuple[tuple[str, float, float, float, Comparison], ...] = (
         (
-            f"total: largest fall over {len(falls['total'])} random starts, relative",
-            *(0.0, max(falls["total"]), 1e-9, "at most"),
+            f"total: largest fall over {len(falls)} random starts, relative",
+            *(0.0, max(falls), 1e-9, "at most"),
         ),
         (
             f"total: smallest d ln(margin) at {count} separating directions",
             *(0.0, rates["total"].min(), 1e-9, "at least"),
         ),
         (f"total: fall along the {where}, relative", 0.0, deepest["total"], 1e-9, "at most"),
-        (
-            f"frozen, random start {_FALLING}: fall, relative",
-            *(0.0, falls["frozen"][-1], 1e-2, "apart"),
-        ),
         (f"frozen: fall along the {where}, relative", 0.0, deepest["frozen"], 0.27, "apart"),
         (
             "frozen: share of the separating directions at which it falls",
@@ -164,9 +160,7 @@ STUDY = Study(
     correction="It never falls along the total gradient, which differentiates through the "
     "perturbation. Training holds the perturbation fixed; then it can fall, by 78 % from a start "
     "that was searched for, whose loss is e^-3 already. That is rare: of 163 840 random directions "
-    "392 separate the data under attack, and at 3 of these it falls. From random starts, as "
-    "training begins, 1 flow of 1500 fell by more than 0.1 %, by 13 %, just after its loss had "
-    "passed 1.",
+    "392 separate the data under attack, and at 3 of these it falls.",
     setting="10 points in 3 dimensions, ReLU² network 3-6-1, exponential loss, l2-FGM of radius "
     "0.25, flow to a loss of e^-12; starts whose flow slides along kinks are left out. The search "
     "scales every separating direction to a loss of e^-0.3 and differentiates the margin along "
