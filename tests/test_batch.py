@@ -258,7 +258,9 @@ def test_meshes_that_cannot_be_meant_are_refused():
     with pytest.raises(ValueError, match=r"10 examples of problems\[1\] cannot be spread evenly"):
         finding._check_mesh(three, [problem_of(0, num_examples=9), PROBLEMS[0]])
     with pytest.raises(ValueError, match="has 3 axes"):
-        gflow.find_limits(PROBLEMS, STARTS, mesh=Mesh(np.reshape(jax.devices(), (1, 1, 1)), "abc"))
+        gflow.find_limits(
+            PROBLEMS, STARTS, mesh=Mesh(np.reshape(jax.devices(), (1, 1, 1)), ("a", "b", "c"))
+        )
     others = SimpleNamespace(devices=np.array([SimpleNamespace(process_index=1)]))
     others.axis_names = ("runs",)
     with pytest.raises(ValueError, match="holds devices of other processes"):
