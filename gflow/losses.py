@@ -13,7 +13,6 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
@@ -52,17 +51,6 @@ class AbstractLoss(eqx.Module):
             return self.log_slope(margins)
         slope = self.log_slope(example_margins(margins))
         return slope[:, None] + jax.nn.log_softmax(-margins, axis=-1)
-
-    def scaled_weights(
-        self, margins: Float[Array, "n ..."]
-    ) -> tuple[Float[Array, "n ..."], Float[Array, ""]]:
-        """`(w, s)` with `-d Loss / d m = exp(s) w`, the largest w being between 1/2 and 1.
-
-        The scale s is held fixed in derivatives.
-        """
-        log_weights = self.log_weights(margins)
-        scale = lax.stop_gradient(jnp.max(log_weights))
-        return jnp.exp(log_weights - scale), scale
 
 
 def example_margins(margins: Float[Array, "n ..."]) -> Float[Array, " n"]:

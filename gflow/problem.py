@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
 from gflow._description import storable
@@ -251,11 +252,10 @@ class Problem(eqx.Module):
         to `(sum_i w_i grad q_i,)` there.
         """
         margins, pull_back = self.linearize(params)
-        scaled = scaled_margins(jnp.exp(log_kappa), seen(margins))
-        shares, log_scale = self.loss.scaled_weights(scaled)
-        total = jnp.sum(shares)
-        weights = shares / total
-        log_weight = log_scale + jnp.log(total)
+        log_weights = self.log_weights(seen(margins), log_kappa)
+        # Not exp(log_weights - log_weight): at weights of e^-1e20 that sum has lost its log 2.
+        weights = jax.nn.softmax(log_weights, axis=None)
+        log_weight = logsumexp(log_weights)
         return Ascent(margins, weights, log_weight, pull_back(weights)[0]), pull_back
 
     def log_weights(

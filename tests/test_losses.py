@@ -193,27 +193,3 @@ def test_rebuilt_losses_are_equal():
     assert losses.logistic() == losses.logistic()
     assert losses.exponential() == losses.exponential()
     assert losses.exponential() != losses.logistic()
-
-
-@pytest.mark.parametrize("loss", LOSSES, ids=by_name)
-@pytest.mark.parametrize("margins", [MARGINS, MARGINS[12:], MARGINS[:8], MARGINS[-3:-2]], ids=len)
-def test_scaled_weights_are_the_weights(loss, margins):
-    """Their logarithms are right to the rounding of the margins, and the largest is near 1."""
-    weights, scale = loss.scaled_weights(jnp.asarray(margins))
-    exact = loss.log_slope(jnp.asarray(margins))
-    seen = exact - exact.max() > -600
-    errors = (jnp.log(weights) + scale - exact)[seen]
-    assert np.all(np.abs(errors) <= 8 * EPS * (1 + np.abs(np.asarray(exact)[seen])))
-    assert 0.5 <= weights.max() <= 1 and np.all(weights[~seen] < 1e-250)
-
-
-@pytest.mark.parametrize("loss", LOSSES, ids=by_name)
-def test_shares_have_the_derivatives_of_softmax(loss):
-    margins = jnp.array([-3.0, -3.0, 0.2, 1.0, 30.0, 900.0])
-
-    def shares(margins):
-        weights, _ = loss.scaled_weights(margins)
-        return weights / weights.sum()
-
-    expected = jax.jacfwd(lambda q: jax.nn.softmax(loss.log_slope(q)))(margins)
-    np.testing.assert_allclose(jax.jacfwd(shares)(margins), expected, rtol=1e-13, atol=1e-300)

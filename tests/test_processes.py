@@ -10,25 +10,14 @@ import time
 
 import pytest
 from test_sweep import assert_same
+from test_sweep_command import JOB as SWEEP
 
 import gflow
 from gflow.__main__ import main
 from gflow.sweeps import processes
 from gflow.sweeps.processes import Companions, Group
 
-JOB = """
-seed = [1, 2]
-loss = "exponential"
-[data]
-kind = "gaussian"
-n = 6
-d = 3
-[[network]]
-kind = "linear"
-[[perturbation]]
-kind = "fgm"
-radius = [0.0, 0.1, 0.2]
-"""
+JOB = SWEEP.replace("[0.1, 0.2, 1.0]", "[0.0, 0.1, 0.2]")
 
 # One of two processes; a slow one waits before each chunk, so that it can be killed between two.
 CHILD = """

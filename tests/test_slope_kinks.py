@@ -244,9 +244,6 @@ def test_a_limit_at_a_kink_of_a_slope():
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="the first search may spend its steps before it is found to stick", strict=False
-)
 def test_where_the_flow_sticks_the_search_goes_on_with_the_kinks_named():
     problem, start = with_limit_at_a_kink()
     limit = gflow.find_limit(problem, start)

@@ -122,18 +122,16 @@ def objective_of(part: _Part, rules: Rules, params: Params) -> Array:
 def _ascent(part: _Part, params: Params) -> tuple[Array, Params, Array]:
     """`log_weight` and `vector` of the batch's own sum, and the logarithm of that sum.
 
-    The weights are relative to about the largest, not to their sum as in `Problem.ascent`, which
+    The weights are relative to the largest one, and not to their sum as in `Problem.ascent`, which
     would be of no use here.
     """
     margins, pull_back = part.problem.linearize(params)
-    if part.log_mask is None:
-        weights, log_scale = part.problem.loss.scaled_weights(margins)
-    else:
-        log_weights = part.problem.loss.log_weights(margins)
+    log_weights = part.problem.loss.log_weights(margins)
+    if part.log_mask is not None:
         log_weights += part.log_mask.reshape(-1, *[1] * (margins.ndim - 1))
-        log_scale = jnp.max(log_weights)
-        weights = jnp.exp(log_weights - log_scale)
-    return log_scale, pull_back(weights)[0], part.log_loss(margins)
+    largest = jnp.max(log_weights)
+    vector = pull_back(jnp.exp(log_weights - largest))[0]
+    return largest, vector, part.log_loss(margins)
 
 
 def _part(problem: Problem, rules: Rules, indices: Array | None) -> _Part:

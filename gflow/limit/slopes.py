@@ -19,7 +19,7 @@ from gflow.limit.state import State
 from gflow.results import name_of
 
 # A flow of the total gradient climbs, and what looks like circling is a flow to and fro over kinks.
-_STUCK = ("chattering", "step_underflow", "not_polished", "circling")
+_STUCK = ("chattering", "step_underflow", "not_polished", "circling", "step_budget_spent")
 
 
 def limit_or_more(
