@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from gflow._layout import Layout
 from gflow._programs import compiled_for_some_calls
-from gflow.kkt.switches import alive, passes, switched_margins
+from gflow.kkt.switches import MOST_PASSES, SETTLED, alive, passes, switched_margins
 from gflow.kkt.system import KKTSystem, SwitchBlocks
 from gflow.kkt.variables import Variables
 from gflow.networks import Decided
@@ -21,8 +21,6 @@ from gflow.problem import Problem
 
 # Columns of the Jacobian that a call of the program computes: few where there are few in all.
 _BATCH, _SMALL_BATCH, _SMALL = 256, 64, 512
-# Angles that turn by less have settled; no chain of switches that decide each other is so long.
-_SETTLED, _MOST_PASSES = 1e-12, 1000
 
 
 class Residuals(NamedTuple):
@@ -93,7 +91,7 @@ def settled_angles_at(
     shape = len(problem.dataset.x), passes(problem).size
     multipliers = np.zeros(shape[0] * max(problem.dataset.num_outputs - 1, 1))
     angles, before, count = np.zeros(shape), np.full(shape, np.inf), 0
-    while np.abs(angles - before).max(initial=0.0) > _SETTLED and count < _MOST_PASSES:
+    while np.abs(angles - before).max(initial=0.0) > SETTLED and count < MOST_PASSES:
         found = kinked_residuals(problem, layout, Variables(theta, multipliers, angles), smoothing)
         angles, before = np.arctan2(found.values, smoothing * found.scales), angles
         count += 1

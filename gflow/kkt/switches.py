@@ -35,8 +35,8 @@ from gflow.rivals import margins_of_worst, own_margins
 # A switch whose scale w is below this part of the largest scale belongs to a dead neuron: no slope
 # matters there, and none is defined.
 _DEAD = 1e-6
-# Angles that turn by less have settled; no chain of switches that decide each other is so long.
-_SETTLED, _MOST_PASSES = 1e-12, 1000
+SETTLED, MOST_PASSES = 1e-12, 1000
+"""Angles that turn by less have settled; no chain of switches that decide each other is so long."""
 
 
 class Passes(NamedTuple):
@@ -186,7 +186,7 @@ def settled_angles(problem: Problem, params: Params, smoothing: Any) -> Float[Ar
 
     def turning(carry: tuple[Array, Array, Any]) -> Array:
         angles, before, count = carry
-        return (jnp.max(jnp.abs(angles - before)) > _SETTLED) & (count < _MOST_PASSES)
+        return (jnp.max(jnp.abs(angles - before)) > SETTLED) & (count < MOST_PASSES)
 
     start = turned((jnp.zeros(shape), jnp.zeros(shape), 0))
     return lax.while_loop(turning, turned, start)[0]
