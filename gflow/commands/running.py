@@ -29,6 +29,9 @@ INTERRUPTED = 130
 _FOLDERS = dict.fromkeys(("trajectories", "ends", "evaluations"), "*.npz")
 _DESCENTS = {"descents": "*.npz"}
 
+# With so many seeds compiling fast is cheaper than running fast (`gflow._programs.for_one_limit`).
+_FEW_SEEDS = 3
+
 
 @dataclass(frozen=True)
 class Options:
@@ -292,7 +295,15 @@ class _Schedule:
 
 
 def _carry_out(configuration: Configuration, order: working.Order, report: Any) -> Any:
-    return working.carry_out(configuration, order, report)
+    with _programs_for(configuration):
+        return working.carry_out(configuration, order, report)
+
+
+def _programs_for(configuration: Configuration) -> contextlib.AbstractContextManager[None]:
+    """How the programs of a job are compiled: all its seeds use those of their network and attack."""
+    from gflow._programs import for_one_limit
+
+    return for_one_limit() if len(configuration.seeds) <= _FEW_SEEDS else contextlib.nullcontext()
 
 
 def _evaluation_of(job: Job, number: int) -> tuple[Any, ...]:
@@ -320,14 +331,15 @@ def _evaluate(
     from gflow.report.evaluation import evaluate
 
     ended = [(case, run) for case, run in runs if run.end and (folder / run.end).exists()]
-    found = evaluate(
-        network,
-        {case.perturbation: case.problem for case, _ in ended},
-        {case.perturbation: load_end(folder / run.end) for case, run in ended},
-        {case.perturbation: load(folder / run.trajectory) for case, run in ended},
-        build_columns(configuration),
-        held_out,
-    )
+    with _programs_for(configuration):
+        found = evaluate(
+            network,
+            {case.perturbation: case.problem for case, _ in ended},
+            {case.perturbation: load_end(folder / run.end) for case, run in ended},
+            {case.perturbation: load(folder / run.trajectory) for case, run in ended},
+            build_columns(configuration),
+            held_out,
+        )
     found.save(path)
     return found
 
