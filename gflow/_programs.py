@@ -53,9 +53,9 @@ _QUICK = {
 # 0.35, so cheaper for some thirty limits. At 200 and 336 three limits had not ended after 140, and
 # between the two nothing was measured: the bound is a cautious one.
 _SMALL = 4000
-# The same where a process seeks one limit with each program, as `gflow run` does. At 40 examples and
-# 520 to 584 weights the 15 limits of its default job take 183 instead of 261 CPU seconds together;
-# the slowest of them, under PGD, as long as before.
+# The same where a process seeks one limit with each program, as `gflow run` does. With 40 examples
+# and 520 to 584 weights the 15 limits of its default job take 183 instead of 261 CPU seconds
+# together; the slowest of them, under PGD, as long as before.
 _SMALL_FOR_ONE = 30_000
 # The same for programs that a search calls some ten times, where the flow's take hundreds of steps.
 _CALLED_LESS = 10

@@ -203,9 +203,7 @@ def by_numpy(row, limit, params):
     total = row.gradient == "total"
     # Through the attack a ReLU^2 has kinks of its derivative (`gflow.limit.slopes`).
     slopes = (1 + kinks.coefficients) / 2 if total and kinks is not None else None
-    return margins_and_gradients(
-        *row.numpy, params, data, total=total, signs=signs, slopes=slopes
-    )
+    return margins_and_gradients(*row.numpy, params, data, total=total, signs=signs, slopes=slopes)
 
 
 def at_unit_margin(limit):

@@ -300,7 +300,7 @@ def _carry_out(configuration: Configuration, order: working.Order, report: Any) 
 
 
 def _programs_for(configuration: Configuration) -> contextlib.AbstractContextManager[None]:
-    """How the programs of a job are compiled: all its seeds use those of their network and attack."""
+    """How programs are compiled: each serves all seeds of its network and attack."""
     from gflow._programs import for_one_limit
 
     return for_one_limit() if len(configuration.seeds) <= _FEW_SEEDS else contextlib.nullcontext()
