@@ -60,14 +60,20 @@ class Comparison:
         lines = [
             f"Comparison({runs} runs with the flow, {len(self)} rows); at the last common value"
         ]
+        last = self.last()
+        names = [
+            row["label"] if row["reference"] == FLOW else f"{row['label']} (corrected)"
+            for row in last
+        ]
+        # The names stand whole: their column is as wide as the longest, and 24 at least.
+        width = max([24, *(len(name) + 1 for name in names)])
         lines.append(
-            f"  {'run':24}{'step size':>11}{'equal':>7}{'|params|':>11}{'direction':>11}"
+            f"  {'run':{width}}{'step size':>11}{'equal':>7}{'|params|':>11}{'direction':>11}"
             f"{'margin':>11}{'reference':>11}"
         )
-        for row in self.last():
-            name = row["label"] if row["reference"] == FLOW else f"{row['label']} (corrected)"
+        for name, row in zip(names, last, strict=True):
             lines.append(
-                f"  {name[:23]:24}{row['step_size']:11.2e}{row['equal']:>7}"
+                f"  {name:{width}}{row['step_size']:11.2e}{row['equal']:>7}"
                 f"{row['params_distance']:11.2e}{row['direction_distance']:11.2e}"
                 f"{row['margin']:11.3e}{row['reference_margin']:11.3e}"
             )

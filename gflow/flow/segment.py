@@ -154,56 +154,104 @@ def _integrated(
     from JAX's differentiation. What is measured of a point is read from the evaluation of the field
     there that a step needs, and serves the targets and the record.
     """
-    term, results = diffrax.ODETerm(vector_field), diffrax.RESULTS
     solver = _with_tolerances(solver, controller)
+    order: Any = solver.error_order(diffrax.ODETerm(vector_field))
 
     def going_on(made: _Made) -> Array:
-        return (made.result == results.successful) & (made.control.count < capacity)
+        return (made.result == diffrax.RESULTS.successful) & (made.control.count < capacity)
 
     def tried(made: _Made) -> _Made:
-        now, length, known = made.num_accepted, made.end - made.start, made.measures
-        if isinstance(solver, ClockedRosenbrock):
-            state, error, _, ascents = solver.measured_step(field, length, made.state)
-            solver_state, solved = made.solver_state, results.successful
-            both = jax.tree.map(lambda *ends: jnp.stack(ends), *ascents)
-            both = jax.vmap(field.measured)(jnp.stack([made.state, state]), both)
-            before, after = jnp.stack(both, axis=1)
-            known = _put(known, before, now)
-        else:
-            state, error, _, solver_state, solved = solver.step(
-                term, made.start, made.end, made.state, field, made.solver_state, False
-            )
-            after = jnp.stack(field.measured(state, field.ascent(state)))
-        error = jax.tree.map(lambda part: jnp.where(jnp.isnan(part), jnp.inf, part), error)
-        order: Any = solver.error_order(term)
-        measures = PointMeasures(*after)
-        keep, start, end, control, verdict = controller.controlled(
-            length, made.state, state, field, error, order, made.control, measures
+        step = _step(field, solver, made)
+        error = jax.tree.map(lambda part: jnp.where(jnp.isnan(part), jnp.inf, part), step.error)
+        decided = controller.controlled(
+            made.end - made.start,
+            made.state,
+            step.state,
+            field,
+            error,
+            order,
+            made.control,
+            PointMeasures(*step.after),
         )
-        next_ = now + jnp.where(keep, 1, 0)
-        # A rejected step writes where it starts what stands there.
-        state, solver_state, after = jax.tree.map(
-            lambda after, before: jnp.where(keep, after, before),
-            (state, jax.tree.map(_as_array, solver_state), after),
-            (made.state, made.solver_state, known[now]),
-        )
-        solved = results.where(keep, solved, results.successful)
-        clock = made.clocks[now]
-        return _Made(
-            start,
-            end,
-            state,
-            solver_state,
-            control,
-            next_,
-            _put(made.clocks, jnp.where(keep, clock + start, clock), next_),
-            _put(made.lengths, length, now),
-            _put(made.states, state, next_),
-            _put(known, after, next_),
-            results.where(solved == results.successful, verdict, solved),
-        )
+        return _written(made, step, *decided)
 
     return lax.while_loop(going_on, tried, _nothing_made(field, solver, cursor, capacity))
+
+
+class _Step(NamedTuple):
+    """A step before it is accepted or rejected.
+
+    Attributes:
+        state, solver_state: at its end.
+        error: the solver's estimate.
+        result: of the solver.
+        known: the measures of the segment so far, those where the step starts included.
+        after: the measures at its end.
+    """
+
+    state: State
+    solver_state: Any
+    error: Any
+    result: diffrax.RESULTS
+    known: Float[Array, "times measures"]
+    after: Float[Array, " measures"]
+
+
+def _step(field: Field, solver: diffrax.AbstractSolver, made: _Made) -> _Step:
+    """The next step, measured from evaluations of the field that the solver needs anyway."""
+    if isinstance(solver, ClockedRosenbrock):
+        length, results = made.end - made.start, diffrax.RESULTS
+        state, error, _, ascents = solver.measured_step(field, length, made.state)
+        both = jax.tree.map(lambda *ends: jnp.stack(ends), *ascents)
+        both = jax.vmap(field.measured)(jnp.stack([made.state, state]), both)
+        before, after = jnp.stack(both, axis=1)
+        known = _put(made.measures, before, made.num_accepted)
+        return _Step(state, made.solver_state, error, results.successful, known, after)
+    term = diffrax.ODETerm(vector_field)
+    state, error, _, solver_state, result = solver.step(
+        term, made.start, made.end, made.state, field, made.solver_state, False
+    )
+    after = jnp.stack(field.measured(state, field.ascent(state)))
+    return _Step(state, solver_state, error, result, made.measures, after)
+
+
+def _written(
+    made: _Made,
+    step: _Step,
+    keep: Array,
+    start: Array,
+    end: Array,
+    control: ControlState,
+    verdict: diffrax.RESULTS,
+) -> _Made:
+    """The segment with this step if it is kept; and with the next step to try.
+
+    Args:
+        keep, start, end, control, verdict: what the controller decided.
+    """
+    now, results = made.num_accepted, diffrax.RESULTS
+    next_ = now + jnp.where(keep, 1, 0)
+    # A rejected step does not advance the buffers: it writes again what already stands there.
+    state, solver_state, after = jax.tree.map(
+        lambda after, before: jnp.where(keep, after, before),
+        (step.state, jax.tree.map(_as_array, step.solver_state), step.after),
+        (made.state, made.solver_state, step.known[now]),
+    )
+    solved = results.where(keep, step.result, results.successful)
+    clock = made.clocks[now]
+    return _Made(
+        start,
+        end,
+        state,
+        solver_state,
+        control,
+        next_,
+        _put(made.clocks, jnp.where(keep, clock + start, clock), next_),
+        _put(made.lengths, made.end - made.start, now),
+        _put(made.states, state, next_),
+        _put(step.known, after, next_),
+        results.where(solved == results.successful, verdict, solved),
+    )
 
 
 def _nothing_made(

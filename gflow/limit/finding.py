@@ -16,7 +16,7 @@ from gflow.kkt.switches import has_kinks
 from gflow.limit.basin import same_point
 from gflow.limit.journal import FileJournal
 from gflow.limit.kinked import search_at_kinks
-from gflow.limit.options import check_options, log_kappa_of
+from gflow.limit.options import check_options, flow_options, log_kappa_of
 from gflow.limit.result import Limit, LimitFailed
 from gflow.limit.search import Search, run
 from gflow.limit.search_settings import DEFAULT, LimitSettings
@@ -111,55 +111,33 @@ def find_limit(
 
     Source: Lyu & Li 2020 and Lyu & Zhu 2022: limits of the direction are KKT points.
     """
-    check_options(
-        tolerance=tolerance,
-        cap_logits=cap_logits,
-        flow_tolerance=flow_tolerance,
-        smoothing=smoothing,
-        max_rounds=max_rounds,
-        max_steps=max_steps,
-        solver=solver,
-        kappa_cap=kappa_cap,
-        settings=settings,
-    )
+    # Arguments that the search holds under the same names.
+    same: dict[str, Any] = {"tolerance": tolerance, "cap_logits": cap_logits, "settings": settings}
+    same |= {"smoothing": smoothing, "max_rounds": max_rounds, "max_steps": max_steps}
+    check_options(**same, flow_tolerance=flow_tolerance, solver=solver, kappa_cap=kappa_cap)
     deadline = Deadline.after(max_seconds, "find_limit")
     layout, place = started(problem, start)
     if isinstance(start, Limit) and start.successful and eqx.tree_equal(start.problem, problem):
         return start
-    search = Search(
-        problem=problem,
-        layout=layout,
-        has_kinks=has_kinks(problem),
-        flow_options=_flow_options(solver, flow_tolerance, settings, progress),
-        max_steps=max_steps,
-        tolerance=tolerance,
-        smoothing=smoothing,
-        cap_logits=cap_logits,
-        cap_log_kappa=log_kappa_of(kappa_cap),
-        escape=escape,
-        max_rounds=max_rounds,
-        deadline=deadline,
-        settings=settings,
-    )
+    flow = flow_options(flow_tolerance, settings, solver=solver, progress=progress)
+    same |= {"escape": escape, "cap_log_kappa": log_kappa_of(kappa_cap)}
+    search = Search(problem, layout, has_kinks(problem), flow, **same, deadline=deadline)
     decides = partial(_arguments_of, search, start, reproduce)
     with saving_to(checkpoint, checkpoint_seconds, "find_limit", decides) as saving:
         limit = _kept(search, place, saving, reproduce=reproduce)
+    return _reached(limit, escape=escape) if throw else limit
+
+
+def _reached(limit: Limit, *, escape: bool) -> Limit:
+    """The limit, if its search ended as it was asked to.
+
+    Raises:
+        LimitFailed: it did not. An interrupt from the keyboard is no failure.
+    """
     stopped = not escape and limit.result_name == "saddle"
-    if throw and not (limit.successful or stopped or limit.result_name == "interrupted"):
+    if not (limit.successful or stopped or limit.result_name == "interrupted"):
         raise LimitFailed(limit)
     return limit
-
-
-def _flow_options(
-    solver: Rosenbrock | None, tolerance: float, settings: LimitSettings, progress: Any
-) -> dict[str, Any]:
-    """Arguments of `integrate` that all runs of the flow share."""
-    return {
-        "solver": Rosenbrock() if solver is None else solver,
-        "tolerance": tolerance,
-        "atol_logit": settings.flow.logit_tolerance,
-        "progress": progress,
-    }
 
 
 def _arguments_of(search: Search, start: Any, reproduce: bool) -> Mapping[str, Any]:
