@@ -20,9 +20,6 @@ Params = Any
 Scalar = Float[Array, ""] | Float[np.ndarray, ""] | np.float64 | float
 """One real number, traced or not."""
 
-Input = Float[Array, " d"] | Float[np.ndarray, " d"]
-"""One example."""
-
 Inputs = Float[Array, "n d"] | Float[np.ndarray, "n d"]
 """All examples."""
 

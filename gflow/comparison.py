@@ -208,10 +208,10 @@ def _rows(reference: Trajectory, run: Trajectory, equal: str, num_points: int) -
     column = EQUAL[equal]
     for value in _common(reference.columns[column], run.columns[column], num_points):
         left, right = (_read(one, equal, float(value)) for one in (reference, run))
-        length = jnp.linalg.norm(_flat(left))
+        base, point = reference.layout.flatten(left), run.layout.flatten(right)
         yield {
             "value": float(value),
-            "params_distance": float(jnp.linalg.norm(_flat(right) - _flat(left)) / length),
+            "params_distance": float(jnp.linalg.norm(point - base) / jnp.linalg.norm(base)),
             "direction_distance": float(direction_distance(left, right)),
             "margin": float(normalized_margin(run.require_problem(), right)),
             "reference_margin": float(normalized_margin(reference.require_problem(), left)),
@@ -227,10 +227,6 @@ def _read(run: Trajectory, equal: str, value: float) -> Params:
         case _:
             point = run.at(log_kappa=value)
     return jax.tree.map(jnp.asarray, point)
-
-
-def _flat(params: Params) -> jax.Array:
-    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(params)])
 
 
 def _common(left: np.ndarray, right: np.ndarray, num_points: int) -> np.ndarray:

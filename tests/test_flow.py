@@ -16,9 +16,9 @@ import gflow
 from gflow import losses, networks, perturbations
 from gflow._layout import Layout
 from gflow.flow.control import make_controller
-from gflow.flow.field import Field, initial_state, vector_field
+from gflow.flow.field import Field, vector_field
 from gflow.flow.segment import advance
-from gflow.flow.starting import start_cursor
+from gflow.flow.starting import initial_state, start_cursor
 from gflow.flow.until import Until
 
 DATA = gflow.datasets.gaussian(12, 3, gap=0.5, seed=1)

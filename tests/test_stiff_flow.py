@@ -10,7 +10,8 @@ from scipy.integrate import solve_ivp
 import gflow
 from gflow import losses, networks, perturbations
 from gflow._layout import Layout
-from gflow.flow.field import Field, initial_state
+from gflow.flow.field import Field
+from gflow.flow.starting import initial_state
 
 DATA = gflow.datasets.gaussian(40, 5, gap=0.5, seed=0)
 STIFF = {"solver": gflow.Rosenbrock(), "tolerance": 1e-2}

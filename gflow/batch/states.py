@@ -176,11 +176,8 @@ def _ends(start: np.ndarray, lane: Lane, measured: PointMeasures) -> Row:
         path, clock, num_steps = lane.at_cap, lane.cap_clock, int(lane.num_to_cap)
     points = np.stack([start, np.asarray(path)])
     units, times = np.stack([_unit(point) for point in points]), np.array([0.0, np.nan])
-    rows = Row(
-        clock=np.array([0.0, float(clock)]),
-        step=np.full(_POINTS, float(lane.step)),
-        num_accepted=np.array([0, num_steps]),
-        state=np.concatenate([units, points[:, -1:], times[:, None]], axis=1),
-        measures=jax.tree.map(lambda leaf: leaf[:_POINTS], measured),
-    )
-    return picked(rows, slice(2 if num_steps else 1))
+    state = np.concatenate([units, points[:, -1:], times[:, None]], axis=1)
+    clocks, steps = np.array([0.0, float(clock)]), np.full(_POINTS, float(lane.step))
+    parts: list[Any] = [clocks, steps, np.array([0, num_steps]), state]
+    rows = Row(*parts, measures=jax.tree.map(lambda leaf: leaf[:_POINTS], measured))
+    return picked(rows, slice(_POINTS if num_steps else 1))

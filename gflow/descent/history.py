@@ -136,10 +136,11 @@ def measured(
         found = _measured(problem, layout, jnp.asarray(filled), np.int64(len(given)))
         parts.append(jax.tree.map(lambda leaf, end=count - start: np.asarray(leaf)[:end], found))
     direction, log_norm, measures = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    times, none = np.asarray(saved.log1p_time), np.zeros(count)
+    times = np.asarray(saved.log1p_time)
     state = np.concatenate([direction, log_norm[:, None], times[:, None]], axis=1)
-    rows = Row(none, none, np.asarray(saved.num_steps), state, measures)
-    return columns_of(rows, problem.degree)
+    # Descent has neither a clock of its own nor a step on it.
+    parts: list[Any] = [np.zeros(count), np.zeros(count), np.asarray(saved.num_steps), state]
+    return columns_of(Row(*parts, measures=measures), problem.degree)
 
 
 def finite_part(

@@ -166,16 +166,6 @@ class Field(eqx.Module):
         return jax.nn.softmax(self.problem.log_weights(margins, self.capped(state)), axis=None)
 
 
-def initial_state(layout: Layout, params: Params) -> State:
-    """The state of `params` at time 0."""
-    vector = layout.flatten(params)
-    largest = jnp.max(jnp.abs(vector))
-    scaled = vector / largest
-    length = jnp.sqrt(jnp.sum(scaled * scaled))
-    tail = jnp.stack([jnp.log(largest) + jnp.log(length), jnp.zeros_like(length)])
-    return jnp.concatenate([scaled / length, tail])
-
-
 @jax.jit
 def unit_direction(state: State) -> Float[Array, " P"]:
     """The direction with the rounding in its norm removed. A state has |u| near 1: no scaling."""
