@@ -134,9 +134,7 @@ def descend(
     return trajectory
 
 
-def _batch_options(
-    batch_size: int | None, sampling: Sampling, seed: int, num_examples: int
-) -> dict[str, Any]:
+def _batch_options(batch_size: Any, sampling: Any, seed: Any, num_examples: int) -> dict[str, Any]:
     """The options of mini-batches as plain values; checked where there are batches."""
     if batch_size is None:
         return {"batch_size": None, "sampling": sampling, "seed": int(seed)}
