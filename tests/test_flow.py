@@ -261,7 +261,7 @@ def test_compiled_segment_holds_no_host_callback(start):
 
 def test_field_is_the_projected_negative_gradient(start):
     field = Field(PROBLEM, Layout.of(start))
-    state = initial_state(field.layout, start)
+    state = jnp.asarray(initial_state(field.layout, start))
     slope = np.asarray(vector_field(jnp.zeros(()), state, field))
     rho = np.exp(float(state[-2]))
     raw = -np.concatenate([np.ravel(leaf) for leaf in PROBLEM.gradient(start)])

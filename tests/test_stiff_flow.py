@@ -98,7 +98,7 @@ def test_the_size_of_a_change_in_the_logits():
     trained = problem(network, perturbations.fgm(0.1), losses.logistic())
     params = network.init(1, scale=1.5)
     field = Field(trained, Layout.of(params))
-    state = initial_state(field.layout, params)
+    state = jnp.asarray(initial_state(field.layout, params))
     change = np.random.default_rng(0).normal(size=state.size - 2)
     kappa = float(jnp.exp(field.log_kappa(state)))
 

@@ -168,13 +168,13 @@ def _kept(search: Search, place: Start, saving: Saving, *, reproduce: bool) -> L
 
 
 def _found(search: Search, place: Start, *, reproduce: bool) -> Limit:
-    """The limit, with what other searches say of it where they are asked for."""
+    """The limit; with `reproduce`, compared with the limits of the other searches."""
     limit = search.journal.step(partial(_searched, search, place))
     return _reproduced(limit, search, place) if reproduce and limit.successful else limit
 
 
 def _searched(search: Search, place: Start) -> Limit:
-    """One search, whatever it ends with."""
+    """The limit of one search, successful or not."""
     handover_at = search.settings.flow.handover
     state = begun(place, search.cap_logits, search.cap_log_kappa, handover_at)
     if search.has_kinks:
@@ -183,7 +183,7 @@ def _searched(search: Search, place: Start) -> Limit:
 
 
 def _reproduced(limit: Limit, search: Search, place: Start) -> Limit:
-    """The limit with what other searches say of its basin."""
+    """The limit, with its basin decided by comparison with the limits of the other searches."""
     settings = search.settings.basin
     others = [search.journal.step(partial(_searched, each, place)) for each in _variants(search)]
     found = [np.asarray(search.layout.flatten(each.direction)) for each in (limit, *others)]
@@ -197,7 +197,9 @@ def _reproduced(limit: Limit, search: Search, place: Start) -> Limit:
 
 
 def _variants(search: Search) -> list[Search]:
-    """Searches that end in the same point, if it is the limit of this flow."""
+    """The other searches of `reproduce=True`, which end in the same point if that is the limit of
+    the flow.
+    """
     basin, flow, options = search.settings.basin, search.settings.flow, search.flow_options
     tighter = max(basin.tighter * options["tolerance"], basin.least_tolerance)
     later = replace(search.settings, flow=replace(flow, handover=basin.later * flow.handover))

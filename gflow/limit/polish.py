@@ -1,11 +1,11 @@
 """Newton's method on the KKT system, from where the flow has come close.
 
-The temperature is first led to 0 (`gflow.limit.cooling`), which tells the active margins; where
-that fails at the first temperature already, the flow's weights do. The active set is corrected
-along the way: a margin whose multiplier is below zero leaves it, a violated one joins it, and where
-its margins cannot all be equal, as of more margins than there are dimensions, the largest of them
-leaves. Steps are of minimum norm, since merged or aligned neurons leave a continuum of KKT points,
-and the nearest of them is meant.
+The temperature is first led to 0 (`gflow.limit.cooling`), which shows which margins are active. If
+that fails at the first temperature, the active margins are those of large weight in the flow. The
+active set is corrected along the way: a margin with a negative multiplier leaves it, a violated
+margin joins it, and if its margins cannot all be equal, as when there are more of them than
+dimensions, the largest one leaves. Steps are of minimum norm: with merged or aligned neurons there
+is a continuum of KKT points, and the nearest one is sought.
 """
 
 import dataclasses
@@ -47,8 +47,8 @@ def polish_capped(
         what was found, not converged where it is no KKT point. `num_iterations` counts the systems
         of cooling too.
     """
-    # A margin of 0 may be positive by the rounding of the program that measured it before. There is
-    # no KKT system where this one says otherwise.
+    # A margin of 0 may have been positive by rounding in the program that measured it before. If it
+    # is not positive here there is no KKT system.
     if not margins_at(problem, layout, direction).min() > 0:
         return _without_system(problem, layout, direction, weights)
     newton, large = settings.newton, layout.size > settings.sizes.factored
@@ -120,8 +120,8 @@ def polish_again(
     *,
     settings: RefineSettings = REFINE,
 ) -> KKTPoint:
-    """The KKT point near a direction beside one with these multipliers; of large networks without
-    its dense matrices.
+    """The KKT point near a direction that lies beside a known KKT point, whose multipliers are
+    given; for large networks without dense matrices.
     """
     again = polish if layout.size <= settings.sizes.factored else cooled_again
     return again(problem, layout, direction, multipliers, settings=settings)
@@ -189,7 +189,8 @@ def _iterated(
     for iteration in itertools.count():
         at = kkt_system(problem, layout, now.theta, now.multipliers, sizes=settings.sizes)
         error = now.error(at)
-        # Where second derivatives jump, as those of ReLU^2, whole steps may go to and fro.
+        # Where second derivatives jump, as those of ReLU^2, whole steps may go to and fro: the step
+        # is halved where the error did not.
         stalls = error > 0.5 * before
         share = max(0.5 * share, newton.shortest_share) if stalls else 1.0
         close = error <= min(newton.aim, tolerance)
@@ -205,7 +206,7 @@ def _iterated(
 def _refined(
     problem: Problem, layout: Layout, found: KKTPoint, settings: RefineSettings
 ) -> KKTPoint:
-    """After one more step, which costs little and gives the last digits, where it does."""
+    """The point after one more step, which costs little, if that lowers the residual further."""
     if not found.converged or layout.size > settings.sizes.factored:
         return found
     before = _Iterate(found.theta, found.multipliers, found.active)
@@ -231,15 +232,17 @@ def _without_system(
 
 
 def _stepped(at: KKTSystem, now: _Iterate, most: float, settings: RefineSettings) -> _Iterate:
-    """After one step of minimum norm, at `most` that part of it, and less where it is too long; or,
-    where the margins cannot all become equal, without a step and without the largest of them.
+    """The iterate after the part `most` of a step of minimum norm, or after less of it where the
+    step is too long. If the active margins cannot all become equal, no step is made, and the
+    largest of them is no longer active.
     """
     newton, size, active = settings.newton, len(now.theta), now.active
     right = -np.concatenate([at.stationarity, at.margins[active] - 1])
     matrix = at.bordered(active)
     if len(right) <= settings.sizes.factored:
-        # Along a family of KKT points the matrix is singular but for the residual r. A singular
-        # value below r^2 asks for a step of 1/r or so: the direction is one of a family.
+        # Along a family of KKT points the matrix is singular up to the order of the residual r. A
+        # direction of a singular value below r^2, in which the step would have a length of about
+        # 1/r, is taken for one along a family.
         rank = min(now.error(at) ** 2, newton.family_rank)
         step = minimum_norm(matrix, right, rank=rank)
     else:  # nearly that, by a shift of the Hessian

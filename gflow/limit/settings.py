@@ -16,25 +16,31 @@ class NewtonSettings:
     """Of Newton's method on the KKT system of a smooth problem (`gflow.limit.polish`).
 
     Attributes:
-        flow_support: weights of the flow below this part of the largest belong to no active margin.
-        support: likewise of multipliers after cooling, whose inactive ones have sunk to next to 0.
-        most_iterations: systems solved at most.
-        most_iterations_large: likewise beyond `Sizes.factored` parameters, where each takes
-            seconds; what is close after cooling needs no more.
-        most_iterations_nearest: likewise from where the flow stopped, once cooling has told the
-            active margins: from a stationarity of 1e-3 Newton's method takes four to seven.
-        family_rank: singular values below the square of the residual, and below this part of the
-            largest, belong to a family of KKT points. Far from one nothing tells a family.
-        coldest_needed: beyond that size, where cooling ended at a higher temperature than this,
-            these few iterations have not led on, and none is made.
-        longest_step: how far a step may move the point: a model is good nearby only.
-        shortest_share: the least part of a step that is taken where whole ones go to and fro, as
-            they may where second derivatives jump (ReLU^2).
-        slack: multipliers above minus this, and margins above 1 minus this, are right.
-        aim: the residual at which iterating ends, or the tolerance if that is less.
-        rounded: the residual below which it may end sooner, where it no longer halves.
-        inconsistent: where this part of the right-hand side is left over, a system has no solution.
-        shift: of the Hessian of large systems, in place of rank-revealing factors.
+        flow_support: a margin whose weight in the flow is below this part of the largest weight
+            counts as inactive.
+        support: the same for multipliers after cooling, which brings those of inactive margins
+            close to 0.
+        most_iterations: the most linear systems that are solved.
+        most_iterations_large: the same beyond `Sizes.factored` parameters, where one system takes
+            seconds. Newton's method that starts close, after cooling, needs no more.
+        most_iterations_nearest: the same for Newton's method from where the flow stopped, with the
+            active margins known from cooling. From a stationarity of 1e-3 it takes four to seven.
+        family_rank: singular values that are below the square of the residual and below this part
+            of the largest belong to directions along a family of KKT points. The bound by the
+            residual is needed because far from a KKT point small singular values mean nothing.
+        coldest_needed: beyond `Sizes.factored` parameters Newton's method is not tried if cooling
+            ended at a higher temperature than this, since so few iterations did not succeed then.
+        longest_step: how far a step may move the point: the linear model holds only nearby.
+        shortest_share: the smallest part of a step that is taken. Steps are shortened where whole
+            ones go to and fro, as they may where second derivatives jump (ReLU^2).
+        slack: a multiplier counts as non-negative above minus this, and a margin as at least 1
+            above 1 minus this.
+        aim: iterating ends at this residual, or at the tolerance if that is smaller.
+        rounded: below this residual iterating ends as soon as the residual no longer halves.
+        inconsistent: a system counts as without a solution if its residual is at least this part
+            of its right-hand side.
+        shift: added to the Hessian's diagonal in large systems, which are solved without
+            rank-revealing factors.
     """
 
     flow_support: float = 1e-3
