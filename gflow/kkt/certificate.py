@@ -232,7 +232,7 @@ class Examined(eqx.Module):
 
 
 def examine(problem: Problem, params: Params) -> Examined:
-    """What is computed of a point, to be compiled into one program."""
+    """What programs compute of a point, as one function that can be compiled."""
     direction, length = unit(params)
     # Beyond that kappa weights and smoothed margin no longer change.
     log_kappa = jnp.minimum(problem.degree * jnp.log(length), MAX_LOG_KAPPA)
@@ -240,7 +240,9 @@ def examine(problem: Problem, params: Params) -> Examined:
 
 
 def _examined(problem: Problem, params: Params) -> Examined:
-    """The same, with margins and their gradients by the program that a search has compiled."""
+    """The same, with margins and gradients from the program of `Problem.ascent`, which a search has
+    compiled already.
+    """
     vector = _flat(params)
     largest = np.abs(vector).max()
     length = np.linalg.norm(vector / largest)
@@ -304,7 +306,9 @@ def _kkt(
 def _subgradients(
     problem: Problem, point: Examined, margins: np.ndarray, rows: Rows | None
 ) -> Subgradients:
-    """What the gradients can be, with names for kinks of the attack's gradient where there are."""
+    """The possible gradients at the point, with names for the kinks of the attack's gradient if it
+    lies on any (`with_slope_switches`).
+    """
     found = Subgradients(problem, point.direction, margins, rows)
     named = with_slope_switches(problem)
     if named is problem or not len(found.unnamed):
@@ -313,7 +317,7 @@ def _subgradients(
 
 
 def _flat(params: Params) -> np.ndarray:
-    """All leaves in one vector, without a program for each operation."""
+    """All leaves in one vector, in NumPy: JAX would compile each operation."""
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
 
 
@@ -335,7 +339,8 @@ def _flow_kkt(
     length = np.linalg.norm(ascent)
     gamma = margins.min()
     weights = np.asarray(point.weights)
-    with np.errstate(over="ignore", invalid="ignore"):  # next to a margin of 0 they are infinite
+    # For a margin of nearly 0 both residuals overflow.
+    with np.errstate(over="ignore", invalid="ignore"):
         slack = gamma ** (1 - 2 / degree) * weights / length * (margins / gamma - 1)
         epsilon = gamma ** (-1 / degree) * np.linalg.norm(direction - ascent / length)
     slack = np.where((weights > 0) & (margins > gamma), slack, 0.0)  # not infinity times 0

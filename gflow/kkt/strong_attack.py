@@ -1,4 +1,6 @@
-"""A stronger attack than the one in training, to see whether that one is weak or masked."""
+"""A stronger attack than the one in training, which shows whether that one is weak, or only seems
+strong because gradients vanish (gradient masking).
+"""
 
 import math
 from typing import Any
