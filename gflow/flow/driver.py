@@ -213,7 +213,7 @@ def _begun(problem: Problem, params: Params, until: Until, given: Given, how: _H
 def _gone_on(
     problem: Problem, before: Trajectory, until: Until, given: Given, how: _How
 ) -> Trajectory:
-    """A run from where another ended, and all of it."""
+    """The trajectory of a run that goes on from another, joined with that."""
     check_continuable(problem, before)
     log_cap = cap_going_on(before, given, until)
     met = already_met(problem, before, log_cap, until)
@@ -246,12 +246,12 @@ def _followed(
     before: Trajectory | None = None,
     latest: Trajectory | None = None,
 ) -> Trajectory:
-    """What a run leaves, which is kept on its way.
+    """The trajectory of a run, which is also kept in a file on its way (`_How.saving`).
 
     Args:
-        earlier: options of parts of the run that were made with others.
-        before: the trajectory that the call goes on with.
-        latest: the one that the run is taken up from, where it is.
+        earlier: options of earlier parts of the run that were made with other options.
+        before: the trajectory that the call goes on with, if any.
+        latest: the trajectory from which the run is resumed, if it is.
     """
     begin, so_far = time.perf_counter(), 0.0 if latest is None else latest.stats["seconds"]
     max_steps = how.max_steps + (0 if before is None else before.stats["num_steps"])

@@ -22,15 +22,15 @@ def trajectory_of(
     """The trajectory of all that was recorded, with the options and counts of the run.
 
     Args:
-        seconds: of the run, those before it was taken up included.
+        seconds: of the run, including those before it was resumed.
         max_steps: of the last call.
-        earlier: options of parts of the run that were made with others.
+        earlier: options of earlier parts of the run that were made with other options.
     """
     field = run.path.field
     columns, vectors = run.record.columns(field.problem.degree)
     beyond = columns["log_kappa"] > field.log_cap
     columns = {**columns, "log1p_time": np.where(beyond, np.nan, columns["log1p_time"])}
-    # Counting takes some steps more, which nobody waits for where time is short.
+    # Counting the chattering examples takes further steps: not after an interrupt or a time limit.
     in_haste = name_of(result) in STOPPED
     chattering = None if in_haste else run.num_chattering()
     if chattering and name_of(result) == "step_budget_spent":
@@ -106,7 +106,9 @@ def reached_before(trajectory: Trajectory, until: Until, stopped_by: str) -> Tra
 
 
 def stopped_before(trajectory: Trajectory, until: Until, result: RESULTS) -> Trajectory:
-    """A trajectory that was taken up and stopped again before it had come past its end."""
+    """The trajectory of a run that was resumed, and stopped again before it had come past the end
+    of what was recorded already.
+    """
     return dataclasses.replace(
         trajectory,
         result=result,

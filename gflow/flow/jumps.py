@@ -1,9 +1,9 @@
 """Where the slope of the flow jumps, found by bisection on the field itself.
 
-Between two points the half with the larger change of the slope is kept, again and again, until the
-points differ by rounding. If the slope still changes between them, it jumps; the change of a smooth
-field has gone to 0 by then. This finds kinks of user-defined networks too, of which no switch is
-known.
+The segment between two points is halved, and the half over which the slope changes more is kept,
+until its ends differ by rounding only. The change of a smooth field has then become 0; if the slope
+still changes, it jumps there. This also finds the kinks of user-defined networks, which have no
+switches.
 """
 
 from typing import Any, NamedTuple

@@ -74,7 +74,8 @@ def begin(
         term, zero, jnp.inf, state, None, field, solver.func, solver.error_order(term)
     )
     solver_state = solver.init(term, zero, end, state, field)
-    # diffrax starts some flags as Python bools; as arrays they look like those of a later segment.
+    # diffrax initialises some flags as Python bools. As arrays they have the types that they have
+    # in later segments, so that these run the same program.
     return jax.tree.map(_as_array, Cursor(clock, state, solver_state, control, num_accepted))
 
 
@@ -118,12 +119,12 @@ class _Made(NamedTuple):
     """The steps of a segment so far.
 
     Attributes:
-        start, end: of the step to try, on the clock of diffrax.
-        state: before it.
-        solver_state, control: likewise.
-        num_accepted: steps that were.
-        clocks, lengths, states, measures: before and after each accepted step; and how long the
-            next one was. Measures are the rows of `PointMeasures` without the clean margins.
+        start, end: of the next step, on the clock of diffrax.
+        state, solver_state, control: before that step.
+        num_accepted: accepted steps so far.
+        clocks, states, measures: of the first point and of the end of each accepted step. The
+            measures are those of `PointMeasures`, with 0 for the clean margin.
+        lengths: of the step from each of these points.
         result: of the last step that was tried.
     """
 
@@ -151,8 +152,8 @@ def _integrated(
 
     The loop of `diffrax.diffeqsolve`, for a flow that is not differentiated and has no end on the
     clock: its program is a tenth smaller, since it neither clips the last step nor hides its state
-    from JAX's differentiation. What is measured of a point is read from the evaluation of the field
-    there that a step needs, and serves the targets and the record.
+    from JAX's differentiation. The measures of a point, for the targets and the record, are taken
+    from the evaluation of the field that a step makes there anyway.
     """
     solver = _with_tolerances(solver, controller)
     order: Any = solver.error_order(diffrax.ODETerm(vector_field))
@@ -262,7 +263,7 @@ def _nothing_made(
     times = _put(jnp.zeros(capacity + 1), cursor.clock, 0)
     states = _put(jnp.zeros((capacity + 1, cursor.state.size)), cursor.state, 0)
     measures = jnp.zeros((capacity + 1, len(PointMeasures._fields)))
-    if not isinstance(solver, ClockedRosenbrock):  # that measures where a step starts
+    if not isinstance(solver, ClockedRosenbrock):  # which measures the start of every step
         first = field.measured(cursor.state, field.ascent(cursor.state))
         measures = _put(measures, jnp.stack(first), 0)
     end = control.start + control.step
@@ -273,14 +274,16 @@ def _nothing_made(
 
 
 def _put(all_: Array, one: Any, index: Any) -> Array:
-    """With this row in the place of another. A scatter, as of `.at[].set`, is many operations."""
+    """The rows with one of them replaced. A scatter, as of `.at[].set`, takes more operations."""
     return lax.dynamic_update_index_in_dim(all_, one, index, 0)
 
 
 def _with_tolerances(
     solver: diffrax.AbstractSolver, controller: FlowController
 ) -> diffrax.AbstractSolver:
-    """An implicit solver with those of the controller for its equations, where it names none."""
+    """The solver; an implicit one of diffrax with the tolerances of the controller for its
+    equations, where it has none of its own.
+    """
     if not isinstance(solver, diffrax.AbstractImplicitSolver):
         return solver
     unnamed = diffrax.with_stepsize_controller_tols(diffrax.VeryChord)().rtol
@@ -302,7 +305,7 @@ def _rows(
     """The points on the stride, and the last one, measured; the rest of the buffer repeats that."""
     num_made = made.num_accepted
     first = -cursor.num_accepted % stride
-    # The last point follows as a row of its own, and must not come twice.
+    # Points on the stride before the last one, and the last one, which is added in any case.
     num_rows = jnp.maximum((num_made - first + stride - 1) // stride, 0) + 1
     index = jnp.minimum(first + jnp.arange(capacity + 1) * stride, num_made)
     columns = jnp.concatenate([made.clocks[None], made.lengths[None], made.measures.T])

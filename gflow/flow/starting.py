@@ -43,11 +43,11 @@ def start_cursor(
 ) -> Cursor:
     """A cursor at `params` at time 0, about to try a cautious first step.
 
-    The time scale of the flow from here is in its state, whose `log(T + t)` is log T.
+    Its state has `log(T + t) = log T`, from which the time scale T of the flow can be read.
     """
     state = initial_state(field.layout, params)
     log_kappa = np.minimum(field.problem.degree * state[-2], field.log_cap)
-    # By the program of the problem, which a search needs again.
+    # `Problem.ascent` has a program of its own, which a search compiles in any case.
     ascent = field.problem.ascent(field.layout.unflatten(state[:-2]), log_kappa)
     length = np.float64(first_length(solver, controller))
     return _begin_at(field, solver, controller, state, ascent, length)
@@ -84,7 +84,8 @@ def _begin_at(field, solver, controller, state, ascent, length) -> Cursor:
     pull = field.layout.flatten(ascent.vector)
     speed = jnp.sqrt(pull @ pull)
     step = length / jnp.where(speed > 0, speed, 1.0)
-    # Nothing is to be read before the first step; unless a time is asked for that lies there.
+    # T is the time of the first step, since nothing happens before; or less, if a target is a time
+    # before it.
     scale = field.log_time_rate(state, ascent.log_weight) + jnp.log(step)
     scale = jnp.clip(scale, 0.0, controller.until.log1p_time)
     state = jnp.append(state[:-1], scale)
