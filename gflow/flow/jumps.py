@@ -38,6 +38,10 @@ class Jumps(NamedTuple):
     after: Float[Array, "m state"]
 
 
+def _size(vector: Array) -> Array:
+    return jnp.sqrt(vector @ vector)
+
+
 @compiled
 def jumps(field: Field, starts: Float[Array, "m state"], ends: Float[Array, "m state"]) -> Jumps:
     """The largest jump between each start and end, if there is one."""
@@ -45,14 +49,11 @@ def jumps(field: Field, starts: Float[Array, "m state"], ends: Float[Array, "m s
     def slope(state: Array) -> Array:
         return path_slope(field, state, field.ascent(state))
 
-    def size(vector: Array) -> Array:
-        return jnp.sqrt(vector @ vector)
-
     def halved(carry: tuple[Array, ...]) -> tuple[Array, ...]:
         a, slope_a, b, slope_b, count = carry
         middle = 0.5 * (a + b)
         between = slope(middle)
-        first = size(between - slope_a) >= size(slope_b - between)
+        first = _size(between - slope_a) >= _size(slope_b - between)
         a, slope_a = jnp.where(first, a, middle), jnp.where(first, slope_a, between)
         b, slope_b = jnp.where(first, middle, b), jnp.where(first, between, slope_b)
         return a, slope_a, b, slope_b, count + 1
@@ -65,8 +66,8 @@ def jumps(field: Field, starts: Float[Array, "m state"], ends: Float[Array, "m s
         a, b = pair
         begun = a, slope(a), b, slope(b), jnp.zeros((), int)
         a, slope_a, b, slope_b, _ = lax.while_loop(wide, halved, begun)
-        largest = jnp.maximum(size(slope_a), size(slope_b))
-        return size(slope_b - slope_a) > _JUMP * largest, a, b
+        largest = jnp.maximum(_size(slope_a), _size(slope_b))
+        return _size(slope_b - slope_a) > _JUMP * largest, a, b
 
     return Jumps(*lax.map(between, (starts, ends)))
 
@@ -88,10 +89,7 @@ def smooth_step(field: Field, state: State, accuracy: Any, explicit: bool) -> Ar
 
     slope, tangent = jax.linearize(along, state[:-1])
 
-    def size(vector: Array) -> Array:
-        return jnp.sqrt(vector @ vector)
-
-    turning = size(tangent(slope)) / jnp.maximum(size(slope), 1e-300)
+    turning = _size(tangent(slope)) / jnp.maximum(_size(slope), 1e-300)
     clock = jnp.abs(vector_field(jnp.zeros(()), state, field)[-1])
     step = accuracy / jnp.maximum(jnp.maximum(turning, clock), 1e-300)
     if not explicit:
@@ -100,10 +98,10 @@ def smooth_step(field: Field, state: State, accuracy: Any, explicit: bool) -> Ar
 
     def power(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         product = tangent(carry[0])
-        growth = size(product)
+        growth = _size(product)
         return product / jnp.maximum(growth, 1e-300), growth
 
-    radius = lax.fori_loop(0, _POWER_STEPS, power, (start / size(start), jnp.zeros(())))[1]
+    radius = lax.fori_loop(0, _POWER_STEPS, power, (start / _size(start), jnp.zeros(())))[1]
     return jnp.minimum(step, 1.0 / jnp.maximum(radius, 1e-300))
 
 

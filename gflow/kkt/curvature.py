@@ -20,6 +20,9 @@ from gflow.kkt.point import KKTPoint
 from gflow.kkt.settings import CURVATURE, SIZES, CurvatureSettings, Sizes
 from gflow.kkt.system import KKTSystem
 
+# An eigenvalue counts as 0 below this times the largest entry of H, or times 1 if that is more.
+_ZERO = 1e-7
+
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
@@ -66,7 +69,6 @@ def curvature(
     at: KKTSystem,
     active: np.ndarray,
     *,
-    tolerance: float = 1e-7,
     sizes: Sizes = SIZES,
     settings: CurvatureSettings = CURVATURE,
 ) -> Curvature:
@@ -78,16 +80,13 @@ def curvature(
     Args:
         at: the KKT system at the point.
         active: its active margins. Shape (m,).
-        tolerance: of a zero, relative to the largest entry of H, or to 1 if that is more.
     """
     large = len(at.stationarity) > sizes.factored
-    few = _smallest(at, active, tolerance, settings) if large else None
-    return _all(at, active, tolerance, settings) if few is None else few
+    few = _smallest(at, active, settings) if large else None
+    return _all(at, active, settings) if few is None else few
 
 
-def _all(
-    at: KKTSystem, active: np.ndarray, tolerance: float, settings: CurvatureSettings
-) -> Curvature:
+def _all(at: KKTSystem, active: np.ndarray, settings: CurvatureSettings) -> Curvature:
     """All eigenvalues, in bases Z of the tangent space and W of the space orthogonal to the active
     gradients.
     """
@@ -102,12 +101,10 @@ def _all(
     else:
         normal = null_space(at.gradients[active], rcond=settings.rank)
         values, small = _spectrum(normal.T @ at.hessian @ tangent, normal.T @ tangent, symmetric)
-    return _curvature(values, tangent @ small, symmetric, tolerance * scale)
+    return _curvature(values, tangent @ small, symmetric, _ZERO * scale)
 
 
-def _smallest(
-    at: KKTSystem, active: np.ndarray, tolerance: float, settings: CurvatureSettings
-) -> Curvature | None:
+def _smallest(at: KKTSystem, active: np.ndarray, settings: CurvatureSettings) -> Curvature | None:
     """Eigenvalues near 0, and some to the left of all of them; None where none is found.
 
     On the tangent space they are those of `P H`, with G and S the active gradients and slopes and
@@ -124,7 +121,7 @@ def _smallest(
     vectors = np.concatenate([others[:, beyond], vectors], axis=1)
     order = np.argsort(np.real(values))
     scale = max(1.0, float(np.abs(at.hessian).max()))
-    return _curvature(values[order], vectors[:, order], False, tolerance * scale)
+    return _curvature(values[order], vectors[:, order], False, _ZERO * scale)
 
 
 def _nearest(

@@ -127,20 +127,34 @@ def polish_again(
     return again(problem, layout, direction, multipliers, settings=settings)
 
 
-class _Iterate(NamedTuple):
+class Iterate(NamedTuple):
     """An iterate of Newton's method: the point, its multipliers, and the active set."""
 
     theta: np.ndarray
     multipliers: np.ndarray
     active: np.ndarray
 
-    def error(self, at: KKTSystem) -> float:
-        """The residual there."""
-        return active_residual(at.stationarity, at.margins, self.theta, self.active)
+    def error(self, stationarity: np.ndarray, margins: np.ndarray) -> float:
+        """The residual, from the values of the equations at the iterate."""
+        return active_residual(stationarity, margins, self.theta, self.active)
 
-    def with_active(self, active: np.ndarray) -> "_Iterate":
-        """Another active set; multipliers of other margins are 0."""
-        return _Iterate(self.theta, np.where(active, self.multipliers, 0.0), active)
+    def with_active(self, active: np.ndarray) -> "Iterate":
+        """The iterate with another active set; multipliers of inactive margins become 0."""
+        return Iterate(self.theta, np.where(active, self.multipliers, 0.0), active)
+
+    def stepped(self, step: np.ndarray, longest: float, most: float = 1.0) -> "Iterate":
+        """The iterate after a step of theta and the active multipliers.
+
+        Args:
+            longest: how far it may lead, relative to |theta|: of a longer step a part is made.
+            most: the largest part of the step that is made.
+        """
+        size = len(self.theta)
+        length = np.linalg.norm(step[:size])
+        share = min(most, longest * np.linalg.norm(self.theta) / max(length, 1e-300))
+        multipliers = self.multipliers.copy()
+        multipliers[self.active] += share * step[size:]
+        return Iterate(self.theta + share * step[:size], multipliers, self.active)
 
 
 def polish(
@@ -171,7 +185,7 @@ def polish(
     most = newton.most_iterations if most_iterations is None else most_iterations
     active = weights > (newton.flow_support if support is None else support) * weights.max()
     start = at_unit_margin(problem, layout, direction, np.where(active, weights, 0.0))
-    now = _Iterate(start.theta, start.multipliers, active)
+    now = Iterate(start.theta, start.multipliers, active)
     found = _iterated(problem, layout, now, tolerance, most, settings)
     return _refined(problem, layout, found, settings)
 
@@ -179,7 +193,7 @@ def polish(
 def _iterated(
     problem: Problem,
     layout: Layout,
-    now: _Iterate,
+    now: Iterate,
     tolerance: float,
     most: int,
     settings: RefineSettings,
@@ -188,7 +202,7 @@ def _iterated(
     newton, share, before = settings.newton, 1.0, np.inf
     for iteration in itertools.count():
         at = kkt_system(problem, layout, now.theta, now.multipliers, sizes=settings.sizes)
-        error = now.error(at)
+        error = now.error(at.stationarity, at.margins)
         # Where second derivatives jump, as those of ReLU^2, whole steps may go to and fro: the step
         # is halved where the error did not.
         stalls = error > 0.5 * before
@@ -209,13 +223,13 @@ def _refined(
     """The point after one more step, which costs little, if that lowers the residual further."""
     if not found.converged or layout.size > settings.sizes.factored:
         return found
-    before = _Iterate(found.theta, found.multipliers, found.active)
+    before = Iterate(found.theta, found.multipliers, found.active)
     now = _stepped(found.linearized, before, 1.0, settings)
     # Rounding may make the equations look inconsistent.
     if now.active is not before.active:
         return found
     at = kkt_system(problem, layout, now.theta, now.multipliers, sizes=settings.sizes)
-    error = now.error(at)
+    error = now.error(at.stationarity, at.margins)
     right = _mended(at.margins, now, settings.newton) is None
     if not (error < found.residual and right):
         return found
@@ -231,19 +245,20 @@ def _without_system(
     return KKTPoint(direction, none, np.zeros(len(weights), bool), np.inf, False, 0, at)
 
 
-def _stepped(at: KKTSystem, now: _Iterate, most: float, settings: RefineSettings) -> _Iterate:
+def _stepped(at: KKTSystem, now: Iterate, most: float, settings: RefineSettings) -> Iterate:
     """The iterate after the part `most` of a step of minimum norm, or after less of it where the
     step is too long. If the active margins cannot all become equal, no step is made, and the
     largest of them is no longer active.
     """
-    newton, size, active = settings.newton, len(now.theta), now.active
+    newton, active = settings.newton, now.active
     right = -np.concatenate([at.stationarity, at.margins[active] - 1])
     matrix = at.bordered(active)
     if len(right) <= settings.sizes.factored:
         # Along a family of KKT points the matrix is singular up to the order of the residual r. A
         # direction of a singular value below r^2, in which the step would have a length of about
         # 1/r, is taken for one along a family.
-        rank = min(now.error(at) ** 2, newton.family_rank)
+        error = now.error(at.stationarity, at.margins)
+        rank = min(error**2, newton.family_rank)
         step = minimum_norm(matrix, right, rank=rank)
     else:  # nearly that, by a shift of the Hessian
         step = by_factors(at.bordered(active, shift=newton.shift), right)
@@ -253,14 +268,10 @@ def _stepped(at: KKTSystem, now: _Iterate, most: float, settings: RefineSettings
         fewer = active.copy()
         fewer[np.argmax(np.where(active, at.margins, -np.inf))] = False
         return now.with_active(fewer)
-    length = np.linalg.norm(step[:size])
-    share = min(most, newton.longest_step * np.linalg.norm(now.theta) / max(length, 1e-300))
-    multipliers = now.multipliers.copy()
-    multipliers[active] += share * step[size:]
-    return _Iterate(now.theta + share * step[:size], multipliers, active)
+    return now.stepped(step, newton.longest_step, most)
 
 
-def _mended(margins: np.ndarray, now: _Iterate, newton: NewtonSettings) -> np.ndarray | None:
+def _mended(margins: np.ndarray, now: Iterate, newton: NewtonSettings) -> np.ndarray | None:
     """The active set without its worst multiplier, or with the worst violation; None if right."""
     mended = now.active.copy()
     if now.multipliers[now.active].min(initial=0.0) < -newton.slack * now.multipliers.max():
