@@ -99,7 +99,7 @@ class Watch:
         self._steps += num_steps
         if self._steps < _STEPS:
             return False
-        sliding = self._leads_nowhere(cursor, explicit) and self._jumps(points, explicit)
+        sliding = self._hardly_moves(cursor, explicit) and self._jumps(points, explicit)
         self._sliding = self._sliding + self._steps if sliding else 0
         self._state, self._clock = np.asarray(cursor.state), float(cursor.clock)
         self._steps = 0
@@ -110,7 +110,8 @@ class Watch:
         """Whether the three conditions held at the last examination."""
         return self._sliding > 0
 
-    def _leads_nowhere(self, cursor: Any, explicit: bool) -> bool:
+    def _hardly_moves(self, cursor: Any, explicit: bool) -> bool:
+        """Conditions 1 and 2, on average over the steps since the last examination."""
         moved = np.abs(np.asarray(cursor.state) - self._state)[:-1].max() / self._steps
         if not moved < _FEW * self._accuracy:
             return False
@@ -118,6 +119,7 @@ class Watch:
         return bool(step < _FEW * smooth_step(self.field, cursor.state, self._accuracy, explicit))
 
     def _jumps(self, points: Callable[[], np.ndarray], explicit: bool) -> bool:
+        """Condition 3."""
         return bool(found_jumps(self.field, points(), self._accuracy, explicit).found.any())
 
 

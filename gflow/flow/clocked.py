@@ -295,10 +295,12 @@ def _log_time(
     if smooth_slopes is not None:
         slopes = jnp.where(jnp.max(jnp.abs(smooth_slopes)) < _FLAT, smooth_slopes, slopes)
     start_slope, end_slope = slopes
+    # E is the cubic through the values and slopes at the ends, plus `bump theta^2 (1 - theta)^2`,
+    # which vanishes there with its slopes and gives E its value in the middle.
     chord = end_value - start_value
     start, finish = start_slope - chord, chord - end_slope
-    straight = 0.5 * (start_value + end_value) + 0.125 * (start + finish)
-    bump = 16.0 * (middle_value - straight)
+    middle_of_cubic = 0.5 * (start_value + end_value) + 0.125 * (start + finish)
+    bump = 16.0 * (middle_value - middle_of_cubic)
     window = jnp.clip(_RISE / jnp.maximum(end_slope, _RISE), 0.0, 1.0)
     # Positions are counted back from the end of the step, near which all of the time may pass.
     back = 0.5 * window * (1.0 - _NODES)

@@ -191,6 +191,7 @@ class Passage:
         return self._left(row, stuck) if self.solver else bool(nearer) and self._entered(row)
 
     def _entered(self, row: Row) -> bool:
+        """Whether a passage begins here, which is then followed by `PlainRungeKutta`."""
         if row.measures.margin >= 0:  # the norm grows
             return False
         towards = heading(self.field, jnp.asarray(row.state))
@@ -203,6 +204,7 @@ class Passage:
         return True
 
     def _left(self, row: Row, stuck: bool) -> bool:
+        """Whether the passage ends here, so that the run goes on with its own solver."""
         self._num_segments += 1
         self.spans[-1][1] = int(row.num_accepted)
         beyond = row.state[-2] > float(self.solver.log_length) if self.solver else False

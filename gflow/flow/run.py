@@ -132,6 +132,7 @@ class Run:
         return self._stopped_short(block, last, max_steps) if arrived is None else arrived
 
     def _stopped_short(self, block: Block, last: Row, max_steps: int) -> RESULTS | None:
+        """The outcome of a segment that met no target; None if the run goes on."""
         field = self.path.field
         # The segment ended by itself but met no target: the steps are too short, or the solver took
         # the point for one on the target.
@@ -199,6 +200,7 @@ class Run:
         return self._num_chattering
 
     def _counted(self) -> int:
+        """`num_chattering`: by the switches where kinks have names, else by jumps of gradients."""
         field, named = self.path.field, has_kinks(self.path.field.problem)
         finite = np.all(np.isfinite(self.record.last().state))
         if not (named or self.sliding.sliding) or not finite:

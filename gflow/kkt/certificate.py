@@ -270,6 +270,7 @@ _measured_alone = compiled_for_few_calls(_measured)
 
 
 def _no_kkt(shape: tuple[int, ...]) -> dict[str, Any]:
+    """The entries of a certificate that belong to the KKT system, where there is none."""
     names = ("held_margin", "stationarity", "total_stationarity", "complementarity")
     names += ("dual_infeasibility", "flow_stationarity", "kkt_epsilon", "kkt_delta", "cosine")
     nothing = {"multipliers": np.full(shape, np.nan), "coefficients": None}
@@ -284,6 +285,7 @@ def _kkt(
     hint: np.ndarray | None,
     rows: Rows | None,
 ) -> dict[str, Any]:
+    """The entries of a certificate that belong to the KKT system, with the best multipliers."""
     direction = _flat(point.direction)
     subgradients = _subgradients(problem, point, margins, rows)
     found = best_multipliers(subgradients, problem.degree, hint)

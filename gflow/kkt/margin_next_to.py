@@ -178,6 +178,7 @@ class _Sides:
         """
         matters = {e: ranked for e, ranked in options.items() if ranked[-1][1] < level}
         admitted = [(e, [side for side in matters[e] if side[1] >= level]) for e in matters]
+        # Depth-first search; examples with few sides come first, which cuts off most combinations.
         admitted.sort(key=lambda each: len(each[1]))
         nodes = itertools.count()
 
@@ -218,6 +219,7 @@ def _signs(count: int) -> list[np.ndarray]:
 
 def _has_interior(rows: np.ndarray) -> bool:
     """Whether `rows h >= 1` has a solution. Shape (k, P), rows of norm 1."""
+    # A linear program decides; the solution of least squares often satisfies it already.
     ones = np.ones(len(rows))
     solution = np.linalg.lstsq(rows, ones, rcond=None)[0]
     if np.min(rows @ solution, initial=np.inf) > 0:

@@ -219,6 +219,8 @@ class _LeastSquares:
         self, now: Solution, turns: np.ndarray, places: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """The convex problem about a pattern: weights and mu."""
+        # `owned` sums the weights of the columns of an example, its multipliers; `below` and
+        # `above` are the bounds of mu by these, `sign` is `weights >= 0`.
         count = len(now.weights)
         matrix, right = _equations(now.columns, now.slack, self.sub.direction, turns)
         owned = sparse.csc_matrix(self.example[None] == places[:, :1], dtype=float)
@@ -250,6 +252,7 @@ def _equations(
 
 
 def _nonnegative_least_squares(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """`argmin |matrix x - right|^2` subject to `x >= 0`."""
     try:
         return nnls(matrix, right, maxiter=30 * matrix.shape[1])[0]
     except (RuntimeError, ValueError, np.linalg.LinAlgError):

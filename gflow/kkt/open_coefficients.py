@@ -135,6 +135,7 @@ def dependent(columns: np.ndarray) -> np.ndarray:
 def _effects(
     problem: Problem, layout: Layout, variables: Any, places: Any, vectors: Any
 ) -> tuple[Float[Array, "k P"], ...]:
+    """The parts of `Effects` for the switches at `places`, along one vector for each."""
     theta, multipliers, angles = map(jnp.asarray, variables)
     multipliers = multipliers.reshape(len(angles), -1)
 

@@ -176,6 +176,7 @@ class SecondOrder:
         parts = np.array([each.matrix[inner] for each in best]).reshape(
             -1, *inner[0].shape[:1], len(block)
         )
+        # Stationarity fixes the combinations of coefficients that are not free: these rows.
         held = np.eye(len(best)) - self.free[np.ix_(index, index)]
         _, values, right = np.linalg.svd(held) if len(best) else (0, np.zeros(0), np.zeros((0, 0)))
         rows = right[values > 0.5]

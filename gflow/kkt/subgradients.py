@@ -262,6 +262,7 @@ def probes_about(direction: np.ndarray) -> list[np.ndarray]:
 def _switched_gradients(
     problem: Problem, layout: Layout, theta: Any, coefficients: Any, examples: Any
 ) -> Float[Array, "m P"]:
+    """The gradients of all margins of these examples, in the gradient mode, under a pattern."""
     theta, angles = jnp.asarray(theta), jnp.arcsin(jnp.asarray(coefficients))
 
     def one(index: Array) -> Array:
@@ -289,6 +290,7 @@ def _total_pull(
 def _switched_turns(
     problem: Problem, layout: Layout, theta: Any, coefficients: Any, shares: Any, places: Any
 ) -> Float[Array, "t P"]:
+    """The derivatives of `Subgradients.turns` by the coefficients at `places`."""
     theta, coefficients, shares = map(jnp.asarray, (theta, coefficients, shares))
 
     def one(place: Array) -> Array:

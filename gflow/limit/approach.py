@@ -236,6 +236,7 @@ def _flow_run(
     most: int | None,
     kind: str,
 ) -> Run:
+    """`run_flow`, computed and not taken from the journal."""
     begin, flow = time.perf_counter(), state.flow
     start, before = params_at(search, log_kappa, flow.vector), 0
     if flow.goes_on and flow.trajectory is not None:

@@ -79,6 +79,7 @@ class _Turning(NamedTuple):
 
 
 def _turning(points: np.ndarray, settings: CirclingSettings) -> _Turning:
+    """How these points turn; they circle by the criteria `path` and `cosine` of the settings."""
     centre = points.mean(axis=0)
     offsets, steps = points - centre, np.diff(points, axis=0)
     radii, lengths = np.linalg.norm(offsets, axis=1), np.linalg.norm(steps, axis=1)

@@ -65,6 +65,8 @@ class FileJournal(Journal):
             self.place = Content(header["flow"], own)
 
     def step(self, make: Callable[[], _Left]) -> _Left:
+        # `_next` is the number of entries that the chain has passed; the entry there belongs to
+        # this step if it was made at the same depth.
         here, depth = self._next, self._depth
         if here < len(self._entries) and self._entries[here][0] == depth:
             self._next += 1
@@ -74,6 +76,7 @@ class FileJournal(Journal):
             left: Any = make()
         finally:
             self._depth = depth
+        # The entry of this step replaces those of the steps inside it.
         if not _stopped(left):
             self._entries[here:] = [(depth, left)]
             self._next, self.place = here + 1, None

@@ -102,6 +102,7 @@ class Smooth(Refiner):
         return small and not self.search.has_kinks
 
     def _newton(self, state: State) -> State:
+        """The state after Newton's method from where the flow stopped."""
         search, begin = self.search, time.perf_counter()
         polished = polish_capped(
             search.problem,

@@ -60,6 +60,8 @@ class Recycling(NamedTuple):
 
     def solve(self, right: Vector, memory: Memory) -> tuple[Vector, Memory]:
         """The solution `(x, B x)`, and the memory with the directions that were added for it."""
+        # The images are orthonormal: a residual is minimised by subtracting its components along
+        # them, and the solution is the same combination of the directions.
         right = self.precondition(right)
         scale = jnp.maximum(memory.scale, _length(right))
         known = memory.images @ right
