@@ -49,6 +49,8 @@ def begin(tmp_path):
     environment = os.environ | {
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_ENABLE_X64": "1",
+        # What jaxlib logs where one process reads a program that the other has written.
+        "TF_CPP_MIN_LOG_LEVEL": "3",
     }
     environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
     children = []
