@@ -67,10 +67,10 @@ def integrate(
     its points too, and its time, steps and seconds count on. Options that are not given are then
     those of the trajectory. With these, whatever `until`, `save`, `max_steps` and `max_seconds`,
     the joined run equals, bit for bit, the one without the stop, on the same machine with the same
-    versions. The steps that the trajectory made only to land on its target are no part of that run,
-    and are forgotten; `.at` still reads there. With other tolerances, another solver, or from a
-    file of an earlier version, the run goes on from the last point, as accurate as these options.
-    Where the last point meets the target already, no step is made.
+    versions. The steps that the trajectory made only to land on its target are not a part of that
+    run, and are discarded; `.at` still reads points there. With other tolerances, with another
+    solver, or from a file of an earlier version, the run goes on from the last point, with the
+    accuracy of these options. Where the last point meets the target already, no step is made.
 
     Args:
         problem: what is minimised.
@@ -97,15 +97,16 @@ def integrate(
         kappa_cap: kappa_c; the weights p of the flow are those of min(kappa, kappa_c). Beyond it
             the direction follows the flow up to O(1/kappa_c), kappa may leave the range of
             floating-point numbers, and `log1p_time` is NaN. None for the true flow; going on, for
-            that of the trajectory. Another cap is taken where neither has acted yet.
+            that of the trajectory. Going on, another cap may be given if kappa has not reached
+            either of the two.
         save: the number of points kept at most, evenly spread over the steps; None keeps every
             accepted step. `Trajectory.at` is as accurate as the run whatever is kept, and nothing
             else depends on it.
         max_steps: steps tried at most, rejected ones included; going on, steps beyond those of the
             trajectory.
-        max_seconds: after so many seconds the run ends as with a spent budget, `seconds_spent`; it
-            can be gone on with. Looked at between segments of up to some 250 steps, about a second
-            on one CPU core, the first of which includes compilation. None for no limit.
+        max_seconds: after so many seconds the run ends, as `seconds_spent`; it can be continued
+            from the trajectory returned. Checked between segments of up to some 250 steps, about a
+            second on one CPU core, the first of which includes compilation. None for no limit.
         checkpoint: a file, `.npz`, in which the run is kept while it goes on; None for none. Where
             it holds a run of the same problem, start and options, the call goes on from there, and
             ends, bit for bit, as if it had not been stopped; a run that came to its end is returned

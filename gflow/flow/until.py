@@ -32,8 +32,8 @@ class Until(eqx.Module):
         logits: the smallest margin of the parameters themselves, `kappa min_i q_i(u)`, from below,
             > 0. Unlike log kappa it does not depend on the units of the data or on the depth.
         accuracy: a target counts as met this close to it, before it or past it, relative to the
-            target (to 1, if its log is smaller). The default lands on it; steps made only to land
-            are saved by a larger one, such as 0.1.
+            target (to 1, if its log is smaller). With the default the last step ends on the target;
+            a larger one, such as 0.1, saves the steps that are made only for that.
 
     Raises:
         TypeError: a target is no number.

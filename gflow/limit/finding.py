@@ -57,11 +57,11 @@ def find_limit(
 
     Args:
         problem: what is minimised.
-        start: parameters; or a trajectory, from whose end the search goes on (of the flow of the
-            same problem, its record, steps and time are joined); or a limit: that of the same
-            problem is returned as it is if it was successful, and gone on from if not; of another
-            problem its direction is the start, at the kappa of its own cap. The start may have any
-            norm.
+        start: parameters, of any norm; or a trajectory, from whose end the search goes on (if it is
+            one of the flow of the same problem, its record, steps and time are continued); or a
+            limit. A limit of the same problem is returned as it is if it was successful, and the
+            search goes on from it if not. From a limit of another problem its direction is taken as
+            the start, at the kappa of its own cap.
         tolerance: of the relative stationarity `|u - sum_i lambda_i grad q_i(u)|` at the limit, at
             least 1e-15.
         cap_logits: the true flow is followed until its smallest margin `kappa min_i q_i(u)` is this
@@ -83,11 +83,11 @@ def find_limit(
         max_steps: steps of each run of the flow at most; with kinks no more than
             `settings.kinks.most_steps`, 1500.
             A search that spent them goes on with `find_limit(problem, limit)`.
-        max_seconds: after so many seconds the search ends, as `seconds_spent`; it can be gone on
-            with. Looked at between the segments of the flow and between stages.
-        checkpoint: a file, `.npz`, in which the search is kept while it goes on: what its finished
-            steps left, and the flow between two segments. The same call goes on from there, bit for
-            bit but for the seconds, or returns the limit that it ended with. As in
+        max_seconds: after so many seconds the search ends, as `seconds_spent`; it can be continued
+            from the limit returned. Checked between the segments of the flow and between stages.
+        checkpoint: a file, `.npz`, in which the search is kept while it goes on: the results of its
+            finished steps, and the flow between two segments. The same call goes on from there, bit
+            for bit but for the seconds, or returns the limit with which the search ended. As in
             `gflow.integrate`.
         checkpoint_seconds: between two times that it is written, as in `gflow.integrate`.
         solver: the `Rosenbrock` method of the flow.
