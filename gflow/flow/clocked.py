@@ -181,7 +181,7 @@ class _Scaled(NamedTuple):
         return self.field.logit_size(self.state(path), margins, gap)
 
     def preconditioner(self, start: Array) -> Preconditioner:
-        """Of the systems of a step from `start`, which is not in these units."""
+        """The preconditioner of the systems of a step from `start`, a path not in these units."""
 
         def of_margins(most: int) -> Callable[[Array], Operator]:
             part = stiff_part(self.field, start, most)
@@ -251,7 +251,7 @@ def _units(slope: Array, unit: Array) -> Array:
 
 
 def _rate_rounding(field: Field, y0: Array, margins: Array) -> Array:
-    """About the rounding of `L sum_i p_i q_i`, the rate of log rho.
+    """An estimate of the rounding error of `L sum_i p_i q_i`, the rate of log rho.
 
     Its terms are as large as the largest margin; and a margin under attack is a difference of
     numbers as large as the clean one.

@@ -118,7 +118,7 @@ def continued(
 
 
 def _tolerances(trajectory: Trajectory, given: Given) -> Tolerances:
-    """Those that are given, or else those of the trajectory."""
+    """The tolerances that are given, or else those of the trajectory."""
     settings = trajectory.settings
     tolerance, across = given.tolerance, given.rtol_direction
     if isinstance(tolerance, Default):

@@ -102,7 +102,7 @@ class Polar(NamedTuple):
     log_norm: Float[Array, ""]
 
     def polar(self, path: Path) -> Float[Array, " path"]:
-        """The same with u of norm 1."""
+        """`(u, log rho)` with u normalised again."""
         u = path[:-1]
         return jnp.append(u / jnp.sqrt(u @ u), path[-1])
 

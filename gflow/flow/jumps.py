@@ -74,7 +74,7 @@ def jumps(field: Field, starts: Float[Array, "m state"], ends: Float[Array, "m s
 
 @compiled
 def smooth_step(field: Field, state: State, accuracy: Any, explicit: bool) -> Array:
-    """About the step that the smooth piece of the field around a point would allow.
+    """An estimate of the step that the smooth piece of the field around a point would allow.
 
     It is `accuracy` divided by the relative rate at which the slope turns or by that of physical
     time, whichever is larger; for an explicit solver at most 1 over the largest eigenvalue of the

@@ -45,7 +45,7 @@ class Bracket(NamedTuple):
 
 
 def no_bracket(like: Array) -> Bracket:
-    """Of a flow that has not passed its target yet."""
+    """The bracket of a flow that has not passed its target yet."""
     one, zero = jnp.ones_like(like), jnp.zeros((), jnp.int64)
     return Bracket(one, jnp.inf * one, -one, zero, zero)
 

@@ -33,7 +33,7 @@ class Path(NamedTuple):
     tolerances: Tolerances
 
     def scaled(self, log_time_scale: np.ndarray) -> "Path":
-        """With another time scale."""
+        """The path with another time scale."""
         field = Field(self.field.problem, self.field.layout, self.field.log_cap, log_time_scale)
         return self._replace(field=field)
 

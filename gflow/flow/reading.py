@@ -71,7 +71,7 @@ def _field(trajectory: Trajectory, settings: dict[str, Any], name: str, target: 
 
 
 def _tolerances(settings: dict[str, Any]) -> Tolerances:
-    """Those of the run. Files of version 0.1.0 may have one tolerance for all."""
+    """The tolerances of the run. Files of version 0.1.0 may have one tolerance for all."""
     tolerance = settings["tolerance"]
     across = settings.get("rtol_direction", tolerance)
     return Tolerances(tolerance, across, settings["atol_logit"])

@@ -254,7 +254,7 @@ def _spectrum(
 def _curvature(
     values: np.ndarray, vectors: np.ndarray, symmetric: bool, tolerance: float
 ) -> Curvature:
-    """With eigenvalues in two parts, and vectors of norm 1."""
+    """The curvature from complex eigenvalues, with vectors scaled to norm 1."""
     parts, unit = (np.real(values), np.abs(np.imag(values))), _unit_columns(vectors)
     return Curvature(parts[0], unit, symmetric, tolerance, parts[1])
 

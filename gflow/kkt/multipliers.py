@@ -198,7 +198,7 @@ class _LeastSquares:
         return self.sub.turns(now.pattern, shares)
 
     def multipliers(self, weights: np.ndarray) -> np.ndarray:
-        """Of every margin. Shape (m,)."""
+        """The multiplier of every margin, the sum over its columns. Shape (m,)."""
         return np.bincount(self.sub.owner, weights, self.sub.num_margins)
 
     def totals(self, weights: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ class DeadSettings:
 
 @dataclass(frozen=True)
 class CurvatureSettings:
-    """Of the eigenvalues at a KKT point.
+    """Constants of the eigenvalues at a KKT point.
 
     Attributes:
         rank: singular values of gradients below this part of the largest count as 0.

@@ -114,7 +114,7 @@ class Run:
 
     @property
     def result(self) -> RESULTS:
-        """How it ended."""
+        """The result of its trajectory."""
         return self.trajectory.result
 
 

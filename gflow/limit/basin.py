@@ -39,7 +39,7 @@ class Handover(NamedTuple):
 
 
 NO_HANDOVER = Handover(False, math.nan, math.nan)
-"""Before the flow has been handed over."""
+"""Of a search whose flow has not reached a handover yet."""
 
 
 def close(handover: Handover, settings: BasinSettings = DEFAULT.basin) -> bool:

@@ -161,7 +161,7 @@ class _Drifting:
         return max(error / self.settings.error, (moved / self.settings.moved) ** 2)
 
     def accept(self, found: Variables, length: float) -> None:
-        """Takes a step."""
+        """Accepts a step."""
         self.velocity = (found.theta - self.now.theta) / length
         self.now, self.log_growth = found, self.log_growth + length
         self.points.append(found.theta)
@@ -173,13 +173,13 @@ class _Drifting:
         return slow and length > self.settings.first
 
     def speed(self) -> float:
-        """Of the last step, relative."""
+        """The relative speed of the last step, see `Drift.speed`."""
         if self.velocity is None:
             return math.inf
         return float(np.linalg.norm(self.velocity) / np.linalg.norm(self.now.theta))
 
     def ended(self, rests: bool) -> Drift:
-        """What was found."""
+        """The result of the drift."""
         end = self.now.theta / np.linalg.norm(self.now.theta)
         return Drift(
             theta=self.now.theta,

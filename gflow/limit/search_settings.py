@@ -47,7 +47,7 @@ def _is_possible(value: Any, default: Any) -> bool:
 @named()
 @dataclass(frozen=True)
 class FlowSettings(_Group):
-    """Of the flow, and of where Newton's method takes over (`gflow.limit.approach`).
+    """Constants of the flow, and of where Newton's method takes over (`gflow.limit.approach`).
 
     Attributes:
         logit_tolerance: `atol_logit` of `integrate`, in logits.
@@ -107,7 +107,7 @@ class FlowSettings(_Group):
 @named()
 @dataclass(frozen=True)
 class SaddleSettings(_Group):
-    """Of leaving a saddle (`gflow.limit.leaving`).
+    """Constants of leaving a saddle (`gflow.limit.leaving`).
 
     Attributes:
         push: how far from the saddle the flow is taken up again: far enough to leave within a few
@@ -143,7 +143,7 @@ class SaddleSettings(_Group):
 @named()
 @dataclass(frozen=True)
 class CirclingSettings(_Group):
-    """Of telling that a flow circles (`gflow.limit.circling`).
+    """Constants of telling that a flow circles (`gflow.limit.circling`).
 
     A run circles if what follows holds for each of its last two quarters.
 
@@ -175,7 +175,7 @@ class CirclingSettings(_Group):
 @named()
 @dataclass(frozen=True)
 class VerdictSettings(_Group):
-    """Of what kind of point a KKT point is (`gflow.limit.verdict`).
+    """Constants of what kind of point a KKT point is (`gflow.limit.verdict`).
 
     Attributes:
         agree: `sum_i lambda_i dq_i/dtheta` and `sum_i lambda_i grad q_i` count as equal if they
@@ -198,7 +198,7 @@ class VerdictSettings(_Group):
 @named()
 @dataclass(frozen=True)
 class BasinSettings(_Group):
-    """Of whose limit it is (`gflow.limit.basin`), and of `find_limit(reproduce=True)`.
+    """Constants of whose limit it is (`gflow.limit.basin`), and of `find_limit(reproduce=True)`.
 
     Attributes:
         displacement: a flow that reached its handover, and from which Newton's method moved the
@@ -231,7 +231,7 @@ class BasinSettings(_Group):
 @named()
 @dataclass(frozen=True)
 class KinkSettings(_Group):
-    """Of the search at kinks (`gflow.limit.kinked`).
+    """Constants of the search at kinks (`gflow.limit.kinked`).
 
     Attributes:
         most_steps: the most steps of a run of the flow with rounded kinks. A run that needs more is

@@ -13,7 +13,7 @@ from gflow.kkt.settings import CURVATURE, DEAD, SIZES, CurvatureSettings, DeadSe
 
 @dataclass(frozen=True)
 class NewtonSettings:
-    """Of Newton's method on the KKT system of a smooth problem (`gflow.limit.polish`).
+    """Constants of Newton's method on the KKT system of a smooth problem (`gflow.limit.polish`).
 
     Attributes:
         flow_support: a margin whose weight in the flow is below this part of the largest weight
@@ -61,7 +61,7 @@ class NewtonSettings:
 
 @dataclass(frozen=True)
 class ContinuationSettings:
-    """Of leading a parameter to its last value (`gflow.limit.continuation`).
+    """Constants of leading a parameter to its last value (`gflow.limit.continuation`).
 
     Attributes:
         last: the last value of the parameter.
@@ -86,7 +86,7 @@ class ContinuationSettings:
 
 @dataclass(frozen=True)
 class CoolingSettings:
-    """Of leading the temperature 1/s to 0 (`gflow.limit.cooling`).
+    """Constants of leading the temperature 1/s to 0 (`gflow.limit.cooling`).
 
     Attributes:
         steps: how the temperature falls.
@@ -163,7 +163,7 @@ class CoolingSettings:
 
 @dataclass(frozen=True)
 class SmoothingSettings:
-    """Of leading the smoothing mu of kinks to 0 (`gflow.limit.kinked_newton`).
+    """Constants of leading the smoothing mu of kinks to 0 (`gflow.limit.kinked_newton`).
 
     Attributes:
         steps: how the smoothing falls. At its last value it is read off which switches stand on
@@ -230,7 +230,7 @@ class SmoothingSettings:
 
 @dataclass(frozen=True)
 class SlidingSettings:
-    """Of the flow along kinks, by implicit Euler steps (`gflow.limit.sliding`).
+    """Constants of the flow along kinks, by implicit Euler steps (`gflow.limit.sliding`).
 
     Attributes:
         first, longest, shortest: lengths of steps, on the clock log |theta|.
@@ -265,7 +265,7 @@ class SlidingSettings:
 
 @dataclass(frozen=True)
 class DriftSettings:
-    """Of the slow flow at infinite kappa, by implicit Euler steps (`gflow.limit.drift`).
+    """Constants of the slow flow at infinite kappa, by implicit Euler steps (`gflow.limit.drift`).
 
     Attributes:
         first, longest, shortest: lengths of steps, on the clock log |theta|.

@@ -30,7 +30,7 @@ STRICT = ("strict maximum", "stable rest point")
 """Verdicts of isolated points that nothing leaves: of the margin's maxima, and of others."""
 
 WITHIN_FAMILY = ("maximum within a family", "stable within a family")
-"""The same two for a point in a continuum of points of equal margin."""
+"""The verdicts in place of `STRICT` for a point in a continuum of points of equal margin."""
 
 DEPENDS = "depends on coefficients at kinks"
 """The verdict where coefficients that the KKT conditions leave open decide between a maximum and a

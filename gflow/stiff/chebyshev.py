@@ -29,7 +29,7 @@ _GAINS = Gains(this=0.6, last=0.2, shrink=0.6, grow=2.0, reach=0.8, recover=1.01
 
 
 class Coefficients(eqx.Module):
-    """Of one number of stages s; row j belongs to stage j + 2.
+    """The coefficients for s stages; row j belongs to stage j + 2.
 
     `Y_j = Y_0 + mu_j (Y_{j-1} - Y_0) + nu_j (Y_{j-2} - Y_0) + h rates_j F_{j-1} + h first_j F_0`.
     """

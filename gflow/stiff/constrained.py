@@ -41,7 +41,7 @@ Evaluation = Callable[[Any, Array, Array, Array], tuple[Array, Array, Any]]
 `more` is whatever else is known there, to be kept of the end of a step.
 """
 GapSize = Callable[[Array, Array, Array], Array]
-"""Of y, w and the gap `q(y) - w`: how large that is."""
+"""A function of y, w and the gap `q(y) - w` that gives the size of the gap."""
 
 
 class Coupled(NamedTuple):
@@ -182,7 +182,7 @@ class _Passes(NamedTuple):
         return lax.fori_loop(0, count, lambda _, made: self.next(made), begin)
 
     def begin(self) -> _Made:
-        """Before the first pass."""
+        """The state of the step before the first pass."""
         y, w = self.coupled.y, self.coupled.w
         more, at, closed = self.coupled.more, jnp.concatenate([y, w]), jnp.zeros((), bool)
         stages = jnp.zeros((len(self.tableau.m), at.size), at.dtype)
@@ -192,7 +192,7 @@ class _Passes(NamedTuple):
         return _Made(count, closed, at, stages, gaps, gap, none, more, none, memory)
 
     def next(self, made: _Made) -> _Made:
-        """After another pass."""
+        """The state after one more pass."""
         tableau, coupled, h = self.tableau, self.coupled, self.h
         size, last = coupled.y.size, len(tableau.m)
         a, C, c, d = map(jnp.asarray, (tableau.a, tableau.C, tableau.c, tableau.d))
