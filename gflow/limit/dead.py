@@ -75,7 +75,7 @@ def with_dead_at_rest(
 
 
 def turned(field: Field, start: np.ndarray) -> np.ndarray:
-    """Where `du/dt = (u . F(u)) u - F(u)` brings the direction u to rest, or nearly. Shapes (n,)."""
+    """Where `du/dt = (u . F(u)) u - F(u)` brings u to rest, or nearly. Shapes (n,)."""
 
     def turning(_: float, y: np.ndarray) -> np.ndarray:
         unit = y / np.linalg.norm(y)
