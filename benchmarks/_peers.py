@@ -21,7 +21,8 @@ from scipy.integrate import BDF, DOP853, LSODA, RK45, Radau
 
 import gflow
 from gflow._layout import Layout
-from gflow.flow.field import Field, initial_state, path_slope
+from gflow.flow.field import Field, path_slope
+from gflow.flow.starting import initial_state
 
 SCIPY = {"RK45": RK45, "DOP853": DOP853, "BDF": BDF, "Radau": Radau, "LSODA": LSODA}
 WITHOUT_JACOBIAN = ("RK45", "DOP853")
@@ -80,7 +81,7 @@ class ScipyField:
         self.task, self.layout = task, Layout.of(task.start)
         log_cap = np.asarray(np.inf if task.cap is None else math.log(task.cap))
         field = Field(task.problem, self.layout, log_cap)
-        self.start = np.asarray(initial_state(self.layout, task.start))[:-1]
+        self.start = initial_state(self.layout, task.start)[:-1]
 
         def slope(path):
             point = jnp.append(path, 0.0)

@@ -24,7 +24,8 @@ from _common import run_benchmark, show
 import gflow
 from gflow import networks, perturbations
 from gflow._layout import Layout
-from gflow.flow.field import Field, initial_state, vector_field
+from gflow.flow.field import Field, vector_field
+from gflow.flow.starting import initial_state
 
 COLUMNS = ("network", "perturbation", "error", "field_ms", "hand_ms", "ratio")
 RADII = {"clean": 0.0, "fgm": 0.3, "fgsm": 0.05, "pgd": 0.05}
@@ -154,7 +155,7 @@ def measure_one(network: str, perturbation: str, dataset: Any, smoke: bool) -> d
     start = problem.network.init(0)
     layout = Layout.of(start)
     evaluate, arrays = compiled_field(Field(problem, layout))
-    state = jax.jit(initial_state)(layout, start)
+    state = jnp.asarray(initial_state(layout, start))
     gradient = hand_gradient(network, perturbation)
     x, y = jnp.asarray(dataset.x), jnp.asarray(dataset.y, float)
     field_value = np.asarray(evaluate(state, arrays))[:-2]

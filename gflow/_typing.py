@@ -20,14 +20,8 @@ Params = Any
 Scalar = Float[Array, ""] | Float[np.ndarray, ""] | np.float64 | float
 """One real number, traced or not."""
 
-Input = Float[Array, " d"] | Float[np.ndarray, " d"]
-"""One example."""
-
 Inputs = Float[Array, "n d"] | Float[np.ndarray, "n d"]
 """All examples."""
-
-Margins = Float[Array, "n ..."] | Float[np.ndarray, "n ..."]
-"""Margins: (n,) for binary labels, (n, k - 1) for classes."""
 
 Labels = Float[Array, " n"] | Float[np.ndarray, " n"] | Int[Array, " n"] | Int[np.ndarray, " n"]
 """Labels: -1.0 and +1.0, or classes 0 .. k - 1."""

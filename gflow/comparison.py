@@ -60,14 +60,20 @@ class Comparison:
         lines = [
             f"Comparison({runs} runs with the flow, {len(self)} rows); at the last common value"
         ]
+        last = self.last()
+        names = [
+            row["label"] if row["reference"] == FLOW else f"{row['label']} (corrected)"
+            for row in last
+        ]
+        # The names stand whole: their column is as wide as the longest, and 24 at least.
+        width = max([24, *(len(name) + 1 for name in names)])
         lines.append(
-            f"  {'run':24}{'step size':>11}{'equal':>7}{'|params|':>11}{'direction':>11}"
+            f"  {'run':{width}}{'step size':>11}{'equal':>7}{'|params|':>11}{'direction':>11}"
             f"{'margin':>11}{'reference':>11}"
         )
-        for row in self.last():
-            name = row["label"] if row["reference"] == FLOW else f"{row['label']} (corrected)"
+        for name, row in zip(names, last, strict=True):
             lines.append(
-                f"  {name[:23]:24}{row['step_size']:11.2e}{row['equal']:>7}"
+                f"  {name:{width}}{row['step_size']:11.2e}{row['equal']:>7}"
                 f"{row['params_distance']:11.2e}{row['direction_distance']:11.2e}"
                 f"{row['margin']:11.3e}{row['reference_margin']:11.3e}"
             )
@@ -202,10 +208,10 @@ def _rows(reference: Trajectory, run: Trajectory, equal: str, num_points: int) -
     column = EQUAL[equal]
     for value in _common(reference.columns[column], run.columns[column], num_points):
         left, right = (_read(one, equal, float(value)) for one in (reference, run))
-        length = jnp.linalg.norm(_flat(left))
+        base, point = reference.layout.flatten(left), run.layout.flatten(right)
         yield {
             "value": float(value),
-            "params_distance": float(jnp.linalg.norm(_flat(right) - _flat(left)) / length),
+            "params_distance": float(jnp.linalg.norm(point - base) / jnp.linalg.norm(base)),
             "direction_distance": float(direction_distance(left, right)),
             "margin": float(normalized_margin(run.require_problem(), right)),
             "reference_margin": float(normalized_margin(reference.require_problem(), left)),
@@ -221,10 +227,6 @@ def _read(run: Trajectory, equal: str, value: float) -> Params:
         case _:
             point = run.at(log_kappa=value)
     return jax.tree.map(jnp.asarray, point)
-
-
-def _flat(params: Params) -> jax.Array:
-    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(params)])
 
 
 def _common(left: np.ndarray, right: np.ndarray, num_points: int) -> np.ndarray:

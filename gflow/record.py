@@ -82,6 +82,25 @@ def rows_of(columns: Mapping[str, np.ndarray], vectors: np.ndarray) -> Row:
     return Row(*path, measures=PointMeasures(*measures))
 
 
+def columns_of(rows: Any, degree: float) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
+    """The columns of a trajectory, and the directions (s, P), from stacked rows.
+
+    Args:
+        degree: L, of the network.
+    """
+    log_norm, log1p_time = rows.state[:, -2], rows.state[:, -1]
+    values = {
+        "clock": rows.clock,
+        "step": rows.step,
+        "num_steps_at": rows.num_accepted,
+        "log_norm": log_norm,
+        "log_kappa": degree * log_norm,
+        "log1p_time": log1p_time,
+        **rows.measures._asdict(),
+    }
+    return {name: values[name] for name in COLUMNS}, rows.state[:, :-2]
+
+
 def picked(rows: Row, which: Any) -> Row:
     """Some of stacked rows, or one of them: copies, so that the others can go."""
     return jax.tree.map(lambda leaf: np.array(leaf[which]), rows)
@@ -192,15 +211,4 @@ class Record:
 
     def columns(self, degree: float) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
         """The columns of a trajectory, and the directions (s, P)."""
-        rows: Any = self._all()
-        log_norm, log1p_time = rows.state[:, -2], rows.state[:, -1]
-        values = {
-            "clock": rows.clock,
-            "step": rows.step,
-            "num_steps_at": rows.num_accepted,
-            "log_norm": log_norm,
-            "log_kappa": degree * log_norm,
-            "log1p_time": log1p_time,
-            **rows.measures._asdict(),
-        }
-        return {name: values[name] for name in COLUMNS}, rows.state[:, :-2]
+        return columns_of(self._all(), degree)

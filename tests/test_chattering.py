@@ -8,8 +8,9 @@ import gflow
 from gflow import Until, losses, networks, perturbations
 from gflow._layout import Layout
 from gflow.flow.chattering import POINTS, num_chattering
-from gflow.flow.field import Field, initial_state
+from gflow.flow.field import Field
 from gflow.flow.jumps import examples_at, jumps
+from gflow.flow.starting import initial_state
 from gflow.reference import largest_feasible_radius
 
 DATA = gflow.datasets.gaussian(40, 5, gap=0.5, seed=0)

@@ -172,6 +172,15 @@ def test_the_corrected_flow_is_read_and_stored(tmp_path):
     np.testing.assert_array_equal(flat(loaded.at(time=0.37)), flat(corrected.at(time=0.37)))
 
 
+def test_long_names_are_printed_whole_and_in_line(flow, runs):
+    labels = ["mini-batches of 16, learning rate 0.02, momentum 0.9", "full"]
+    lines = repr(gflow.compare(flow, *runs, labels=labels, num_points=1)).splitlines()
+    assert sum(line.startswith(f"  {labels[0]} ") for line in lines) == 3
+    assert sum(line.startswith(f"  {labels[1]} ") for line in lines) == 3
+    # The numbers of all rows end below the end of their heading.
+    assert len({len(line) for line in lines[1:]}) == 1
+
+
 # The edge of stability
 
 

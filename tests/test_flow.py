@@ -16,9 +16,9 @@ import gflow
 from gflow import losses, networks, perturbations
 from gflow._layout import Layout
 from gflow.flow.control import make_controller
-from gflow.flow.field import Field, initial_state, vector_field
+from gflow.flow.field import Field, vector_field
 from gflow.flow.segment import advance
-from gflow.flow.starting import start_cursor
+from gflow.flow.starting import initial_state, start_cursor
 from gflow.flow.until import Until
 
 DATA = gflow.datasets.gaussian(12, 3, gap=0.5, seed=1)
@@ -261,7 +261,7 @@ def test_compiled_segment_holds_no_host_callback(start):
 
 def test_field_is_the_projected_negative_gradient(start):
     field = Field(PROBLEM, Layout.of(start))
-    state = initial_state(field.layout, start)
+    state = jnp.asarray(initial_state(field.layout, start))
     slope = np.asarray(vector_field(jnp.zeros(()), state, field))
     rho = np.exp(float(state[-2]))
     raw = -np.concatenate([np.ravel(leaf) for leaf in PROBLEM.gradient(start)])

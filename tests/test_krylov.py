@@ -11,9 +11,10 @@ import pytest
 import gflow
 from gflow import losses, networks, perturbations
 from gflow._layout import Layout
-from gflow.flow.field import Field, initial_state, path_slope
+from gflow.flow.field import Field, path_slope
 from gflow.flow.krylov import StiffPart, stiff_part, woodbury
 from gflow.flow.options import checked_solver
+from gflow.flow.starting import initial_state
 from gflow.stiff.systems import DENSE_AT_MOST, Recycling, shifted_system
 from gflow.stiff.tableaus import TABLEAUS
 from gflow.stiff.traits import implicit_cost

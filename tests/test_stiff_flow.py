@@ -10,7 +10,8 @@ from scipy.integrate import solve_ivp
 import gflow
 from gflow import losses, networks, perturbations
 from gflow._layout import Layout
-from gflow.flow.field import Field, initial_state
+from gflow.flow.field import Field
+from gflow.flow.starting import initial_state
 
 DATA = gflow.datasets.gaussian(40, 5, gap=0.5, seed=0)
 STIFF = {"solver": gflow.Rosenbrock(), "tolerance": 1e-2}
@@ -97,7 +98,7 @@ def test_the_size_of_a_change_in_the_logits():
     trained = problem(network, perturbations.fgm(0.1), losses.logistic())
     params = network.init(1, scale=1.5)
     field = Field(trained, Layout.of(params))
-    state = initial_state(field.layout, params)
+    state = jnp.asarray(initial_state(field.layout, params))
     change = np.random.default_rng(0).normal(size=state.size - 2)
     kappa = float(jnp.exp(field.log_kappa(state)))
 

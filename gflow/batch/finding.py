@@ -23,7 +23,7 @@ from gflow.deadline import Deadline
 from gflow.kkt.switches import has_kinks
 from gflow.limit import Limit, LimitFailed, LimitSettings, find_limit
 from gflow.limit.ending import certified_params
-from gflow.limit.options import check_options
+from gflow.limit.options import check_options, flow_options
 from gflow.limit.search import Search, run
 from gflow.limit.search_settings import DEFAULT
 from gflow.limit.slopes import limit_or_more
@@ -32,7 +32,6 @@ from gflow.limit.starting import polar, started
 from gflow.limit.state import Start, State, begun
 from gflow.problem import Problem
 from gflow.progress import check_progress, reporter
-from gflow.stiff.rosenbrock import Rosenbrock
 from gflow.validation import check_values
 
 # A run that starts at a log kappa beyond this is followed by itself.
@@ -100,33 +99,15 @@ def find_limits(
             evenly; see `find_limit`.
         LimitFailed: with `throw=True`.
     """
-    check_options(
-        tolerance=tolerance,
-        cap_logits=cap_logits,
-        flow_tolerance=flow_tolerance,
-        smoothing=smoothing,
-        max_rounds=max_rounds,
-        max_steps=max_steps,
-        settings=settings,
-    )
+    # Arguments that the searches hold under the same names.
+    same: dict[str, Any] = {"tolerance": tolerance, "cap_logits": cap_logits, "settings": settings}
+    same |= {"smoothing": smoothing, "max_rounds": max_rounds, "max_steps": max_steps}
+    check_options(**same, flow_tolerance=flow_tolerance)
     problems, starts = list(problems), list(starts)
     _check(problems, starts, chunk, mesh, progress)
-    options = {
-        "max_steps": max_steps,
-        "tolerance": tolerance,
-        "smoothing": smoothing,
-        "cap_logits": cap_logits,
-        "escape": escape,
-        "max_rounds": max_rounds,
-        "settings": settings,
-        "deadline": Deadline.after(max_seconds, "find_limits"),
-    }
-    every = _searches(problems, starts, flow_tolerance, options)
-    limits: dict[int, Limit] = {}
-    with reporter(progress, "limits") as report:
-        for rows in _groups(every):
-            group = [every[row] for row in rows]
-            limits |= dict(zip(rows, _together(group, chunk, mesh, report), strict=True))
+    same |= {"escape": escape, "deadline": Deadline.after(max_seconds, "find_limits")}
+    every = _searches(problems, starts, flow_options(flow_tolerance, settings), same)
+    limits = _side_by_side(every, chunk, mesh, progress)
     found = [limits[row] if row in limits else _alone(each) for row, each in enumerate(every)]
     failed = next((limit for limit in found if not limit.successful), None)
     if throw and failed is not None:
@@ -192,15 +173,9 @@ class _Run(NamedTuple):
 
 
 def _searches(
-    problems: list[Problem], starts: list[Params], flow_tolerance: float, options: dict[str, Any]
+    problems: list[Problem], starts: list[Params], flow: dict[str, Any], options: dict[str, Any]
 ) -> list[_Run]:
     """All runs, as checked: of each structure the first one throughout, all by their values."""
-    flow_options = {
-        "solver": Rosenbrock(),
-        "tolerance": flow_tolerance,
-        "atol_logit": options["settings"].flow.logit_tolerance,
-        "progress": False,
-    }
     layouts: dict[Hashable, Layout] = {}
     kinks: dict[Hashable, bool] = {}
     runs = []
@@ -217,7 +192,7 @@ def _searches(
             problem=problem,
             layout=layouts[structure],
             has_kinks=kinks[structure],
-            flow_options=flow_options,
+            flow_options=flow,
             cap_log_kappa=-math.inf,
             **options,
         )
@@ -233,6 +208,18 @@ def _groups(runs: list[_Run]) -> list[list[int]]:
         if small and not search.has_kinks and start.log_kappa < _FARTHEST_START:
             groups.setdefault(structure, []).append(row)
     return list(groups.values())
+
+
+def _side_by_side(
+    runs: list[_Run], chunk: int | None, mesh: Mesh | None, progress: Any
+) -> dict[int, Limit]:
+    """The limits of the runs that may be beside each other, by their rows."""
+    limits: dict[int, Limit] = {}
+    with reporter(progress, "limits") as report:
+        for rows in _groups(runs):
+            group = [runs[row] for row in rows]
+            limits |= dict(zip(rows, _together(group, chunk, mesh, report), strict=True))
+    return limits
 
 
 def _alone(run: _Run) -> Limit:
@@ -265,15 +252,15 @@ def _together(
     first, settings = searches[0], searches[0].settings
     width = _width(first, len(group), chunk, mesh)
     runs = Runs(stacked([each.problem for each in searches]), first.layout, width, mesh)
-    paths, goals = np.stack([each.path for each in group]), _goals(first)
+    paths = np.stack([each.path for each in group])
 
     def show(lanes: Lane) -> None:
         arrived, going = lanes.status == ARRIVED, lanes.status == ACTIVE
         steps = int(np.sum(lanes.num_steps + lanes.num_to_cap))
         report({"steps": steps, "arrived": int(arrived.sum()), "under way": int(going.sum())})
 
-    lanes, why = followed(runs, goals, paths, first.deadline, show)
-    begun_ = states(runs, searches, goals, paths, lanes, why)
+    lanes, why = followed(runs, _goals(first), paths, first.deadline, show)
+    begun_ = states(runs, searches, paths, lanes, why)
     ready = np.flatnonzero(np.isin(lanes.status, (ARRIVED, FAR)))
     ready = np.array([row for row in ready if begun_[row] is not None], int)
     found = {} if why else points(runs, lanes, ready, first.tolerance, settings.refine)

@@ -274,11 +274,6 @@ def _unit(path: Array) -> Array:
     return path[:-1] / jnp.linalg.norm(path[:-1])
 
 
-def _weights(problem: Problem, margins: Array, log_kappa: Array) -> Array:
-    """p, flattened; margins in their own shape."""
-    return jax.nn.softmax(problem.log_weights(margins, log_kappa), axis=None).ravel()
-
-
 def _point(problem: Problem, layout: Layout, path: Array, log_cap: Array) -> Point:
     """What is computed of a path."""
     unit = _unit(path)

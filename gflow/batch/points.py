@@ -7,7 +7,7 @@ not come out right, with a negative multiplier, a violated margin or a residual 
 is left to `gflow.limit.polish`.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,14 @@ from gflow._layout import Layout
 from gflow._programs import compiled_for_few_calls, compiled_for_many_steps
 from gflow.batch.lanes import Lane
 from gflow.batch.stacked import Runs, row_of, spread_over, taken_rows
-from gflow.kkt.point import KKTPoint, active_residual
+from gflow.kkt.point import KKTPoint
 from gflow.kkt.system import (
     KKTSystem,
     margins_and_rows,
     stationarity_and_margins,
     without_dead,
 )
+from gflow.limit.polish import Iterate
 from gflow.limit.settings import RefineSettings
 from gflow.problem import Problem
 
@@ -35,28 +36,6 @@ from gflow.problem import Problem
 _MOST_ITERATIONS, _MOST_MATRICES, _FALL = 12, 8, 0.2
 # Matrices with a reciprocal condition above this are solved by their LU factors.
 _REGULAR, _RANK = 1e-9, 1e-11
-
-
-class _Iterate(NamedTuple):
-    """An iterate: the point, its multipliers, and the active set."""
-
-    theta: np.ndarray
-    multipliers: np.ndarray
-    active: np.ndarray
-
-    def with_active(self, active: np.ndarray | None) -> "_Iterate":
-        """Another active set; multipliers of other margins are 0."""
-        assert active is not None
-        return _Iterate(self.theta, np.where(active, self.multipliers, 0.0), active)
-
-    def stepped(self, step: np.ndarray, longest: float) -> "_Iterate":
-        """After a step, or the part of it that is not too long."""
-        size = len(self.theta)
-        length = np.linalg.norm(step[:size])
-        share = min(1.0, longest * np.linalg.norm(self.theta) / max(length, 1e-300))
-        multipliers = self.multipliers.copy()
-        multipliers[self.active] += share * step[size:]
-        return _Iterate(self.theta + share * step[:size], multipliers, self.active)
 
 
 def points(
@@ -68,7 +47,7 @@ def points(
     for row, (theta, multipliers, weights) in ends.items():
         active = weights > settings.newton.flow_support * weights.max()
         if np.all(np.isfinite(theta)):
-            starts[row] = _Iterate(theta, np.where(active, multipliers, 0.0), active)
+            starts[row] = Iterate(theta, np.where(active, multipliers, 0.0), active)
     return _solved(runs, starts, tolerance, settings)
 
 
@@ -83,12 +62,12 @@ def points_beside(
     starts = {}
     for row, (point, direction) in given.items():
         theta = direction * np.linalg.norm(point.theta)
-        starts[row] = _Iterate(theta, np.where(point.active, point.multipliers, 0.0), point.active)
+        starts[row] = Iterate(theta, np.where(point.active, point.multipliers, 0.0), point.active)
     return _solved(runs, starts, settings.newton.rounded, settings)
 
 
 def _solved(
-    runs: Runs, starts: dict[int, _Iterate], tolerance: float, settings: RefineSettings
+    runs: Runs, starts: dict[int, Iterate], tolerance: float, settings: RefineSettings
 ) -> dict[int, KKTPoint]:
     """The KKT points to which these iterates lead."""
     now, ended = starts, {}
@@ -103,28 +82,27 @@ def _solved(
 
 def _iterated(
     runs: Runs,
-    now: dict[int, _Iterate],
+    now: dict[int, Iterate],
     systems: dict[int, KKTSystem],
-    ended: dict[int, tuple[_Iterate, int]],
+    ended: dict[int, tuple[Iterate, int]],
     tolerance: float,
     settings: RefineSettings,
-) -> dict[int, _Iterate]:
+) -> dict[int, Iterate]:
     """Iterations with one matrix each. Runs that have converged are put among those that ended;
     what is left over needs another matrix, for its active set has changed, or it has come closer.
     """
-    newton, others = settings.newton, {}
-    errors = {row: _error(each, systems[row]) for row, each in now.items()}
-    solvers = {
-        row: _solver(systems[row], each.active, min(errors[row] ** 2, newton.family_rank))
-        for row, each in now.items()
-    }
+    newton, others, solvers = settings.newton, {}, {}
+    for row, each in now.items():
+        at = systems[row]
+        error = each.error(at.stationarity, at.margins)
+        solvers[row] = _solver(at, each.active, min(error**2, newton.family_rank))
     active, before = dict(now), dict.fromkeys(now, np.inf)
     for iteration in range(_MOST_ITERATIONS + 1):
         values = _equations(runs, active)
         further = {}
         for row, iterate in active.items():
             stationarity, margins = values[row]
-            error = active_residual(stationarity, margins, iterate.theta, iterate.active)
+            error = iterate.error(stationarity, margins)
             falls = error < _FALL * before[row]
             close = error <= min(newton.aim, tolerance)
             close |= error > 0.5 * before[row] and error <= min(newton.rounded, tolerance)
@@ -132,6 +110,7 @@ def _iterated(
             if close and mended is None:
                 ended[row] = iterate, iteration
             elif close or (np.isfinite(error) and not falls):
+                assert mended is not None
                 others[row] = iterate.with_active(mended)
             elif np.isfinite(error):
                 step = solvers[row](stationarity, margins)
@@ -141,10 +120,6 @@ def _iterated(
         if not active:
             break
     return others | active
-
-
-def _error(now: _Iterate, at: KKTSystem) -> float:
-    return active_residual(at.stationarity, at.margins, now.theta, now.active)
 
 
 def _solver(at: KKTSystem, active: np.ndarray, rank: float) -> Any:
@@ -170,7 +145,7 @@ def _solver(at: KKTSystem, active: np.ndarray, rank: float) -> Any:
     return step
 
 
-def _mended(now: _Iterate, margins: np.ndarray, slack: float) -> np.ndarray | None:
+def _mended(now: Iterate, margins: np.ndarray, slack: float) -> np.ndarray | None:
     """The active set without negative multipliers, or with the margins violated; None if right."""
     negative = now.active & (now.multipliers < -slack * now.multipliers.max())
     if negative.any():
@@ -180,7 +155,7 @@ def _mended(now: _Iterate, margins: np.ndarray, slack: float) -> np.ndarray | No
 
 
 def _confirmed(
-    ended: dict[int, tuple[_Iterate, int]],
+    ended: dict[int, tuple[Iterate, int]],
     systems: dict[int, KKTSystem],
     tolerance: float,
     settings: RefineSettings,
@@ -189,7 +164,7 @@ def _confirmed(
     found = {}
     for row, (iterate, iterations) in ended.items():
         at = systems[row]
-        error = active_residual(at.stationarity, at.margins, iterate.theta, iterate.active)
+        error = iterate.error(at.stationarity, at.margins)
         right = _mended(iterate, at.margins, settings.newton.slack) is None
         if error <= min(tolerance, settings.newton.rounded) and right:
             # Two systems were factorised or evaluated with their matrices.
@@ -197,7 +172,7 @@ def _confirmed(
     return found
 
 
-def _systems(runs: Runs, now: dict[int, _Iterate]) -> dict[int, KKTSystem]:
+def _systems(runs: Runs, now: dict[int, Iterate]) -> dict[int, KKTSystem]:
     """The KKT systems with their matrices."""
     tables = {row: (without_dead(it.theta), it.multipliers) for row, it in now.items()}
     found = _collected(runs, np.array(list(now), int), _kkt_systems_of, tables)
@@ -207,7 +182,7 @@ def _systems(runs: Runs, now: dict[int, _Iterate]) -> dict[int, KKTSystem]:
     }
 
 
-def _equations(runs: Runs, now: dict[int, _Iterate]) -> dict[int, Any]:
+def _equations(runs: Runs, now: dict[int, Iterate]) -> dict[int, Any]:
     """Stationarity and margins."""
     tables = {row: (it.theta, it.multipliers) for row, it in now.items()}
     return _collected(runs, np.array(list(now), int), _equations_of, tables)

@@ -11,28 +11,36 @@ from jax.sharding import Mesh
 
 from gflow._layout import Layout
 from gflow._programs import compiled_for_few_calls
-from gflow.batch.lanes import ACTIVE, ARRIVED, FAR, SPENT, Goals, Lane
+from gflow.batch.lanes import ACTIVE, ARRIVED, FAR, SPENT, Lane
 from gflow.batch.stacked import Runs, row_of, spread_over, taken_rows
+from gflow.flow.ended import settings_of, stats_of
+from gflow.flow.field import Field
 from gflow.flow.outcome import unseparated_result
+from gflow.flow.place import Path
 from gflow.flow.reading import read_between
+from gflow.flow.starting import Tolerances
 from gflow.flow.until import Until
 from gflow.limit.basin import Handover
 from gflow.limit.search import Search
 from gflow.limit.state import Cap, Flow, State
 from gflow.measures import PointMeasures, measure_point
 from gflow.problem import Problem
+from gflow.record import Row, columns_of, picked
 from gflow.results import RESULTS
+from gflow.stiff.rosenbrock import Rosenbrock
 from gflow.trajectory import Trajectory
 
 DECIDED = (ACTIVE, ARRIVED, FAR, SPENT)
 """Ways in which a run stands from which a search goes on or ends, `SPENT` on the second leg only;
 from the others it is begun anew by itself."""
 
+# Points of a trajectory: its start and its end.
+_POINTS = 2
+
 
 def states(
     runs: Runs,
     searches: list[Search],
-    goals: Goals,
     paths: np.ndarray,
     lanes: Lane,
     why: str | None,
@@ -51,7 +59,7 @@ def states(
         values = jax.tree.map(np.asarray, values)
         measured += [row_of(values, i) for i in range(len(meant))]
     return [
-        _state(search, goals, paths[row], row_of(lanes, row), measured[row], why)
+        _state(search, paths[row], row_of(lanes, row), measured[row], why)
         for row, search in enumerate(searches)
     ]
 
@@ -78,20 +86,20 @@ def _measured(
 
 
 def _state(
-    search: Search, goals: Goals, start: np.ndarray, lane: Lane, measured: Any, why: str | None
+    search: Search, start: np.ndarray, lane: Lane, measured: Any, why: str | None
 ) -> State | None:
     status, degree = int(lane.status), search.problem.degree
-    capped = bool(np.isfinite(lane.log_cap))
+    capped = _is_capped(lane)
     if status not in DECIDED or (status == SPENT and not capped):
         return None
-    first, true, last = (jax.tree.map(lambda leaf, i=i: leaf[i], measured) for i in range(3))
-    trajectory = _trajectory(search, goals, start, lane, first, true, why)
+    true, last = (jax.tree.map(lambda leaf, i=i: leaf[i], measured) for i in (1, 2))
+    trajectory = _trajectory(search, start, lane, measured, why)
     cap = Cap(search.cap_logits, search.cap_log_kappa, least_log_kappa=degree * float(start[-1]))
     if capped:
         cap = cap.reached_at(float(lane.log_cap), float(true.margin))
     vector = _unit(lane.path)
     flow = Flow(vector, degree * float(lane.path[-1]), trajectory, goes_on=False)
-    state = State(_unit(start), flow, cap, handover_at=float(goals.handover))
+    state = State(_unit(start), flow, cap, handover_at=search.settings.flow.handover)
     ends = [(lane.at_cap, true, lane.num_to_cap)] if capped else []
     ends.append((lane.path, last, lane.num_steps))
     for path, measures, count in ends:
@@ -127,69 +135,49 @@ def _ended(
     return state.ended(RESULTS.step_budget_spent, final=True) if status == SPENT else state
 
 
+def _is_capped(lane: Lane) -> bool:
+    """Whether the true flow came to its cap, from where the capped flow went on."""
+    return bool(np.isfinite(lane.log_cap))
+
+
 def _unit(path: Any) -> np.ndarray:
     vector = np.asarray(path)[:-1]
     return vector / np.linalg.norm(vector)
 
 
 def _trajectory(
-    search: Search,
-    goals: Goals,
-    start: np.ndarray,
-    lane: Lane,
-    first: PointMeasures,
-    last: PointMeasures,
-    why: str | None,
+    search: Search, start: np.ndarray, lane: Lane, measured: PointMeasures, why: str | None
 ) -> Trajectory:
     """The true flow, its start and its end; physical time is not known."""
-    capped = bool(np.isfinite(lane.log_cap))
-    path, count = (lane.at_cap, lane.num_to_cap) if capped else (lane.path, lane.num_steps)
-    clock = float(lane.cap_clock if capped else lane.clock)
-    ends = [(start, first, 0.0, 0), (path, last, clock, int(count))]
-    ends = ends[: 1 + (int(count) > 0)]
-    degree = search.problem.degree
-    columns = {
-        "clock": np.array([end[2] for end in ends]),
-        "step": np.full(len(ends), float(lane.step)),
-        "num_steps_at": np.array([end[3] for end in ends]),
-        "log_norm": np.array([float(end[0][-1]) for end in ends]),
-        "log_kappa": np.array([degree * float(end[0][-1]) for end in ends]),
-        "log1p_time": np.array([0.0, np.nan])[: len(ends)],
-        **{
-            name: np.array([float(getattr(end[1], name)) for end in ends])
-            for name in PointMeasures._fields
-        },
-    }
-    until = Until(logits=search.cap_logits, accuracy=search.settings.flow.cap_accuracy)
-    spent = "step_budget_spent" if why is None else why
+    columns, vectors = columns_of(_ends(start, lane, measured), search.problem.degree)
+    capped, num_steps = _is_capped(lane), int(columns["num_steps_at"][-1])
+    flow, options = search.settings.flow, search.flow_options
+    tolerances = Tolerances(options["tolerance"], options["tolerance"], options["atol_logit"])
+    path, solver = Path(Field(search.problem, search.layout), tolerances), Rosenbrock("ROS34PW2")
+    until = Until(logits=search.cap_logits, accuracy=flow.cap_accuracy)
+    stopped = "step_budget_spent" if why is None else why
     return Trajectory(
         kind="flow",
         reader=read_between,
         columns=columns,
-        vectors=np.stack([_unit(end[0]) for end in ends]),
+        vectors=vectors,
         layout=search.layout,
         problem=search.problem,
-        result=getattr(RESULTS, "successful" if capped else spent),
-        stats={
-            "num_steps": int(count),
-            "num_accepted_steps": int(count),
-            "num_rejected_steps": 0,
-            "stopped_by": "logits" if capped else None,
-            "stiff_from": None,
-            "through_zero": [],
-            "num_chattering": None,
-            "seconds": 0.0,
-        },
-        settings={
-            "until": until.as_dict(),
-            "solver": "ROS34PW2",
-            "tolerance": float(goals.tolerance),
-            "rtol_direction": float(goals.tolerance),
-            "atol_logit": float(goals.logit_tolerance),
-            "kappa_cap": None,
-            "save": 2,
-            "max_steps": search.max_steps,
-            "gradient": search.problem.gradient_mode,
-            "log_time_scale": 0.0,
-        },
+        result=getattr(RESULTS, "successful" if capped else stopped),
+        stats=stats_of(num_steps, num_steps, 0.0) | {"stopped_by": "logits" if capped else None},
+        settings=settings_of(path, until, solver, _POINTS, search.max_steps),
     )
+
+
+def _ends(start: np.ndarray, lane: Lane, measured: PointMeasures) -> Row:
+    """The start of the true flow and its end, stacked; the start alone where no step was made."""
+    path, clock, num_steps = lane.path, lane.clock, int(lane.num_steps)
+    if _is_capped(lane):
+        path, clock, num_steps = lane.at_cap, lane.cap_clock, int(lane.num_to_cap)
+    points = np.stack([start, np.asarray(path)])
+    units, times = np.stack([_unit(point) for point in points]), np.array([0.0, np.nan])
+    state = np.concatenate([units, points[:, -1:], times[:, None]], axis=1)
+    clocks, steps = np.array([0.0, float(clock)]), np.full(_POINTS, float(lane.step))
+    parts: list[Any] = [clocks, steps, np.array([0, num_steps]), state]
+    rows = Row(*parts, measures=jax.tree.map(lambda leaf: leaf[:_POINTS], measured))
+    return picked(rows, slice(_POINTS if num_steps else 1))

@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 
 from gflow.commands.reading import UserError
 
-Message = tuple[int, dict[str, Any]]
-
 # How a worker reports, and whether it is to stop; set when it starts.
 _worker: dict[str, Any] = {}
 

@@ -82,12 +82,26 @@ def backward_error_flow(
     """
     step_size = float(scalar(step_size, "step_size"))
     _check_options(step_size, num_steps, objective, save, tolerance)
-    params = check_start(problem, params)
-    layout, begin = Layout.of(params), time.perf_counter()
-    clock = np.linspace(0.0, step_size * num_steps, save)
-    start = _State(params, jnp.zeros(()))
+    settings = {
+        "step_size": step_size,
+        "num_steps": int(num_steps),
+        "objective": objective,
+        "save": int(save),
+        "tolerance": float(tolerance),
+    }
+    trajectory = _followed(problem, check_start(problem, params), settings)
+    if throw and not trajectory.successful:
+        raise RunFailed(trajectory)
+    return trajectory
+
+
+def _followed(problem: Problem, params: Params, settings: dict[str, Any]) -> Trajectory:
+    """The flow from `params`, to its end or as far as it is finite."""
+    layout, begin, step_size = Layout.of(params), time.perf_counter(), settings["step_size"]
+    clock = np.linspace(0.0, step_size * settings["num_steps"], settings["save"])
+    start, logarithmic = _State(params, jnp.zeros(())), settings["objective"] == "log_loss"
     states, num_accepted, finished = _solved(
-        problem, start, jnp.asarray(clock), objective == "log_loss", step_size, tolerance
+        problem, start, jnp.asarray(clock), logarithmic, step_size, settings["tolerance"]
     )
     vectors = np.asarray(jax.vmap(layout.flatten)(states.params))
     reached = np.rint(clock / step_size).astype(np.int64)
@@ -97,7 +111,7 @@ def backward_error_flow(
     successful = bool(finished) and bool(np.all(np.isfinite(vectors)))
     if not successful:
         columns, directions = finite_part(columns, directions)
-    trajectory = Trajectory(
+    return Trajectory(
         kind="modified flow",
         reader=read_between,
         columns=columns,
@@ -106,17 +120,8 @@ def backward_error_flow(
         problem=problem,
         result=RESULTS.successful if successful else RESULTS.not_finite,  # pyright: ignore[reportArgumentType]
         stats={"num_steps": int(num_accepted), "seconds": time.perf_counter() - begin},
-        settings={
-            "step_size": step_size,
-            "num_steps": int(num_steps),
-            "objective": objective,
-            "save": int(save),
-            "tolerance": float(tolerance),
-        },
+        settings=settings,
     )
-    if throw and not successful:
-        raise RunFailed(trajectory)
-    return trajectory
 
 
 @compiled

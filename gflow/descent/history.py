@@ -19,7 +19,7 @@ from gflow._programs import compiled
 from gflow.descent.stepping import Saved
 from gflow.measures import PointMeasures, measure_point
 from gflow.problem import Problem
-from gflow.record import COLUMNS
+from gflow.record import Row, columns_of
 
 # A buffer of saved points holds so many bytes at most, and so many points: each segment fills a new
 # one, and what caches hold is filled fastest.
@@ -136,16 +136,11 @@ def measured(
         found = _measured(problem, layout, jnp.asarray(filled), np.int64(len(given)))
         parts.append(jax.tree.map(lambda leaf, end=count - start: np.asarray(leaf)[:end], found))
     direction, log_norm, measures = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    values = {
-        "clock": np.zeros(count),
-        "step": np.zeros(count),
-        "num_steps_at": np.asarray(saved.num_steps),
-        "log_norm": log_norm,
-        "log_kappa": problem.degree * log_norm,
-        "log1p_time": np.asarray(saved.log1p_time),
-        **measures._asdict(),
-    }
-    return {name: values[name] for name in COLUMNS}, direction
+    times = np.asarray(saved.log1p_time)
+    state = np.concatenate([direction, log_norm[:, None], times[:, None]], axis=1)
+    # Descent has neither a clock of its own nor a step on it.
+    parts: list[Any] = [np.zeros(count), np.zeros(count), np.asarray(saved.num_steps), state]
+    return columns_of(Row(*parts, measures=measures), problem.degree)
 
 
 def finite_part(

@@ -113,16 +113,13 @@ def descend(
             spent its seconds.
     """
     _check_options(optimizer, num_steps, objective, save, mean)
-    if batch_size is not None:
-        check_batches("descend", batch_size, sampling, seed, len(problem.dataset))
+    batches = _batch_options(batch_size, sampling, seed, len(problem.dataset))
     check_progress(progress, "descend")
     deadline = Deadline.after(max_seconds, "descend")
     settings = {
         "num_steps": int(num_steps),
         "objective": objective,
-        "batch_size": None if batch_size is None else int(batch_size),
-        "sampling": sampling,
-        "seed": int(seed),
+        **batches,
         "mean": mean,
         "save": None if save is None else int(save),
         "gradient": problem.gradient_mode,
@@ -135,6 +132,14 @@ def descend(
     if throw and trajectory.result_name in ("diverged", "seconds_spent"):
         raise RunFailed(trajectory)
     return trajectory
+
+
+def _batch_options(batch_size: Any, sampling: Any, seed: Any, num_examples: int) -> dict[str, Any]:
+    """The options of mini-batches as plain values; checked where there are batches."""
+    if batch_size is None:
+        return {"batch_size": None, "sampling": sampling, "seed": int(seed)}
+    check_batches("descend", batch_size, sampling, seed, num_examples)
+    return {"batch_size": int(batch_size), "sampling": sampling, "seed": int(seed)}
 
 
 class _Call(NamedTuple):

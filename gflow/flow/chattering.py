@@ -1,15 +1,15 @@
 """Does a run chatter? Where the flow slides along kinks, a solver crosses them to and fro, or stays
 on one side with ever shorter steps, because it rejects those that cross.
 
-A run chatters where all three of these have been found, in every look for at least `_PATIENCE`
-steps:
+The run is examined every `_STEPS` steps. It chatters if all three of these hold each time, for at
+least `_PATIENCE` steps:
 
 1. the point hardly moves: u and log |params| change by less, a step, than a hundredth of what the
    tolerance lets a smooth flow move;
-2. they are shorter than a hundredth of the step that the piece of the field around the present
-   point would allow, by its own derivatives and its stiffness;
-3. the slope of the flow jumps between consecutive points, or within the step that the piece of the
-   field would allow (`gflow.flow.jumps`).
+2. the steps are shorter than a hundredth of the step that the smooth piece of the field around the
+   present point would allow, by its own derivatives and its stiffness;
+3. the slope of the flow jumps between consecutive points, or within the step that this smooth piece
+   would allow (`gflow.flow.jumps`).
 
 A smooth flow never satisfies the third condition; a flow that crosses a kink now and then does not
 satisfy the first.
@@ -30,25 +30,27 @@ from gflow.flow.jumps import Jumps, examples_at, jumps, smooth_step
 from gflow.kkt.switches import settled_angles, switched_margins
 from gflow.problem import Problem
 
-# A switch chatters that changes sign so many times over so many points, or that stays so close to
-# its kink, relative to its scale.
+# A switch chatters if it changes sign `_TURNS` times over `POINTS` points, or if it stays within
+# `_CLOSE` of its kink, relative to its scale.
 POINTS, _TURNS, _CLOSE = 33, 8, 1e-3
-# Steps between two looks, and in how many looks in a row the flow must have been sliding.
+# Steps between two examinations, and for how many steps in a row these must have found the run
+# sliding.
 _STEPS, _PATIENCE = 256, 2048
+# The hundredth of the conditions 1 and 2.
 _FEW = 1e-2
-# The power of the tolerance with which the steps of the solvers grow.
+# The steps of the solvers grow like the tolerance to the power of one over this.
 _ORDER = 5
-# At least so many of the steps have to cross a jump.
+# At least so many of the steps between `POINTS` points have to cross a jump.
 _CROSSINGS = 2
 
 
 class Sliding(NamedTuple):
-    """What a `Watch` knows between two segments.
+    """The state of a `Watch` between two segments.
 
     Attributes:
-        state, clock: at its last look.
-        steps: since then.
-        sliding: for how many steps the looks have found the run sliding.
+        state, clock: at the last examination.
+        steps: steps since then.
+        sliding: for how many steps the examinations have found the run sliding.
     """
 
     state: np.ndarray
@@ -58,7 +60,7 @@ class Sliding(NamedTuple):
 
 
 class Watch:
-    """Looks after every segment whether the run chatters.
+    """Finds out, between segments, whether the run chatters.
 
     Args:
         field: the flow's.
@@ -97,7 +99,7 @@ class Watch:
         self._steps += num_steps
         if self._steps < _STEPS:
             return False
-        sliding = self._leads_nowhere(cursor, explicit) and self._jumps(points, explicit)
+        sliding = self._hardly_moves(cursor, explicit) and self._jumps(points, explicit)
         self._sliding = self._sliding + self._steps if sliding else 0
         self._state, self._clock = np.asarray(cursor.state), float(cursor.clock)
         self._steps = 0
@@ -105,10 +107,11 @@ class Watch:
 
     @property
     def sliding(self) -> bool:
-        """Whether the last look found the three conditions."""
+        """Whether the three conditions held at the last examination."""
         return self._sliding > 0
 
-    def _leads_nowhere(self, cursor: Any, explicit: bool) -> bool:
+    def _hardly_moves(self, cursor: Any, explicit: bool) -> bool:
+        """Conditions 1 and 2, on average over the steps since the last examination."""
         moved = np.abs(np.asarray(cursor.state) - self._state)[:-1].max() / self._steps
         if not moved < _FEW * self._accuracy:
             return False
@@ -116,15 +119,17 @@ class Watch:
         return bool(step < _FEW * smooth_step(self.field, cursor.state, self._accuracy, explicit))
 
     def _jumps(self, points: Callable[[], np.ndarray], explicit: bool) -> bool:
+        """Condition 3."""
         return bool(found_jumps(self.field, points(), self._accuracy, explicit).found.any())
 
 
 def found_jumps(field: Field, states: np.ndarray, accuracy: Any, explicit: bool) -> Jumps:
-    """The jumps that a run slides along: those between consecutive states where several are, else
-    those ahead of the last one, within the step that the field there would allow.
+    """The jumps of the slope along which a run slides: those between consecutive states, if there
+    are several; else those ahead of the last state, within the step that the smooth piece of the
+    field there would allow.
     """
     last = jnp.asarray(states[-1])
-    # One shape, however many steps were thrown back.
+    # Always `POINTS` states, so that one program serves however many steps were rejected.
     states = np.concatenate([states, np.repeat(states[-1:], POINTS, axis=0)])[:POINTS]
     reach = smooth_step(field, last, accuracy, explicit)
     shares = np.append(np.geomspace(1e-6, 1.0, POINTS - 2), 1.0)[:, None]
@@ -138,7 +143,7 @@ def found_jumps(field: Field, states: np.ndarray, accuracy: Any, explicit: bool)
 def num_at_jumps(field: Field, states: np.ndarray, tolerance: float, explicit: bool) -> int:
     """How many examples have a margin whose gradient jumps where a run slides; see `found_jumps`.
 
-    With kinks that are named, `num_chattering` is the finer count.
+    Where kinks have names, `num_chattering` counts more precisely.
     """
     accuracy = np.float64(tolerance ** (1 / _ORDER))
     return int(examples_at(field, found_jumps(field, states, accuracy, explicit)).sum())

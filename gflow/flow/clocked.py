@@ -1,13 +1,14 @@
 """The Rosenbrock step of the flow, with physical time by quadrature along the step.
 
-Time does not act back on the path, and where the flow is stiff `log(1 + t)` runs like kappa: as a
-part of the linearised system it would overflow the stages. So a step moves `(u, log rho)` alone,
-in the frame of `gflow.flow.frame`, and `t` follows from `integral exp(E) d tau`,
-`E = log dt/dtau`, with E a polynomial through its values at the ends and the middle of the step and
-its slopes at the ends.
+The path does not depend on time. Where the flow is stiff, `log(1 + t)` grows in a step by an amount
+of the order of kappa, and as a part of the linearised system it would overflow the stages. So a
+step moves `(u, log rho)` alone, in the frame of `gflow.flow.frame`, and t follows from
+`integral exp(E) d tau`, `E = log dt/dtau`, where E is approximated by the polynomial through its
+values at the ends and the middle of the step and its slopes at the ends.
 
-The margins are unknowns of their own (`gflow.stiff.constrained`), the weights p of a stage those of
-its margins: out there the set of equal margins is so thin that no stage of u could tell them.
+The margins are unknowns of their own (`gflow.stiff.constrained`), and the weights p of a stage are
+those of these margins. At large kappa the weights depend so steeply on u that the u of a stage is
+too inaccurate to compute them from.
 """
 
 from collections.abc import Callable
@@ -31,11 +32,13 @@ from gflow.stiff.rosenbrock import Rosenbrock, interpolate
 from gflow.stiff.systems import DENSE_AT_MOST, Krylov, LinearSolver, Operator, Preconditioner
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
-# Where E rises by more than this, the part of the step before adds nothing to the integral.
+# Only the last part of the step, over which E rises by this, is integrated: before, exp(E) is below
+# rounding, relative to its value at the end.
 _RISE = 42.0
-# Below this change of E over a step, at its slopes, it counts as flat.
+# E counts as nearly constant in a step if its slopes at the ends change it by less than this.
 _FLAT = 1.0
-# Errors of the linear systems, relative to the step, in units of the tolerance of a step; at most.
+# Tolerance of the linear systems, relative to the step, as a part of the tolerance of a step; and
+# the largest.
 _LINEAR, _LARGEST = 1e-2, 1e-4
 
 
@@ -51,7 +54,7 @@ class ClockedRosenbrock(Rosenbrock):
         linear_solver: LinearSolver = None,
         tolerance: float = 1e-8,
     ):
-        """`tolerance` is that of the run, of which the linear systems may add little."""
+        """`tolerance` is that of the run; the linear systems are solved to a part of it."""
         super().__init__(method, linear_solver=linear_solver)
         self.tolerance = np.minimum(_LINEAR * np.asarray(tolerance, float), _LARGEST)
 
@@ -92,7 +95,9 @@ class ClockedRosenbrock(Rosenbrock):
     def _finished(
         self, scaled: "_Scaled", h: Array, y0: Array, start: Ascent, moved: Moved
     ) -> tuple[Array, StepError, dict[str, Array], tuple[Ascent, Ascent]]:
-        """What diffrax wants of a step, with time and with the error in the logits."""
+        """The end of the step, its errors, its dense output and its ascents, with time added and
+        with the error in the logits.
+        """
         field, units, margins = scaled.field, scaled.units, start.margins
         size, shape, end = units.size, margins.shape, moved.more
         path, error, k = (part[..., :size] * units for part in moved[:3])
@@ -171,12 +176,12 @@ class _Scaled(NamedTuple):
         return slope / self.units, known, ascent
 
     def gap_size(self, path: Array, margins: Array, gap: Array) -> Array:
-        """What margins that are off by `gap` change in the logits."""
+        """The size, in the logits, of an error `gap` of the margins."""
         gap, margins = gap.reshape(self.shape), margins.reshape(self.shape)
         return self.field.logit_size(self.state(path), margins, gap)
 
     def preconditioner(self, start: Array) -> Preconditioner:
-        """Of the systems of a step from `start`, which is not in these units."""
+        """The preconditioner of the systems of a step from `start`, a path not in these units."""
 
         def of_margins(most: int) -> Callable[[Array], Operator]:
             part = stiff_part(self.field, start, most)
@@ -214,8 +219,8 @@ def _linearized(
     (slope, margins), tangent, (start, pull_back, frame) = jax.linearize(
         evaluated, path, has_aux=True
     )
-    # Where the direction hardly moves, log rho still does: in units in which both move alike, an
-    # iterative solution is as right in the one as in the other.
+    # The direction may hardly move while log rho does. In units in which both move equally fast, an
+    # iterative solution has the same relative accuracy in both.
     units = _units(slope, path[:-1])
     scaled = _Scaled(field, frame, y0[-1], units, start.margins.shape, follows_margins)
 
@@ -246,7 +251,7 @@ def _units(slope: Array, unit: Array) -> Array:
 
 
 def _rate_rounding(field: Field, y0: Array, margins: Array) -> Array:
-    """About the rounding of `L sum_i p_i q_i`, the rate of log rho.
+    """An estimate of the rounding error of `L sum_i p_i q_i`, the rate of log rho.
 
     Its terms are as large as the largest margin; and a margin under attack is a difference of
     numbers as large as the clean one.
@@ -256,11 +261,12 @@ def _rate_rounding(field: Field, y0: Array, margins: Array) -> Array:
 
 
 def _seen(error: Array, rounding: Array) -> Array:
-    """The error of `(u, log rho)` without what is rounding, in log rho.
+    """The error of `(u, log rho)`, with that of log rho reduced where it is mostly rounding.
 
-    Where margins cancel (a radius equal to the margin) that is all that is left of a small error.
+    If the margins cancel in the rate of log rho (a radius equal to the margin), a small error of
+    log rho is nothing but rounding.
     """
-    # Smoothly, since an error that vanishes would let the next step grow too far.
+    # It is reduced continuously: with an error of 0 the next step would grow too much.
     share = jnp.abs(error[-1]) / jnp.maximum(jnp.abs(error[-1]) + rounding, 1e-300)
     seen = jnp.where(jnp.isfinite(error[-1]), share**3 * error[-1], error[-1])
     return error.at[-1].set(seen)
@@ -274,9 +280,10 @@ def _log_time(
     slopes: Array,
     smooth_slopes: Array | None,
 ) -> tuple[Array, Array]:
-    """`log(1 + t)` at the end of the step, and how much E in its middle changed it.
+    """`log(1 + t)` at the end of the step, and its error: by how much the value of E in the middle
+    of the step changed it.
 
-    Where E changes little, `smooth_slopes` take the place of those by the field.
+    If E changes little over the step, `smooth_slopes` are used in place of `slopes`.
 
     Args:
         before: `log(1 + t)` at its start.
@@ -288,23 +295,25 @@ def _log_time(
     if smooth_slopes is not None:
         slopes = jnp.where(jnp.max(jnp.abs(smooth_slopes)) < _FLAT, smooth_slopes, slopes)
     start_slope, end_slope = slopes
+    # E is the cubic through the values and slopes at the ends, plus `bump theta^2 (1 - theta)^2`,
+    # which vanishes there with its slopes and gives E its value in the middle.
     chord = end_value - start_value
     start, finish = start_slope - chord, chord - end_slope
-    straight = 0.5 * (start_value + end_value) + 0.125 * (start + finish)
-    bump = 16.0 * (middle_value - straight)
+    middle_of_cubic = 0.5 * (start_value + end_value) + 0.125 * (start + finish)
+    bump = 16.0 * (middle_value - middle_of_cubic)
     window = jnp.clip(_RISE / jnp.maximum(end_slope, _RISE), 0.0, 1.0)
-    # Counted back from the end, where all the time may be.
+    # Positions are counted back from the end of the step, near which all of the time may pass.
     back = 0.5 * window * (1.0 - _NODES)
     theta = 1.0 - back
     cubic = -back * chord + theta * back * (start * back + finish * theta)
     quartic = cubic + bump * (theta * back) ** 2
     log_scale = jnp.log(0.5 * h * window) + jnp.log(_WEIGHTS) + end_value
-    # Both in one, so that the program holds the sum once.
+    # Both integrals in one operation, so that the program holds the sum once.
     exponents = log_scale + jnp.stack([quartic, cubic])
     total, coarse = jnp.logaddexp(before, logsumexp(exponents, axis=1))
     running = jnp.isfinite(end_value)
     log_time = jnp.where(running, total, before)
-    # Rounding in E, as large as E is, is no error of the step.
+    # The rounding of E, which is relative to the size of E, is not counted as an error of the step.
     rounding = 64 * jnp.finfo(log_time.dtype).eps * jnp.abs(end_value)
     error = jnp.maximum(jnp.abs(log_time - coarse) - rounding, 0.0)
     return log_time, jnp.where(running, error, 0.0)
@@ -346,10 +355,11 @@ class _Ends(NamedTuple):
     def smooth_slopes(self, growths: Array, rows: Array) -> Array:
         """`h dE/dtau` there, along the dense output of the step. Shape (2,).
 
-        The slope by the field is that of a point which is off the slow motion by rounding or by the
-        error of a step: it runs back there at a rate like kappa, and moves E by kappa times as
-        much. That error of `kappa^2 h` times the distance is nothing where E runs like kappa. Where
-        all logits rest (a radius equal to the margin) it would be all.
+        The slope by the field at an end includes a fast motion, since the point is off the slow
+        motion by rounding or by the error of a step: it returns at a rate of the order of kappa,
+        and a change of the margins changes E by kappa times as much. That gives an error of
+        `kappa^2 h` times the distance. It is negligible where E itself changes like kappa; where
+        the logits are constant (a radius equal to the margin) it would exceed the true slope.
 
         Args:
             growths: of log rho along the dense output, at both ends. Shape (2,).

@@ -1,10 +1,10 @@
 """Going on from where a trajectory ended.
 
-With the options of the trajectory, from its checkpoint: steps that were made only to land on its
-target are forgotten, and the joined run is, bit for bit, the one without the stop. With other
-tolerances or another solver, or from a file without a checkpoint, from its last point. The point is
-taken from the trajectory in logarithms, never from its parameters, which far out would lose the
-time and overflow.
+With the options of the trajectory the run goes on from its checkpoint: steps that were made only to
+land on its target are discarded, and the joined run is, bit for bit, the one without the stop. With
+other tolerances or another solver, or from a file without a checkpoint, it goes on from the last
+point. That point is taken from the logarithms in the trajectory. Its parameters would not do: they
+do not hold the time, and far out they overflow.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ from gflow.problem import Problem
 from gflow.record import Record, picked, rows_of
 from gflow.trajectory import Trajectory
 
-# What decides how a run goes on, beside the problem; of the settings of a run.
+# The settings of a run that, with the problem, decide how it goes on.
 PATH_SETTINGS = ("solver", "tolerance", "rtol_direction", "atol_logit", "kappa_cap")
 
 
@@ -47,11 +47,11 @@ class Given(NamedTuple):
 
 
 class Continued(NamedTuple):
-    """What goes on.
+    """A run that goes on from a trajectory.
 
     Attributes:
-        run: the new one.
-        earlier: the options of earlier parts of the joined run, where they were others.
+        run: the new run.
+        earlier: the options of earlier parts of the joined run that were made with other options.
     """
 
     run: Run
@@ -67,14 +67,15 @@ def already_met(problem: Problem, trajectory: Trajectory, log_cap: Any, until: U
 def cap_going_on(trajectory: Trajectory, given: Given, until: Until) -> np.ndarray:
     """`log kappa_c`: that which is given, or else that of the trajectory.
 
-    Another one is as good where kappa has not come to either: up to there the flows are the same.
+    Another cap may be given as long as kappa has not reached either of the two, since up to there
+    the flows are the same.
 
     Raises:
-        ValueError: another cap than the one that has acted already.
+        ValueError: another cap was given, and kappa has passed the smaller of the two.
     """
     facts = {} if trajectory.checkpoint is None else trajectory.checkpoint.facts
     cap = trajectory.settings["kappa_cap"]
-    # The logarithm of the exponential of a logarithm is another number.
+    # The checkpoint holds log kappa_c exactly; computed from kappa_c it would differ by rounding.
     own = facts.get("log_cap", None if cap is None else np.log(cap))
     own = np.asarray(np.inf if own is None else own)
     if given.kappa_cap is None:
@@ -117,7 +118,7 @@ def continued(
 
 
 def _tolerances(trajectory: Trajectory, given: Given) -> Tolerances:
-    """Those that are given, or else those of the trajectory."""
+    """The tolerances that are given, or else those of the trajectory."""
     settings = trajectory.settings
     tolerance, across = given.tolerance, given.rtol_direction
     if isinstance(tolerance, Default):
@@ -179,15 +180,15 @@ def _same_options(
 def _described(checkpoint: Checkpoint, tolerance: float) -> str:
     """The solver of a checkpoint in words.
 
-    One that was restored is described anew, since an earlier version may have had other words for
-    its options; where a file could not hold it, only the words are left.
+    A solver that was restored is described anew, since an earlier version may have described the
+    same options in other words. If the file could not hold the solver, the stored text is used.
     """
     own = checkpoint.solver
     return checkpoint.facts["solver"] if own is None else describe(fitted(own, tolerance))
 
 
 def _own_solver(checkpoint: Checkpoint, tolerances: Tolerances) -> diffrax.AbstractSolver:
-    """The one that gflow had chosen."""
+    """The solver that gflow had chosen for the run."""
     switched = checkpoint.facts["watch"] is None
     return stiff_solver(tolerances.tolerance) if switched else first_solver()
 
@@ -202,19 +203,19 @@ def _cut_record(trajectory: Trajectory, checkpoint: Checkpoint, save: int | None
 
 
 def _whole_record(trajectory: Trajectory, save: int | None) -> Record:
-    """The record with the last point, from which the integration begins anew."""
+    """The record of a trajectory up to its last point, from which the integration begins anew."""
     rows = rows_of(trajectory.columns, trajectory.vectors)
     stride = int(np.gcd.reduce(trajectory.num_steps_at[:-1])) if len(trajectory) > 2 else 1
     stride = 1 if save is None else stride
     if rows.num_accepted[-1] % stride == 0:
-        rows = picked(rows, slice(0, -1))  # it is handed in again
+        rows = picked(rows, slice(0, -1))  # the next segment records the last point again
     return Record(save, rows, stride, trajectory.log_loss.tolist())
 
 
 def _at_last_point(
     path: Path, solver: diffrax.AbstractSolver | None, trajectory: Trajectory
 ) -> Place:
-    """The place at the last point of a trajectory, with nothing else known."""
+    """The place at the last point of a trajectory, without a checkpoint."""
     last = last_row(trajectory)
     num_steps = int(trajectory.stats["num_steps"])
     watch = stiff_from = None
@@ -224,7 +225,7 @@ def _at_last_point(
         tolerance = path.tolerances.tolerance
         solver = first_solver() if stiff_from is None else stiff_solver(tolerance)
     control = control_of(solver, path.tolerances, 1, NEVER)
-    # The last steps may be as short as a landing needs.
+    # The very last steps may have been shortened to land on a target.
     step = float(np.max(trajectory.step[-4:]))
     if not 0 < step < np.inf or len(trajectory) < 2:
         # The strength is the speed `|sum_i p_i grad q_i|`.

@@ -1,11 +1,11 @@
 """Step-size control: a PI controller for diffrax, which also counts steps and lands on targets.
 
-The flow's steps shrink all the way, like 1/kappa, once stability limits them. diffrax's own
-`PIDController` never shortens a step after an accepted one, so it shrinks by rejections alone: 14 %
-of all steps on six problems (linear, deep linear, ReLU^2 and smoothed ReLU; clean, FGM and smoothed
-FGSM; Tsit5 at 1e-6 and 1e-8), against 2 % for this one, with 3 % fewer steps and a fifth of the
-error at the end (geometric means). Memory of the last error keeps it from oscillating where
-stability limits the steps.
+Once stability limits the steps of an explicit solver, they have to shrink like 1/kappa all the way.
+diffrax's own `PIDController` never shortens a step after an accepted one, so that steps shrink only
+by rejections. On six problems (linear, deep linear, ReLU^2 and smoothed ReLU; clean, FGM and
+smoothed FGSM; Tsit5 at 1e-6 and 1e-8) it rejected 14 % of all steps and this controller 2 %, with
+3 % fewer steps and a fifth of the error at the end (geometric means). Since the factor also depends
+on the error of the step before, steps do not oscillate where stability limits them.
 """
 
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ _SHORTEST = 1e-12
 
 
 class ControlState(NamedTuple):
-    """What the controller remembers.
+    """The state of the controller between two steps.
 
     Attributes:
         error: of the last accepted step, in units of the tolerance.
@@ -37,9 +37,9 @@ class ControlState(NamedTuple):
         step: the next step.
         longest: the longest accepted step so far.
         count: steps tried.
-        ceiling, rise: the longest step that may come next, by `Gains.reach`, and the factor by
-            which it rose last.
-        bracket: of the target.
+        ceiling, rise: the longest step that may come next (`Gains.reach`), and the factor by which
+            it was raised last.
+        bracket: where the target lies, see `gflow.flow.landing`.
     """
 
     error: Float[Array, ""]
@@ -55,22 +55,23 @@ class ControlState(NamedTuple):
 class FlowController(diffrax.AbstractAdaptiveStepSizeController):
     """Error control with a step budget that ends a solve on the first target it meets.
 
-    With `atol_logit` the error is also measured in the logits `kappa q_i`, which the loss sees. An
-    error of the direction is one of kappa times that in the logits: with ordinary tolerances alone
-    a stiff solver either stalls or leaves the weights to chance.
+    With `atol_logit` the error is also measured in the logits `kappa q_i`, on which the loss
+    depends. An error of the direction is one of kappa times its size in the logits. So with a
+    tolerance for the direction alone a stiff solver either needs a tolerance like 1/kappa, and
+    stalls, or has wrong weights p.
 
-    The budget lets a compiled segment stop after a number of steps decided at run time; the
-    remembered step lets the next segment go on with the very step that this one would have tried.
-    A step that passes a target is rejected and shortened by the secant method (Illinois) until it
-    ends on the target. So the last point is a step of the solver, as accurate as any other, where
-    an event of diffrax would give a point of the dense output, and it costs one evaluation of the
-    margins in the program where the event costs three.
+    The budget lets a compiled segment stop after a number of steps decided at run time. The next
+    step is a part of the state, so that the next segment begins with the step that this one would
+    have tried. A step that passes a target is rejected and shortened by the secant method
+    (Illinois) until it ends on the target. So the last point is a step of the solver, as accurate
+    as any other, whereas an event of diffrax gives a point of the dense output; and it needs one
+    evaluation of the margins in the program where an event needs three.
 
     The field does not depend on the clock, so diffrax's clock begins anew at every step: where a
-    step starts it stands at the length of the accepted step before. A clock that ran on would
-    bound the steps from below by its rounding: after a long rest near a saddle, at a clock of 1e8,
-    a step of 1e-8 could not be made any more, and no target be met more closely. The total is kept
-    by `gflow.flow.segment.Cursor`.
+    step starts it stands at the length of the accepted step before. On a clock that ran on, no step
+    could be shorter than its rounding: after a long rest near a saddle, at a clock of 1e8, a step
+    of 1e-8 would be impossible, and with it a closer landing on a target. The sum of all steps is
+    kept by `gflow.flow.segment.Cursor`.
 
     Attributes:
         rtol, atol, norm: what implicit solvers take as the tolerances of their equations: rtol is
@@ -81,8 +82,8 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
         until: the targets; it reports `event_occurred` on arrival.
         atol_logit: largest `StepError.logit` of an accepted step; None for solvers without one.
         gains: of the PI controller.
-        step: the first step. It is here, and `dt0` of diffrax None, since diffrax checks a `dt0`
-            through a host callback, and programs with callbacks are never cached on disk.
+        step: the first step. It is given here, with None for diffrax's `dt0`: that is checked by a
+            host callback, and programs with callbacks are never cached on disk.
     """
 
     rtol: Any
@@ -126,8 +127,11 @@ class FlowController(diffrax.AbstractAdaptiveStepSizeController):
         controller_state: ControlState,
         measures: PointMeasures,
     ) -> tuple[Array, Array, Array, ControlState, Any]:
-        """What follows a step of this length, with what is measured at its end: whether it is kept,
-        start and end of the next one, the state, and the verdict.
+        """What to do after a step of this length: whether to keep it, the start and the end of the
+        next one, the state of the controller, and diffrax's result.
+
+        Args:
+            measures: at the end of the step.
         """
         last_error, begun, _, longest, count, ceiling, rise, bracket = controller_state
         error = jnp.maximum(self._error(y_error), _LEAST_ERROR)
@@ -209,7 +213,8 @@ def rewound(state: ControlState) -> ControlState:
 def _factor(gains: Gains, error: Array, last_error: Array, order: Any, keep: Array) -> Array:
     """By what to multiply the step: of a PI controller."""
     factor = gains.safety * error ** (-gains.this / order) * last_error ** (gains.last / order)
-    # No error estimate at all, as where Newton's method fails, shortens the step as far as allowed.
+    # Where there is no error estimate, since Newton's method of an implicit solver failed, the step
+    # is shortened as far as allowed.
     factor = jnp.where(jnp.isfinite(error), factor, 0.0)
     return jnp.clip(factor, gains.shrink, jnp.where(keep, gains.grow, gains.safety))
 

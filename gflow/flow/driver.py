@@ -67,10 +67,10 @@ def integrate(
     its points too, and its time, steps and seconds count on. Options that are not given are then
     those of the trajectory. With these, whatever `until`, `save`, `max_steps` and `max_seconds`,
     the joined run equals, bit for bit, the one without the stop, on the same machine with the same
-    versions. The steps that the trajectory made only to land on its target are no part of that run,
-    and are forgotten; `.at` still reads there. With other tolerances, another solver, or from a
-    file of an earlier version, the run goes on from the last point, as accurate as these options.
-    Where the last point meets the target already, no step is made.
+    versions. The steps that the trajectory made only to land on its target are not a part of that
+    run, and are discarded; `.at` still reads points there. With other tolerances, with another
+    solver, or from a file of an earlier version, the run goes on from the last point, with the
+    accuracy of these options. Where the last point meets the target already, no step is made.
 
     Args:
         problem: what is minimised.
@@ -97,15 +97,16 @@ def integrate(
         kappa_cap: kappa_c; the weights p of the flow are those of min(kappa, kappa_c). Beyond it
             the direction follows the flow up to O(1/kappa_c), kappa may leave the range of
             floating-point numbers, and `log1p_time` is NaN. None for the true flow; going on, for
-            that of the trajectory. Another cap is taken where neither has acted yet.
+            that of the trajectory. Going on, another cap may be given if kappa has not reached
+            either of the two.
         save: the number of points kept at most, evenly spread over the steps; None keeps every
             accepted step. `Trajectory.at` is as accurate as the run whatever is kept, and nothing
             else depends on it.
         max_steps: steps tried at most, rejected ones included; going on, steps beyond those of the
             trajectory.
-        max_seconds: after so many seconds the run ends as with a spent budget, `seconds_spent`; it
-            can be gone on with. Looked at between segments of up to some 250 steps, about a second
-            on one CPU core, the first of which includes compilation. None for no limit.
+        max_seconds: after so many seconds the run ends, as `seconds_spent`; it can be continued
+            from the trajectory returned. Checked between segments of up to some 250 steps, about a
+            second on one CPU core, the first of which includes compilation. None for no limit.
         checkpoint: a file, `.npz`, in which the run is kept while it goes on; None for none. Where
             it holds a run of the same problem, start and options, the call goes on from there, and
             ends, bit for bit, as if it had not been stopped; a run that came to its end is returned
@@ -213,7 +214,7 @@ def _begun(problem: Problem, params: Params, until: Until, given: Given, how: _H
 def _gone_on(
     problem: Problem, before: Trajectory, until: Until, given: Given, how: _How
 ) -> Trajectory:
-    """A run from where another ended, and all of it."""
+    """The trajectory of a run that goes on from another, joined with that."""
     check_continuable(problem, before)
     log_cap = cap_going_on(before, given, until)
     met = already_met(problem, before, log_cap, until)
@@ -246,12 +247,12 @@ def _followed(
     before: Trajectory | None = None,
     latest: Trajectory | None = None,
 ) -> Trajectory:
-    """What a run leaves, which is kept on its way.
+    """The trajectory of a run, which is also kept in a file on its way (`_How.saving`).
 
     Args:
-        earlier: options of parts of the run that were made with others.
-        before: the trajectory that the call goes on with.
-        latest: the one that the run is taken up from, where it is.
+        earlier: options of earlier parts of the run that were made with other options.
+        before: the trajectory that the call goes on with, if any.
+        latest: the trajectory from which the run is resumed, if it is.
     """
     begin, so_far = time.perf_counter(), 0.0 if latest is None else latest.stats["seconds"]
     max_steps = how.max_steps + (0 if before is None else before.stats["num_steps"])

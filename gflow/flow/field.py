@@ -7,15 +7,16 @@ gradient flow `d params/dt = -grad Loss(params)` becomes, for `params = rho u` a
     d log rho    / d tau = L sum_i p_i q_i(u)
     d log(T + t) / d tau = exp(-log(sum_i -l'(q_i)) - (L - 2) log rho - log(T + t)).
 
-It is the same path on another clock, and nothing in it under- or overflows. The *time scale* T is
-1, or for a start that is far out already, where the loss is exp(-700), say, and nothing happens
-before a time of exp(700), about the time of a first step: log(1 + t) would rise by 700 in that one
-step.
+It is the same path on another clock, and nothing in it under- or overflows. The *time scale* T is 1
+for most starts. For a start far out, where the loss is exp(-700), say, nothing happens before a
+time of exp(700), and with T = 1 log(T + t) would rise by 700 in the first step: there T is about
+the time of a first step.
 
 The weights p depend on `kappa = rho^L`. With a *cap* kappa_c they are those of
-`min(kappa, kappa_c)`: beyond the cap the motion along the set of equal active margins stays as it
-is up to O(1/kappa_c), while the stiffness, which grows like kappa, stops growing, and kappa may
-leave the range of floating-point numbers. Physical time has no meaning there and stands still.
+`min(kappa, kappa_c)`. Beyond the cap the motion along the set of equal active margins is that of
+the true flow up to O(1/kappa_c), but the stiffness, which is proportional to kappa, no longer
+grows, and kappa may leave the range of floating-point numbers. Physical time has no meaning there
+and stands still.
 
 The state is one flat vector `(u, log rho, log(T + t))`: a solver's arithmetic then compiles to one
 kernel an operation rather than one for each leaf of the parameters.
@@ -71,8 +72,8 @@ class Field(eqx.Module):
         return measures._replace(clean_margin=jnp.min(self.clean_margins(state)))
 
     def measured(self, state: State, ascent: Ascent) -> PointMeasures:
-        """The same where the ascent is at hand, but for the clean margin, which is 0."""
-        # As flat vectors, of which there is one each and not one for every layer.
+        """The same from an ascent that has been evaluated already, with 0 for the clean margin."""
+        # With one flat vector in place of one array for every layer the program is smaller.
         ascent = ascent._replace(vector=self.layout.flatten(ascent.vector))
         place, none = (unit_direction(state), self.log_kappa(state)), jnp.zeros_like(state[-2])
         return measure_ascent(self.problem, *place, ascent, none)
@@ -106,7 +107,7 @@ class Field(eqx.Module):
 
     @property
     def ceiling(self) -> Any:
-        """The log kappa from which on nothing can be computed; infinite with a cap."""
+        """The log kappa from which on the weights p cannot be computed; infinite with a cap."""
         xp = np if isinstance(self.log_cap, np.ndarray | float) else jnp
         return xp.where(xp.isfinite(self.log_cap), np.inf, MAX_LOG_KAPPA)
 
@@ -144,7 +145,9 @@ class Field(eqx.Module):
         return jnp.where(self.log_kappa(state) <= self.log_cap, rate, -jnp.inf)
 
     def change_of_margins(self, state: State, change: Float[Array, " P"]) -> Float[Array, "n ..."]:
-        """`<grad q_i, du>`, by the gradients through delta, since it is the margins that move."""
+        """`<dq_i/du, du>`, by derivatives through delta whatever the gradient mode, since these are
+        the changes of the margins themselves.
+        """
 
         def margins(direction: Array) -> Array:
             return self.problem.margins(self.layout.unflatten(direction))
@@ -154,7 +157,7 @@ class Field(eqx.Module):
     def logit_size(
         self, state: State, margins: Float[Array, "n ..."], change: Float[Array, "n ..."]
     ) -> Float[Array, ""]:
-        """`sqrt(sum_i p_i (kappa dq_i)^2)`: a change of the margins as the loss sees it.
+        """`sqrt(sum_i p_i (kappa dq_i)^2)`: the size of a change of the logits, weighted by p.
 
         The weights p are those of `margins`, with kappa that of `state`.
         """
@@ -166,19 +169,9 @@ class Field(eqx.Module):
         return jax.nn.softmax(self.problem.log_weights(margins, self.capped(state)), axis=None)
 
 
-def initial_state(layout: Layout, params: Params) -> State:
-    """The state of `params` at time 0."""
-    vector = layout.flatten(params)
-    largest = jnp.max(jnp.abs(vector))
-    scaled = vector / largest
-    length = jnp.sqrt(jnp.sum(scaled * scaled))
-    tail = jnp.stack([jnp.log(largest) + jnp.log(length), jnp.zeros_like(length)])
-    return jnp.concatenate([scaled / length, tail])
-
-
 @jax.jit
 def unit_direction(state: State) -> Float[Array, " P"]:
-    """The direction with the rounding in its norm removed. A state has |u| near 1: no scaling."""
+    """The direction, normalised again to remove rounding. |u| is near 1: its square is safe."""
     direction = jnp.asarray(state[:-2])
     return direction / jnp.sqrt(direction @ direction)
 

@@ -1,10 +1,10 @@
 """The frame of a linearly implicit step: the parameters over a norm that grows at a constant rate.
 
-In polar coordinates the rate of log rho is `L sum_i p_i q_i`. At a radius equal to the margin the
-q_i are of the order of 1/rho, and on the slow motion they cancel but for a part of the order of
-1/rho^2. The weights p of a stage are off by its error, which then counts rho times in log rho, and
-steps shrink as the norm grows. In the parameters themselves the same error moves what the flow
-damps at once, and the rest moves by itself. So a step is made in
+In polar coordinates the rate of log rho is `L sum_i p_i q_i`. If the radius equals the margin, the
+q_i are of the order of 1/rho, and on the slow motion their weighted sum is only of the order of
+1/rho^2. An error in the weights p of a stage is then amplified by rho in log rho, and steps would
+have to shrink as the norm grows. In the parameters themselves the same error affects only
+components that the flow damps at once. So a step is made in the coordinates (w, s),
 
     w = params exp(-s),   dw/dtau = |w| sum_i p_i grad q_i(w/|w|) - g w,   ds/dtau = g,
 
@@ -12,13 +12,14 @@ with `g = L sum_i p_i q_i` at the start of the step, held fixed. It starts at `w
 and ends at `u = w/|w|`, `log rho = s + log |w|`. Where the direction rests, w rests too, however
 fast the norm grows, so that steps may be as long there as in polar coordinates.
 
-A method gives the same step in any linear coordinates. Those here are as close to polar ones as can
-be, so that rounding is as in these: with u and log rho those of the start, the part of w across u
-and `s - log rho` along it, and last `s + <u, w> - 1`, which is log rho up to squares.
+A method gives the same step in any coordinates that are linear functions of these. The ones used
+are as close to polar coordinates as possible, so that rounding is as in polar ones. With u and
+log rho those of the start they are a vector, whose part across u is that of w and whose part along
+u is that of s - log rho, and the number `s + <u, w> - 1`, which is log rho to first order.
 
-Where the linear systems of a step are solved inexactly, by `Krylov`, the step is made in polar
-coordinates (`Polar`): what such a solution leaves along w is an error of log rho, and steps that
-end on a target became too short for floating-point numbers.
+If the linear systems of a step are solved inexactly, by `Krylov`, the step is made in polar
+coordinates instead (`Polar`): the error of such a solution along w is an error of log rho, and
+because of it steps that are to end on a target became too short for floating-point numbers.
 """
 
 from typing import Any, NamedTuple
@@ -47,12 +48,12 @@ class Frame(NamedTuple):
     growth: Float[Array, ""]
 
     def moved(self, change: Path) -> tuple[Array, Array]:
-        """Changes of w and s for one of the coordinates."""
+        """The changes of w and s that belong to a change of the coordinates."""
         shift = self.unit @ change[:-1]
         return change[:-1] + (change[-1] - 2 * shift) * self.unit, shift
 
     def point(self, path: Path) -> tuple[Array, Array]:
-        """w, and by how much s has grown."""
+        """w, and by how much s has grown since the start of the step."""
         w, shift = self.moved(path.at[-1].add(-self.log_norm).at[:-1].add(-self.unit))
         return self.unit + w, shift
 
@@ -69,12 +70,12 @@ class Frame(NamedTuple):
         return self.along(turn, self.growth)
 
     def along(self, turn: Float[Array, " P"], growth: Any) -> Path:
-        """The coordinates of changes of w and s."""
+        """The change of the coordinates that belongs to changes of w and s."""
         radial = self.unit @ turn
         return jnp.append(turn + (growth - radial) * self.unit, growth + radial)
 
     def error(self, error: Path, path: Path) -> Float[Array, " path"]:
-        """An error there as one of `(u, log rho)`."""
+        """An error of the coordinates at a point as one of `(u, log rho)`."""
         (w, _), (change, shift) = self.point(path), self.moved(error)
         length = jnp.sqrt(w @ w)
         unit, across = w / length, change / length
@@ -101,7 +102,7 @@ class Polar(NamedTuple):
     log_norm: Float[Array, ""]
 
     def polar(self, path: Path) -> Float[Array, " path"]:
-        """The same with u of norm 1."""
+        """`(u, log rho)` with u normalised again."""
         u = path[:-1]
         return jnp.append(u / jnp.sqrt(u @ u), path[-1])
 
@@ -110,7 +111,9 @@ class Polar(NamedTuple):
         return path_slope(field, jnp.append(path, 0.0), ascent)
 
     def along(self, turn: Float[Array, " P"], growth: Any) -> Path:
-        """What a change of `sum_i p_i grad q_i` changes of the slope, by Euler's identity."""
+        """The change of the slope for a change of `sum_i p_i grad q_i`; that of the rate of log rho
+        follows from its part along u by Euler's identity.
+        """
         radial = self.unit @ turn
         return jnp.append(turn - radial * self.unit, growth + radial)
 

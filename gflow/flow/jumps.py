@@ -1,9 +1,9 @@
 """Where the slope of the flow jumps, found by bisection on the field itself.
 
-Between two points the half with the larger change of the slope is kept, again and again, until the
-points differ by rounding. If the slope still changes between them, it jumps; the change of a smooth
-field has gone to 0 by then. This finds kinks of user-defined networks too, of which no switch is
-known.
+The segment between two points is halved, and the half over which the slope changes more is kept,
+until its ends differ by rounding only. The change of a smooth field has then become 0; if the slope
+still changes, it jumps there. This also finds the kinks of user-defined networks, which have no
+switches.
 """
 
 from typing import Any, NamedTuple
@@ -38,6 +38,10 @@ class Jumps(NamedTuple):
     after: Float[Array, "m state"]
 
 
+def _size(vector: Array) -> Array:
+    return jnp.sqrt(vector @ vector)
+
+
 @compiled
 def jumps(field: Field, starts: Float[Array, "m state"], ends: Float[Array, "m state"]) -> Jumps:
     """The largest jump between each start and end, if there is one."""
@@ -45,14 +49,11 @@ def jumps(field: Field, starts: Float[Array, "m state"], ends: Float[Array, "m s
     def slope(state: Array) -> Array:
         return path_slope(field, state, field.ascent(state))
 
-    def size(vector: Array) -> Array:
-        return jnp.sqrt(vector @ vector)
-
     def halved(carry: tuple[Array, ...]) -> tuple[Array, ...]:
         a, slope_a, b, slope_b, count = carry
         middle = 0.5 * (a + b)
         between = slope(middle)
-        first = size(between - slope_a) >= size(slope_b - between)
+        first = _size(between - slope_a) >= _size(slope_b - between)
         a, slope_a = jnp.where(first, a, middle), jnp.where(first, slope_a, between)
         b, slope_b = jnp.where(first, middle, b), jnp.where(first, between, slope_b)
         return a, slope_a, b, slope_b, count + 1
@@ -65,15 +66,15 @@ def jumps(field: Field, starts: Float[Array, "m state"], ends: Float[Array, "m s
         a, b = pair
         begun = a, slope(a), b, slope(b), jnp.zeros((), int)
         a, slope_a, b, slope_b, _ = lax.while_loop(wide, halved, begun)
-        largest = jnp.maximum(size(slope_a), size(slope_b))
-        return size(slope_b - slope_a) > _JUMP * largest, a, b
+        largest = jnp.maximum(_size(slope_a), _size(slope_b))
+        return _size(slope_b - slope_a) > _JUMP * largest, a, b
 
     return Jumps(*lax.map(between, (starts, ends)))
 
 
 @compiled
 def smooth_step(field: Field, state: State, accuracy: Any, explicit: bool) -> Array:
-    """About the step that the smooth piece of the field around a point would allow.
+    """An estimate of the step that the smooth piece of the field around a point would allow.
 
     It is `accuracy` divided by the relative rate at which the slope turns or by that of physical
     time, whichever is larger; for an explicit solver at most 1 over the largest eigenvalue of the
@@ -88,10 +89,7 @@ def smooth_step(field: Field, state: State, accuracy: Any, explicit: bool) -> Ar
 
     slope, tangent = jax.linearize(along, state[:-1])
 
-    def size(vector: Array) -> Array:
-        return jnp.sqrt(vector @ vector)
-
-    turning = size(tangent(slope)) / jnp.maximum(size(slope), 1e-300)
+    turning = _size(tangent(slope)) / jnp.maximum(_size(slope), 1e-300)
     clock = jnp.abs(vector_field(jnp.zeros(()), state, field)[-1])
     step = accuracy / jnp.maximum(jnp.maximum(turning, clock), 1e-300)
     if not explicit:
@@ -100,10 +98,10 @@ def smooth_step(field: Field, state: State, accuracy: Any, explicit: bool) -> Ar
 
     def power(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         product = tangent(carry[0])
-        growth = size(product)
+        growth = _size(product)
         return product / jnp.maximum(growth, 1e-300), growth
 
-    radius = lax.fori_loop(0, _POWER_STEPS, power, (start / size(start), jnp.zeros(())))[1]
+    radius = lax.fori_loop(0, _POWER_STEPS, power, (start / _size(start), jnp.zeros(())))[1]
     return jnp.minimum(step, 1.0 / jnp.maximum(radius, 1e-300))
 
 

@@ -4,11 +4,12 @@ Where kappa is large the Jacobian of `(u, log rho)` is, but for a part that does
 
     J ~ -G^T C S - D,   C = -dp/d(kappa q),   D = L sum_i p_i q_i (I - u u^T),
 
-of rank at most the number of margins with weights p above rounding: the rows of G are
-`((I - u u^T) grad q_i, L q_i)`, by which margins move the path, and those of S are kappa times
-`(dq_i/du, L q_i)`, by which the path moves the margins; with frozen perturbations they differ.
-`(shift - J)^-1` is then known but for the small part by the Sherman-Morrison-Woodbury formula, with
-a matrix as large as the number of margins; what is missing is left to a few iterations.
+where `G^T C S` has at most the rank of the number of margins with weights p above rounding. The
+rows of G are `((I - u u^T) grad q_i, L q_i)`, the motion of the path per weight of a margin. Those
+of S are kappa times `(dq_i/du, L q_i)`, the change of a margin along the path; with frozen
+perturbations the two differ. Without the part that does not grow, `(shift - J)^-1` follows from the
+Sherman-Morrison-Woodbury formula, with a matrix of the size of the number of margins. A few
+iterations correct for that part.
 """
 
 from typing import NamedTuple
@@ -75,7 +76,7 @@ def stiff_part(field: Field, path: Float[Array, " path"], rank: int) -> StiffPar
         jnp.concatenate([gradients, growth], axis=1),
         kappa * jnp.concatenate([slopes, free], axis=1),
         _coupling(field, margins, kappa, ascent.log_weight),
-        # Before the data are separated it would be growth, and no help.
+        # Before the data are separated the sum is negative, growth and not damping: left out.
         jnp.maximum(problem.degree * jnp.vdot(ascent.weights, ascent.margins), 0.0),
     )
 
@@ -87,7 +88,7 @@ def _coupling(field: Field, margins: Array, kappa: Array, log_weight: Array) -> 
 
     def weights(shift: Array) -> Array:
         moved = log_weights(logits + shift.reshape(logits.shape)).ravel()
-        # What all the other margins add to the sum is held fixed.
+        # The contribution of all other margins to the normalising sum is held fixed.
         here = logsumexp(log_weights(logits))
         rest = -jnp.expm1(jnp.minimum(here - log_weight, -1e-15))
         total = jnp.logaddexp(logsumexp(moved), log_weight + jnp.log(rest))

@@ -2,7 +2,7 @@
 
 A step that passes a target is rejected, and shortened by the secant method (Illinois) through the
 distances at its two ends. So the last point is a step of the solver, as accurate as any other,
-where an event of diffrax would give a point of the dense output.
+whereas an event of diffrax would give a point of the dense output.
 """
 
 from typing import Any, NamedTuple
@@ -16,8 +16,8 @@ from gflow.flow.field import Field, State
 from gflow.flow.until import LANDED, Until, known_log_loss
 from gflow.measures import PointMeasures
 
-# After so many steps towards a target the next point past it is taken: a distance that jumps, as at
-# a kink, never gets as small as asked for.
+# After so many steps towards a target the next point past it is accepted. The distance may jump
+# over 0, as at a kink, and then never becomes as small as asked for.
 _MOST_LANDINGS = 60
 
 
@@ -45,18 +45,18 @@ class Bracket(NamedTuple):
 
 
 def no_bracket(like: Array) -> Bracket:
-    """Of a flow that has not passed its target yet."""
+    """The bracket of a flow that has not passed its target yet."""
     one, zero = jnp.ones_like(like), jnp.zeros((), jnp.int64)
     return Bracket(one, jnp.inf * one, -one, zero, zero)
 
 
 class Landing(NamedTuple):
-    """What a step means for the target.
+    """Where a step ended with respect to the target.
 
     Attributes:
-        arrived: whether its end counts as the target.
-        passed: whether it went too far, and is to be made again shorter.
-        bracket: after it.
+        arrived: whether its end counts as on the target.
+        passed: whether it passed the target, so that it is to be repeated shorter.
+        bracket: the bracket after it.
         step: the longest step that may come next; infinite while the target is not bracketed.
     """
 
@@ -76,7 +76,7 @@ def landing(
         keep: whether its error is small enough.
     """
     distance = jnp.min(targets)
-    # The last one, overflow, is none that was asked for.
+    # `until.accuracy` is for the targets that were asked for, not for the last one, overflow.
     accuracy = jnp.where(targets[-1] <= distance, LANDED, until.accuracy)
     return landed(distance, accuracy, moved(start, end), bracket, length, keep)
 
@@ -112,7 +112,9 @@ def distances(
 
 
 def measures_for(until: Until, field: Field, state: State) -> PointMeasures:
-    """What is measured of a state where a target needs it; elsewhere nothing is evaluated."""
+    """The measures of a state, if one of the targets depends on them; otherwise nothing is
+    evaluated.
+    """
     shapes = jax.eval_shape(field.measures, state)
 
     def skipped() -> PointMeasures:
@@ -127,14 +129,14 @@ def moved(start: State, end: State) -> Array:
 
 
 def _indistinguishable(way: Array, length: Any, bracket: Bracket) -> Array:
-    """Whether the bracket is so narrow that the states in it are one state to float64."""
+    """Whether the bracket is so narrow that its states cannot be told apart in float64."""
     # The states at the ends of the bracket differ by about `way * width / length`.
     rounding = 16 * jnp.finfo(jnp.float64).eps
     return bracket.known & (way * bracket.width <= rounding * length)
 
 
 def _close(distance: Any, accuracy: Any, exact: Any, bracket: Bracket) -> Array:
-    """Whether the end of the step is on the target, or past it as closely as can be."""
+    """Whether the end of the step is on the target, or past it and as close as possible."""
     tired = bracket.known & (bracket.tries >= _MOST_LANDINGS)
     return (jnp.abs(distance) <= accuracy) | ((distance <= 0) & (exact | tired))
 
@@ -159,6 +161,6 @@ def _aim(bracket: Bracket, exact: Any) -> Array:
     """
     known = bracket.known
     share = jnp.clip(bracket.before / (bracket.before - bracket.after), 0.01, 0.99)
-    # A log-loss that is infinite at either end.
+    # If the log-loss is infinite at either end, the bracket is halved.
     share = jnp.where(jnp.isfinite(bracket.before - bracket.after), share, 0.5)
     return jnp.where(known, jnp.where(exact, 1.0, share) * bracket.width, jnp.inf)

@@ -1,4 +1,4 @@
-"""What the end of a run means."""
+"""How a run ended: which targets it met, or why it did not."""
 
 from typing import Any
 
@@ -33,8 +33,8 @@ _STEPS_TO_TELL = 1000
 def targets_met(until: Until, field: Field, row: Row, *, landed: bool = False) -> list[str]:
     """The targets that a point meets, to rounding or `until.accuracy`, in the order of `TARGETS`.
 
-    A NaN meets no target. A small stationarity is a difference of vectors of norm 1, so that few of
-    its digits are right.
+    A NaN meets no target. A small stationarity is the norm of a difference of vectors of norm 1,
+    with few right digits, so that its target is met to a larger error.
 
     Args:
         landed: whether the solver ended the run here because it had reached a target. If no target
@@ -52,7 +52,7 @@ def targets_met(until: Until, field: Field, row: Row, *, landed: bool = False) -
 
 
 def _distances(until: Until, field: Field, row: Row) -> np.ndarray:
-    """Distances to the targets, in NumPy, which is faster than a program for so few numbers."""
+    """Distances to the targets, in NumPy, which is faster than JAX for so few numbers."""
     measures = row.measures
     place = field.problem.degree * row.state[-2], row.state[-1]
     with np.errstate(all="ignore"):
@@ -92,7 +92,7 @@ def hopeless(until: Until, problem: Problem, record: Record, *, spent: bool) -> 
 def at_rest(until: Until, start: PointMeasures, now: PointMeasures) -> bool:
     """Whether the flow has stopped moving.
 
-    False where a time is asked for: the flow reaches it at rest.
+    False if a time is a target, since a flow at rest still reaches it.
     """
     slow = float(now.strength) <= _REST * float(start.strength)
     return bool(slow and not np.isfinite(until.log1p_time))
@@ -102,7 +102,7 @@ def fixed(until: Until, now: PointMeasures) -> bool:
     """Whether a capped flow no longer turns while its loss is infinite: kappa grows at a direction
     with a negative margin.
 
-    False where a log kappa or a stationarity is asked for: the flow still reaches these.
+    False if a log kappa or a stationarity is a target, since this flow still reaches these.
     """
     still = now.stationarity <= _STILL
     still = still and np.isposinf(until.log_kappa) and until.stationarity == 0
@@ -113,8 +113,8 @@ def fixed(until: Until, now: PointMeasures) -> bool:
 def faded(until: Until, degree: float, start: Row, now: Row) -> bool:
     """Whether the norm has decayed to 0, to `exp(-300)` of 1 and of its start.
 
-    From degree 2 on the flow needs infinite time for that, so that it reaches any time that is
-    asked for. For smaller degrees it arrives at 0 at a finite time and ends there.
+    For degrees of 2 and more the decay takes infinite time: False if a time is a target, since the
+    flow reaches it. For smaller degrees the flow arrives at 0 at a finite time and ends there.
     """
     decayed = float(now.state[-2]) <= min(float(start.state[-2]), 0.0) - _LOG_NOTHING
     return decayed and not (degree >= 2 and np.isfinite(until.log1p_time))
@@ -137,9 +137,9 @@ def falls(degree: float, now: Row) -> bool:
     """Whether the loss still falls at this point, however little it fell over the last steps, which
     may have become so short that no time passed.
 
-    That is so where it would fall by more than a part 1e-2 until the time has grown by a factor e:
-    `-d log Loss / d log(1 + t) = (1 + t) |grad Loss|^2 / Loss`, with `|grad Loss|` at most
-    `Loss |params|^(L-1)` times the strength, since `-l' <= l` for both losses.
+    That is so if `-d log Loss / d log(1 + t) = (1 + t) |grad Loss|^2 / Loss` may exceed 1e-2, that
+    is, if the loss may fall by about 1 % or more while 1 + t grows by a factor e. `|grad Loss|` is
+    bounded by `Loss |params|^(L-1)` times the strength, since `-l' <= l` for both losses.
     """
     log_norm, log1p_time = now.state[-2:]
     measures = now.measures

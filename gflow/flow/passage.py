@@ -1,19 +1,19 @@
 """How the flow of a network of degree 1 is followed through parameters that are all 0.
 
-On the sphere there is no such point: the direction jumps to the other side while log rho runs to
-minus infinity. The parameters themselves pass it at a finite time and at full speed, since for
-degree 1
+The coordinates `(u, log rho)` do not exist there: u jumps to -u, and log rho goes to minus
+infinity. The parameters themselves pass 0 at a finite time and with a speed that is not small,
+since for degree 1
 
     d params / dt = (sum_i -l'(q_i)) sum_i p_i grad q_i(u)
 
-does not vanish with rho. So where a flow heads for 0 it is followed in `z = params / rho_0` and the
-clock `d s = (sum_i -l'(q_i))_0 dt / rho_0`, the index telling the point where that begins, until
-|params| exceeds rho_0 again. Every step starts and ends in the coordinates of the sphere, so that
-record, targets and physical time go on as elsewhere.
+does not vanish with rho. So a flow that heads for 0 is followed in `z = params / rho_0`, on the
+clock `d s = (sum_i -l'(q_i))_0 dt / rho_0`, until |params| exceeds rho_0 again; the index 0 denotes
+the point where this begins. Every step starts and ends in the coordinates `(u, log rho)`, so that
+record, targets and physical time are as elsewhere.
 
-A flow that passes 0 at some distance turns on the sphere as fast as it moves there, and needs no
-such help. For degrees between 1 and 2 the gradient vanishes at 0: the flow arrives there at a
-finite time and rests.
+A flow that passes 0 at some distance can be followed on the sphere, where u only turns fast. For
+degrees between 1 and 2 the gradient vanishes at 0: the flow arrives there at a finite time and
+rests.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ from gflow.stiff.traits import FlatSolver
 _ANGLE, _LOGIT = 1e-2, 1.0
 # The first step, relative to the way to 0.
 _FIRST = 1e-2
-# A flow that is not past 0 after so many segments does not pass it: it ends there.
+# A flow that has not passed 0 after so many segments counts as ending there.
 _MOST_SEGMENTS = 24
 # Lengths below this, in units of rho_0, count as 0: their squares underflow.
 _NOTHING = 1e-250
@@ -70,7 +70,8 @@ class PlainRungeKutta(FlatSolver):
         start = jnp.exp(y0[-2] - self.log_length) * unit_direction(y0)
         memory = tsit5.init(plain, t0, t1, start, field)
         end, error, _, _, result = tsit5.step(plain, t0, t1, start, field, memory, made_jump)
-        # At 0 itself there is no direction: a step of another length ends elsewhere.
+        # A step that ends exactly at 0, where there is no direction, is rejected: one of another
+        # length ends beside it.
         missed = jnp.sqrt(end @ end) > _NOTHING
         time = jnp.logaddexp(y0[-1], jnp.log(t1 - t0) + self.log_length - self.log_weight)
         y1 = self._state(jnp.where(missed, end, start), time)
@@ -84,7 +85,7 @@ class PlainRungeKutta(FlatSolver):
 
     def _state(self, z: Array, log_time: Any) -> Array:
         length = jnp.sqrt(z @ z)
-        # Some stage may fall on 0 itself, where any direction is as good.
+        # A stage may fall on 0 exactly: any direction will do there.
         safe = jnp.maximum(length, _NOTHING)
         tail = jnp.stack([self.log_length + jnp.log(safe), log_time])
         return jnp.concatenate([jnp.where(length > 0, z / safe, jnp.ones_like(z)), tail])
@@ -122,7 +123,7 @@ def heading(field: Field, state: State) -> Heading:
 
 
 class PassageMemory(NamedTuple):
-    """What a `Passage` knows between two segments, in plain values.
+    """The state of a `Passage` between two segments, in plain values.
 
     Attributes:
         solver: log rho_0 and the logarithm of the weights there; None away from 0.
@@ -138,12 +139,12 @@ class PassageMemory(NamedTuple):
 
 
 class Passage:
-    """Looks after every segment whether a flow passes 0.
+    """Finds out, after every segment, whether the flow passes 0.
 
     Attributes:
-        solver: while it does, the one to use; None elsewhere.
-        step: the first step of the solver that comes next.
-        spans: the counts of accepted steps between which it did.
+        solver: the solver to use while it does; None elsewhere.
+        step: the first step of the solver that is used next.
+        spans: for each passage, the counts of accepted steps at its start and at its end.
     """
 
     def __init__(self, field: Field):
@@ -156,7 +157,7 @@ class Passage:
         self._num_segments = 0
 
     def memory(self) -> PassageMemory:
-        """All that decides what it finds next."""
+        """Its state, for a checkpoint."""
         solver = self.solver
         known = None if solver is None else [float(solver.log_length), float(solver.log_weight)]
         log_norm = None if np.isposinf(self._log_norm) else float(self._log_norm)
@@ -166,7 +167,7 @@ class Passage:
 
     @classmethod
     def recalled(cls, field: Field, memory: PassageMemory) -> "Passage":
-        """The one with this memory."""
+        """The passage with the state of a checkpoint."""
         passage = cls(field)
         if memory.solver is not None:
             passage.solver = PlainRungeKutta(*(jnp.asarray(value) for value in memory.solver))
@@ -178,13 +179,19 @@ class Passage:
         return passage
 
     def changes(self, row: Row, *, stuck: bool) -> bool:
-        """Whether another solver goes on from here; `row` ends a segment, perhaps stuck."""
+        """Whether another solver has to go on from the end of a segment.
+
+        Args:
+            row: the last point.
+            stuck: whether the segment ended because steps became too short or a target was met.
+        """
         nearer, self._log_norm = row.state[-2] < self._log_norm, row.state[-2]
         if not self._possible or not np.all(np.isfinite(row.state)):
             return False
         return self._left(row, stuck) if self.solver else bool(nearer) and self._entered(row)
 
     def _entered(self, row: Row) -> bool:
+        """Whether a passage begins here, which is then followed by `PlainRungeKutta`."""
         if row.measures.margin >= 0:  # the norm grows
             return False
         towards = heading(self.field, jnp.asarray(row.state))
@@ -197,12 +204,14 @@ class Passage:
         return True
 
     def _left(self, row: Row, stuck: bool) -> bool:
+        """Whether the passage ends here, so that the run goes on with its own solver."""
         self._num_segments += 1
         self.spans[-1][1] = int(row.num_accepted)
         beyond = row.state[-2] > float(self.solver.log_length) if self.solver else False
         if not (beyond or stuck or self._num_segments >= _MOST_SEGMENTS):
             return False
-        # Otherwise it ends at 0, and is followed on the sphere until its norm has decayed.
+        # If the flow is not beyond 0 it ends there: it is followed on the sphere until its norm has
+        # decayed.
         self._possible = bool(beyond)
         self.step = np.float64(_FIRST / heading(self.field, jnp.asarray(row.state)).speed)
         self.solver = None

@@ -1,8 +1,8 @@
 """Where a run stands between two segments, and how that is saved in a file.
 
-A place holds everything that decides how the run goes on. Neither the seconds that anything took
-nor the number of saved points matters. So a run that is resumed from a place makes, bit for bit,
-the steps that it would have made without the stop.
+A place holds everything that decides how the run goes on, which depends neither on the seconds that
+anything took nor on the number of saved points. So a run that is resumed from a place makes, bit
+for bit, the steps that it would have made without the stop.
 """
 
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ class Path(NamedTuple):
     tolerances: Tolerances
 
     def scaled(self, log_time_scale: np.ndarray) -> "Path":
-        """With another time scale."""
+        """The path with another time scale."""
         field = Field(self.field.problem, self.field.layout, self.field.log_cap, log_time_scale)
         return self._replace(field=field)
 
@@ -44,7 +44,7 @@ class Place(NamedTuple):
     Attributes:
         cursor: of the integration.
         solver: with which it goes on.
-        watch: of the stiffness; None where the solver was chosen by the user, or has been switched.
+        watch: watches for stiffness; None if the user chose the solver, or it has been switched.
         stiff_from: accepted steps at which the solver was switched, if it was.
         num_steps: steps tried so far, rejected ones included.
         num_segments: so far.
@@ -70,7 +70,7 @@ class Place(NamedTuple):
 
 
 def first_budget(field: Field, solver: diffrax.AbstractSolver) -> int:
-    """Steps of a first segment, and of every one of a flow that may fade."""
+    """Steps of a first segment, and of every segment of a flow whose norm may decay to 0."""
     return min(FIRST_STEPS, most_steps(field, solver))
 
 

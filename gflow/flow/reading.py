@@ -31,9 +31,9 @@ def read_between(trajectory: Trajectory, index: int, name: str, target: float) -
     """
     settings, size = settings_at(trajectory, index), row_capacity(trajectory.layout.size)
     field = _field(trajectory, settings, name, target)
-    # In place of a user's own solver: any other is as accurate.
+    # A user's own solver is not known by name: another one is as accurate.
     solver = solver_named(settings["solver"], settings["tolerance"]) or first_solver()
-    # A flow through 0 passes it here as it did in the run.
+    # A run that passed 0 has to pass it here in the same way.
     passage = Passage(field) if trajectory.stats.get("through_zero") else None
     tolerances, until = _tolerances(settings), Until(**{name: target})
 
@@ -65,13 +65,13 @@ def _field(trajectory: Trajectory, settings: dict[str, Any], name: str, target: 
     """The field of the run."""
     cap, scale = settings["kappa_cap"], settings.get("log_time_scale", 0.0)
     log_cap = np.asarray(np.inf if cap is None else np.log(cap))
-    # Before a time that is asked for, a coarser time scale would tell nothing.
+    # The time scale must not exceed the time that is asked for, which could not be told from 0.
     scale = np.asarray(min(scale, np.log1p(target)) if name == "time" else scale)
     return Field(trajectory.require_problem(), trajectory.layout, log_cap, scale)
 
 
 def _tolerances(settings: dict[str, Any]) -> Tolerances:
-    """Those of the run. Files of version 0.1.0 may have one tolerance for all."""
+    """The tolerances of the run. Files of version 0.1.0 may have one tolerance for all."""
     tolerance = settings["tolerance"]
     across = settings.get("rtol_direction", tolerance)
     return Tolerances(tolerance, across, settings["atol_logit"])

@@ -20,8 +20,8 @@ from gflow.record import Record, Row, row_capacity
 from gflow.results import RESULTS, code_of
 from gflow.stiff.traits import traits_of
 
-# The solver ended a segment before its steps were spent: steps too short to change anything, or a
-# target reached.
+# Results of a segment that ended before its steps were spent: steps too short to change anything,
+# or a target reached.
 _BY_ITSELF = {
     code_of(result) for result in (diffrax.RESULTS.dt_min_reached, diffrax.RESULTS.event_occurred)
 }
@@ -34,9 +34,9 @@ class Run:
         path: what is followed, and how closely.
         until: the targets.
         record: of the points so far.
-        now: where the last segment began; or ended, once the next one is about to begin.
-        place: the latest such place before the steps towards the target: from here the run can be
-            taken up, to another target.
+        now: the place at which the present segment begins.
+        place: the last such place before steps were shortened to land on the target. From here the
+            run can be resumed, also towards another target.
         cursor: where the integration stands, which may be on the target.
         num_steps: steps tried so far, rejected ones included.
     """
@@ -125,15 +125,17 @@ class Run:
         if not np.all(np.isfinite(last.state)):
             self.record.drop_nonfinite()
             return RESULTS.not_finite
-        # If instead the steps of the segment are spent, the run may still be on its way to a
-        # target, however close it is.
+        # A target counts as met to the larger tolerance only if the solver ended the segment by
+        # itself. If its steps were spent, the run may still be coming closer.
         landed = code_of(block.result) in _BY_ITSELF
         arrived = outcome_at(self.until, self.path.field, last, landed=landed)
         return self._stopped_short(block, last, max_steps) if arrived is None else arrived
 
     def _stopped_short(self, block: Block, last: Row, max_steps: int) -> RESULTS | None:
+        """The outcome of a segment that met no target; None if the run goes on."""
         field = self.path.field
-        # The solver may have taken this point for a target that it does not meet.
+        # The segment ended by itself but met no target: the steps are too short, or the solver took
+        # the point for one on the target.
         stuck = code_of(block.result) in _BY_ITSELF
         if self.passage.changes(last, stuck=stuck) and self.num_steps < max_steps:
             return self._restart(self.passage.step)
@@ -141,7 +143,7 @@ class Run:
             ahead = not_finite_ahead(field, self.cursor.state)
             return RESULTS.not_finite if ahead else RESULTS.step_underflow
         spent = self.num_steps >= max_steps
-        # Where the run chatters, the loss no longer falls for another reason.
+        # That the loss no longer falls tells nothing if the run chatters, which is then the reason.
         told = spent and self.num_chattering() == 0
         if hopeless(self.until, field.problem, self.record, spent=told):
             margins = last.measures.margin, last.measures.clean_margin
@@ -149,12 +151,14 @@ class Run:
         return RESULTS.step_budget_spent if spent else None
 
     def _may_fade(self) -> bool:
-        """Whether the norm shrinks, perhaps to nothing, which must be seen before it underflows."""
+        """Whether the norm shrinks, perhaps to 0. Segments are short then, so that this is noticed
+        before it underflows.
+        """
         first, last = self.record.first(), self.record.last()
         return bool(last.measures.margin <= 0 and last.state[-2] < first.state[-2])
 
     def behind(self, clock: float) -> bool:
-        """Whether the record has not come past this clock, nor to it."""
+        """Whether the record ends before this clock."""
         return not len(self.record) or bool(self.record.last().clock < clock)
 
     def _restart(self, step: Any) -> None:
@@ -173,7 +177,9 @@ class Run:
         return not traits_of(self.now.solver).implicit
 
     def _next_states(self) -> np.ndarray:
-        """The next points, one by one, since saved ones may skip every second crossing."""
+        """The points of the next steps. The saved points would not do, since they may all lie on
+        one side of a kink that is crossed to and fro.
+        """
         control = control_of(self.stepper, self.path.tolerances, POINTS, NEVER)
         _, block = advance(
             self.path.field,
@@ -186,12 +192,15 @@ class Run:
         return np.asarray(block.rows.state)[: int(block.num_rows)]
 
     def num_chattering(self) -> int:
-        """How many examples' kinks the next steps would cross to and fro, or cling to."""
+        """The number of examples with a kink that the next steps would cross to and fro, or stay
+        close to.
+        """
         if self._num_chattering is None:
             self._num_chattering = self._counted()
         return self._num_chattering
 
     def _counted(self) -> int:
+        """`num_chattering`: by the switches where kinks have names, else by jumps of gradients."""
         field, named = self.path.field, has_kinks(self.path.field.problem)
         finite = np.all(np.isfinite(self.record.last().state))
         if not (named or self.sliding.sliding) or not finite:

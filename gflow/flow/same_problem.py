@@ -14,9 +14,10 @@ from gflow.record import Row, picked, rows_of
 from gflow.trajectory import Trajectory
 from gflow.validation import check_start
 
-# The margins at the end of a trajectory differ by less, relatively, from those computed again.
+# The margins recorded at the end of a trajectory, and those computed again for the same problem,
+# differ by less than this, relative.
 _SAME = 1e-6
-# Parts of a problem whose names are no words.
+# What messages call the parts of a problem whose names are no words.
 _WORDS = {"starts": "random starts of the attack", "gradient_mode": "gradient mode"}
 
 
@@ -60,7 +61,9 @@ def _equal(left: Any, right: Any) -> bool:
 
 
 def _check_by_its_margins(problem: Problem, trajectory: Trajectory) -> None:
-    """Raises unless a problem of which the file says nothing gives the margins recorded."""
+    """Raises unless the problem gives the margins that are recorded; for a trajectory whose file
+    could not hold its problem.
+    """
     if trajectory.settings.get("gradient") not in (None, problem.gradient_mode):
         raise ValueError(_another("gradient mode"))
     field = Field(problem, trajectory.layout)

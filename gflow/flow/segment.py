@@ -74,7 +74,8 @@ def begin(
         term, zero, jnp.inf, state, None, field, solver.func, solver.error_order(term)
     )
     solver_state = solver.init(term, zero, end, state, field)
-    # diffrax starts some flags as Python bools; as arrays they look like those of a later segment.
+    # diffrax initialises some flags as Python bools. As arrays they have the types that they have
+    # in later segments, so that these run the same program.
     return jax.tree.map(_as_array, Cursor(clock, state, solver_state, control, num_accepted))
 
 
@@ -118,12 +119,12 @@ class _Made(NamedTuple):
     """The steps of a segment so far.
 
     Attributes:
-        start, end: of the step to try, on the clock of diffrax.
-        state: before it.
-        solver_state, control: likewise.
-        num_accepted: steps that were.
-        clocks, lengths, states, measures: before and after each accepted step; and how long the
-            next one was. Measures are the rows of `PointMeasures` without the clean margins.
+        start, end: of the next step, on the clock of diffrax.
+        state, solver_state, control: before that step.
+        num_accepted: accepted steps so far.
+        clocks, states, measures: of the first point and of the end of each accepted step. The
+            measures are those of `PointMeasures`, with 0 for the clean margin.
+        lengths: of the step from each of these points.
         result: of the last step that was tried.
     """
 
@@ -151,59 +152,107 @@ def _integrated(
 
     The loop of `diffrax.diffeqsolve`, for a flow that is not differentiated and has no end on the
     clock: its program is a tenth smaller, since it neither clips the last step nor hides its state
-    from JAX's differentiation. What is measured of a point is read from the evaluation of the field
-    there that a step needs, and serves the targets and the record.
+    from JAX's differentiation. The measures of a point, for the targets and the record, are taken
+    from the evaluation of the field that a step makes there anyway.
     """
-    term, results = diffrax.ODETerm(vector_field), diffrax.RESULTS
     solver = _with_tolerances(solver, controller)
+    order: Any = solver.error_order(diffrax.ODETerm(vector_field))
 
     def going_on(made: _Made) -> Array:
-        return (made.result == results.successful) & (made.control.count < capacity)
+        return (made.result == diffrax.RESULTS.successful) & (made.control.count < capacity)
 
     def tried(made: _Made) -> _Made:
-        now, length, known = made.num_accepted, made.end - made.start, made.measures
-        if isinstance(solver, ClockedRosenbrock):
-            state, error, _, ascents = solver.measured_step(field, length, made.state)
-            solver_state, solved = made.solver_state, results.successful
-            both = jax.tree.map(lambda *ends: jnp.stack(ends), *ascents)
-            both = jax.vmap(field.measured)(jnp.stack([made.state, state]), both)
-            before, after = jnp.stack(both, axis=1)
-            known = _put(known, before, now)
-        else:
-            state, error, _, solver_state, solved = solver.step(
-                term, made.start, made.end, made.state, field, made.solver_state, False
-            )
-            after = jnp.stack(field.measured(state, field.ascent(state)))
-        error = jax.tree.map(lambda part: jnp.where(jnp.isnan(part), jnp.inf, part), error)
-        order: Any = solver.error_order(term)
-        measures = PointMeasures(*after)
-        keep, start, end, control, verdict = controller.controlled(
-            length, made.state, state, field, error, order, made.control, measures
+        step = _step(field, solver, made)
+        error = jax.tree.map(lambda part: jnp.where(jnp.isnan(part), jnp.inf, part), step.error)
+        decided = controller.controlled(
+            made.end - made.start,
+            made.state,
+            step.state,
+            field,
+            error,
+            order,
+            made.control,
+            PointMeasures(*step.after),
         )
-        next_ = now + jnp.where(keep, 1, 0)
-        # A rejected step writes where it starts what stands there.
-        state, solver_state, after = jax.tree.map(
-            lambda after, before: jnp.where(keep, after, before),
-            (state, jax.tree.map(_as_array, solver_state), after),
-            (made.state, made.solver_state, known[now]),
-        )
-        solved = results.where(keep, solved, results.successful)
-        clock = made.clocks[now]
-        return _Made(
-            start,
-            end,
-            state,
-            solver_state,
-            control,
-            next_,
-            _put(made.clocks, jnp.where(keep, clock + start, clock), next_),
-            _put(made.lengths, length, now),
-            _put(made.states, state, next_),
-            _put(known, after, next_),
-            results.where(solved == results.successful, verdict, solved),
-        )
+        return _written(made, step, *decided)
 
     return lax.while_loop(going_on, tried, _nothing_made(field, solver, cursor, capacity))
+
+
+class _Step(NamedTuple):
+    """A step before it is accepted or rejected.
+
+    Attributes:
+        state, solver_state: at its end.
+        error: the solver's estimate.
+        result: of the solver.
+        known: the measures of the segment so far, those where the step starts included.
+        after: the measures at its end.
+    """
+
+    state: State
+    solver_state: Any
+    error: Any
+    result: diffrax.RESULTS
+    known: Float[Array, "times measures"]
+    after: Float[Array, " measures"]
+
+
+def _step(field: Field, solver: diffrax.AbstractSolver, made: _Made) -> _Step:
+    """The next step, measured from evaluations of the field that the solver needs anyway."""
+    if isinstance(solver, ClockedRosenbrock):
+        length, results = made.end - made.start, diffrax.RESULTS
+        state, error, _, ascents = solver.measured_step(field, length, made.state)
+        both = jax.tree.map(lambda *ends: jnp.stack(ends), *ascents)
+        both = jax.vmap(field.measured)(jnp.stack([made.state, state]), both)
+        before, after = jnp.stack(both, axis=1)
+        known = _put(made.measures, before, made.num_accepted)
+        return _Step(state, made.solver_state, error, results.successful, known, after)
+    term = diffrax.ODETerm(vector_field)
+    state, error, _, solver_state, result = solver.step(
+        term, made.start, made.end, made.state, field, made.solver_state, False
+    )
+    after = jnp.stack(field.measured(state, field.ascent(state)))
+    return _Step(state, solver_state, error, result, made.measures, after)
+
+
+def _written(
+    made: _Made,
+    step: _Step,
+    keep: Array,
+    start: Array,
+    end: Array,
+    control: ControlState,
+    verdict: diffrax.RESULTS,
+) -> _Made:
+    """The segment with this step if it is kept; and with the next step to try.
+
+    Args:
+        keep, start, end, control, verdict: what the controller decided.
+    """
+    now, results = made.num_accepted, diffrax.RESULTS
+    next_ = now + jnp.where(keep, 1, 0)
+    # A rejected step does not advance the buffers: it writes again what already stands there.
+    state, solver_state, after = jax.tree.map(
+        lambda after, before: jnp.where(keep, after, before),
+        (step.state, jax.tree.map(_as_array, step.solver_state), step.after),
+        (made.state, made.solver_state, step.known[now]),
+    )
+    solved = results.where(keep, step.result, results.successful)
+    clock = made.clocks[now]
+    return _Made(
+        start,
+        end,
+        state,
+        solver_state,
+        control,
+        next_,
+        _put(made.clocks, jnp.where(keep, clock + start, clock), next_),
+        _put(made.lengths, made.end - made.start, now),
+        _put(made.states, state, next_),
+        _put(step.known, after, next_),
+        results.where(solved == results.successful, verdict, solved),
+    )
 
 
 def _nothing_made(
@@ -214,7 +263,7 @@ def _nothing_made(
     times = _put(jnp.zeros(capacity + 1), cursor.clock, 0)
     states = _put(jnp.zeros((capacity + 1, cursor.state.size)), cursor.state, 0)
     measures = jnp.zeros((capacity + 1, len(PointMeasures._fields)))
-    if not isinstance(solver, ClockedRosenbrock):  # that measures where a step starts
+    if not isinstance(solver, ClockedRosenbrock):  # which measures the start of every step
         first = field.measured(cursor.state, field.ascent(cursor.state))
         measures = _put(measures, jnp.stack(first), 0)
     end = control.start + control.step
@@ -225,14 +274,16 @@ def _nothing_made(
 
 
 def _put(all_: Array, one: Any, index: Any) -> Array:
-    """With this row in the place of another. A scatter, as of `.at[].set`, is many operations."""
+    """The rows with one of them replaced. A scatter, as of `.at[].set`, takes more operations."""
     return lax.dynamic_update_index_in_dim(all_, one, index, 0)
 
 
 def _with_tolerances(
     solver: diffrax.AbstractSolver, controller: FlowController
 ) -> diffrax.AbstractSolver:
-    """An implicit solver with those of the controller for its equations, where it names none."""
+    """The solver; an implicit one of diffrax with the tolerances of the controller for its
+    equations, where it has none of its own.
+    """
     if not isinstance(solver, diffrax.AbstractImplicitSolver):
         return solver
     unnamed = diffrax.with_stepsize_controller_tols(diffrax.VeryChord)().rtol
@@ -254,7 +305,7 @@ def _rows(
     """The points on the stride, and the last one, measured; the rest of the buffer repeats that."""
     num_made = made.num_accepted
     first = -cursor.num_accepted % stride
-    # The last point follows as a row of its own, and must not come twice.
+    # Points on the stride before the last one, and the last one, which is added in any case.
     num_rows = jnp.maximum((num_made - first + stride - 1) // stride, 0) + 1
     index = jnp.minimum(first + jnp.arange(capacity + 1) * stride, num_made)
     columns = jnp.concatenate([made.clocks[None], made.lengths[None], made.measures.T])

@@ -22,7 +22,7 @@ def fitted(solver: diffrax.AbstractSolver, tolerance: float) -> diffrax.Abstract
 
 @fitted.register
 def _(solver: Rosenbrock, tolerance: float) -> diffrax.AbstractSolver:
-    """With physical time by quadrature, and with the margins as unknowns of their own."""
+    """The method with physical time by quadrature and the margins as unknowns of their own."""
     linear_solver = solver.linear_solver
     return ClockedRosenbrock(solver.method, linear_solver=linear_solver, tolerance=tolerance)
 

@@ -10,7 +10,7 @@ from gflow._layout import Layout
 from gflow._programs import compiled_for_few_calls
 from gflow._typing import Params
 from gflow.flow.control import FlowController, make_controller
-from gflow.flow.field import Field, State
+from gflow.flow.field import Field
 from gflow.flow.segment import Cursor, begin
 from gflow.flow.until import Until
 from gflow.stiff.traits import traits_of
@@ -43,11 +43,11 @@ def start_cursor(
 ) -> Cursor:
     """A cursor at `params` at time 0, about to try a cautious first step.
 
-    The time scale of the flow from here is in its state, whose `log(T + t)` is log T.
+    Its state has `log(T + t) = log T`, from which the time scale T of the flow can be read.
     """
-    state = _initial_on_host(field.layout, params)
+    state = initial_state(field.layout, params)
     log_kappa = np.minimum(field.problem.degree * state[-2], field.log_cap)
-    # By the program of the problem, which a search needs again.
+    # `Problem.ascent` has a program of its own, which a search compiles in any case.
     ascent = field.problem.ascent(field.layout.unflatten(state[:-2]), log_kappa)
     length = np.float64(first_length(solver, controller))
     return _begin_at(field, solver, controller, state, ascent, length)
@@ -61,8 +61,12 @@ def first_length(solver: diffrax.AbstractSolver, controller: FlowController) -> 
     return traits_of(solver).first_step * float(controller.atol) ** 0.2
 
 
-def _initial_on_host(layout: Layout, params: Params) -> State:
-    """`gflow.flow.field.initial_state`, in NumPy."""
+def initial_state(layout: Layout, params: Params) -> np.ndarray:
+    """The state `(u, log rho, log(T + t))` of `params` at time 0 with T = 1.
+
+    Made in NumPy, since outside of compiled functions JAX compiles each operation; and with the
+    largest entry taken out first, whose square may leave the range of numbers.
+    """
     vector = layout.flatten_on_host(params)
     largest = np.max(np.abs(vector))
     scaled = vector / largest
@@ -80,7 +84,8 @@ def _begin_at(field, solver, controller, state, ascent, length) -> Cursor:
     pull = field.layout.flatten(ascent.vector)
     speed = jnp.sqrt(pull @ pull)
     step = length / jnp.where(speed > 0, speed, 1.0)
-    # Nothing is to be read before the first step; unless a time is asked for that lies there.
+    # T is the time of the first step, since nothing happens before; or less, if a target is a time
+    # before it.
     scale = field.log_time_rate(state, ascent.log_weight) + jnp.log(step)
     scale = jnp.clip(scale, 0.0, controller.until.log1p_time)
     state = jnp.append(state[:-1], scale)

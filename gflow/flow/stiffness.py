@@ -1,14 +1,15 @@
 """When the flow has become stiff, so that a linearly implicit solver is the cheaper one.
 
-An explicit step is bounded by `h |lambda| < 3.3` (Tsit5), lambda the largest eigenvalue of the
-field's Jacobian, which grows like kappa: kappa times as many steps for the same way. A Rosenbrock
-step costs more (`gflow.stiff.traits.implicit_cost`), but the number of its steps per factor e of
-kappa does not grow. After `_FIRST_LOOK` steps, less than which do not repay the compilation of
-another program, the switch is made once two things hold:
+An explicit step is bounded by `h |lambda| < 3.3` (Tsit5), with lambda the largest eigenvalue of the
+field's Jacobian. It grows like kappa, and so does the number of explicit steps for the same path. A
+Rosenbrock step costs more (`gflow.stiff.traits.implicit_cost`), but the number of these steps while
+kappa grows by a factor e does not increase. The switch is made after at least `_FIRST_LOOK` steps,
+since fewer would not repay the compilation of another program, and once two things hold:
 
-1. the explicit steps per factor e of kappa cost well more than `_STIFF_STEPS` Rosenbrock steps;
-2. the steps are not far from as long as stability allows, `h |lambda| > _LIMIT`: kinks may also
-   make steps short, and an implicit method is no remedy for those.
+1. the explicit steps per factor e of kappa cost more than `_STIFF_STEPS` Rosenbrock steps, by a
+   factor of `_GAIN`;
+2. the steps are about as long as stability allows, `h |lambda| > _LIMIT`. Otherwise they are short
+   for another reason, such as kinks, for which an implicit method is no remedy.
 """
 
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ def looked(
 ) -> tuple[bool, StiffnessWatch]:
     """Whether to switch now, `num_steps` into an explicit run; and the watch from here on.
 
-    It looks again only after so many steps, however short the segments are.
+    The costs are compared only every `_STEPS_BETWEEN` steps, however short the segments are.
     """
     made = num_steps - watch.num_steps
     if watch.log_kappa is not None and made < _STEPS_BETWEEN:
@@ -70,10 +71,11 @@ def looked(
 def spectral_radius(field: Field, state: Any) -> Array:
     """`|lambda|_max` of the Jacobian of `(u, log rho)`, from below, by power iteration.
 
-    Products with the Jacobian are differences of the field, so that the program holds it once.
+    Products with the Jacobian are approximated by differences of the field, so that the program
+    holds the field once.
     """
     size = state.size - 1
-    # Short against the 1/kappa over which the weights p change.
+    # Small compared with 1/kappa, the length over which the weights p change.
     length = 1e-4 * jnp.exp(-jnp.maximum(field.capped(state), 0.0))
     start = np.random.default_rng(0).normal(size=size)
 

@@ -1,4 +1,4 @@
-"""When to stop."""
+"""The targets of a run, and the distance to them."""
 
 import math
 from typing import Any
@@ -32,8 +32,8 @@ class Until(eqx.Module):
         logits: the smallest margin of the parameters themselves, `kappa min_i q_i(u)`, from below,
             > 0. Unlike log kappa it does not depend on the units of the data or on the depth.
         accuracy: a target counts as met this close to it, before it or past it, relative to the
-            target (to 1, if its log is smaller). The default lands on it; steps made only to land
-            are saved by a larger one, such as 0.1.
+            target (to 1, if its log is smaller). With the default the last step ends on the target;
+            a larger one, such as 0.1, saves the steps that are made only for that.
 
     Raises:
         TypeError: a target is no number.
@@ -66,8 +66,8 @@ class Until(eqx.Module):
             "logits": logits,
         }
         _check(given)
-        # Targets that were not asked for lie where nothing reaches them, so that every `Until` has
-        # one structure and no run is compiled twice.
+        # Targets that were not asked for are numbers that no run reaches. So every `Until` has the
+        # same structure, and no program is compiled again for other targets.
         self.log_kappa = _number(log_kappa, math.inf)
         self.log_loss = _number(log_loss, -math.inf)
         self.log1p_time = np.log1p(_number(time, math.inf))
@@ -139,7 +139,7 @@ TARGETS = ("log_kappa", "log_loss", "time", "stationarity", "logits", "kappa_ove
 
 def _below_logits(xp: Any, log_logits: Scalar, log_kappa: Scalar, margin: Scalar) -> Number:
     """`1 - kappa margin / logits`, infinite where no logits are asked for."""
-    # Bounded so that exp does not overflow; far beyond the target the distance is not needed.
+    # Bounded, so that exp does not overflow: far beyond the target the distance does not matter.
     ratio = xp.exp(xp.minimum(log_kappa - log_logits, MAX_LOG_KAPPA))
     return xp.where(xp.isfinite(log_logits), 1.0 - ratio * margin, xp.inf)
 

@@ -56,20 +56,20 @@ class Certificate:
         clean_margin: min_i y_i f(x_i; u), without perturbation.
         strong_margin: the smallest margin that stronger attacks with the same radius find
             (projected gradient descent, 40 steps, from 0 and three random points; nothing but the
-            training attack for orders other than 1, 2 and inf). Never above the two margins before;
-            far below `normalized_margin`, the training attack is weak or masked.
+            training attack for orders other than 1, 2 and inf). Never above `normalized_margin` and
+            `clean_margin`. If it is far below `normalized_margin`, the training attack is weak, or
+            its gradients are masked.
         stationarity: `|u - sum_i lambda_i grad q_i(u)|` with the multipliers below; the norm of u
             is 1, so this is relative.
         total_stationarity: `|u - sum_i lambda_i dq_i/dtheta|` with the same multipliers and the
             margins' own derivatives, through the perturbations: `stationarity` itself where the
-            problem's gradients are these. With frozen perturbations it is what separates a rest
-            point of adversarial training from a KKT point of the adversarial margin, which this is
-            only where both residuals are 0.
-        complementarity: `L sum_i lambda_i (q_i(u) - gamma)`; 0 if only the smallest margins push.
-            Both with the coefficients below, on which, where the attack has a kink, the margins
-            depend too (gamma is then `held_margin`). An upper bound, which these coefficients
-            attain: the smallest possible where the gradients are affine in them, as with one hidden
-            layer.
+            problem's gradients are these. With frozen perturbations a rest point of adversarial
+            training is a KKT point of the adversarial margin only if both residuals are 0.
+        complementarity: `L sum_i lambda_i (q_i(u) - gamma)`; 0 if only the smallest margins have a
+            multiplier. This and `stationarity` are computed with the coefficients below; where the
+            attack has a kink the margins depend on these too, and gamma is `held_margin`. Other
+            coefficients might give smaller residuals, but not where the gradients are affine in
+            them, as with one hidden layer.
         dual_infeasibility: the most negative multiplier, as a positive number.
         multipliers: lambda, in the shape of the margins, by non-negative least squares on
             stationarity and complementarity together.
@@ -85,15 +85,16 @@ class Certificate:
         cosine: `beta = cos(u, h)`.
         num_support: margins with a positive multiplier (above 1e-8 of the largest).
         kinks: examples, of those examined, whose margin has a kink at the point: a switch of a
-            living neuron within 1e-9 of it, relative; or one without a name, which is found by
-            gradients that differ between random sides. For the latter the columns of the least
-            squares hold gradients from several sides, some of the members of the Clarke
-            subdifferential there.
+            living neuron within 1e-9 of it, relative; or a kink without a name, which is found
+            because gradients at random points on either side differ. For such a kink the least
+            squares use the gradients on these sides, which are some members of the Clarke
+            subdifferential.
         euler_error: deviation from Euler's identity `<grad q_i, u> = L q_i`, relative.
         scale_invariance_error: change of the perturbations under `params -> c params`, relative.
-            At kinks it may be large and mean nothing: rounding decides on which side each is taken.
-        examined: how many of the smallest margins the multipliers were sought among; with fewer
-            than all, the residual is an upper bound.
+            At kinks it may be large without meaning, since rounding decides on which side each
+            perturbation is taken.
+        examined: multipliers were sought for so many of the smallest margins. If these are not all,
+            the residuals are upper bounds.
     """
 
     separated: bool
@@ -154,9 +155,9 @@ def certify(
 
     Args:
         params: the point.
-        coefficients: `sin phi` of the switches to begin with, such as `limit.kinks.coefficients`;
-            only those at a kink matter. Needed where the attack's own signs or slopes are at kinks,
-            which decide where the kinks after the attack are. Shape (n, s).
+        coefficients: first values of `sin phi` of the switches, such as `limit.kinks.coefficients`;
+            only those at a kink matter. Needed where signs or slopes on which the attack depends
+            are at kinks, since they decide at which input the network is evaluated. Shape (n, s).
 
     Raises:
         TypeError, ValueError: see `gflow.validation.check_start`; coefficients of another shape,
@@ -232,7 +233,7 @@ class Examined(eqx.Module):
 
 
 def examine(problem: Problem, params: Params) -> Examined:
-    """What is computed of a point, to be compiled into one program."""
+    """What programs compute of a point, as one function that can be compiled."""
     direction, length = unit(params)
     # Beyond that kappa weights and smoothed margin no longer change.
     log_kappa = jnp.minimum(problem.degree * jnp.log(length), MAX_LOG_KAPPA)
@@ -240,7 +241,9 @@ def examine(problem: Problem, params: Params) -> Examined:
 
 
 def _examined(problem: Problem, params: Params) -> Examined:
-    """The same, with margins and their gradients by the program that a search has compiled."""
+    """The same, with margins and gradients from the program of `Problem.ascent`, which a search has
+    compiled already.
+    """
     vector = _flat(params)
     largest = np.abs(vector).max()
     length = np.linalg.norm(vector / largest)
@@ -268,6 +271,7 @@ _measured_alone = compiled_for_few_calls(_measured)
 
 
 def _no_kkt(shape: tuple[int, ...]) -> dict[str, Any]:
+    """The entries of a certificate that belong to the KKT system, where there is none."""
     names = ("held_margin", "stationarity", "total_stationarity", "complementarity")
     names += ("dual_infeasibility", "flow_stationarity", "kkt_epsilon", "kkt_delta", "cosine")
     nothing = {"multipliers": np.full(shape, np.nan), "coefficients": None}
@@ -282,6 +286,7 @@ def _kkt(
     hint: np.ndarray | None,
     rows: Rows | None,
 ) -> dict[str, Any]:
+    """The entries of a certificate that belong to the KKT system, with the best multipliers."""
     direction = _flat(point.direction)
     subgradients = _subgradients(problem, point, margins, rows)
     found = best_multipliers(subgradients, problem.degree, hint)
@@ -304,7 +309,9 @@ def _kkt(
 def _subgradients(
     problem: Problem, point: Examined, margins: np.ndarray, rows: Rows | None
 ) -> Subgradients:
-    """What the gradients can be, with names for kinks of the attack's gradient where there are."""
+    """The possible gradients at the point, with names for the kinks of the attack's gradient if it
+    lies on any (`with_slope_switches`).
+    """
     found = Subgradients(problem, point.direction, margins, rows)
     named = with_slope_switches(problem)
     if named is problem or not len(found.unnamed):
@@ -313,7 +320,7 @@ def _subgradients(
 
 
 def _flat(params: Params) -> np.ndarray:
-    """All leaves in one vector, without a program for each operation."""
+    """All leaves in one vector, in NumPy: JAX would compile each operation."""
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
 
 
@@ -335,7 +342,8 @@ def _flow_kkt(
     length = np.linalg.norm(ascent)
     gamma = margins.min()
     weights = np.asarray(point.weights)
-    with np.errstate(over="ignore", invalid="ignore"):  # next to a margin of 0 they are infinite
+    # For a margin of nearly 0 both residuals overflow.
+    with np.errstate(over="ignore", invalid="ignore"):
         slack = gamma ** (1 - 2 / degree) * weights / length * (margins / gamma - 1)
         epsilon = gamma ** (-1 / degree) * np.linalg.norm(direction - ascent / length)
     slack = np.where((weights > 0) & (margins > gamma), slack, 0.0)  # not infinity times 0

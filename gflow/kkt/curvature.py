@@ -20,6 +20,9 @@ from gflow.kkt.point import KKTPoint
 from gflow.kkt.settings import CURVATURE, SIZES, CurvatureSettings, Sizes
 from gflow.kkt.system import KKTSystem
 
+# An eigenvalue counts as 0 below this times the largest entry of H, or times 1 if that is more.
+_ZERO = 1e-7
+
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
@@ -66,7 +69,6 @@ def curvature(
     at: KKTSystem,
     active: np.ndarray,
     *,
-    tolerance: float = 1e-7,
     sizes: Sizes = SIZES,
     settings: CurvatureSettings = CURVATURE,
 ) -> Curvature:
@@ -78,17 +80,16 @@ def curvature(
     Args:
         at: the KKT system at the point.
         active: its active margins. Shape (m,).
-        tolerance: of a zero, relative to the largest entry of H, or to 1 if that is more.
     """
     large = len(at.stationarity) > sizes.factored
-    few = _smallest(at, active, tolerance, settings) if large else None
-    return _all(at, active, tolerance, settings) if few is None else few
+    few = _smallest(at, active, settings) if large else None
+    return _all(at, active, settings) if few is None else few
 
 
-def _all(
-    at: KKTSystem, active: np.ndarray, tolerance: float, settings: CurvatureSettings
-) -> Curvature:
-    """All eigenvalues, in bases of the tangent space and of what the gradients do not reach."""
+def _all(at: KKTSystem, active: np.ndarray, settings: CurvatureSettings) -> Curvature:
+    """All eigenvalues, in bases Z of the tangent space and W of the space orthogonal to the active
+    gradients.
+    """
     tangent = null_space(at.slopes[active], rcond=settings.rank)
     scale = max(1.0, float(np.abs(at.hessian).max()))
     across = np.abs(at.slopes[active] - at.gradients[active]).max(initial=0.0)
@@ -100,16 +101,14 @@ def _all(
     else:
         normal = null_space(at.gradients[active], rcond=settings.rank)
         values, small = _spectrum(normal.T @ at.hessian @ tangent, normal.T @ tangent, symmetric)
-    return _curvature(values, tangent @ small, symmetric, tolerance * scale)
+    return _curvature(values, tangent @ small, symmetric, _ZERO * scale)
 
 
-def _smallest(
-    at: KKTSystem, active: np.ndarray, tolerance: float, settings: CurvatureSettings
-) -> Curvature | None:
+def _smallest(at: KKTSystem, active: np.ndarray, settings: CurvatureSettings) -> Curvature | None:
     """Eigenvalues near 0, and some to the left of all of them; None where none is found.
 
-    On the tangent space they are those of `P H`, `P = I - G^T (S G^T)^-1 S`, which takes away what
-    the active margins hold.
+    On the tangent space they are those of `P H`, with G and S the active gradients and slopes and
+    `P = I - G^T (S G^T)^-1 S`, the projector that removes the motion against the active margins.
     """
     nearest, vectors = _nearest(at, active, settings)
     if not len(nearest):
@@ -122,17 +121,18 @@ def _smallest(
     vectors = np.concatenate([others[:, beyond], vectors], axis=1)
     order = np.argsort(np.real(values))
     scale = max(1.0, float(np.abs(at.hessian).max()))
-    return _curvature(values[order], vectors[:, order], False, tolerance * scale)
+    return _curvature(values[order], vectors[:, order], False, _ZERO * scale)
 
 
 def _nearest(
     at: KKTSystem, active: np.ndarray, settings: CurvatureSettings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues nearest to -aside, by Arnoldi's method for the inverse of `P (H + aside)`: of r
-    it is the x with `(H + aside) x - G^T mu = r, S x = 0`.
+    """Eigenvalues nearest to -aside, by Arnoldi's method for the inverse of `P (H + aside)`. The
+    inverse maps r to the x that solves `(H + aside) x - G^T mu = r, S x = 0`.
     """
     size, count = len(at.stationarity), np.count_nonzero(active)
-    # Slopes may depend on one another, as of an example that occurs twice: hence the corner.
+    # Slopes may be linearly dependent, as those of an example that occurs twice. The small numbers
+    # in the corner of the matrix keep it invertible then.
     matrix = at.bordered(active, shift=settings.aside, corner=settings.rank)
     factors = lu_factor(matrix, overwrite_a=True, check_finite=False)
 
@@ -157,7 +157,8 @@ def _leftmost(
 
     def product(vector: np.ndarray) -> np.ndarray:
         along = project(np.ravel(vector))
-        # The normal space has eigenvalue 0 here, all others less; errors are relative to `away`.
+        # So shifted the spectrum is negative on the tangent space and 0 across it. The errors of
+        # Arnoldi's method are relative to `away`.
         return project(at.hessian @ along) - away * along
 
     sought = settings.num_leftmost, "SR", settings.leftmost_error / away
@@ -173,7 +174,7 @@ def _outermost(
     error: float,
     settings: CurvatureSettings,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues by Arnoldi's method, and real parts of their vectors; those that are found."""
+    """The eigenvalues that Arnoldi's method finds, and the real parts of their eigenvectors."""
     operator = cast(Any, LinearOperator)((size, size), matvec=product, dtype=float)
     start = np.random.default_rng(0).normal(size=size)
     bases = min(size, settings.num_vectors)
@@ -188,24 +189,26 @@ def _outermost(
 def kinked_curvature(point: KKTPoint, *, settings: CurvatureSettings = CURVATURE) -> Curvature:
     """The eigenvalues at a KKT point at kinks. Costs O((P + k)^3), k active margins and kinks.
 
-    There the flow keeps to the kinks as it keeps the active margins equal. With z = (lambda, phi)
-    and c(theta, z) = (q - 1, v), the smoothed flow at a finite kappa makes z follow theta by
+    There the flow stays on the kinks, as it keeps the active margins equal. Let z = (lambda, phi)
+    and c(theta, z) = (q - 1, v). In the smoothed flow at a finite kappa, z is a function of theta,
     `(dc/dz + E) dz = -dc/dtheta dtheta`, `E = diag(1/(kappa lambda), -mu w / cos^2 phi)`, so that
-    its linearisation is
+    the linearisation of the flow is
 
         H - dF/dz (dc/dz + E)^-1 dc/dtheta,    F = theta - sum_i lambda_i grad q_i.
 
-    For kappa and 1/mu as large as rounding allows, the eigenvalues that do not grow with them are
-    those of the motion along active margins and kinks. No rank has to be decided, and constraints
-    may repeat, as of one weight that is 0 for all examples. Where this is no symmetric matrix, its
-    large eigenvalues would drown the small ones in rounding: then they are sought as those of the
-    pencil `[[H, dF/dz], [dc/dtheta, dc/dz + E]] x = value diag(I, 0) x`, by the QZ method.
+    It is evaluated for kappa and 1/mu as large as rounding allows. The eigenvalues that do not grow
+    with them are those of the motion along active margins and kinks. In this way no rank has to be
+    decided, and constraints may be repeated, as where a weight of 0 gives the same kink to all
+    examples. If the matrix is not symmetric, rounding in its large eigenvalues would spoil the
+    small ones. Then these are found as those of the pencil
+    `[[H, dF/dz], [dc/dtheta, dc/dz + E]] x = value diag(I, 0) x`, by the QZ method.
     """
     size, active = len(point.theta), np.count_nonzero(point.active)
     matrix, slack = point.jacobian, _slack(point)
     hessian = matrix[:size, :size]
     scale = max(1.0, float(np.abs(hessian).max()))
-    # With the margins' own gradients, and attacks that the angles do not reach, it is symmetric.
+    # The matrix is symmetric if the gradients are the margins' own and no attack depends on the
+    # angles.
     slopes, pulls = matrix[size : size + active, :size], matrix[:size, size : size + active]
     asymmetries = hessian - hessian.T, slopes + pulls.T, matrix[size:, size:]
     largest = [np.abs(part).max(initial=0.0) for part in asymmetries]
@@ -251,7 +254,7 @@ def _spectrum(
 def _curvature(
     values: np.ndarray, vectors: np.ndarray, symmetric: bool, tolerance: float
 ) -> Curvature:
-    """With eigenvalues in two parts, and vectors of norm 1."""
+    """The curvature from complex eigenvalues, with vectors scaled to norm 1."""
     parts, unit = (np.real(values), np.abs(np.imag(values))), _unit_columns(vectors)
     return Curvature(parts[0], unit, symmetric, tolerance, parts[1])
 

@@ -19,7 +19,8 @@ from gflow.kkt.variables import Variables
 from gflow.networks import Decided
 from gflow.problem import Problem
 
-# Columns of the Jacobian that a call of the program computes: few where there are few in all.
+# The number of columns of the Jacobian that one call of the program computes: `_SMALL_BATCH` if the
+# Jacobian has at most `_SMALL` columns, else `_BATCH`.
 _BATCH, _SMALL_BATCH, _SMALL = 256, 64, 512
 
 
@@ -127,7 +128,8 @@ def _jacobian(
     problem: Problem, layout: Layout, variables: Variables, smoothing: Any, index: np.ndarray
 ) -> tuple[Residuals, np.ndarray]:
     """The equations, and the Jacobian of (stationarity, margins, v of the switches of `index`) by
-    (theta, lambda, phi of them): so many columns at a time, by one program however many they are.
+    (theta, lambda, phi of these switches), by a program that computes a fixed number of columns at
+    a time, so that it need not be compiled again for another number of switches.
     """
     across = variables.theta.size + variables.multipliers.size
     columns = np.concatenate([np.arange(across), across + index])

@@ -7,9 +7,10 @@ the largest that can be approached,
 
     limsup_{u' -> u} min_i q_i(u') = max over sides s next to u of min_i q_i(u, s).
 
-A side is next to u where some h leads into it, `s_k (dv_k/dtheta . h) > 0` for all its switches,
-v_k the number whose sign s_k is. The margin of a KKT point at kinks, with coefficients between -1
-and 1, is no value on any side: it mixes the perturbations of several, which weaken each other.
+A side is next to u if some direction h leads from u into it, `s_k (dv_k/dtheta . h) > 0` for all
+its switches, where s_k is the sign of v_k. The margin of a KKT point at kinks, with coefficients
+between -1 and 1, is in general the margin on none of the sides: its perturbations are combinations
+of those on several sides, which partly cancel, so that the attack is weaker.
 """
 
 import itertools
@@ -30,14 +31,15 @@ from gflow.kkt.switches import alone_with, passes, switched_margins
 from gflow.kkt.variables import margins_at
 from gflow.problem import Problem
 
-# An example's switches have all their sides tried up to so many, beyond that as many random ones.
+# All sides of an example's kinks are tried if it has up to so many switches there. Of more switches
+# as many random sides are.
 _MOST_SWITCHES = 10
-# Switches whose gradient is below this part of the largest turn to second order only: no h decides
-# their side to first order.
+# A switch whose gradient is below this part of the largest one changes to second order only, so
+# that the side to which an h leads is not decided by its gradient.
 _FLAT = 1e-9
 # Gradients that are computed by one program.
 _CHUNK = 64
-# Combinations of sides that are tried for one level of the margin.
+# The most combinations of sides that are tried for one value of the margin.
 _MOST_NODES = 300
 
 Side = tuple[np.ndarray, float]
@@ -62,10 +64,11 @@ class NextTo(NamedTuple):
 def margin_next_to(problem: Problem, direction: Params, coefficients: np.ndarray) -> NextTo:
     """`limsup min_i q_i(u')` for u' -> u; see above. `min_i q_i(u)` where the attack does not jump.
 
-    All sides of an example are tried where it has up to 10 switches under attack on their kinks,
-    1024 of them beyond that. Every example is put on its best side; where no h leads to all of
-    these at once, combinations are searched, at most 300 for each value tried. What is returned is
-    always approached; where the search is cut short it need not be the largest such value.
+    All sides of an example are tried if it has up to 10 switches under attack on their kinks, and
+    1024 of its sides if it has more. Each example is put on its best side; if no h leads to all of
+    these sides at once, combinations of others are searched, at most 300 for each value that is
+    tried. The value returned can always be approached; if the search is cut short, it need not be
+    the largest such value.
 
     Args:
         direction: u, a pytree of norm 1.
@@ -104,7 +107,7 @@ class _Sides:
         first = {example: ranked[0] for example, ranked in options.items()}
         pattern = self.pattern(first)
         smallest = float(pattern.margins.min())
-        # Where even the worst side leaves more, an example may stand on any.
+        # An example whose margin is larger even on its worst side may stand on any.
         matters = {e: ranked for e, ranked in options.items() if ranked[-1][1] < smallest}
         if self.reachable(pattern, list(matters)):
             return smallest
@@ -126,7 +129,9 @@ class _Sides:
         }
 
     def pattern(self, chosen: dict[int, Side]) -> Pattern:
-        """How the switches stand on a side; where the gradient is 0 there is no perturbation."""
+        """How the switches stand on the chosen sides. Where the gradient that an attack follows is
+        0 there is no perturbation: its switches, which then have no sign, are put at 0.
+        """
         given = np.where(self.held < 0, -1.0, 1.0)
         given[:, self.num_under :] = self.held[:, self.num_under :]
         for example, (signs, _) in chosen.items():
@@ -145,14 +150,15 @@ class _Sides:
             return True
         rows = self.rows(pattern, places)
         lengths = np.linalg.norm(rows, axis=1)
-        # Those that have left their kink with the others' turning are decided by their own value.
+        # A switch may have left its kink because others turned: then its own value decides its
+        # sign, whatever h.
         turns = (lengths > _FLAT * lengths.max()) & pattern.free[tuple(places.T)]
         signs = pattern.coefficients[tuple(places.T)][turns]
         return _has_interior(signs[:, None] * rows[turns] / lengths[turns, None])
 
     def largest_together(self, options: Options, smallest: float) -> float:
-        """The largest smallest margin of sides that one step leads to, by halving among those that
-        single examples have.
+        """The largest value of the smallest margin on sides to which one h leads, by bisection
+        among the margins that single examples have on their sides.
         """
         levels = np.unique([side[1] for ranked in options.values() for side in ranked])
         levels, best = levels[levels < smallest], -np.inf
@@ -167,9 +173,12 @@ class _Sides:
         return best
 
     def at_least(self, options: Options, level: float) -> dict[int, Side] | None:
-        """Sides of all examples with margins of at least so much, to which one step leads."""
+        """Sides of all examples to which one h leads and on which all margins are at least `level`;
+        None where none are found.
+        """
         matters = {e: ranked for e, ranked in options.items() if ranked[-1][1] < level}
         admitted = [(e, [side for side in matters[e] if side[1] >= level]) for e in matters]
+        # Depth-first search; examples with few sides come first, which cuts off most combinations.
         admitted.sort(key=lambda each: len(each[1]))
         nodes = itertools.count()
 
@@ -201,7 +210,7 @@ class _Sides:
 
 
 def _signs(count: int) -> list[np.ndarray]:
-    """All sides of so many switches, or of too many some."""
+    """All sides of so many switches; if these are too many, random ones."""
     if count <= _MOST_SWITCHES:
         return [np.array(signs) for signs in itertools.product((-1.0, 1.0), repeat=count)]
     random = np.random.default_rng(0).choice([-1.0, 1.0], size=(2**_MOST_SWITCHES, count))
@@ -210,6 +219,7 @@ def _signs(count: int) -> list[np.ndarray]:
 
 def _has_interior(rows: np.ndarray) -> bool:
     """Whether `rows h >= 1` has a solution. Shape (k, P), rows of norm 1."""
+    # A linear program decides; the solution of least squares often satisfies it already.
     ones = np.ones(len(rows))
     solution = np.linalg.lstsq(rows, ones, rcond=None)[0]
     if np.min(rows @ solution, initial=np.inf) > 0:

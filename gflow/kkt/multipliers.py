@@ -4,12 +4,13 @@ Minimised over `lambda >= 0` and patterns `sin phi` in [-1, 1] is
 
     |u - sum_i lambda_i grad q_i(u, phi)|^2 + sum_i (L lambda_i (q_i(u, phi) - gamma))^2.
 
-With `mu_ik = lambda_i (sin phi_ik - s_ik)` the gradients' part is linear wherever a gradient is
-affine in each coefficient, as for the ReLUs of one hidden layer, and then this is a convex problem
-with `-(1 + s_ik) lambda_i <= mu_ik <= (1 - s_ik) lambda_i`. Elsewhere it is linearised about the
-best pattern so far. What is found is evaluated without the linearisation, so that the value
-returned is always one that an admissible pattern has. Interior points stop a little
-off the solution; plain least squares on what is not at a bound gives the last digits.
+Let s_ik be the coefficients of the best pattern so far. With `mu_ik = lambda_i (sin phi_ik - s_ik)`
+in place of phi the first term is a quadratic form wherever a gradient is affine in each
+coefficient, as for the ReLUs of one hidden layer. Then this is a convex problem, with the
+constraints `-(1 + s_ik) lambda_i <= mu_ik <= (1 - s_ik) lambda_i`. Elsewhere gradients are
+linearised about the pattern. What is found is then evaluated without linearisation, so that the
+value returned is always that of an admissible pattern. Interior-point methods stop a little off the
+solution; plain least squares for the unknowns that are not at a bound gives the last digits.
 """
 
 import math
@@ -26,24 +27,26 @@ from gflow.kkt.subgradients import Pattern, Subgradients
 
 # Convex problems solved at most, and corrections of each; |u| = 1, so that values are relative.
 _MOST_ROUNDS, _MOST_CORRECTIONS = 8, 4
-# Parts of the way to a convex problem's solution that are tried, until one is better.
+# Parts of the way to the solution of a convex problem that are tried in turn until one gives a
+# smaller objective.
 _SHARES = (1.0, 0.5, 0.2, 0.05)
-# Interior points stay off the bounds. Coefficients and weights this close to one are put there, by
-# each of these distances in turn, and what is best is kept.
+# Interior-point methods do not reach the bounds. Coefficients and weights closer to a bound than
+# each of these distances are put on it, in turn, and the best result is kept.
 _BOUNDS = (1e-5, 1e-7, 1e-10)
-# The square root of the objective that is rounding; and the relative gain for which rounds go on.
+# Below the first, the square root of the objective is rounding. Rounds go on as long as they lower
+# it by more than the second, relative.
 _NOTHING, _GAIN = 1e-13, 1e-9
-# Margins that are above the smallest by less than this part of it are close.
+# Margins count as close to the smallest if they exceed it by less than this part of it.
 _CLOSE = 1e-6
 # Singular values below this part of the largest count as 0.
 _RANK = 1e-12
-# Of the interior points: gaps and feasibility.
+# Of the interior-point method: its tolerance for gaps and feasibility, and its most iterations.
 _TOLERANCE, _MAX_ITERATIONS = 1e-12, 200
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """Weights of the columns under a pattern, and what they leave.
+    """Weights of the columns under a pattern, and the residual that they leave.
 
     Attributes:
         pattern: how the switches stand.
@@ -106,7 +109,8 @@ class _LeastSquares:
         slack = self.degree * (margins[self.sub.owner] - margins.min())
         if weights is not None:
             return self.solution(pattern, columns, slack, weights)
-        # At a KKT point the margins close to the smallest are enough, among far fewer columns.
+        # At a KKT point the margins close to the smallest are enough, and they have far fewer
+        # columns than all.
         close = slack < _CLOSE * self.degree * margins.min()
         for among in (close, np.ones_like(close)):
             weights = np.zeros(len(columns))
@@ -120,12 +124,12 @@ class _LeastSquares:
     def solution(
         self, pattern: Pattern, columns: np.ndarray, slack: np.ndarray, weights: np.ndarray
     ) -> Solution:
-        """With its residual."""
+        """These weights with the residual that they leave."""
         residual = self.sub.direction - columns.T @ weights
         return Solution(pattern, columns, slack, weights, residual)
 
     def improved(self, best: Solution) -> Solution:
-        """Convex problems about the best pattern so far, until they bring nothing more."""
+        """The solution of convex problems about the best pattern so far, until none is better."""
         for _ in range(_MOST_ROUNDS):
             before = best.objective
             if before < _NOTHING:
@@ -141,7 +145,9 @@ class _LeastSquares:
         return best
 
     def towards(self, now: Solution, weights: np.ndarray, coefficients: np.ndarray) -> Solution:
-        """The best on the way to these weights and coefficients, its last digits corrected."""
+        """The best solution on the way to these weights and coefficients, corrected by least
+        squares.
+        """
         best, start = now, now.pattern.coefficients
         for share in _SHARES:
             for bound in _BOUNDS:
@@ -182,7 +188,9 @@ class _LeastSquares:
         return now
 
     def turns(self, now: Solution) -> tuple[np.ndarray, np.ndarray]:
-        """Derivatives by the free coefficients, per unit of an example's multiplier."""
+        """Derivatives of the pull of an example by its free coefficients, for a sum of its
+        multipliers of 1; and the places of these coefficients.
+        """
         multipliers = self.multipliers(now.weights).reshape(-1, self.sub.per_example)
         totals = multipliers.sum(axis=1, keepdims=True)
         equal = np.full_like(multipliers, 1 / self.sub.per_example)
@@ -190,7 +198,7 @@ class _LeastSquares:
         return self.sub.turns(now.pattern, shares)
 
     def multipliers(self, weights: np.ndarray) -> np.ndarray:
-        """Of every margin. Shape (m,)."""
+        """The multiplier of every margin, the sum over its columns. Shape (m,)."""
         return np.bincount(self.sub.owner, weights, self.sub.num_margins)
 
     def totals(self, weights: np.ndarray) -> np.ndarray:
@@ -200,7 +208,7 @@ class _LeastSquares:
     def moved(
         self, now: Solution, weights: np.ndarray, moves: np.ndarray, places: np.ndarray
     ) -> np.ndarray:
-        """The coefficients after `mu = moves` with these new weights."""
+        """The coefficients for which mu has the values `moves`, with these weights."""
         coefficients = now.pattern.coefficients.copy()
         totals = self.totals(weights)[places[:, 0]]
         steps = np.divide(moves, totals, out=np.zeros_like(moves), where=totals > 0)
@@ -211,6 +219,8 @@ class _LeastSquares:
         self, now: Solution, turns: np.ndarray, places: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """The convex problem about a pattern: weights and mu."""
+        # `owned` sums the weights of the columns of an example, its multipliers; `below` and
+        # `above` are the bounds of mu by these, `sign` is `weights >= 0`.
         count = len(now.weights)
         matrix, right = _equations(now.columns, now.slack, self.sub.direction, turns)
         owned = sparse.csc_matrix(self.example[None] == places[:, :1], dtype=float)
@@ -234,7 +244,7 @@ def _equations(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Stationarity and complementarity as one matrix and right-hand side of least squares."""
     turns = np.zeros((0, len(direction))) if turns is None else turns
-    # The part of the system across the columns' span cannot be changed: solve within the span.
+    # No weights change the part of u that is orthogonal to all columns: solve within their span.
     basis, triangle = np.linalg.qr(np.concatenate([columns, turns]).T)
     rows = np.concatenate([np.diag(slack), np.zeros((len(slack), len(turns)))], axis=1)
     right = np.concatenate([basis.T @ direction, np.zeros(len(slack))])
@@ -242,10 +252,12 @@ def _equations(
 
 
 def _nonnegative_least_squares(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """`argmin |matrix x - right|^2` subject to `x >= 0`."""
     try:
         return nnls(matrix, right, maxiter=30 * matrix.shape[1])[0]
     except (RuntimeError, ValueError, np.linalg.LinAlgError):
-        # It may cycle where columns nearly repeat; interior points do not, at some loss of digits.
+        # The active-set method may cycle where columns are nearly equal. An interior-point method
+        # does not, but gives fewer digits.
         return np.maximum(lsq_linear(matrix, right, bounds=(0, np.inf)).x, 0.0)
 
 
@@ -253,7 +265,8 @@ def _cone_program(matrix: np.ndarray, right: np.ndarray, rows: Any) -> np.ndarra
     """`argmin |right - matrix x|^2` subject to `rows x <= 0`, by interior points."""
     clarabel, settings = clarabel_with(_TOLERANCE, _MAX_ITERATIONS)
     height, width = matrix.shape
-    # The residual is an unknown of its own: the square of the matrix would lose half the digits.
+    # The residual is a separate unknown, since the normal equations, with the square of the matrix,
+    # would lose half of the digits.
     equations = sparse.hstack([sparse.csc_matrix(matrix), sparse.identity(height)])
     nothing = sparse.csc_matrix((rows.shape[0], height))
     solver = clarabel.DefaultSolver(

@@ -1,10 +1,11 @@
 """Coefficients at kinks that stationarity leaves open, and what they do to the curvature.
 
-Where everything behind a sign or a ReLU vanishes, as both weights `u_j = v_j = 0` of a coordinate
-of a diagonal network of depth 2 under an l_inf attack, the coefficient `s_k` of that switch drops
-out of `F = theta - sum_i lambda_i grad q_i`, and any number in [-1, 1] solves the KKT system: its
-column `dF/ds_k` is 0. Where columns depend on each other, coefficients may change together. They
-do not drop out of the derivative `H = dF/dtheta`, in which they are affine:
+The coefficient `s_k` of a switch may have no influence on `F = theta - sum_i lambda_i grad q_i`, if
+all that it multiplies is 0: for instance where both weights `u_j = v_j = 0` of a coordinate of a
+diagonal network of depth 2 vanish, under an l_inf attack. Then its column `dF/ds_k` is 0, and every
+number in [-1, 1] solves the KKT system: the coefficient is open. If columns are linearly dependent,
+combinations of coefficients are open in the same way. Open coefficients do act on the derivative
+`H = dF/dtheta`, which is affine in them:
 
     H(s + ds) = H(s) + sum_k ds_k D_k,    D_k = d^2 F / (dtheta ds_k).
 
@@ -26,19 +27,20 @@ from gflow.kkt.point import KKTPoint
 from gflow.kkt.switches import alone_with, switched_margins
 from gflow.problem import Problem
 
-# A coefficient is open where a step of this part of |theta| undoes what it does to F, to first
-# order. Looked at are those that change F by less than that part of |theta| times |H|.
+# The first: a coefficient is open if its whole effect on F is, to first order, that of moving theta
+# by less than this part of |theta|. The second: only coefficients that change F by less than this
+# part of |theta| |H| are examined.
 _NEXT_TO, _CLOSE = 1e-5, 1e-4
 # H is `I - ...` at unit margin: a change of its entries by less is rounding.
 _NOTHING = 1e-9
 # Columns of length 1 depend on each other where a singular value is below this.
 _RANK = 1e-6
-# Switches that are differentiated by side by side, and that one program takes.
+# The number of switches for which derivatives are computed side by side, and in one call.
 _BATCH, _CHUNK = 64, 256
 
 
 class Effects(NamedTuple):
-    """What the coefficients of k switches do, at a point and along a vector of each.
+    """Derivatives by the coefficients of k switches, at a point and along one vector r_k for each.
 
     Attributes:
         columns: `dF/ds_k`. Shape (k, P).
@@ -59,26 +61,27 @@ class OpenSwitches:
     Attributes:
         places: (example, switch) of each. Shape (k, 2).
         coefficients: s of each at the point. Shape (k,).
-        vanishing: whether its own column is 0, so that it holds the flow to no kink. Shape (k,).
+        vanishing: whether the column of each is 0, so that the switch does not keep the flow on its
+            kink. Shape (k,).
         variables: of the KKT point.
     """
 
     def __init__(self, problem: Problem, layout: Layout, point: KKTPoint):
         self._problem, self._layout = problem, layout
         self.variables, self.places = point.variables, _candidates(point)
-        # Along a normal random vector the image by D has about the length of D's own entries.
+        # The image of a random normal vector under D_k has about the Frobenius norm of D_k.
         probe = np.random.default_rng(0).normal(size=point.theta.size)
         effects = self.effects(probe)
         columns = np.linalg.norm(effects.columns, axis=1)
         turned = np.linalg.norm(effects.turned, axis=1)
         self.vanishing = columns <= _NEXT_TO * turned * np.linalg.norm(point.theta)
-        # H is `I - ...`: where none of them changes it, nothing is open.
+        # If no coefficient changes H, whose entries are of the order of 1, none matters.
         if not (turned > _NOTHING).any():
             self.places, self.vanishing = self.places[:0], self.vanishing[:0]
         self.coefficients = point.coefficients[tuple(self.places.T)]
 
     def effects(self, vectors: np.ndarray, which: np.ndarray | None = None) -> Effects:
-        """What they do, each along its own vector or all along one.
+        """The effects of the switches, each along its own vector or all along the same.
 
         Args:
             vectors: r. Shape (P,) or (k, P).
@@ -100,7 +103,7 @@ class OpenSwitches:
 
 
 def _candidates(point: KKTPoint) -> np.ndarray:
-    """Switches at kinks whose columns hardly count, or depend on each other. Shape (k, 2)."""
+    """Switches at kinks whose columns are nearly 0 or linearly dependent. Shape (k, 2)."""
     places, size = np.argwhere(point.at_kink), point.theta.size
     if not len(places):
         return places
@@ -115,8 +118,8 @@ def _candidates(point: KKTPoint) -> np.ndarray:
 
 
 def dependent(columns: np.ndarray) -> np.ndarray:
-    """The projector onto the combinations of columns that vanish, 0 where it is nothing but
-    rounding. Shapes: (P, k) -> (k, k).
+    """The projector onto the coefficients of combinations of columns that are 0, with 0 for entries
+    that are rounding. Shapes: (P, k) -> (k, k).
     """
     lengths = np.linalg.norm(columns, axis=0)
     normed = columns / np.where(lengths > 0, lengths, 1.0)
@@ -132,6 +135,7 @@ def dependent(columns: np.ndarray) -> np.ndarray:
 def _effects(
     problem: Problem, layout: Layout, variables: Any, places: Any, vectors: Any
 ) -> tuple[Float[Array, "k P"], ...]:
+    """The parts of `Effects` for the switches at `places`, along one vector for each."""
     theta, multipliers, angles = map(jnp.asarray, variables)
     multipliers = multipliers.reshape(len(angles), -1)
 
@@ -149,7 +153,7 @@ def _effects(
         def pull(theta: Array, angle: Array) -> Array:
             return -jax.grad(lambda free: margins(theta, free, angle)[0])(theta)
 
-        # At the angle 0 the derivative by it is that by its sine.
+        # At the angle 0 the derivatives by the angle and by its sine are the same.
         def column(theta: Array) -> Array:
             return jax.jvp(lambda angle: pull(theta, angle), (jnp.zeros(()),), (jnp.ones(()),))[1]
 

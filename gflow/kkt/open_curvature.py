@@ -2,9 +2,9 @@
 
 The coefficients are those of `gflow.kkt.open_coefficients`.
 
-With `H(s) = H(0) + sum_k s_k D_k` on the critical cone, and `s(h)` the coefficients that fall to a
-direction h, the point is a maximum of the margin where `h^T H(s(h)) h > 0` for all h, and a saddle
-where that is negative for one. What a switch k adds is
+Let `H(s) = H(0) + sum_k s_k D_k` on the critical cone, and let `s(h)` be the coefficients that hold
+along a direction h: the signs of the switches at `theta + h`. The point is a maximum of the margin
+if `h^T H(s(h)) h > 0` for all h, and a saddle if that is negative for one. A switch k adds the term
 
 - `+|h^T D_k h|` where D_k is a positive multiple of V_k: the margin is the minimum over the
   coefficient, as under an attack. As with the multipliers of a constraint, one admissible s with
@@ -13,12 +13,14 @@ where that is negative for one. What a switch k adds is
 - `-|h^T D_k h|` where it is a negative multiple: the margin is the maximum over it, and `H(s) >= 0`
   is needed at both ends of its range; likewise where the switch turns to first order, as then h and
   -h are on either side;
-- one or the other where it is no multiple: both ends are enough, not needed.
+- one or the other where it is no multiple: `H(s) >= 0` at both ends is then sufficient for a
+  maximum but not necessary.
 
-Switches whose D_k are multiples of each other count as one, whose range is their sum. A direction
-is tried for a saddle by the coefficients that do fall to it. Where neither is proven the verdict
-depends on the coefficients, and says on which. Where H is not symmetric (frozen perturbations of a
-nonlinear network) the flow's stability is all that there is: it must hold at all ends.
+Switches whose D_k are multiples of each other are treated as one, whose range is the sum of theirs.
+A saddle is proven by a direction h along which the form is negative with the coefficients s(h). If
+neither is proven, the verdict is that it depends on the coefficients, and names them. If H is not
+symmetric (frozen perturbations of a nonlinear network), there is no such form, and the point counts
+as stable if the flow is stable at all ends of the ranges.
 
 Source: Bonnans & Shapiro 2000, "Perturbation Analysis of Optimization Problems", section 3.3, for
 second-order conditions with a set of multipliers; Clarke 1983.
@@ -38,8 +40,8 @@ from gflow.kkt.settings import CURVATURE, CurvatureSettings
 from gflow.kkt.variables import Variables
 from gflow.problem import Problem
 
-# Up to so many ranges have all their 2^n ends tried where H is not symmetric: each takes the QZ
-# method.
+# Where H is not symmetric all 2^n combinations of ends are tried for up to so many ranges. They are
+# few, since each takes an eigenvalue computation by the QZ method.
 _MOST_PENCILS = 5
 
 
@@ -100,8 +102,8 @@ def _stable_at_ends(
 def with_coefficients(
     problem: Problem, layout: Layout, point: KKTPoint, variables: Variables, at_kink: np.ndarray
 ) -> KKTPoint:
-    """The KKT point with other angles at kinks where they do not matter to it, and with these kinks
-    alone to hold it.
+    """The KKT point with other angles of the switches whose coefficients are open, and with only
+    the kinks `at_kink` as constraints.
 
     Args:
         variables: those of the point, but for the angles.

@@ -1,6 +1,7 @@
 """The second-order condition with coefficients at kinks that stationarity leaves open.
 
-The proof and the search behind `gflow.kkt.open_curvature`, which says what is decided and why.
+Here are the proof of a maximum and the search for a direction of escape; what they decide and why
+is explained in `gflow.kkt.open_curvature`.
 """
 
 import dataclasses
@@ -17,13 +18,13 @@ from gflow.kkt.curvature import Curvature
 from gflow.kkt.open_coefficients import OpenSwitches, dependent
 from gflow.kkt.semidefinite import Form, escapes
 
-# Two vectors of entries up to 1 are multiples of each other to within this; entries below that part
-# of the largest are rounding.
+# Two vectors, with entries of at most 1, count as multiples of each other if they are to within the
+# first; entries below the second, relative to the largest, are rounding.
 _MULTIPLE, _ENTRY = 1e-6, 1e-9
 # A switch turns to second order only where its gradient is below this part of its Hessian.
 _LEVEL = 1e-4
-# Up to so many ranges have all their 2^n ends tried; a semidefinite program has at most so many
-# coordinates, as its cone has their square.
+# All 2^n combinations of ends are tried for at most so many ranges; and semidefinite programs are
+# solved for at most so many coordinates, since their size grows like the square.
 _MOST_RANGES, _MOST_COORDINATES = 10, 120
 
 
@@ -34,7 +35,8 @@ class Range:
     Attributes:
         members: their indices. Shape (m,).
         ratios: `D_k = ratio_k D`. Shape (m,).
-        best: whether the margin is the minimum over their coefficients, so that the best counts.
+        best: whether the margin is the minimum over their coefficients, so that it is enough if the
+            condition holds for the best coefficient.
         matrix: D times the sum of |ratios|, on the critical cone: the coefficient then lies in
             [-1, 1]. Shape (r, r).
         column: likewise `dF/ds`; 0 where it vanishes. Shape (P,).
@@ -50,7 +52,9 @@ class Range:
 
 
 def some_ends(count: int, most: int = _MOST_RANGES) -> list[tuple[float, ...]]:
-    """The ends of so many ranges: all, or of too many both ends of all and random ones."""
+    """Combinations of the ends of so many ranges: all; or, of more than `most` ranges, all lower
+    ends, all upper ends and random combinations.
+    """
     if count <= most:
         return list(itertools.product((-1.0, 1.0), repeat=count))
     random = np.random.default_rng(0).choice([-1.0, 1.0], size=(2**most - 2, count))
@@ -80,11 +84,11 @@ class SecondOrder:
     coefficients of the point.
 
     Attributes:
-        best: ranges of coefficients of which the best counts.
-        rest: ranges of which all ends are needed.
-        free: the projector onto combinations of the best that stationarity leaves open. Shape
-            (b, b), b the number of `best`.
-        blocks: coordinates that the ranges couple; each block is judged by itself.
+        best: ranges for which the condition need hold at the best coefficient only.
+        rest: ranges for which it must hold at all ends.
+        free: the projector onto combinations of the coefficients of `best` that stationarity leaves
+            open. Shape (b, b), b the number of `best`.
+        blocks: sets of coordinates that the ranges couple; each block is judged by itself.
     """
 
     def __init__(self, switches: OpenSwitches, at_point: Curvature):
@@ -101,15 +105,16 @@ class SecondOrder:
 
     def found_ranges(self) -> list[Range]:
         """The open switches, those that are multiples of each other together."""
-        # Matrices are compared by their images of two random vectors.
+        # Two matrices D_k count as multiples of each other if their images of two random vectors
+        # are.
         probes = np.random.default_rng(1).normal(size=(2, len(self.basis)))
         first, second = (self.switches.effects(probe) for probe in probes)
         columns = np.where(self.switches.vanishing[:, None], 0.0, first.columns)
         rows = np.where(self.switches.vanishing[:, None], 0.0, first.rows)
         turned = np.concatenate([first.turned, second.turned, columns], axis=1)
         bent = np.concatenate([first.bent, second.bent, rows], axis=1)
-        # The best counts where D_k and the column are one positive multiple of V_k and its row, and
-        # the switch turns to second order only.
+        # The best coefficient is enough if D_k and the column of the switch are the same positive
+        # multiple of V_k and of its row, and the switch turns to second order only.
         level = np.linalg.norm(first.rows, axis=1) <= _LEVEL * np.linalg.norm(first.bent, axis=1)
         factor = np.sum(turned * bent, axis=1) / np.maximum(np.sum(bent**2, axis=1), 1e-300)
         apart = np.linalg.norm(turned - factor[:, None] * bent, axis=1)
@@ -125,7 +130,7 @@ class SecondOrder:
     def range(
         self, best: bool, members: np.ndarray, ratios: np.ndarray, turned: np.ndarray
     ) -> Range:
-        """The switches that are multiples of the first of them as one."""
+        """Switches whose D_k are multiples of that of the first, as one range."""
         size, total = len(self.basis), np.abs(ratios).sum()
         lead = turned[members[0]]
         largest = np.abs(lead[: 2 * size]).reshape(2, size).max(axis=0)
@@ -140,7 +145,9 @@ class SecondOrder:
         return Range(members, ratios, best, 0.5 * (matrix + matrix.T), column, present)
 
     def found_blocks(self) -> list[np.ndarray]:
-        """Coordinates that the ranges couple, by their matrices or by what stationarity asks."""
+        """Sets of coordinates that are coupled, either by the matrices of the ranges or because
+        stationarity binds coefficients to each other.
+        """
         size, count = len(self.values), len(self.best) + len(self.rest)
         graph = np.zeros((size + count, size + count), bool)
         for number, each in enumerate([*self.best, *self.rest]):
@@ -154,8 +161,8 @@ class SecondOrder:
         return [block for block in blocks if len(block)]
 
     def form(self, number: int) -> tuple[Form, list[Range]]:
-        """The form of a block, and its ranges whose ends are all needed; those stand where they do
-        at the point.
+        """The form of a block in the coefficients of `best`, and the ranges of `rest` in it, which
+        the form has at their coefficients at the point.
         """
         block = self.blocks[number]
         inner = np.ix_(block, block)
@@ -169,6 +176,7 @@ class SecondOrder:
         parts = np.array([each.matrix[inner] for each in best]).reshape(
             -1, *inner[0].shape[:1], len(block)
         )
+        # Stationarity fixes the combinations of coefficients that are not free: these rows.
         held = np.eye(len(best)) - self.free[np.ix_(index, index)]
         _, values, right = np.linalg.svd(held) if len(best) else (0, np.zeros(0), np.zeros((0, 0)))
         rows = right[values > 0.5]
@@ -204,8 +212,8 @@ class SecondOrder:
         return Curvature(values, vectors, True, self.at_point.tolerance)
 
     def worst_in(self, number: int) -> tuple[np.ndarray, bool]:
-        """The matrix of a block at the best coefficients, the lowest over all ends of those whose
-        ends are all needed; and whether that settles it.
+        """The matrix of a block at the best coefficients of `best` and the worst ends of `rest`;
+        and whether it proves that the block is no obstacle to a maximum.
         """
         (form, rest), inner = self.form(number), np.ix_(self.blocks[number], self.blocks[number])
         small = len(form.start) <= _MOST_COORDINATES or not len(form.parts)
@@ -220,13 +228,15 @@ class SecondOrder:
         return found[least], decided or not (len(form.parts) or rest)
 
     def saddle(self, number: int, worst: np.ndarray) -> Curvature | None:
-        """A direction that raises the margin with the coefficients that fall to it, or None."""
+        """The curvature with a direction along which the margin rises with the coefficients s(h)
+        that hold there; None if none is found.
+        """
         (form, rest), block = self.form(number), self.blocks[number]
         inner = np.ix_(block, block)
         lowering = [each.matrix[inner] for each in rest]
         middle = form.plus(-sum(each.present * each.matrix[inner] for each in rest))
         found = escapes(middle, worst, lowering)
-        # On either side a switch that turns to first order has the other sign.
+        # A switch that turns to first order has opposite signs along h and -h: both are tried.
         for h in [*found, *(-h for h in found)]:
             vector = self.basis[:, block] @ h
             effects = self.switches.effects(vector)

@@ -15,10 +15,11 @@ from scipy.optimize import linprog
 
 from gflow._interior import clarabel_with
 
-# Of the interior points.
+# Tolerance and most iterations of the interior-point method.
 _TOLERANCE, _MAX_ITERATIONS = 1e-9, 100
-# Of the search for a direction in which the form is negative: mixtures tried, those led downwards,
-# and steps of each. It can miss one; what it finds is checked by itself.
+# The search for a direction in which the form is negative: how many combinations of eigenvectors
+# are tried, how many of them are improved, and by how many steps each. It may miss such a
+# direction; one that it finds is checked afterwards.
 _NUM_TRIED, _NUM_KEPT, _NUM_DESCENTS = 64, 4, 20
 
 
@@ -86,12 +87,12 @@ def _stacked(matrix: np.ndarray) -> np.ndarray:
 
 
 def escapes(form: Form, highest: np.ndarray, lowering: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Directions along which the form may be negative, although its best coefficients count: its
-    lowest eigenvectors there and mixtures of them, led downwards.
+    """Directions along which the form may be negative even with the best coefficients for each: the
+    lowest eigenvectors of `highest` and combinations of them, improved by descent.
 
     Args:
         highest: the form with the coefficients of `highest()`. Shape (r, r).
-        lowering: matrices that count with whatever sign lowers the form.
+        lowering: matrices that are added with the sign that lowers the form along a direction.
     """
     values, vectors = np.linalg.eigh(highest)
     lowest = vectors[:, values <= 0.5 * values[0]]
@@ -103,7 +104,7 @@ def escapes(form: Form, highest: np.ndarray, lowering: Sequence[np.ndarray]) -> 
 
 
 def _matrix(h: np.ndarray, form: Form, lowering: Sequence[np.ndarray]) -> np.ndarray:
-    """The form with the coefficients that fall to h."""
+    """The matrix of the form with the coefficients that hold along h."""
     lowered = (np.sign(h @ part @ h) * part for part in lowering)
     return form.at(form.along(h)) - sum(lowered)
 
@@ -113,7 +114,9 @@ def _value(h: np.ndarray, form: Form, lowering: Sequence[np.ndarray]) -> float:
 
 
 def _descended(h: np.ndarray, form: Form, lowering: Sequence[np.ndarray]) -> np.ndarray:
-    """To the lowest eigenvector under the coefficients that fall to it, while that is lower."""
+    """The direction after steps to the lowest eigenvector of the matrix that holds along the last
+    one, as long as that lowers the form.
+    """
     for _ in range(_NUM_DESCENTS):
         lower = np.linalg.eigh(_matrix(h, form, lowering))[1][:, 0]
         if not _value(lower, form, lowering) < _value(h, form, lowering):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sizes:
-    """From how many parameters P on a dense algorithm gives way to another.
+    """Numbers of parameters P up to which dense algorithms are used.
 
     A matrix of P parameters takes 8 P^2 bytes: 8 MB at 1000, 32 MB at 2000.
 
@@ -41,18 +41,19 @@ class DeadSettings:
 
 @dataclass(frozen=True)
 class CurvatureSettings:
-    """Of the eigenvalues at a KKT point.
+    """Constants of the eigenvalues at a KKT point.
 
     Attributes:
         rank: singular values of gradients below this part of the largest count as 0.
         symmetric: asymmetries below this part of the largest entry are rounding.
         num_nearest: of large systems, how many eigenvalues next to `-aside` are sought.
-        aside: a little to the left of 0, so that with many zeros those between -0.02 and 0 are
-            among the nearest. H is `I - ...`, so that eigenvalues have the unit 1.
+        aside: the eigenvalues nearest to `-aside` are sought, a little to the left of 0, so that
+            those between -0.02 and 0 are found even if many are 0. H is `I - ...`, so that
+            eigenvalues are pure numbers.
         num_leftmost: how many of the smallest eigenvalues are sought beside these.
         leftmost_error: to within which these are found; only their signs matter.
-        away: by how much the spectrum is shifted for the smallest ones, so that the normal space
-            has the largest eigenvalue, 0, and all others are negative.
+        away: the shift of the spectrum for the smallest eigenvalues: it makes all of them negative
+            on the tangent space, while the normal space has the eigenvalue 0.
         num_vectors: vectors kept by Arnoldi's method.
         most_restarts: of Arnoldi's method.
         stiffness: at kinks, what stands for an infinite kappa and 1/mu in a symmetric matrix: the

@@ -1,4 +1,6 @@
-"""A stronger attack than the one in training, to see whether that one is weak or masked."""
+"""A stronger attack than the one in training, which shows whether that one is weak, or only seems
+strong because gradients vanish (gradient masking).
+"""
 
 import math
 from typing import Any
@@ -16,7 +18,7 @@ from gflow.perturbations import pgd
 from gflow.problem import Problem
 
 PROJECTED_ORDERS = (1.0, 2.0, math.inf)
-"""Of the balls to which there is a projection."""
+"""The orders of the balls for which a projection is implemented."""
 
 # Steps of projected gradient descent, and random points that it starts from.
 _NUM_STEPS = 40

@@ -1,10 +1,11 @@
-"""Gradients of the margins at a direction, and what they can be where it lies on kinks.
+"""The gradients of the margins at a direction; at kinks, all that are possible there.
 
-At a kink that has a name (`gflow.kkt.switches`) the gradient depends on a coefficient `sin phi` in
-[-1, 1] of each switch that stands there; the others have the sign of what decides them. Every such
-pattern gives an admissible gradient: for independent kinks they are the members of Clarke's
-subdifferential, and the field that a flow with frozen perturbations slides in. Kinks without a
-name are looked for on random lines, and their gradients taken from both sides.
+A kink has a name if a switch stands for it (`gflow.kkt.switches`). There the gradient depends on a
+coefficient `sin phi` in [-1, 1] of each switch on its kink; a switch off its kink has a sign, that
+of its value v. Every such pattern of coefficients gives an admissible gradient. For independent
+kinks these are the members of Clarke's subdifferential; with frozen perturbations they are the
+fields whose combinations a sliding flow follows. Kinks without a name are looked for along random
+lines, and the gradients on both sides are taken.
 
 Source: Clarke 1983.
 """
@@ -27,20 +28,23 @@ from gflow.kkt.system import margins_and_rows
 from gflow.kkt.variables import Variables
 from gflow.problem import Problem
 
-# Memory for the gradients of single margins; the most margins that they are taken of, the smallest
-# ones; and the most switches by whose coefficients they are differentiated.
+# Bytes that the gradients of single margins may take, and those by coefficients of switches; and
+# the most margins (the smallest ones) and the most switches for which they are computed.
 _GRADIENT_BYTES = 2**28
 MOST_MARGINS = 512
 _MOST_KINKS = 4096
-# How far to either side a kink is looked for, and the jump of the gradient that betrays one.
+# How far to either side kinks without a name are looked for, along how many lines, and the relative
+# change of a gradient that shows one.
 _PROBE = 1e-7
 _NUM_PROBES = 2
 _JUMP = 1e-3
 # A switch stands on its kink where |v| is below this part of w.
 _AT_KINK = 1e-9
-# A scale w below this part of the largest is rounding, as where all pixels of a window are 0.
+# A scale w below this part of the largest counts as this part of it: there it is rounding, as where
+# all pixels of a window are 0.
 _NOTHING = 1e-6
-# Derivatives by sin phi are taken this far within its range, as that of phi is infinite at the end.
+# Derivatives by sin phi are taken at least this far from the ends of its range, where the
+# derivative of phi by sin phi is infinite.
 _INSIDE = 1e-6
 # Switches that are differentiated by side by side.
 _BATCH = 256
@@ -67,9 +71,9 @@ class Pattern(NamedTuple):
 
 
 class Subgradients:
-    """What the gradients of the smallest margins can be at a direction u.
+    """The possible gradients of the smallest margins at a direction u.
 
-    There is a column for every margin, but several for one with a kink that has no name.
+    Each margin has one column, its gradient; one with a kink that has no name has several.
 
     Args:
         rows: the gradients of all margins at the direction and at `probes_about` it, where they are
@@ -108,8 +112,8 @@ class Subgradients:
     def pattern(self, coefficients: np.ndarray | None = None) -> Pattern:
         """The pattern with these coefficients at the kinks (0 if None), all else decided.
 
-        Where an attack's switches stand on a kink, they move what comes after: so from the first
-        pass to the last, each decided by those before.
+        The switches of an attack decide at which point the next ones are evaluated. So the signs
+        are found in passes, from the first switches to the last.
         """
         shape = len(self._margins), passes(self.problem).size if self.named else 0
         given = np.zeros(shape) if coefficients is None else np.clip(coefficients, -1.0, 1.0)
@@ -133,7 +137,9 @@ class Subgradients:
 
     @property
     def _from_system(self) -> bool:
-        """Whether the program of the KKT system, which a search has compiled, has all gradients."""
+        """Whether all gradients can be taken from the program of the KKT system, which a search has
+        compiled already.
+        """
         return not self.named and self.examined == self.num_margins
 
     def turns(self, pattern: Pattern, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -201,8 +207,8 @@ class Subgradients:
         return np.asarray(slopes), np.asarray(gradients)
 
     def _look_for_unnamed(self) -> None:
-        """Margins whose gradients to either side differ by far more than smoothness allows, where
-        no switch accounts for it.
+        """Finds the margins with a kink that has no name: their gradients on the two sides differ
+        by far more than those of a smooth margin would, and no switch stands on its kink.
         """
         centre = self.pattern()
         gradients = self._gradients(self.direction, centre)
@@ -231,7 +237,7 @@ def decided(problem: Problem, layout: Layout, vector: np.ndarray, given: np.ndar
     coefficients = given
     rivals = max(problem.dataset.num_outputs - 1, 1)
     nothing = np.zeros(len(given) * rivals)
-    while True:  # no longer than there are layers of switches: none decides one before it
+    while True:  # at most once for each layer of switches, since none decides an earlier one
         variables = Variables(vector, nothing, np.arcsin(coefficients))
         # By the program of Newton's method, which a search has compiled.
         _, margins, values, scales = kinked_residuals(problem, layout, variables, 0.0)
@@ -256,6 +262,7 @@ def probes_about(direction: np.ndarray) -> list[np.ndarray]:
 def _switched_gradients(
     problem: Problem, layout: Layout, theta: Any, coefficients: Any, examples: Any
 ) -> Float[Array, "m P"]:
+    """The gradients of all margins of these examples, in the gradient mode, under a pattern."""
     theta, angles = jnp.asarray(theta), jnp.arcsin(jnp.asarray(coefficients))
 
     def one(index: Array) -> Array:
@@ -283,6 +290,7 @@ def _total_pull(
 def _switched_turns(
     problem: Problem, layout: Layout, theta: Any, coefficients: Any, shares: Any, places: Any
 ) -> Float[Array, "t P"]:
+    """The derivatives of `Subgradients.turns` by the coefficients at `places`."""
     theta, coefficients, shares = map(jnp.asarray, (theta, coefficients, shares))
 
     def one(place: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Kinks, named: margins with every ReLU, every sign and every selection held at its own angle.
+"""Names for kinks: margins with every ReLU, every sign and every selection held at its own angle.
 
 Where the network has plain ReLUs or max pooling, where the attack follows signs or the largest
 coordinate of a gradient, or chooses among rival classes, the margins have kinks, and the flow
@@ -9,10 +9,10 @@ number v whose sign it is, and the scale w that v is measured against,
 
     v cos phi = mu w sin phi
 
-makes it the sign smoothed by mu > 0, exactly as `smoothed` does; for mu -> 0 it says that phi is
-+-pi/2 with the sign of v, or v is 0 and phi free. So one set of equations reaches from smooth
-problems to kinks. The largest of several values is selected by switches of the same kind
-(`gflow._selection`).
+is the equation of a *switch*. For mu > 0 its solution `sin phi` is the smoothed sign of v, the same
+as that of `smoothed`. As mu -> 0 it becomes: either phi is +-pi/2, with the sign of v, or v is 0
+and phi is free. So the same equations serve smoothed problems and exact kinks. The largest of
+several values is selected by switches of the same kind (`gflow._selection`).
 """
 
 import math
@@ -36,7 +36,8 @@ from gflow.rivals import margins_of_worst, own_margins
 # matters there, and none is defined.
 _DEAD = 1e-6
 SETTLED, MOST_PASSES = 1e-12, 1000
-"""Angles that turn by less have settled; no chain of switches that decide each other is so long."""
+"""Angles that change by less than the first have settled. They settle within a number of passes
+that is the length of the longest chain of switches deciding each other, far below the second."""
 
 
 class Passes(NamedTuple):
@@ -45,7 +46,7 @@ class Passes(NamedTuple):
     Attributes:
         num_attacks: perturbations of the example: against every rival class its own, or one.
         num_gradients: gradients that each attack takes.
-        num_followed: switches of the network whose gradient is taken, at each gradient.
+        num_followed: switches of the network on which the gradient depends, at each gradient.
         num_network: switches of the network, at each perturbed input.
         num_rivals: switches that select the runner-up, at each gradient.
         num_steps: switches of the attack's step, at each gradient.
@@ -173,8 +174,9 @@ def smoothed(problem: Problem, smoothing: Any) -> Problem:
 def settled_angles(problem: Problem, params: Params, smoothing: Any) -> Float[Array, "n s"]:
     """The angles at which every switch stands where its own value puts it.
 
-    An attack's switches decide what comes after them, so from the first pass to the last, until
-    nothing turns any more. At `smoothing` 0, a switch whose value is 0 stands at 0. Shape (n, s).
+    The switches of an attack decide at which point later switches are evaluated. So all angles are
+    computed repeatedly, until none changes any more. At `smoothing` 0, a switch whose value is 0
+    has the angle 0. Shape (n, s).
     """
     shape = len(problem.dataset.x), passes(problem).size
     smoothing = jnp.asarray(smoothing, float)
@@ -302,7 +304,7 @@ def _margins_of(
 
 
 def alive(scales: np.ndarray) -> np.ndarray:
-    """Switches whose scale w is not next to nothing, as that of a dead neuron is. Shapes (n, s)."""
+    """Switches whose scale w is not close to 0, as that of a dead neuron is. Shapes (n, s)."""
     return scales > _DEAD * scales.max(initial=0.0)
 
 

@@ -25,11 +25,11 @@ from gflow._typing import Params
 from gflow.kkt.settings import SIZES, Sizes
 from gflow.problem import GradientMode, Problem
 
-# Weights below this part of the largest count as 0: second derivatives are divided by their squares
-# and more, which must stay above 1e-308.
+# Weights below this part of the largest count as 0: second derivatives are divided by powers of
+# them, which must not underflow.
 _UNDERFLOWING = 1e-60
-# So many bytes of directions are differentiated along side by side: with 64 times as much, at 4160
-# parameters, the Hessian takes 1.5 to 1.8 times as long.
+# Directions in which derivatives are taken side by side fill so many bytes. With 64 times as much,
+# at 4160 parameters, the Hessian takes 1.5 to 1.8 times as long.
 _TANGENTS = 2**18
 
 
@@ -161,9 +161,10 @@ def kkt_system(
 
 
 def only_pushing(problem: Problem, pushing: np.ndarray) -> tuple[Problem, np.ndarray]:
-    """The problem without the examples none of whose margins push; and which margins are left.
+    """The problem without the examples of which no margin pushes; and which margins are left.
 
-    Others fill their number up to a power of 2, so that few programs are compiled.
+    Some of the other examples stay as well, so that their number is a power of 2 and few programs
+    are compiled.
 
     Args:
         pushing: which margins push. Shape (m,), m the number of examples times k - 1.

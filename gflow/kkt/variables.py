@@ -20,8 +20,8 @@ class Variables(NamedTuple):
 
 
 def margins_at(problem: Problem, layout: Layout, vector: np.ndarray) -> np.ndarray:
-    """The margins at parameters, flattened, by the program of `Problem.ascent`, which a search has
-    compiled in any case. Shapes: (P,) -> (m,).
+    """The margins at parameters, flattened. They are computed by the program of `Problem.ascent`,
+    which every search compiles anyway. Shapes: (P,) -> (m,).
     """
     return np.asarray(problem.ascent(layout.unflatten(vector)).margins).ravel()
 

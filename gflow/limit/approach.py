@@ -24,13 +24,15 @@ from gflow.trajectory import Trajectory
 HALTING = ("interrupted", "not_finite", "kappa_overflow", "seconds_spent")
 """Results of a run of the flow after which a search has nothing left to do."""
 
-# Results of a run from whose end Newton's method may find a KKT point.
+# Results of a run of the capped flow from whose end Newton's method may find a KKT point.
 _NEARLY = ("successful", "step_underflow", "chattering")
 
-# Those that say that a kink without a name holds the flow, where Newton's method finds nothing.
+# Results of a run that was stopped at a kink. Newton's method finds nothing there where the kinks
+# have no names yet (`Search.has_unnamed_kinks`).
 _STUCK = ("step_underflow", "chattering")
 
-# Results of a run that may be held where an attack vanishes, and those that say what held it.
+# Results of a run that may have been held up where the attack on an example vanishes; and those by
+# which the flow with a floor then shows that the examples are not separated (`gflow.limit.floor`).
 _HELD = ("step_budget_spent", "step_underflow", "chattering")
 _UNSEPARATED = ("not_separated", "radius_above_margin")
 
@@ -39,7 +41,9 @@ _BEYOND = MAX_LOG_KAPPA + 1.0
 
 
 def approach(search: Search, state: State) -> State:
-    """The state where the flow is close to its rest; or the end, where the flow does not rest."""
+    """The state where the flow nearly rests; or the end of the search, where it does not come to
+    rest.
+    """
     state = taken(partial(_to_cap, search), state, search.journal)
     return taken(partial(_to_handover, search), state, search.journal)
 
@@ -57,7 +61,7 @@ def weights_at(search: Search, state: State) -> np.ndarray:
 
 
 def num_steps_of(search: Search, state: State) -> int:
-    """The most steps of a run of the flow: fewer with rounded kinks and after failures."""
+    """The most steps of a run of the flow: fewer with rounded kinks, and fewer from a saddle."""
     settings, most = search.settings, search.max_steps
     if search.has_kinks:
         most = min(most, settings.kinks.most_steps)
@@ -69,8 +73,8 @@ def num_steps_of(search: Search, state: State) -> int:
 
 
 def circles(search: Search, state: State, run: Trajectory) -> State:
-    """Ends the search, and records it, where a run circles. With rounded kinks it goes on, by
-    sliding.
+    """The end of the search, with a stage that records the turns, if the run circles; otherwise the
+    state as it is, and also with rounded kinks: the flow along the exact ones may not circle.
     """
     if run.successful or search.has_kinks:
         return state
@@ -99,7 +103,8 @@ class Run:
         end: the state after it.
         trajectory: of the run.
         log_kappa: of its last parameters.
-        halted: whether it used up what the caller allows, or cannot go on.
+        halted: whether the search has to end with it: the caller's steps or seconds are spent, or
+            the flow cannot go on.
     """
 
     end: State
@@ -109,7 +114,7 @@ class Run:
 
     @property
     def result(self) -> RESULTS:
-        """How it ended."""
+        """The result of its trajectory."""
         return self.trajectory.result
 
 
@@ -118,14 +123,16 @@ def _to_cap(search: Search, state: State) -> State:
     cap, settings = state.cap, search.settings.flow
     if cap.reached:
         return state
-    # The capped flow went on far beyond its cap; the true one is taken up at the cap itself.
+    # The capped flow may stand far beyond the cap, in log kappa. The true flow was last followed at
+    # the cap itself, and is taken up there.
     start = cap.log_kappa if cap.known else state.flow.log_kappa
     until = Until(logits=cap.wanted_logits, accuracy=settings.cap_accuracy)
     run = _true_flow(search, state, until, start)
     if run.trajectory.successful and run.log_kappa < cap.wanted_log_kappa:
         run = run_flow(search, run.end, Until(log_kappa=cap.wanted_log_kappa), run.log_kappa)
     if not run.trajectory.successful:
-        # After a first cap there is a limit nearby, which sliding along kinks may find.
+        # If there was a cap before, the flow stands near a limit, which sliding along kinks may
+        # still find: the end is not final.
         return run.end.ended(run.trajectory.result, final=run.halted or not cap.known)
     margin = float(run.trajectory.margin[-1])
     coldest = min(math.log(settings.most_logits) - math.log(margin), MAX_LOG_KAPPA)
@@ -134,10 +141,13 @@ def _to_cap(search: Search, state: State) -> State:
 
 
 def _true_flow(search: Search, state: State, until: Until, log_kappa: float) -> Run:
-    """The true flow to a target. Where it separates nothing within a first part of its steps, and
-    the attack on an example vanishes where it stands, it is followed with a floor
-    (`gflow.limit.floor`), from whose end it goes on if that separates the examples. If it neither
-    separates them nor ends, the true flow has the rest of its steps.
+    """The true flow to a target.
+
+    It may be held up where the attack on an example vanishes. So if it has not separated the
+    examples within its first `steps_to_floor` steps, and the attack on one vanishes there, the flow
+    with a floor is followed (`gflow.limit.floor`). Where that separates the examples, the true flow
+    goes on from its end. Where it shows that they are not separated, the search ends. Otherwise the
+    true flow goes on from where it stood, with the rest of its steps.
     """
     most, settings = num_steps_of(search, state), search.settings.flow
     if state.cap.known:
@@ -226,6 +236,7 @@ def _flow_run(
     most: int | None,
     kind: str,
 ) -> Run:
+    """`run_flow`, computed and not taken from the journal."""
     begin, flow = time.perf_counter(), state.flow
     start, before = params_at(search, log_kappa, flow.vector), 0
     if flow.goes_on and flow.trajectory is not None:

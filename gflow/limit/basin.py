@@ -1,15 +1,16 @@
-"""Whose limit is it? Whether the point that was found is the limit of this flow.
+"""Is the point that was found the limit of the flow from this start?
 
 Newton's method finds a KKT point. That the flow from this start ends there, and not at another one,
-is a claim of its own. It is confirmed where three things hold: the flow arrived at the stationarity
-of the handover, it met no saddle on the way, and Newton's method moved the direction only a little.
+is a separate claim. It is confirmed where three things hold: the flow reached the stationarity of
+the handover, it met no saddle on the way, and Newton's method moved the direction only a little.
 
-Near a saddle paths part that were closer to each other than the errors of any double-precision
-integration. So a flow that met one is undecided until it is reproduced
-(`find_limit(reproduce=True)`): by a tighter tolerance with a later handover, and by a colder cap.
-To follow the doubtful ones to a later handover, and to confirm those that come closer all the way,
-is no substitute: of 30 smoothed ReLU networks 2 were then confirmed in a point that colder caps do
-not lead to, since errors as small as 1/cap_logits grow a thousandfold on the way.
+Near a saddle two paths may part although they were closer to each other than the error of any
+integration in double precision. So the limit of a flow that met a saddle is undecided until it is
+reproduced (`find_limit(reproduce=True)`): by a search with a tighter tolerance and a later
+handover, and by one with a colder cap. It is not enough to follow the same flow to a later handover
+and to confirm the point if the flow comes ever closer to it: of 30 smoothed ReLU networks 2 were
+then confirmed in a point to which colder caps do not lead, since errors as small as 1/cap_logits
+grow a thousandfold on the way.
 """
 
 import math
@@ -38,11 +39,13 @@ class Handover(NamedTuple):
 
 
 NO_HANDOVER = Handover(False, math.nan, math.nan)
-"""Before the flow has been handed over."""
+"""Of a search whose flow has not reached a handover yet."""
 
 
 def close(handover: Handover, settings: BasinSettings = DEFAULT.basin) -> bool:
-    """Whether the flow arrived, and so closely that no other KKT point is as near."""
+    """Whether the flow reached its handover, and ended so close to the KKT point that it can end in
+    no other one.
+    """
     return handover.arrived and handover.displacement < settings.displacement
 
 
@@ -51,7 +54,9 @@ def same_point(
     directions: tuple[np.ndarray, np.ndarray],
     settings: BasinSettings = DEFAULT.basin,
 ) -> bool:
-    """Whether two limits are one, or two of one family. Directions are of norm 1, shapes (P,)."""
+    """Whether two limits are the same, to within `settings`: their margins, and their directions of
+    norm 1. Shapes (P,).
+    """
     if margins[1] == 0 or not abs(margins[0] / margins[1] - 1) < settings.same_margin:
         return False
     return bool(np.linalg.norm(directions[0] - directions[1]) < settings.same_direction)

@@ -1,8 +1,8 @@
-"""Whether a run circles: under frozen perturbations the flow is no gradient flow, and may.
+"""Whether a run circles, as the flow may under frozen perturbations, where it is no gradient flow.
 
 Where a rest point is left along a pair of complex eigenvalues, the direction spirals away from it.
-If it stays nearby all the same, as on a limit cycle, it has no limit. Its turns then neither
-shrink, as on the way to a rest point, nor move on, as in a drift.
+If it stays nearby all the same, as on a limit cycle, it has no limit. A run circles if its turns
+neither shrink, as on the way to a rest point, nor move on, as in a drift.
 """
 
 import math
@@ -20,8 +20,8 @@ class Circling(NamedTuple):
     """How a run circles, over its last half.
 
     Attributes:
-        num_turns: to and fro along the direction in which it varies most.
-        radius: mean distance from there, of directions of norm 1.
+        num_turns: how often it moves to and fro along the direction in which it varies most.
+        radius: mean distance from the centre, the mean of its points.
         speed: how far the direction moves while |params| grows by a factor e.
         margin: the smallest normalized margin on the way.
         log_growth: by how much log |params| grew.
@@ -79,6 +79,7 @@ class _Turning(NamedTuple):
 
 
 def _turning(points: np.ndarray, settings: CirclingSettings) -> _Turning:
+    """How these points turn; they circle by the criteria `path` and `cosine` of the settings."""
     centre = points.mean(axis=0)
     offsets, steps = points - centre, np.diff(points, axis=0)
     radii, lengths = np.linalg.norm(offsets, axis=1), np.linalg.norm(steps, axis=1)

@@ -6,10 +6,11 @@ At a smoothing mu, with `g_i = s (q_i - 1)`, s the size of the multipliers,
     lambda_i + g_i = sqrt(lambda_i^2 + g_i^2 + 2 nu),        (Fischer-Burmeister)
     v_k cos phi_k = mu w_k sin phi_k.
 
-The second line says `lambda_i g_i = nu` with both positive: for nu -> 0 the multiplier or the slack
-is 0, so that the active set need not be known beforehand. Without an anchor theta_0 (h infinite) a
-solution is a KKT point; with one it is a step of length h of the implicit Euler method for the flow
-`d theta/ds = -theta + sum_i lambda_i grad q_i`.
+The second line is equivalent to `lambda_i g_i = nu` with both positive: for nu -> 0 the multiplier
+or the slack is 0, so that the active set need not be known beforehand. The third line is the
+equation of a switch (`gflow.kkt.switches`). Without an anchor theta_0 (h infinite) a solution is a
+KKT point; with one it is a step of length h, from theta_0, of the implicit Euler method for the
+flow `d theta/ds = -theta + sum_i lambda_i grad q_i`.
 
 Source: Fischer 1992, "A special Newton-type optimization method", Optimization 24.
 """

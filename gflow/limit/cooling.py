@@ -4,12 +4,12 @@ Where the flow with capped temperature rests, at the norm where its smallest mar
 
     theta = sum_i lambda_i grad q_i(theta),    q_i - 1 + log(lambda_i / max_j lambda_j) / s = 0,
 
-s = kappa_c gamma its *sharpness* and 1/s its *temperature*: the multipliers are its weights. For s
--> infinity either a margin is 1 or its multiplier is 0: this is a KKT point, and its active set
-need not be known beforehand. With the multipliers as unknowns of their own the system stays well
-conditioned on the way, as interior points with an entropic barrier do, while Newton's method on
-active margins alone needs the right ones to begin with, which the weights at a moderate temperature
-do not tell.
+with s = kappa_c gamma its *sharpness*, 1/s its *temperature*, and multipliers proportional to the
+weights p. As s -> infinity either a margin is 1 or its multiplier is 0: the limit is a KKT point,
+and its active set need not be known beforehand. Since the multipliers are unknowns of their own,
+the system stays well conditioned on the way, as in interior-point methods with an entropic barrier.
+Newton's method on the active margins alone would need to know them, and the weights at a moderate
+temperature do not tell which they are.
 
 `cooling_system` linearises the equations at an iterate, `cooling_newton` solves them at one
 temperature, `continuation` leads that to its last value.
@@ -38,9 +38,9 @@ def cool(
     *,
     settings: RefineSettings = REFINE,
 ) -> KKTPoint:
-    """The KKT point, but for an error of about 1e-11, to which the capped flow's rest point leads.
+    """The KKT point to which the rest point of the capped flow leads, to an error of about 1e-11.
 
-    Its `temperature` tells how far the path could be followed.
+    Its `temperature` is the one down to which the path of rest points could be followed.
 
     Args:
         direction: u, where the capped flow is nearly at rest; its margins are positive. Shape (P,).
@@ -75,8 +75,8 @@ def cooled_again(
     *,
     settings: RefineSettings = REFINE,
 ) -> KKTPoint:
-    """The KKT point to which the last temperature alone leads from beside one; not converged where
-    there is none.
+    """The KKT point near a direction that lies beside a known one, by solving at the last
+    temperature alone; not converged where there is none.
 
     Args:
         direction: a unit vector close to the KKT point; its margins are positive. Shape (P,).

@@ -1,8 +1,9 @@
 """Newton's method at one temperature, made to converge from far away.
 
-Steps are those of the linearly implicit Euler method for the flow, longer as it comes to rest:
-Newton's method in the end, and from the start where that serves. Where the rest point has hardly
-any curvature, Newton's method alone would leave it and not come back.
+Steps are those of the linearly implicit Euler method for the flow. They grow as the flow comes to
+rest, and a very long step is one of Newton's method; where that converges from the start, all are.
+Shorter steps are needed where the curvature at the rest point is nearly 0: Newton's method alone
+would leave its neighbourhood and not return.
 
 Source: Kelley & Keyes 1998, "Convergence analysis of pseudo-transient continuation", SIAM J. Numer.
 Anal. 35.
@@ -21,11 +22,12 @@ class CoolingNewton:
     """Newton's method at the temperatures of one path.
 
     Args:
-        largest: the multiplier that counts as the largest all along.
+        largest: lambda_max of `gflow.limit.cooling_system`, the same at all temperatures.
 
     Attributes:
         num_iterations: systems solved so far, all temperatures together.
-        time: over which the next step leads; it carries over from one temperature to the next.
+        time: length of the next step, on the flow's clock; it is kept from one temperature to the
+            next.
     """
 
     def __init__(self, problem: Problem, layout: Layout, largest: float, settings: RefineSettings):
@@ -73,10 +75,10 @@ class CoolingNewton:
         return None, settings.most_iterations
 
     def corrected(self, system: CoolingSystem) -> tuple[CoolingSystem, float]:
-        """The system after a short step, and by how much the next long one may be longer.
+        """The system after a short step, and the factor by which the next long one is longer.
 
-        Along a family of KKT points, or nearly one, long steps are what leads on; the family bends,
-        and they end beside it, from where a short step leads back.
+        Along a family of KKT points only long steps make progress. Since the family is curved, a
+        long step along it ends a little off the family, and a short step leads back to it.
         """
         settings = self.settings
         after = self.stepped(system, settings.correcting_time)
@@ -104,12 +106,14 @@ class CoolingNewton:
         return self.at(theta + moved, multipliers, system.temperature)
 
     def _growth(self, before: CoolingSystem, after: CoolingSystem) -> float:
-        """The factor of the time: as the error falls."""
+        """The factor of the time after a step: the one by which the error fell, within bounds."""
         ratio = before.error / max(after.error, TINY)
         return float(np.clip(ratio, self.settings.least_growth, self.settings.most_growth))
 
     def _close_enough(self, temperature: float) -> float:
-        """The error at which the next temperature is tried: loose where most margins still push."""
+        """The error at which the next temperature is tried: larger at a high temperature, where the
+        solution is only the start for the next one.
+        """
         settings = self.settings
         tight = settings.tight * max(1.0, settings.cold * temperature) * temperature
         return min(settings.loose, tight) + settings.rounding

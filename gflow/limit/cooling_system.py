@@ -5,8 +5,10 @@ With the sharpness s = 1/temperature and t_i = s lambda_i / (1 + s lambda_i) the
     theta - sum_i lambda_i grad q_i = 0,
     t_i (q_i - 1) + (1 - t_i) lambda_i log(lambda_i / lambda_max) = 0:
 
-the second line is `q_i - 1 + log(lambda_i / lambda_max) / s = 0` times t_i. Where a margin hardly
-pushes it is a row for its multiplier, and for a large s it hardly depends on s.
+the second line is `q_i - 1 + log(lambda_i / lambda_max) / s = 0` times t_i. For a margin with a
+tiny multiplier t_i is nearly 0, and the line determines the multiplier alone; for the others, and a
+large s, t_i is nearly 1, and the line is `q_i = 1`, whatever s. "A margin that pushes" is one whose
+t_i is not tiny.
 """
 
 from collections.abc import Callable
@@ -42,7 +44,7 @@ class CoolingSystem:
     Args:
         theta, multipliers: the iterate. Shapes (P,), (m,).
         temperature: 1/s.
-        largest: lambda_max, the multiplier that counts as the largest all along.
+        largest: lambda_max, the same number for all iterates and temperatures.
 
     Attributes:
         margins: q, flattened.
@@ -75,8 +77,8 @@ class CoolingSystem:
         self.error = max(relative, np.abs(margins).max())
 
     def evaluated(self) -> tuple[Any, np.ndarray, np.ndarray]:
-        """`margins_and_rows` where the matrix will be formed, which tell the rest; else None. And
-        the stationarity and the margins.
+        """What is evaluated at the iterate: `margins_and_rows`, or None where no matrix will be
+        formed; the stationarity; and the margins.
         """
         given = self.problem, self.layout, self.theta
         if len(self.theta) > self.sizes.formed:
@@ -102,7 +104,7 @@ class CoolingSystem:
         given = self.problem, self.layout, self.theta, self.multipliers
         at = kkt_system(*given, sizes=self.sizes, rows=self.linear_rows)
         size, pushing = len(self.theta), self.rows > self.settings.cooling.no_row
-        # The others' multipliers are known beforehand: their rows have nothing else in them.
+        # The row of a margin that does not push has an entry for its own multiplier only.
         alone = np.where(pushing, 0.0, self.right[size:] / self.own)
         matrix = at.bordered(
             pushing, shift=1 / time, rows=self.rows[pushing], corner=self.own[pushing]
@@ -114,7 +116,7 @@ class CoolingSystem:
         return np.concatenate([step[:size], alone])
 
     def iterated(self, time: float) -> np.ndarray | None:
-        """The step by GMRES, with products that are exact but for margins that do not push.
+        """The step by GMRES, with products that leave out only the margins that do not push.
 
         Memory: 16 P bytes for each of 200 products and for each margin that pushes.
         """
@@ -145,9 +147,10 @@ class CoolingSystem:
     def preconditioner(
         self, fewer: Problem, kept: np.ndarray, time: float
     ) -> Callable[[np.ndarray], np.ndarray]:
-        """Nearly the inverse: with the identity for the Hessian H, most of whose eigenvalues are
-        near 1, and without the margins that hardly push. Directions in which H nearly vanishes, as
-        of a family of KKT points, are solved last or not at all.
+        """Nearly the inverse of the matrix: with the identity in place of the Hessian H, most of
+        whose eigenvalues are near 1, and without the margins that hardly push. In directions in
+        which H nearly vanishes, as along a family of KKT points, it is poor: GMRES solves for these
+        last, or not at all.
 
         Args:
             fewer, kept: the problem of the margins kept, and which these are.
@@ -172,7 +175,7 @@ class CoolingSystem:
 
 @compiled_for_some_calls
 def _linearized(problem: Problem, layout: Layout, theta: Any, multipliers: Any) -> Any:
-    """The derivative of the equations along a vector, a function that may leave the program."""
+    """The linearised equations as a function of a vector, which a compiled program can return."""
 
     def values(theta: Any, multipliers: Any) -> Any:
         return stationarity_and_margins(problem, layout, theta, multipliers)

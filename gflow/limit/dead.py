@@ -1,11 +1,13 @@
-"""Neurons that have died out: where they come to point, and whether they stay dead.
+"""Neurons that have died out: the direction in which their weights come to rest, and whether they
+stay dead.
 
 The weights y of a dead neuron are so small that they do not act on the other weights, and their own
 motion is `dy/dt = -F(y)`, F their part of `theta - sum_i lambda_i grad q_i`, homogeneous of
-degree 1 in y for a network of degree 2. Newton's method on the KKT system leaves them pointing
-anywhere, and the curvature there may be negative only because they would turn. So they are turned
-as the flow turns them, to where `u = y / |y|` rests. From there on they grow like `exp(growth t)`,
-`growth = -u . F(u)`: only if that is positive is the point a saddle for them.
+degree 1 in y for a network of degree 2. Newton's method on the KKT system does not determine the
+direction of y, and in an arbitrary one the curvature may be negative only because y would turn.
+So y is turned as the flow turns it, until `u = y / |y|` rests. From then on y grows like
+`exp(growth t)`, `growth = -u . F(u)`: the point is a saddle with respect to this neuron if growth
+is positive.
 """
 
 import dataclasses
@@ -42,7 +44,7 @@ def with_dead_at_rest(
     *,
     dead: DeadSettings = DEAD,
 ) -> Curvature:
-    """The curvature at a KKT point, with dead neurons that would turn pointing to where they rest.
+    """The curvature at a KKT point, with dead neurons turned to the direction in which they rest.
 
     Args:
         theta, multipliers: the KKT point. Shapes (P,), (m,).
@@ -73,7 +75,7 @@ def with_dead_at_rest(
 
 
 def turned(field: Field, start: np.ndarray) -> np.ndarray:
-    """Where `du/dt = (u . F(u)) u - F(u)` comes to rest, or nearly. Shapes (n,)."""
+    """Where `du/dt = (u . F(u)) u - F(u)` brings u to rest, or nearly. Shapes (n,)."""
 
     def turning(_: float, y: np.ndarray) -> np.ndarray:
         unit = y / np.linalg.norm(y)

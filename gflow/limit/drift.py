@@ -1,9 +1,9 @@
 """The slow flow of a smooth problem at infinite kappa, by implicit Euler steps.
 
-Under frozen perturbations the flow is no gradient flow, and it may drift: along a direction that is
-nearly neutral it moves for hundreds of thousands of units of log kappa at a speed of 1e-7, past a
-point that is almost a rest point, before it comes to rest elsewhere. On a drift there is no
-KKT point nearby, so that Newton's method fails, and steps of the stiff flow would cost too much.
+Under frozen perturbations the flow is no gradient flow, and it may drift: along a nearly neutral
+direction it moves for hundreds of thousands of units of log kappa at a speed of 1e-7, past a point
+that is almost a rest point, before it comes to rest elsewhere. During a drift there is no KKT point
+nearby, so that Newton's method fails, and the stiff flow would take too many steps.
 At kappa = infinity and at unit margin the direction moves, with s = log |params|, as
 
     d theta/ds = -theta + sum_i lambda_i grad q_i(theta),   q_i >= 1,  lambda_i >= 0,
@@ -11,9 +11,10 @@ At kappa = infinity and at unit margin the direction moves, with s = log |params
 
 A step of the implicit Euler method solves for the point and the multipliers at its end together, so
 that margins may become active or cease to be on the way (Moreau 1977; `gflow.limit.sliding` does
-the same at kinks). The steps' local error, half of the difference of the displacements by the old
-and the new velocity, is controlled: without that a step longer than the time in which the drift
-grows would lead backwards, to a rest point that the flow leaves.
+the same at kinks). The local error of a step is controlled; it is estimated by half of the
+difference between the displacements by the old and by the new velocity. A step longer than the time
+in which an unstable offset grows would otherwise lead back to the rest point that the flow leaves,
+since the implicit Euler method damps what it does not resolve.
 
 Source: Moreau 1977, "Evolution problem associated with a moving convex set in a Hilbert space", J.
 Differential Equations 26; Hairer & Wanner 1996, "Solving Ordinary Differential Equations II".
@@ -153,13 +154,14 @@ class _Drifting:
         norm = float(np.linalg.norm(found.theta))
         step = found.theta - self.now.theta
         moved = float(np.linalg.norm(step) / norm)
-        # The first velocity is not known: that of the capped flow has a part of the order of kappa.
+        # Before the first step no velocity is known. That of the capped flow would not do: part of
+        # it is of the order of kappa.
         change = 0.0 if self.velocity is None else step - length * self.velocity
         error = 0.5 * float(np.linalg.norm(change)) / norm
         return max(error / self.settings.error, (moved / self.settings.moved) ** 2)
 
     def accept(self, found: Variables, length: float) -> None:
-        """Takes a step."""
+        """Accepts a step."""
         self.velocity = (found.theta - self.now.theta) / length
         self.now, self.log_growth = found, self.log_growth + length
         self.points.append(found.theta)
@@ -171,13 +173,13 @@ class _Drifting:
         return slow and length > self.settings.first
 
     def speed(self) -> float:
-        """Of the last step, relative."""
+        """The relative speed of the last step, see `Drift.speed`."""
         if self.velocity is None:
             return math.inf
         return float(np.linalg.norm(self.velocity) / np.linalg.norm(self.now.theta))
 
     def ended(self, rests: bool) -> Drift:
-        """What was found."""
+        """The result of the drift."""
         end = self.now.theta / np.linalg.norm(self.now.theta)
         return Drift(
             theta=self.now.theta,

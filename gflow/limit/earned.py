@@ -1,6 +1,7 @@
-"""What makes a limit successful: the end of a search is judged by its certificate.
+"""When a limit is successful: the end of a search is judged by its certificate.
 
-Success is not claimed because no stage failed. It takes numbers that were computed anew at the end.
+That no stage failed is not enough: the numbers of the certificate, which are computed anew at the
+end, have to show that the point is a KKT point.
 """
 
 import numpy as np

@@ -59,7 +59,9 @@ def limit_of(
 
 
 def certified_params(search: Search, state: State) -> Params:
-    """What is certified: the direction at the cap's kappa, or at 1 where there was no cap."""
+    """The parameters that are certified: the direction at the kappa of the cap, or at kappa = 1
+    where there was no cap.
+    """
     return params_at(search, state.cap.log_kappa if state.cap.known else 0.0, state.direction)
 
 

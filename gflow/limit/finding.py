@@ -16,7 +16,7 @@ from gflow.kkt.switches import has_kinks
 from gflow.limit.basin import same_point
 from gflow.limit.journal import FileJournal
 from gflow.limit.kinked import search_at_kinks
-from gflow.limit.options import check_options, log_kappa_of
+from gflow.limit.options import check_options, flow_options, log_kappa_of
 from gflow.limit.result import Limit, LimitFailed
 from gflow.limit.search import Search, run
 from gflow.limit.search_settings import DEFAULT, LimitSettings
@@ -57,11 +57,11 @@ def find_limit(
 
     Args:
         problem: what is minimised.
-        start: parameters; or a trajectory, from whose end the search goes on (of the flow of the
-            same problem, its record, steps and time are joined); or a limit: that of the same
-            problem is returned as it is if it was successful, and gone on from if not; of another
-            problem its direction is the start, at the kappa of its own cap. The start may have any
-            norm.
+        start: parameters, of any norm; or a trajectory, from whose end the search goes on (if it is
+            one of the flow of the same problem, its record, steps and time are continued); or a
+            limit. A limit of the same problem is returned as it is if it was successful, and the
+            search goes on from it if not. From a limit of another problem its direction is taken as
+            the start, at the kappa of its own cap.
         tolerance: of the relative stationarity `|u - sum_i lambda_i grad q_i(u)|` at the limit, at
             least 1e-15.
         cap_logits: the true flow is followed until its smallest margin `kappa min_i q_i(u)` is this
@@ -83,11 +83,11 @@ def find_limit(
         max_steps: steps of each run of the flow at most; with kinks no more than
             `settings.kinks.most_steps`, 1500.
             A search that spent them goes on with `find_limit(problem, limit)`.
-        max_seconds: after so many seconds the search ends, as `seconds_spent`; it can be gone on
-            with. Looked at between the segments of the flow and between stages.
-        checkpoint: a file, `.npz`, in which the search is kept while it goes on: what its finished
-            steps left, and the flow between two segments. The same call goes on from there, bit for
-            bit but for the seconds, or returns the limit that it ended with. As in
+        max_seconds: after so many seconds the search ends, as `seconds_spent`; it can be continued
+            from the limit returned. Checked between the segments of the flow and between stages.
+        checkpoint: a file, `.npz`, in which the search is kept while it goes on: the results of its
+            finished steps, and the flow between two segments. The same call goes on from there, bit
+            for bit but for the seconds, or returns the limit with which the search ended. As in
             `gflow.integrate`.
         checkpoint_seconds: between two times that it is written, as in `gflow.integrate`.
         solver: the `Rosenbrock` method of the flow.
@@ -111,55 +111,33 @@ def find_limit(
 
     Source: Lyu & Li 2020 and Lyu & Zhu 2022: limits of the direction are KKT points.
     """
-    check_options(
-        tolerance=tolerance,
-        cap_logits=cap_logits,
-        flow_tolerance=flow_tolerance,
-        smoothing=smoothing,
-        max_rounds=max_rounds,
-        max_steps=max_steps,
-        solver=solver,
-        kappa_cap=kappa_cap,
-        settings=settings,
-    )
+    # Arguments that the search holds under the same names.
+    same: dict[str, Any] = {"tolerance": tolerance, "cap_logits": cap_logits, "settings": settings}
+    same |= {"smoothing": smoothing, "max_rounds": max_rounds, "max_steps": max_steps}
+    check_options(**same, flow_tolerance=flow_tolerance, solver=solver, kappa_cap=kappa_cap)
     deadline = Deadline.after(max_seconds, "find_limit")
     layout, place = started(problem, start)
     if isinstance(start, Limit) and start.successful and eqx.tree_equal(start.problem, problem):
         return start
-    search = Search(
-        problem=problem,
-        layout=layout,
-        has_kinks=has_kinks(problem),
-        flow_options=_flow_options(solver, flow_tolerance, settings, progress),
-        max_steps=max_steps,
-        tolerance=tolerance,
-        smoothing=smoothing,
-        cap_logits=cap_logits,
-        cap_log_kappa=log_kappa_of(kappa_cap),
-        escape=escape,
-        max_rounds=max_rounds,
-        deadline=deadline,
-        settings=settings,
-    )
+    flow = flow_options(flow_tolerance, settings, solver=solver, progress=progress)
+    same |= {"escape": escape, "cap_log_kappa": log_kappa_of(kappa_cap)}
+    search = Search(problem, layout, has_kinks(problem), flow, **same, deadline=deadline)
     decides = partial(_arguments_of, search, start, reproduce)
     with saving_to(checkpoint, checkpoint_seconds, "find_limit", decides) as saving:
         limit = _kept(search, place, saving, reproduce=reproduce)
+    return _reached(limit, escape=escape) if throw else limit
+
+
+def _reached(limit: Limit, *, escape: bool) -> Limit:
+    """The limit, if its search ended as it was asked to.
+
+    Raises:
+        LimitFailed: it did not. An interrupt from the keyboard is no failure.
+    """
     stopped = not escape and limit.result_name == "saddle"
-    if throw and not (limit.successful or stopped or limit.result_name == "interrupted"):
+    if not (limit.successful or stopped or limit.result_name == "interrupted"):
         raise LimitFailed(limit)
     return limit
-
-
-def _flow_options(
-    solver: Rosenbrock | None, tolerance: float, settings: LimitSettings, progress: Any
-) -> dict[str, Any]:
-    """Arguments of `integrate` that all runs of the flow share."""
-    return {
-        "solver": Rosenbrock() if solver is None else solver,
-        "tolerance": tolerance,
-        "atol_logit": settings.flow.logit_tolerance,
-        "progress": progress,
-    }
 
 
 def _arguments_of(search: Search, start: Any, reproduce: bool) -> Mapping[str, Any]:
@@ -190,13 +168,13 @@ def _kept(search: Search, place: Start, saving: Saving, *, reproduce: bool) -> L
 
 
 def _found(search: Search, place: Start, *, reproduce: bool) -> Limit:
-    """The limit, with what other searches say of it where they are asked for."""
+    """The limit; with `reproduce`, compared with the limits of the other searches."""
     limit = search.journal.step(partial(_searched, search, place))
     return _reproduced(limit, search, place) if reproduce and limit.successful else limit
 
 
 def _searched(search: Search, place: Start) -> Limit:
-    """One search, whatever it ends with."""
+    """The limit of one search, successful or not."""
     handover_at = search.settings.flow.handover
     state = begun(place, search.cap_logits, search.cap_log_kappa, handover_at)
     if search.has_kinks:
@@ -205,7 +183,7 @@ def _searched(search: Search, place: Start) -> Limit:
 
 
 def _reproduced(limit: Limit, search: Search, place: Start) -> Limit:
-    """The limit with what other searches say of its basin."""
+    """The limit, with its basin decided by comparison with the limits of the other searches."""
     settings = search.settings.basin
     others = [search.journal.step(partial(_searched, each, place)) for each in _variants(search)]
     found = [np.asarray(search.layout.flatten(each.direction)) for each in (limit, *others)]
@@ -219,7 +197,9 @@ def _reproduced(limit: Limit, search: Search, place: Start) -> Limit:
 
 
 def _variants(search: Search) -> list[Search]:
-    """Searches that end in the same point, if it is the limit of this flow."""
+    """The other searches of `reproduce=True`, which end in the same point if that is the limit of
+    the flow.
+    """
     basin, flow, options = search.settings.basin, search.settings.flow, search.flow_options
     tighter = max(basin.tighter * options["tolerance"], basin.least_tolerance)
     later = replace(search.settings, flow=replace(flow, handover=basin.later * flow.handover))

@@ -1,10 +1,10 @@
 """The flow where the attack on an example vanishes.
 
-An attack steps along the gradient of a margin in the input, and where that gradient is 0 it does
-not step at all. So `delta_i`, and with it the field, jumps where `grad_x q_i` passes 0: where the
-last neuron that sees an example switches off, for one. The flow then often slides there. The loss
-of the example switches the neuron off, the other examples switch it on again, and a solver of the
-exact flow makes ever shorter steps while time hardly passes.
+An attack steps along the gradient of a margin in the input, and where that gradient is 0 it makes
+no step. So `delta_i`, and with it the field, jumps where `grad_x q_i` passes 0, for instance where
+the last neuron that is active on an example switches off. The flow then often slides there: the
+gradient of this example's loss switches the neuron off, those of the other examples switch it on
+again, and a solver of the exact flow makes ever shorter steps while time hardly passes.
 
 With a floor s > 0 the perturbation is
 
@@ -13,9 +13,9 @@ With a floor s > 0 the perturbation is
 which is smooth, scale invariant, and differs from `delta_i` by a part of at most `(s / |g|)^2 / 2`.
 As s falls to 0 its flow becomes Filippov's solution of the exact one, the one that slides. It is an
 ordinary stiff flow: it comes to rest with the example at margin 0, or leads on to where the
-gradient no longer vanishes. Where it slides it stays in a layer around the jump that is much
-thinner than s, as thin as the push from the other examples is small. An error that throws it out of
-the layer is followed by many short steps back, so that its tolerance is a tighter one.
+gradient no longer vanishes. Where it slides it stays in a layer around the jump, which is the
+thinner, the smaller the pull of the other examples, and much thinner than s. An error that takes it
+out of the layer costs many short steps back: hence this flow's tighter tolerance.
 
 Source: Filippov 1988, "Differential Equations with Discontinuous Righthand Sides", chapter 2.
 """
@@ -36,7 +36,8 @@ from gflow.limit.search import Search
 from gflow.problem import Problem
 from gflow.trajectory import Trajectory
 
-# Last points of a run that are looked at: where it slides, the gradient vanishes on one side only.
+# So many last points of a run are examined, since where it slides the gradient vanishes on one side
+# only, and the very last point may lie on the other.
 _POINTS = 16
 
 
@@ -65,10 +66,11 @@ def with_floor(search: Search, run: Trajectory) -> Search | None:
 
 
 def settled(search: Search, run: Trajectory) -> bool:
-    """Whether a run with a floor leaves the loss of examples whose attack vanishes, and no other.
+    """Whether a run with a floor has come to rest with only examples left whose attack vanishes.
 
-    No margin is then to be gained but theirs, and at them nothing pulls, since their gradients lie
-    far below the floor: the weights p of all others sum to at most `FlowSettings.settled`.
+    That is so where the weights p of all other examples sum to at most `FlowSettings.settled`. Then
+    only the margins of the examples whose attack vanishes could still rise, and they do not, since
+    their gradients are far below the floor.
     """
     settings, vector = search.settings.flow, np.asarray(run.vectors[-1])
     if run.margin[-1] > 0:

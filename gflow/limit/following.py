@@ -1,10 +1,11 @@
 """The smoothing led to 0 from a KKT point of the smoothed problem, by Newton's method.
 
-At the mu of a smoothed problem its KKT points solve `gflow.limit.complementarity`, and their
-multipliers and slopes are the start. Newton's method on theta alone has to cross slopes as steep as
-1/mu; that on all three unknowns stays well conditioned for mu -> 0, as primal-dual interior points
-do. Switches that have come to rest at +-pi/2 are no kinks and leave; with mu = 0
-the last iterations are exact.
+A KKT point of the problem smoothed by mu solves the equations of `gflow.limit.complementarity`, and
+is the start, with its multipliers and angles. Newton's method on theta alone would meet functions
+with slopes of the order of 1/mu; on theta, multipliers and angles together it stays well
+conditioned as mu -> 0, as primal-dual interior-point methods do. A switch whose angle has come to
++-pi/2 stands at no kink, and its angle is no longer an unknown. The last iterations, with mu = 0,
+are exact.
 
 Source: Clarke 1983 for the subdifferential; Lyu & Zhu 2022 for the KKT system.
 """
@@ -40,8 +41,8 @@ def follow(
     Args:
         problem: with its kinks.
         start: a KKT point of `smoothed(problem, smoothing)` at unit margin, with its multipliers
-            and angles; the weights of dead neurons next to nothing, in the direction that decides
-            their slopes.
+            and angles. The weights of dead neurons are tiny and not 0, since their direction
+            decides the slopes.
         smoothing: mu > 0.
         tolerance: of the residual of the exact point; that of `settings` by default.
     """
@@ -77,7 +78,8 @@ def follow_back(
 
 
 def concluded(newton: KinkedNewton, now: Variables, smoothing: float) -> KKTPoint:
-    """What a path ended with: the exact point, if it came to the last smoothing and there is one.
+    """The end of a path: the exact KKT point, if the path came to the last smoothing and an exact
+    point was found; else the last solution.
 
     Args:
         now: the solution at `smoothing`.
@@ -96,20 +98,20 @@ def concluded(newton: KinkedNewton, now: Variables, smoothing: float) -> KKTPoin
 
 
 def unfinished(newton: KinkedNewton, now: Variables, smoothing: float) -> KKTPoint:
-    """What a path ended with, where that is no KKT point at kinks."""
+    """The end of a path that led to no exact KKT point: its last solution."""
     return judged(newton, now, smoothing, newton.at_kink(now))
 
 
 def _exact_with_zeros(
     newton: KinkedNewton, now: Variables, at_kink: np.ndarray, below: float
 ) -> Variables | None:
-    """The solution at smoothing 0 without the small weights that some kinks depend on alone; None
-    where there are none.
+    """The solution at smoothing 0 with 0 for the small weights on which alone some kinks depend;
+    None where there are no such weights.
 
-    A switch that follows a product of weights, such as `u_j^2 - v_j^2`, rounds them off to
-    `sqrt(mu)`: to Newton's method their 0 is a double root, to which it comes slowly or not at all.
-    If these weights are set to 0, the switch no longer matters, and Newton's method for the other
-    unknowns converges.
+    Where the value of a switch is of second order in some weights, as `u_j^2 - v_j^2` is, smoothing
+    keeps these weights at a size of about `sqrt(mu)`. At mu = 0 they are a double root, to which
+    Newton's method converges slowly or not at all. With these weights set to 0 the switch no longer
+    matters, and Newton's method for the other unknowns converges.
 
     Args:
         below: weights below this part of the largest are small.
@@ -131,7 +133,7 @@ def judged(newton: KinkedNewton, now: Variables, smoothing: float, at_kink: np.n
     """A point with these kinks, and whether it is a KKT point.
 
     Args:
-        smoothing: at which it was found; NaN where it was not.
+        smoothing: at which it is a solution; NaN if it is none.
         at_kink: the switches taken to stand on their kinks. Shape (n, s).
     """
     slack, zero = newton.settings.slack, newton.settings.zero
@@ -142,7 +144,7 @@ def judged(newton: KinkedNewton, now: Variables, smoothing: float, at_kink: np.n
     residual = active_residual(at.stationarity, at.margins, theta, active)
     assert at.switches is not None
     values, scales = at.switches.values, at.switches.scales
-    if smoothing == 0:  # at the others it is cos phi that is 0: they have turned
+    if smoothing == 0:  # v cos phi = 0: switches with v = 0 stand on the kink, others have turned
         at_kink = at_kink & (np.abs(values) < slack * scales)
         at = newton.linearized(last, smoothing, np.flatnonzero(at_kink))
     pushing = newton.pushing(last.multipliers, smoothing)[:, None]

@@ -1,11 +1,11 @@
 """The KKT points that the flow visits on its way, and when.
 
-At a KKT point of margin gamma the clock tau of the flow and log kappa run alike,
+At a KKT point of margin gamma, log kappa is proportional to the clock tau of the flow,
 `d log kappa / d tau = L^2 gamma`, and an offset along an eigenvector of the Lagrangian's Hessian
-with eigenvalue -a grows like `exp(L gamma a tau)`: by the factor e^(a/L) per unit of log kappa. So
-an offset of size d grows to size D while log kappa grows by `L log(D/d) / a`. Close to a saddle
-this takes thousands of units. A training run, whose log kappa stays below 100, then stays near the
-saddle.
+with eigenvalue -a grows like `exp(L gamma a tau)`, that is, by the factor e^(a/L) per unit of
+log kappa. So an offset of size d grows to size D while log kappa grows by `L log(D/d) / a`. From
+close to a saddle this may take thousands of units. A training run, whose log kappa stays below 100,
+then remains near the saddle.
 """
 
 from dataclasses import dataclass, replace
@@ -25,12 +25,13 @@ class Visit:
         direction: u, a pytree like the parameters, of norm 1.
         margin: its normalized margin.
         verdict: what kind of point it is, as `Limit.verdict`.
-        arrival: log kappa at which the flow has come close, where it was handed to Newton's method.
+        arrival: log kappa of the flow when it had come close and gave way to Newton's method.
         departure: log kappa at which the offset from the point has grown to 1/20 of the norm, at
             kinks to 1/200; infinite for a point that is not left.
         growth: of the offset, its exponent per unit of log kappa; 0 for a point that is not left.
-        certain: whether the flow's own error cannot have led it here: it arrived here closely, and
-            left every saddle before by an offset well above its tolerance.
+        certain: whether the flow certainly visits this point, whatever the errors of its
+            integration: it came close enough, and left every saddle before by an offset well above
+            its tolerance.
     """
 
     direction: Params
@@ -49,8 +50,8 @@ class Visit:
 def noted(visits: tuple[Visit, ...], visit: Visit) -> tuple[Visit, ...]:
     """All visits with one more, which is certain only if those before it are.
 
-    If the last visit was not left, the new one replaces it: it is the same point, found before with
-    rounded kinks.
+    If the last visited point was not left, the new visit replaces it: it was found with rounded
+    kinks, and the new one is the same point with exact ones.
     """
     before = tuple(each for each in visits if np.isfinite(each.departure))
     certain = visit.certain and all(each.certain for each in before)
@@ -79,7 +80,7 @@ def departure(
 
 
 def told(visits: tuple[Visit, ...]) -> list[str]:
-    """The saddles on the way, a few words each."""
+    """The saddles on the way as text, a few words each."""
     return [
         f"at margin {visit.margin:.6g} from log kappa {visit.arrival:.4g} to {visit.departure:.4g}"
         for visit in visits

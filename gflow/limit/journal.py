@@ -1,10 +1,10 @@
-"""What the steps of a search left, so that a search that is taken up does not make them again.
+"""The results of the steps of a search, so that a search that is resumed does not repeat them.
 
-A search is a chain of steps, each a function of what the steps before it left and of nothing else.
-The journal keeps what each finished step left, in order. A search that is taken up runs through the
-same chain; a step that the journal holds hands back what it left then. Steps may be made of steps:
-once the outer one is finished, it stands for its inner ones. Of a flow on its way the journal keeps
-the place that it has come to.
+A search is a chain of steps, each a function of the results of the steps before it and of nothing
+else. The journal keeps the result of each finished step, in order. A search that is resumed runs
+through the same chain; for a step that the journal holds, its result is returned without computing
+it again. Steps may contain steps: once the outer one is finished, its result replaces theirs. Of
+the flow that is being followed the journal keeps the place at which it stands.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,13 @@ _Left = TypeVar("_Left")
 
 
 class Journal:
-    """Keeps nothing: every step is made."""
+    """A journal that keeps nothing: every step is computed."""
 
     def step(self, make: Callable[[], _Left]) -> _Left:
-        """What a step leaves: made now, or as it was made before the search was stopped.
+        """The result of a step: computed now, or kept from before the search was stopped.
 
         Args:
-            make: makes the step; what it returns has a `result`.
+            make: computes it; what it returns has an attribute `result`.
         """
         return make()
 
@@ -36,11 +36,11 @@ KEEPS_NOTHING = Journal()
 
 
 class FileJournal(Journal):
-    """Keeps the steps in a file.
+    """A journal in a file.
 
     Args:
-        saving: to the file.
-        put: makes JSON of what a step left, and adds its arrays to a table.
+        saving: writes the file.
+        put: makes JSON of the result of a step, and adds its arrays to a table.
         get: the inverse.
     """
 
@@ -51,7 +51,7 @@ class FileJournal(Journal):
         get: Callable[[Any, Any], Any],
     ):
         self._saving, self._put = saving, put
-        # Pairs of what a step left and how many steps it is inside of.
+        # Pairs of the result of a step and the number of steps that contain it.
         self._entries: list[tuple[int, Any]] = []
         self._next = self._depth = 0
         self.place: Content | None = None
@@ -65,6 +65,8 @@ class FileJournal(Journal):
             self.place = Content(header["flow"], own)
 
     def step(self, make: Callable[[], _Left]) -> _Left:
+        # `_next` is the number of entries that the chain has passed; the entry there belongs to
+        # this step if it was made at the same depth.
         here, depth = self._next, self._depth
         if here < len(self._entries) and self._entries[here][0] == depth:
             self._next += 1
@@ -74,6 +76,7 @@ class FileJournal(Journal):
             left: Any = make()
         finally:
             self._depth = depth
+        # The entry of this step replaces those of the steps inside it.
         if not _stopped(left):
             self._entries[here:] = [(depth, left)]
             self._next, self.place = here + 1, None
@@ -90,7 +93,9 @@ class FileJournal(Journal):
         self._saving.offer(self.content, now=now)
 
     def end(self) -> None:
-        """Writes all of it, whenever that was done last, unless it was finished before."""
+        """Writes the file at once, however short ago it was written; not if the search that it
+        holds was finished when the call began.
+        """
         if self._saving.content is None or not self._saving.content.finished:
             self._saving.offer(self.content, now=True)
 
@@ -114,7 +119,7 @@ class _Flow(Saving):
 
     def offer(self, make: Callable[[], Content], *, now: bool = False) -> None:
         content = make()
-        # What ends by itself is kept as a step.
+        # The end of a run is kept as the result of its step.
         if not content.finished:
             self._journal.keep(content, now=now)
 

@@ -1,23 +1,24 @@
 """How a problem with kinks is searched: plain ReLUs, or attacks that follow signs.
 
-The flow slides along kinks, where no solver of smooth equations follows it. So it is followed with
-its kinks rounded (`gflow.kkt.switches`), to a limit of that problem; from there the smoothing is
-led to 0 on the KKT system (`gflow.limit.following`). Where that branch of KKT points ends, where
-there was no limit, or from a saddle at kinks, the flow goes on by steps that slide along its kinks.
-Where these fail, it is followed with less smoothing for a while.
+The flow slides along kinks, where no solver of smooth equations can follow it. So the kinks are
+first rounded (`gflow.kkt.switches`), and the flow of that problem is followed to its limit. From
+there the smoothing is led to 0 on the KKT system (`gflow.limit.following`). The flow with exact
+kinks is followed, by implicit steps that slide along them (`gflow.limit.sliding`), in three cases:
+where that branch of KKT points ends, where the rounded problem had no limit, and from a saddle at
+kinks. Where these steps fail, the search begins anew with less smoothing.
 
-What a limit is there. On clean data the margins of plain ReLUs have kinks but do not jump, and a
+What a limit at kinks is. On clean data the margins of plain ReLUs have kinks but do not jump, and a
 limit is a point at which 0 lies in Clarke's subdifferential of the Lagrangian. Under FGSM, and
-under FGM with plain ReLUs, the perturbation itself jumps where a sign or a ReLU that it follows
-turns, and so does the field. A solution then is one of Filippov's differential inclusion: on a kink
-it moves with a mixture of the fields of the two sides, with coefficients in [0, 1] (`(1 + sin
-phi)/2`) that keep it there, and a limit is a point where such a mixture vanishes, as a chattering
-training run rests on average. One kink alone has one such mixture. Where two or more meet, the
-mixtures that keep to all of them need not be unique, and with them neither the solution nor its
-limit: gflow's is the one to which its rounding of the kinks leads. Its margin with the
-coefficients held is `Limit.held_margin`, a value that no side of the kinks has; what is left on the
-best side is `Limit.margin` (all sides of an example's kinks up to 10 switches, beyond that a
-sample).
+under FGM with plain ReLUs, the perturbation itself jumps where a sign or a ReLU on which it depends
+turns, and so does the field. A solution is then one of Filippov's differential inclusion: on a kink
+it moves with a convex combination of the fields of the two sides, whose coefficient in [0, 1],
+`(1 + sin phi)/2`, is the one that keeps it on the kink. A limit is a point where such a combination
+vanishes; a training run that chatters rests there on average. One kink alone has one such
+combination. Where two or more kinks meet, the combinations that keep to all of them need not be
+unique, and then neither the solution nor its limit is: gflow finds the one to which its rounding of
+the kinks leads. The margin of that point with the coefficients held is `Limit.held_margin`, which
+is not the margin on any side of the kinks; the margin on the best side is `Limit.margin` (among all
+sides of an example's kinks up to 10 switches, and among a sample of them beyond that).
 
 Source: Filippov 1988, "Differential Equations with Discontinuous Righthand Sides"; Clarke 1983.
 """
@@ -71,8 +72,8 @@ def search_at_kinks(search: Search, state: State) -> tuple[State, float]:
 
 
 def search_off_kinks(search: Search, state: State, smoothing: float) -> tuple[State, float]:
-    """Where a search with rounded kinks ended, the exact flow goes on: its limit is one if it lies
-    at no kink. At kinks the equations are dense, and too large for these problems.
+    """The exact flow from where a search with rounded kinks ended, for problems so large that the
+    dense equations at kinks cannot be formed. Its limit is accepted if it lies at no kink.
 
     Returns:
         the last state, and the smoothing with which it was reached.
@@ -104,8 +105,8 @@ class Kinked(Refiner):
     """A refiner at kinks, from where the search with rounded kinks ended.
 
     Attributes:
-        search: with the kinks.
-        rounded: with the rounded ones.
+        search: of the problem with its kinks.
+        rounded: the same search, of the problem with rounded kinks.
         smoothing: mu, to which they are rounded.
     """
 
@@ -114,13 +115,15 @@ class Kinked(Refiner):
     smoothing: float
 
     def approach(self, state: State) -> State:
-        """The state as it is: the flow has been followed with rounded kinks, and off a saddle it
-        slides.
+        """The state as it is: the flow has been followed with rounded kinks already, and from a
+        saddle `refine` follows it.
         """
         return state
 
     def refine(self, state: State) -> State:
-        """The smoothing led to 0; or, where that fails and off a saddle, the flow along kinks."""
+        """The KKT point by leading the smoothing to 0; or, where that fails or the state has just
+        left a saddle, by following the flow along kinks.
+        """
         if state.left is not None:
             saddle = state.left.point
             _, rates = state.left.unstable
@@ -137,7 +140,7 @@ class Kinked(Refiner):
         return state if state.found is not None else self._slide(state, start, self.smoothing)
 
     def retry(self, state: State) -> State:
-        """The end: `search_at_kinks` begins anew with less smoothing."""
+        """The end of this search: `search_at_kinks` begins another one with less smoothing."""
         return state.ended(RESULTS.not_at_kink)
 
     def curvature(self, state: State, point: KKTPoint) -> Curvature:
@@ -158,8 +161,8 @@ class Kinked(Refiner):
         )
 
     def leave(self, state: State) -> State:
-        """A push off the saddle, with its multipliers and coefficients; or the end, where the slide
-        has come back to it from either side.
+        """The state a little off the saddle, with the multipliers and coefficients of the saddle;
+        or the end, if the slide has come back to this saddle from either side.
         """
         if self.search.deadline.passed():
             return state.ended(RESULTS.seconds_spent, final=True)
@@ -199,7 +202,7 @@ class Kinked(Refiner):
         return self._with("sliding", kinks, state, time.perf_counter() - begin)
 
     def _with(self, kind: str, kinks: KKTPoint, state: State, seconds: float) -> State:
-        """The state where a way to a point at kinks ended."""
+        """The state after a stage that ended at a point at kinks."""
         found = Found(kinks) if kinks.converged else None
         values = _values(kinks, self.search.problem.degree)
         state = state.moved(
@@ -208,7 +211,9 @@ class Kinked(Refiner):
         return replace(state, found=found, kinks=kinks)
 
     def _where_the_flow_stopped(self, state: State) -> Variables:
-        """The flow's end at unit margin, with its weights for multipliers (Euler's identity)."""
+        """The end of the flow, scaled to unit margin, with multipliers proportional to its weights
+        (`gflow.kkt.variables.at_unit_margin`).
+        """
         rounded, weights = self.rounded, weights_at(self.rounded, state)
         start = at_unit_margin(rounded.problem, rounded.layout, state.flow.vector, weights)
         return self._at(start.theta, start.multipliers)
@@ -226,16 +231,16 @@ def _values(kinks: KKTPoint, degree: float) -> dict[str, float]:
 
 
 def _unended(state: State) -> State:
-    """Where a search with rounded kinks ended, for one at kinks to go on from.
+    """The last state of a search with rounded kinks, as the first one of a search at kinks.
 
-    Saddles of the rounded problem are forgotten: they are not saddles at kinks.
+    Saddles of the rounded problem are forgotten: they are not saddles of the problem with kinks.
     """
     return replace(state, result=None, left=None, failures=0)
 
 
 def begun_anew(search: Search, state: State) -> State:
-    """Where a search at kinks failed, for one with less smoothing or none: its flow goes on at the
-    cap.
+    """The state where a search at kinks failed, as the first one of a search with less smoothing or
+    none, whose flow starts from this direction at the cap.
     """
     return replace(
         _unended(state),
@@ -247,10 +252,11 @@ def begun_anew(search: Search, state: State) -> State:
 
 
 def _given_up(search: Search, state: State, saddle: Found | None) -> State:
-    """The end where no smoothing led to a KKT point that nothing leaves.
+    """The end of the search where no smoothing led to a KKT point that the flow does not leave.
 
-    Back at the last saddle at kinks, which was one; or, where only the smoothing separated the
-    examples, with that as the reason.
+    If a saddle at kinks was met, the search ends at the last one. Otherwise it ends where it
+    stands, as `not_separated` or `radius_above_margin` if the examples were separated only with
+    rounded kinks.
     """
     if saddle is not None:
         kinks = saddle.point

@@ -1,7 +1,7 @@
 """Newton's method at one smoothing of the kinks, and the smoothing led to 0 by it.
 
-Only switches of active margins near their kinks have an angle of their own as an unknown; all
-others stand where their values put them.
+Only the switches of active margins that are near their kinks have an angle as an unknown. The angle
+of any other switch follows from its value v and its scale w.
 """
 
 import math
@@ -22,7 +22,7 @@ class KinkedNewton:
     """Newton's method for a problem at kinks.
 
     Args:
-        strength: the size of the multipliers, about the largest of them.
+        strength: the unit of multipliers, about the largest of them.
         tolerance: of the residual of an exact point; that of `settings` by default.
 
     Attributes:
@@ -52,13 +52,13 @@ class KinkedNewton:
         return kinked_system(self.problem, self.layout, variables, smoothing, index)
 
     def pushing(self, multipliers: np.ndarray, smoothing: float) -> np.ndarray:
-        """Which examples push. Shape (n,)."""
+        """Which examples push: those with a multiplier that is not negligible. Shape (n,)."""
         share = max(self.settings.support_widths * smoothing, self.settings.least_support)
         pushes = multipliers > share * multipliers.max()
         return pushes.reshape(-1, self.per_example).any(axis=1)
 
     def at_kink(self, variables: Variables) -> np.ndarray:
-        """Switches of examples that push which stand between their two sides. Shape (n, s)."""
+        """Switches that stand between their two sides, of examples that push. Shape (n, s)."""
         last = self.settings.steps.last
         turned = np.abs(np.sin(variables.angles)) < 1 - 1e-7
         pushes = self.pushing(variables.multipliers, last)
@@ -67,8 +67,8 @@ class KinkedNewton:
     def lowered(
         self, variables: Variables, smoothing: float, factor: float, anchor: Anchor = FREE
     ) -> tuple[Variables, float]:
-        """The smoothing led to its last value, or to where it cannot fall any further: the solution
-        there, and the smoothing.
+        """The solution at the last value of the smoothing, or at the smallest one for which there
+        is a solution; and that smoothing.
 
         Args:
             variables: a solution at `smoothing`.
@@ -108,7 +108,8 @@ class KinkedNewton:
                 residuals, variables, smoothing, index, self.strength, anchor, self.settings
             )
             error = equations.error
-            # Next to the largest feasible radius theta is long, and rounding is all that is left.
+            # For a radius close to the largest feasible one theta is so long that rounding alone
+            # may leave an error above the goal.
             stalled = at_kink is not None and 0.5 * last <= error <= self.settings.rounded
             if error <= goal or stalled:
                 return variables
@@ -135,7 +136,9 @@ class KinkedNewton:
     def _placed(
         self, variables: Variables, smoothing: float, at_kink: np.ndarray | None
     ) -> tuple[Variables, np.ndarray, Residuals]:
-        """The point with its switches in place, the unknown ones of them, and the equations."""
+        """The point with the angles that are no unknowns put where their values say; the flat
+        indices of the others; and the residuals of the equations.
+        """
         at = self.residuals(variables, smoothing)
         unknown = self._unknown(variables, at, smoothing) if at_kink is None else at_kink
         settled = np.arctan2(at.values, smoothing * at.scales)

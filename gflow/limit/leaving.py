@@ -1,4 +1,4 @@
-"""Off a saddle: which way the flow leaves it, when, and whether it leaves it at all."""
+"""How a saddle is left: in which direction, at which log kappa, and whether the flow leaves it."""
 
 import math
 from dataclasses import replace
@@ -17,14 +17,14 @@ _TINY = 1e-300
 
 
 def pushed_off(search: Search, state: State, length: float) -> State:
-    """The flow taken up off the saddle that was found, on the path on which it leaves by itself.
+    """The state with the flow taken up beside the saddle that was found, on its way out.
 
-    Near a saddle the flow is linear: its offset along each unstable direction grows on its own, at
-    the rate of that direction (`gflow.limit.itinerary`). So the offsets with which the flow arrived
-    tell the proportions between them when it is `length` away, and log kappa then.
+    Near a saddle the flow is linear: its offset along each unstable direction grows independently,
+    at the rate of that direction (`gflow.limit.itinerary`). So the offsets with which the flow
+    arrived determine the direction in which it leaves, and log kappa at which it is `length` away.
 
     Args:
-        length: how far away it is taken up.
+        length: the distance from the saddle at which the flow is taken up.
     """
     assert state.found is not None
     degree, settings = search.problem.degree, search.settings.saddles
@@ -67,9 +67,9 @@ def times_left(search: Search, state: State) -> int:
 
 
 def colder_on_return(search: Search, state: State) -> State:
-    """The state with a colder cap, where the saddle that was found has been left before.
+    """The state with a colder cap, if the saddle that was found has been left before.
 
-    The capped flow then came back to a saddle that the true flow passes.
+    That the capped flow came back to it suggests that the true flow passes by: the cap is too warm.
     """
     settings, cap = search.settings, state.cap
     coldest = cap.logits >= settings.saddles.most_colder * cap.first_logits
@@ -79,7 +79,9 @@ def colder_on_return(search: Search, state: State) -> State:
 
 
 def circling_beside(search: Search, state: State) -> State:
-    """The end, where the flow leaves the saddle in spirals, and goes on to circle about it."""
+    """The end of the search, if the flow leaves the saddle in spirals and then circles about it;
+    else the state as it is.
+    """
     assert state.found is not None and state.found.curvature is not None
     if search.has_kinks or not state.found.curvature.spirals:
         return state
@@ -97,11 +99,11 @@ def circling_beside(search: Search, state: State) -> State:
         state,
         flow=replace(state.flow, vector=beside / np.linalg.norm(beside)),
         cap=state.cap.reached_at(log_kappa, margin),
-        left=None,  # with all of its steps
+        left=None,  # no saddle was left, so that the run has all of its steps (`num_steps_of`)
     )
     shorter = replace(search, max_steps=min(search.max_steps, settings.circling.most_steps))
     run = run_flow(shorter, aside, until, log_kappa, capped=True)
-    # Only the stage is kept: the flow of this search is where it was.
+    # Of this run only the stage is kept; the flow of the search stays where it was.
     state = state.noting(replace(run.end.stages[-1], log_kappa=state.flow.log_kappa))
     if run.trajectory.result_name in HALTING:
         return state.ended(run.trajectory.result, final=True)

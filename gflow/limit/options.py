@@ -8,6 +8,7 @@ import diffrax
 
 from gflow._numerics import is_integer, is_real
 from gflow.limit.search_settings import DEFAULT, LimitSettings
+from gflow.stiff.rosenbrock import Rosenbrock
 from gflow.stiff.traits import traits_of
 
 
@@ -47,6 +48,22 @@ def check_options(
 
 def _is_linearised(solver: Any) -> bool:
     return isinstance(solver, diffrax.AbstractSolver) and traits_of(solver).linearised
+
+
+def flow_options(
+    tolerance: float,
+    settings: LimitSettings,
+    *,
+    solver: Rosenbrock | None = None,
+    progress: Any = False,
+) -> dict[str, Any]:
+    """Arguments of `integrate` that all runs of the flow share."""
+    return {
+        "solver": Rosenbrock() if solver is None else solver,
+        "tolerance": tolerance,
+        "atol_logit": settings.flow.logit_tolerance,
+        "progress": progress,
+    }
 
 
 def log_kappa_of(kappa_cap: float | None) -> float:

@@ -1,11 +1,11 @@
 """Newton's method on the KKT system, from where the flow has come close.
 
-The temperature is first led to 0 (`gflow.limit.cooling`), which tells the active margins; where
-that fails at the first temperature already, the flow's weights do. The active set is corrected
-along the way: a margin whose multiplier is below zero leaves it, a violated one joins it, and where
-its margins cannot all be equal, as of more margins than there are dimensions, the largest of them
-leaves. Steps are of minimum norm, since merged or aligned neurons leave a continuum of KKT points,
-and the nearest of them is meant.
+The temperature is first led to 0 (`gflow.limit.cooling`), which shows which margins are active. If
+that fails at the first temperature, the active margins are those of large weight in the flow. The
+active set is corrected along the way: a margin with a negative multiplier leaves it, a violated
+margin joins it, and if its margins cannot all be equal, as when there are more of them than
+dimensions, the largest one leaves. Steps are of minimum norm: with merged or aligned neurons there
+is a continuum of KKT points, and the nearest one is sought.
 """
 
 import dataclasses
@@ -47,8 +47,8 @@ def polish_capped(
         what was found, not converged where it is no KKT point. `num_iterations` counts the systems
         of cooling too.
     """
-    # A margin of 0 may be positive by the rounding of the program that measured it before. There is
-    # no KKT system where this one says otherwise.
+    # A margin of 0 may have been positive by rounding in the program that measured it before. If it
+    # is not positive here there is no KKT system.
     if not margins_at(problem, layout, direction).min() > 0:
         return _without_system(problem, layout, direction, weights)
     newton, large = settings.newton, layout.size > settings.sizes.factored
@@ -120,27 +120,41 @@ def polish_again(
     *,
     settings: RefineSettings = REFINE,
 ) -> KKTPoint:
-    """The KKT point near a direction beside one with these multipliers; of large networks without
-    its dense matrices.
+    """The KKT point near a direction that lies beside a known KKT point, whose multipliers are
+    given; for large networks without dense matrices.
     """
     again = polish if layout.size <= settings.sizes.factored else cooled_again
     return again(problem, layout, direction, multipliers, settings=settings)
 
 
-class _Iterate(NamedTuple):
+class Iterate(NamedTuple):
     """An iterate of Newton's method: the point, its multipliers, and the active set."""
 
     theta: np.ndarray
     multipliers: np.ndarray
     active: np.ndarray
 
-    def error(self, at: KKTSystem) -> float:
-        """The residual there."""
-        return active_residual(at.stationarity, at.margins, self.theta, self.active)
+    def error(self, stationarity: np.ndarray, margins: np.ndarray) -> float:
+        """The residual, from the values of the equations at the iterate."""
+        return active_residual(stationarity, margins, self.theta, self.active)
 
-    def with_active(self, active: np.ndarray) -> "_Iterate":
-        """Another active set; multipliers of other margins are 0."""
-        return _Iterate(self.theta, np.where(active, self.multipliers, 0.0), active)
+    def with_active(self, active: np.ndarray) -> "Iterate":
+        """The iterate with another active set; multipliers of inactive margins become 0."""
+        return Iterate(self.theta, np.where(active, self.multipliers, 0.0), active)
+
+    def stepped(self, step: np.ndarray, longest: float, most: float = 1.0) -> "Iterate":
+        """The iterate after a step of theta and the active multipliers.
+
+        Args:
+            longest: how far it may lead, relative to |theta|: of a longer step a part is made.
+            most: the largest part of the step that is made.
+        """
+        size = len(self.theta)
+        length = np.linalg.norm(step[:size])
+        share = min(most, longest * np.linalg.norm(self.theta) / max(length, 1e-300))
+        multipliers = self.multipliers.copy()
+        multipliers[self.active] += share * step[size:]
+        return Iterate(self.theta + share * step[:size], multipliers, self.active)
 
 
 def polish(
@@ -171,7 +185,7 @@ def polish(
     most = newton.most_iterations if most_iterations is None else most_iterations
     active = weights > (newton.flow_support if support is None else support) * weights.max()
     start = at_unit_margin(problem, layout, direction, np.where(active, weights, 0.0))
-    now = _Iterate(start.theta, start.multipliers, active)
+    now = Iterate(start.theta, start.multipliers, active)
     found = _iterated(problem, layout, now, tolerance, most, settings)
     return _refined(problem, layout, found, settings)
 
@@ -179,7 +193,7 @@ def polish(
 def _iterated(
     problem: Problem,
     layout: Layout,
-    now: _Iterate,
+    now: Iterate,
     tolerance: float,
     most: int,
     settings: RefineSettings,
@@ -188,8 +202,9 @@ def _iterated(
     newton, share, before = settings.newton, 1.0, np.inf
     for iteration in itertools.count():
         at = kkt_system(problem, layout, now.theta, now.multipliers, sizes=settings.sizes)
-        error = now.error(at)
-        # Where second derivatives jump, as those of ReLU^2, whole steps may go to and fro.
+        error = now.error(at.stationarity, at.margins)
+        # Where second derivatives jump, as those of ReLU^2, whole steps may go to and fro: the step
+        # is halved where the error did not.
         stalls = error > 0.5 * before
         share = max(0.5 * share, newton.shortest_share) if stalls else 1.0
         close = error <= min(newton.aim, tolerance)
@@ -205,16 +220,16 @@ def _iterated(
 def _refined(
     problem: Problem, layout: Layout, found: KKTPoint, settings: RefineSettings
 ) -> KKTPoint:
-    """After one more step, which costs little and gives the last digits, where it does."""
+    """The point after one more step, which costs little, if that lowers the residual further."""
     if not found.converged or layout.size > settings.sizes.factored:
         return found
-    before = _Iterate(found.theta, found.multipliers, found.active)
+    before = Iterate(found.theta, found.multipliers, found.active)
     now = _stepped(found.linearized, before, 1.0, settings)
     # Rounding may make the equations look inconsistent.
     if now.active is not before.active:
         return found
     at = kkt_system(problem, layout, now.theta, now.multipliers, sizes=settings.sizes)
-    error = now.error(at)
+    error = now.error(at.stationarity, at.margins)
     right = _mended(at.margins, now, settings.newton) is None
     if not (error < found.residual and right):
         return found
@@ -230,17 +245,20 @@ def _without_system(
     return KKTPoint(direction, none, np.zeros(len(weights), bool), np.inf, False, 0, at)
 
 
-def _stepped(at: KKTSystem, now: _Iterate, most: float, settings: RefineSettings) -> _Iterate:
-    """After one step of minimum norm, at `most` that part of it, and less where it is too long; or,
-    where the margins cannot all become equal, without a step and without the largest of them.
+def _stepped(at: KKTSystem, now: Iterate, most: float, settings: RefineSettings) -> Iterate:
+    """The iterate after the part `most` of a step of minimum norm, or after less of it where the
+    step is too long. If the active margins cannot all become equal, no step is made, and the
+    largest of them is no longer active.
     """
-    newton, size, active = settings.newton, len(now.theta), now.active
+    newton, active = settings.newton, now.active
     right = -np.concatenate([at.stationarity, at.margins[active] - 1])
     matrix = at.bordered(active)
     if len(right) <= settings.sizes.factored:
-        # Along a family of KKT points the matrix is singular but for the residual r. A singular
-        # value below r^2 asks for a step of 1/r or so: the direction is one of a family.
-        rank = min(now.error(at) ** 2, newton.family_rank)
+        # Along a family of KKT points the matrix is singular up to the order of the residual r. A
+        # direction of a singular value below r^2, in which the step would have a length of about
+        # 1/r, is taken for one along a family.
+        error = now.error(at.stationarity, at.margins)
+        rank = min(error**2, newton.family_rank)
         step = minimum_norm(matrix, right, rank=rank)
     else:  # nearly that, by a shift of the Hessian
         step = by_factors(at.bordered(active, shift=newton.shift), right)
@@ -250,14 +268,10 @@ def _stepped(at: KKTSystem, now: _Iterate, most: float, settings: RefineSettings
         fewer = active.copy()
         fewer[np.argmax(np.where(active, at.margins, -np.inf))] = False
         return now.with_active(fewer)
-    length = np.linalg.norm(step[:size])
-    share = min(most, newton.longest_step * np.linalg.norm(now.theta) / max(length, 1e-300))
-    multipliers = now.multipliers.copy()
-    multipliers[active] += share * step[size:]
-    return _Iterate(now.theta + share * step[:size], multipliers, active)
+    return now.stepped(step, newton.longest_step, most)
 
 
-def _mended(margins: np.ndarray, now: _Iterate, newton: NewtonSettings) -> np.ndarray | None:
+def _mended(margins: np.ndarray, now: Iterate, newton: NewtonSettings) -> np.ndarray | None:
     """The active set without its worst multiplier, or with the worst violation; None if right."""
     mended = now.active.copy()
     if now.multipliers[now.active].min(initial=0.0) < -newton.slack * now.multipliers.max():

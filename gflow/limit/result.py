@@ -32,13 +32,20 @@ class Stage:
     """One stage of the search.
 
     Attributes:
-        kind: "flow"; "floor", the flow with an attack that fades where its gradient vanishes, where
-            the true one slides (`gflow.limit.floor`); "newton", Newton's method on the KKT system;
-            "escape", a push off a saddle; at kinks also "kinks", the smoothing led to 0, "sliding",
-            the flow along kinks by implicit Euler steps, and "back", a return to the last saddle at
-            kinks, where nothing led on from it; "drift", the flow at infinite kappa by such steps,
-            where no KKT point was near; "circling", what was measured of the flow before it, which
-            circles.
+        kind: one of
+
+            - "flow";
+            - "floor": the flow with an attack that fades where its gradient vanishes, where the
+              true flow slides (`gflow.limit.floor`);
+            - "newton": Newton's method on the KKT system;
+            - "escape": a push off a saddle;
+            - "drift": the flow at infinite kappa by implicit Euler steps, where no KKT point was
+              near;
+            - "circling": no stage of its own, but what was measured of the flow before it, which
+              circles;
+            - at kinks "kinks": leading the smoothing to 0;
+            - "sliding": the flow along kinks by implicit Euler steps;
+            - "back": a return to the last saddle at kinks, from which no KKT point was reached.
         num_steps: steps of the flow, or systems solved; of circling, turns.
         moved: distance of the direction from where the stage before left it; of circling, the mean
             distance from the centre.
@@ -67,8 +74,8 @@ class Limit(Outcome):
     """The limit of the flow's direction, and the evidence.
 
     At kinks, `certify(limit.problem, limit.direction, coefficients=limit.kinks.coefficients)`
-    repeats the certificate; without these coefficients it would have to guess how the attack's own
-    switches stand.
+    repeats the certificate. The coefficients are needed: at its kinks the attack depends on them,
+    and `certify` cannot find them from the direction alone.
 
     Attributes:
         problem: what was minimised.
@@ -199,8 +206,8 @@ class Limit(Outcome):
 
     @property
     def successful(self) -> bool:
-        """Whether a maximum or a stable rest point was reached, within a family or not, whatever
-        decided which.
+        """Whether a maximum or a stable rest point was reached, within a family or not; also where
+        rounding decided which of several.
         """
         return self.result_name in ("successful", "decided_by_rounding")
 
@@ -246,7 +253,7 @@ class LimitFailed(RuntimeError):
 
 
 def unnamed_kinks(problem: Problem) -> str:
-    """What is said of a network with kinks under a perturbation that does not name them."""
+    """The message for a network with kinks under a perturbation that does not name them."""
     if problem.perturbation.has_named_kinks or not problem.network.num_switches:
         return ""
     return (

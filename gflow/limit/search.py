@@ -2,22 +2,22 @@
 
 The search is a loop over frozen states (`gflow.limit.state`); `run` below is all of it:
 
-1. *Approach.* The true flow, until its smallest margin is so many logits, `kappa min_i q_i(u)`; the
-   kappa that it has there is the cap kappa_c. From then on the flow with its temperature capped at
-   kappa_c, until its direction hardly moves: the handover.
-2. *Refine.* Newton's method on the KKT system, to rounding. Where it fails, the flow is followed
-   again with a colder cap, which tells active margins from others; or, since it may drift, at
-   infinite kappa.
-3. *Judge.* The second-order verdict: a maximum of the margin or, with frozen perturbations, a
-   stable rest point; or a saddle.
-4. *Leave.* From a saddle the flow is taken up a little off it, along the directions in which it
-   leaves, in the proportions to which its own offset from the saddle grows. A saddle that is met a
-   second time shows that the cap holds the flow back where the true one would pass: the cap gets
-   colder.
+1. *Approach.* The true flow is followed until its smallest margin `kappa min_i q_i(u)` has come to
+   `cap_logits`. The kappa that it has there is the cap kappa_c: from then on the flow is followed
+   with its weights at a kappa of at most kappa_c, until its direction hardly moves. This point is
+   the handover.
+2. *Refine.* Newton's method finds the KKT point near there, to rounding. If it fails, the flow is
+   followed further with a colder cap, at which active margins are better told from the others; or
+   at infinite kappa, in case it drifts (`gflow.limit.drift`).
+3. *Judge.* The second-order verdict says whether the point is a maximum of the margin (with frozen
+   perturbations a stable rest point) or a saddle.
+4. *Leave.* From a saddle the flow is taken up again a little beside it, in the direction into which
+   its own offset from the saddle grows. A saddle that is met a second time suggests that the capped
+   flow returns to it where the true flow would pass by: the next cap is colder.
 
-Where the examples are never separated by so many logits there is no capped flow, and no limit.
+Where the examples are never separated by `cap_logits` logits there is no capped flow, and no limit.
 
-How the steps are done is the business of a *refiner*. There are two:
+The steps themselves are those of a *refiner*. There are two:
 
 - `gflow.limit.smooth.Smooth`, for problems without kinks;
 - `gflow.limit.kinked.Kinked`, at kinks. It starts from where a `Smooth` search with rounded kinks
@@ -99,7 +99,7 @@ class Search:
 
 
 class Refiner(ABC):
-    """How the steps of a search are done for one kind of problem.
+    """The steps of a search, for one kind of problem.
 
     Attributes:
         search: with the problem whose KKT points this refiner finds.
@@ -117,7 +117,7 @@ class Refiner(ABC):
 
     @abstractmethod
     def retry(self, state: State) -> State:
-        """What the next approach is to do after a failure; or the end, with its result."""
+        """The state for the next approach after a failure; or the end of the search."""
 
     @abstractmethod
     def curvature(self, state: State, point: Any) -> Curvature:
@@ -125,19 +125,22 @@ class Refiner(ABC):
 
     @abstractmethod
     def beside(self, point: Any, direction: np.ndarray) -> KKTPoint:
-        """The KKT point near a direction beside another KKT point; not `converged` if none is."""
+        """The KKT point near a direction that lies beside a known KKT point; not `converged` if
+        none is found.
+        """
 
     @abstractmethod
     def leave(self, state: State) -> State:
-        """Takes the flow up off a saddle, which is then `left`; or the end."""
+        """The state with the flow beside the saddle, which becomes `State.left`; or the end."""
 
 
 def run(refiner: Refiner, state: State, *, approached: bool = False) -> State:
-    """Approach, refine, judge and leave, until a KKT point is reached that nothing leaves; or as
-    far as the search comes, with its result.
+    """The last state of a search: at a KKT point that the flow does not leave, or where the search
+    had to end, with the reason as its result.
 
     Args:
-        approached: whether the first approach has been made, and perhaps the KKT point found.
+        approached: whether the first approach has been made already. If the state then has a KKT
+            point, that is not sought again either.
     """
     search, rounds, journal = refiner.search, 0, refiner.search.journal
     while state.result is None:
@@ -159,8 +162,8 @@ def run(refiner: Refiner, state: State, *, approached: bool = False) -> State:
 
 
 def judge(refiner: Refiner, state: State) -> State:
-    """Says what kind of point was found, and notes the visit. Unless it is a saddle, the search
-    ends there.
+    """The state with the verdict on the point that was found, and with the visit noted. Unless the
+    point is a saddle, the search ends there.
     """
     assert state.found is not None
     search, point = refiner.search, state.found.point
@@ -178,7 +181,7 @@ def judge(refiner: Refiner, state: State) -> State:
 def surely(search: Search, state: State) -> bool:
     """Whether the flow came so close to the point that was found that it can end nowhere else.
 
-    With kinks that is not known: another smoothing may lead elsewhere.
+    Always False with kinks, since another smoothing of them may lead to another point.
     """
     return not search.has_kinks and close(state.handover, search.settings.basin)
 

@@ -47,39 +47,42 @@ def _is_possible(value: Any, default: Any) -> bool:
 @named()
 @dataclass(frozen=True)
 class FlowSettings(_Group):
-    """Of the flow, and of where Newton's method takes over (`gflow.limit.approach`).
+    """Constants of the flow, and of where Newton's method takes over (`gflow.limit.approach`).
 
     Attributes:
         logit_tolerance: `atol_logit` of `integrate`, in logits.
-        cap_accuracy: how closely the logits of the cap are met, relative. The cap need not be
-            exact: what it is gets recorded.
-        most_logits: the coldest cap. Beyond it products of kappa with margins have lost too many
-            digits for the weights p, which depend on their differences.
+        cap_accuracy: how closely the logits of the cap are met, relative. It may be loose, since
+            the search goes on with the kappa that was reached.
+        most_logits: no cap is at more logits. Beyond, products of kappa with margins have lost too
+            many digits for the weights p, which depend on their differences.
         farthest: the capped flow ends so many units of log kappa beyond the cap at the latest. An
             offset of 1e-9 from a saddle that is left at a rate of 1e-3 grows to 5e-2 within 4e4
             (L = 2, see `gflow.limit.itinerary`).
         handover: the stationarity at which the flow gives way to Newton's method. It is small
             enough for Newton's displacement to tell whose limit was found: that test
             (`BasinSettings.displacement`) was measured with it.
-        latest_handover: the least stationarity that is waited for, after saddles that are left
-            slowly and where Newton's method fails. The flow's own errors allow little less.
+        latest_handover: the smallest stationarity of a handover, however often it was lowered
+            after saddles that are left slowly and after failures of Newton's method. The errors of
+            the flow itself do not allow a much smaller one.
         handover_accuracy: how closely the stationarity of the handover is met, relative.
-        later: where Newton's method fails, the stationarity of the next handover, in parts of this
-            one.
-        colder: and the logits of the next cap, in multiples of this one's.
-        most_caps: so many colder caps are tried from one point.
-        caps_before_drift: after so many of them the flow is followed at infinite kappa.
+        later: after a failure of Newton's method the stationarity of the handover is multiplied by
+            this,
+        colder: and the logits of the cap by this.
+        most_caps: the most colder caps that are tried from one point.
+        caps_before_drift: after so many of them the flow is followed at infinite kappa instead
+            (`gflow.limit.drift`).
         steps_to_floor: where the true flow has not separated the examples after so many steps, and
-            the attack on one vanishes, it is followed with a floor (`gflow.limit.floor`).
-        vanishing: an input gradient vanishes that is smaller than this part of the root mean square
-            of all.
-        floor: s, likewise. Chosen on four networks of 30 examples and 7 inputs.
-        floor_tolerance: its tolerance, in parts of the flow's. At 1 it left the layer in which it
-            slides again and again, and took three times as many steps (three layers of ReLU^2).
-        steps_with_floor: of that flow at most; it took 150 to separate the examples where it does,
-            and 600 to 1500 to settle with three layers of ReLU^2.
-        settled: it separates nothing where the examples whose attack does not vanish have no more
-            than this part of the weights.
+            the attack on one of them vanishes, a flow with a floor follows (`gflow.limit.floor`).
+        vanishing: an input gradient counts as 0 below this part of the root mean square of the
+            input gradients of all examples.
+        floor: s, the floor, in the same unit. Chosen on four networks of 30 examples and 7 inputs.
+        floor_tolerance: the tolerance of the flow with a floor, in parts of that of the flow. With
+            1 it left the layer in which it slides again and again, and took three times as many
+            steps (three layers of ReLU^2).
+        steps_with_floor: the most steps of the flow with a floor. It took 150 to separate the
+            examples where it does, and 600 to 1500 to settle with three layers of ReLU^2.
+        settled: the flow with a floor will not separate the examples once those whose attack does
+            not vanish have at most this part of the weights p.
     """
 
     logit_tolerance: float = 0.1
@@ -104,25 +107,26 @@ class FlowSettings(_Group):
 @named()
 @dataclass(frozen=True)
 class SaddleSettings(_Group):
-    """Of leaving a saddle (`gflow.limit.leaving`).
+    """Constants of leaving a saddle (`gflow.limit.leaving`).
 
     Attributes:
-        push: how far from the saddle the flow is taken up again: far enough to leave in a few
-            units of log kappa, close enough for the linearised flow to tell the way.
-        push_at_kinks: likewise at kinks, where it has to be shorter: switches may turn on the way.
-        handover: at a distance d along a direction that is left at a rate r the stationarity is
-            r d. The next handover is at this part of its value where the flow is taken up again, so
-            that the flow is not handed back at the saddle.
-        same: two saddles that are no farther apart are one.
+        push: how far from the saddle the flow is taken up again: far enough to leave within a few
+            units of log kappa, and close enough for the linearised flow to hold on the way there.
+        push_at_kinks: the same at kinks. It is shorter, since switches may turn on the way.
+        handover: at a distance d along a direction that is left at the rate r the stationarity is
+            r d. Where the flow is taken up again, the next handover is set to this part of that
+            value, so that the flow does not meet it at once, still beside the saddle.
+        same: two saddles no farther apart than this are the same one.
         most_colder: from a saddle that was met before, the flow is taken up with a colder cap, up
             to this multiple of the first cap's logits.
-        rounding: offsets from the saddle below this part of how far the flow stopped from it are
-            rounding: then `decided_by_rounding` is the result.
-        told_apart: offsets below this multiple of the flow's tolerance may be errors of the flow:
-            what is visited from there on is not `Visit.certain`.
-        most_steps: of a run of the flow off a saddle, with more than `few_margins`: the
-            temperature led to 0 (`gflow.limit.cooling`) leads on from anywhere near the next point.
-        few_margins: with no more margins than this a run has all of its steps.
+        rounding: if the offset of the flow along the unstable directions is below this part of its
+            whole distance from the saddle, it is rounding, and the result `decided_by_rounding`.
+        told_apart: if that offset is below this multiple of the flow's tolerance, it may be an
+            error of the flow: the points that are visited from there on are not `Visit.certain`.
+        most_steps: the most steps of a run of the flow from a saddle, in problems of more than
+            `few_margins` margins. Few are enough: leading the temperature to 0
+            (`gflow.limit.cooling`) finds the next point from anywhere near it.
+        few_margins: in problems of at most so many margins, runs from a saddle have `max_steps`.
     """
 
     push: float = 5e-2
@@ -139,21 +143,23 @@ class SaddleSettings(_Group):
 @named()
 @dataclass(frozen=True)
 class CirclingSettings(_Group):
-    """Of telling that a flow circles (`gflow.limit.circling`).
+    """Constants of telling that a flow circles (`gflow.limit.circling`).
 
     A run circles if what follows holds for each of its last two quarters.
 
     Attributes:
-        path: the path is longer than so many diameters: pi for one turn of a circle.
-        cosine: the median cosine between successive displacements is larger. It is below 0 for
-            points that rounding or too long steps throw to and fro.
-        steady: the mean radius changes by no more than this factor from the one quarter to the
-            other: neither a spiral to a rest point nor one away from it.
-        stands: the centre moves by less than this part of the radius: no drift.
-        fewest: points a quarter. Fewer do not tell.
-        logits: beside a rest point that is left in spirals, the flow is followed with this cap,
-        push: from this distance,
-        most_steps: for so many steps.
+        path: the path is longer than so many diameters; one turn of a circle is pi of them.
+        cosine: the median cosine between successive displacements is larger than this. It is below
+            0 for points that go to and fro because of rounding or of too long steps.
+        steady: from the one quarter to the other the mean radius changes by no more than this
+            factor, so that the path is no spiral to a rest point or away from one.
+        stands: the centre moves by less than this part of the radius, so that the path does not
+            drift.
+        fewest: the fewest points in a quarter from which this is judged.
+        logits: beside a rest point that is left in spirals the flow is followed with the cap at
+            so many logits,
+        push: from this distance to the point,
+        most_steps: for at most so many steps.
     """
 
     path: float = 4.0
@@ -169,18 +175,18 @@ class CirclingSettings(_Group):
 @named()
 @dataclass(frozen=True)
 class VerdictSettings(_Group):
-    """Of what kind of point a KKT point is (`gflow.limit.verdict`).
+    """Constants of what kind of point a KKT point is (`gflow.limit.verdict`).
 
     Attributes:
-        agree: the margins' own gradients pull as those of the gradient mode do where they differ by
-            less than this part of their terms, which is rounding.
-        family_steps: KKT points of the same margin are looked for at these distances along the
-            neutral directions: on both sides, since a family may end where another margin becomes
-            active or a kink is met, and closer by for a family that ends nearby.
-        family_margin: a member of the family has the same |theta| at unit margin to within this,
-            relative.
-        family_moved: and lies at least this part of the step away: Newton's method has not come
-            back to where it started.
+        agree: `sum_i lambda_i dq_i/dtheta` and `sum_i lambda_i grad q_i` count as equal if they
+            differ by less than this part of their terms, which is rounding.
+        family_steps: KKT points of the same margin are looked for at these signed distances along
+            the neutral directions. Both signs occur, since a family may end on one side, where
+            another margin becomes active or a kink is met; small distances find a short family.
+        family_margin: a KKT point belongs to the family if its |theta| at unit margin is the same
+            to within this, relative,
+        family_moved: and if it lies at least this part of the distance away. Otherwise Newton's
+            method has only returned to the point itself.
     """
 
     agree: float = 1e-11
@@ -192,22 +198,22 @@ class VerdictSettings(_Group):
 @named()
 @dataclass(frozen=True)
 class BasinSettings(_Group):
-    """Of whose limit it is (`gflow.limit.basin`), and of `find_limit(reproduce=True)`.
+    """Constants of whose limit it is (`gflow.limit.basin`), and of `find_limit(reproduce=True)`.
 
     Attributes:
-        displacement: a flow that arrived, and from which Newton's method moved the direction by
-            less than this, ends there and nowhere else. Measured by `benchmarks/basins.py`.
-        same_margin: two limits are one where their margins agree to this, relative,
-        same_direction: and their directions to this. Members of one family count as one.
-        tighter: a search that reproduces has this part of the flow's tolerance,
-        least_tolerance: but no less than this,
-        later: and this part of the stationarity at the handover;
-        colder: the next one this multiple of the cap's logits;
-        smoother: and at kinks a third one this part of the smoothing.
-        heading_points: the margins between the end of the flow and the KKT point are looked at in
-            so many points,
-        heading_slack: and rise where none falls below the one before by more than this part of
-            their range.
+        displacement: a flow that reached its handover, and from which Newton's method moved the
+            direction by less than this, ends in that point. Measured by `benchmarks/basins.py`.
+        same_margin: two limits are the same if their margins agree to this, relative,
+        same_direction: and their directions to this.
+        tighter: the first search that reproduces a limit has this part of the flow's tolerance,
+        least_tolerance: but no smaller tolerance than this,
+        later: and this part of the stationarity at the handover.
+        colder: the second one has this multiple of the cap's logits.
+        smoother: at kinks a third one has this part of the smoothing.
+        heading_points: for `Limit.heading` the margin is evaluated at so many points between the
+            end of the flow and the KKT point;
+        heading_slack: it counts as rising if it nowhere falls, from one of them to the next, by
+            more than this part of its range.
     """
 
     displacement: float = 0.015
@@ -225,17 +231,18 @@ class BasinSettings(_Group):
 @named()
 @dataclass(frozen=True)
 class KinkSettings(_Group):
-    """Of the search at kinks (`gflow.limit.kinked`).
+    """Constants of the search at kinks (`gflow.limit.kinked`).
 
     Attributes:
-        most_steps: of a run of the flow with rounded kinks. Where those stop it, more steps are no
-            help.
-        most_caps: nor are more colder caps than this.
-        most_steps_off: of a run of the exact flow of a problem too large for systems at kinks. Off
-            kinks some 25 take it from the limit with rounded ones to its own; at one it chatters.
-        less: where no KKT point at kinks was reached, the smoothing falls to this part of itself
-            and the search begins anew.
-        least_smoothing: a smoothing below this does not fall again. The stiffness of the flow grows
+        most_steps: the most steps of a run of the flow with rounded kinks. A run that needs more is
+            held up at kinks, which further steps do not overcome.
+        most_caps: the most colder caps of a search with rounded kinks, for the same reason.
+        most_steps_off: the most steps of a run of the exact flow, in problems too large for the
+            systems at kinks. About 25 steps lead from the limit with rounded kinks to a limit off
+            kinks; towards a limit at a kink the run chatters.
+        less: where no KKT point at kinks was reached, the search begins anew with the smoothing
+            multiplied by this.
+        least_smoothing: a smoothing below this is the last one. The stiffness of the flow grows
             like its inverse, and below 1e-3 the solver stalls where the flow slides along kinks.
     """
 

@@ -2,9 +2,9 @@
 
 A strict limit solves the KKT system `F(theta, lambda; s) = 0` with an invertible Jacobian K: by the
 implicit function theorem `d(theta, lambda)/ds = -K^-1 dF/ds`, and the direction moves by
-`(I - u u^T) dtheta / |theta|`. The active margins are taken to stay the active ones, as they do in
-a neighbourhood where every multiplier is positive. At kinks the system has the angles of the
-switches that stand there for further unknowns, and their values, which stay 0, for equations.
+`(I - u u^T) dtheta / |theta|`. The set of active margins is held fixed; where every multiplier is
+positive it does stay the same near the limit. At kinks the angles of the switches that stand there
+are further unknowns, and that their values stay 0 are further equations.
 """
 
 from collections.abc import Callable
@@ -105,7 +105,8 @@ def _moved(
     assert found is not None
     equations = _equations_at(layout, found)
     force = np.asarray(jax.jvp(lambda s: equations(problem_at(s)), (point,), (tangent,))[1])
-    # One weight that is 0 for all examples stands on as many kinks: they are one equation.
+    # A weight that is 0 gives a kink to every example, and all of them the same equation: hence the
+    # solution of minimum norm.
     theta = -minimum_norm(found.jacobian, force)[: layout.size]
     across = (theta - found.direction * (found.direction @ theta)) / np.linalg.norm(found.theta)
     return layout.unflatten(across)

@@ -13,28 +13,34 @@ from gflow.kkt.settings import CURVATURE, DEAD, SIZES, CurvatureSettings, DeadSe
 
 @dataclass(frozen=True)
 class NewtonSettings:
-    """Of Newton's method on the KKT system of a smooth problem (`gflow.limit.polish`).
+    """Constants of Newton's method on the KKT system of a smooth problem (`gflow.limit.polish`).
 
     Attributes:
-        flow_support: weights of the flow below this part of the largest belong to no active margin.
-        support: likewise of multipliers after cooling, whose inactive ones have sunk to next to 0.
-        most_iterations: systems solved at most.
-        most_iterations_large: likewise beyond `Sizes.factored` parameters, where each takes
-            seconds; what is close after cooling needs no more.
-        most_iterations_nearest: likewise from where the flow stopped, once cooling has told the
-            active margins: from a stationarity of 1e-3 Newton's method takes four to seven.
-        family_rank: singular values below the square of the residual, and below this part of the
-            largest, belong to a family of KKT points. Far from one nothing tells a family.
-        coldest_needed: beyond that size, where cooling ended at a higher temperature than this,
-            these few iterations have not led on, and none is made.
-        longest_step: how far a step may move the point: a model is good nearby only.
-        shortest_share: the least part of a step that is taken where whole ones go to and fro, as
-            they may where second derivatives jump (ReLU^2).
-        slack: multipliers above minus this, and margins above 1 minus this, are right.
-        aim: the residual at which iterating ends, or the tolerance if that is less.
-        rounded: the residual below which it may end sooner, where it no longer halves.
-        inconsistent: where this part of the right-hand side is left over, a system has no solution.
-        shift: of the Hessian of large systems, in place of rank-revealing factors.
+        flow_support: a margin whose weight in the flow is below this part of the largest weight
+            counts as inactive.
+        support: the same for multipliers after cooling, which brings those of inactive margins
+            close to 0.
+        most_iterations: the most linear systems that are solved.
+        most_iterations_large: the same beyond `Sizes.factored` parameters, where one system takes
+            seconds. Newton's method that starts close, after cooling, needs no more.
+        most_iterations_nearest: the same for Newton's method from where the flow stopped, with the
+            active margins known from cooling. From a stationarity of 1e-3 it takes four to seven.
+        family_rank: singular values that are below the square of the residual and below this part
+            of the largest belong to directions along a family of KKT points. The bound by the
+            residual is needed because far from a KKT point small singular values mean nothing.
+        coldest_needed: beyond `Sizes.factored` parameters Newton's method is not tried if cooling
+            ended at a higher temperature than this, since so few iterations did not succeed then.
+        longest_step: how far a step may move the point: the linear model holds only nearby.
+        shortest_share: the smallest part of a step that is taken. Steps are shortened where whole
+            ones go to and fro, as they may where second derivatives jump (ReLU^2).
+        slack: a multiplier counts as non-negative above minus this, and a margin as at least 1
+            above 1 minus this.
+        aim: iterating ends at this residual, or at the tolerance if that is smaller.
+        rounded: below this residual iterating ends as soon as the residual no longer halves.
+        inconsistent: a system counts as without a solution if its residual is at least this part
+            of its right-hand side.
+        shift: added to the Hessian's diagonal in large systems, which are solved without
+            rank-revealing factors.
     """
 
     flow_support: float = 1e-3
@@ -55,13 +61,15 @@ class NewtonSettings:
 
 @dataclass(frozen=True)
 class ContinuationSettings:
-    """Of leading a parameter to its last value (`gflow.limit.continuation`).
+    """Constants of leading a parameter to its last value (`gflow.limit.continuation`).
 
     Attributes:
-        last: its last value.
-        first_factor: by which it falls first.
-        least_factor: it never falls by less than this, as then it falls too far.
-        last_factor: where it could not fall by this factor the path has ended.
+        last: the last value of the parameter.
+        first_factor: the first value is multiplied by this factor, which is below 1.
+        least_factor: the parameter is never multiplied by a smaller factor than this, since the
+            solution at so much smaller a value would not be found.
+        last_factor: where not even a step by this factor, close to 1, can be solved for, the path
+            has ended.
         exponent: the factor is raised to this power after a value that was easy to solve for.
     """
 
@@ -78,40 +86,47 @@ class ContinuationSettings:
 
 @dataclass(frozen=True)
 class CoolingSettings:
-    """Of leading the temperature 1/s to 0 (`gflow.limit.cooling`).
+    """Constants of leading the temperature 1/s to 0 (`gflow.limit.cooling`).
 
     Attributes:
-        steps: of the temperature.
-        most_iterations: at one temperature.
-        few_iterations: after so few the next temperature may be much lower.
-        most_systems: solved in all.
+        steps: how the temperature falls.
+        most_iterations: the most iterations at one temperature.
+        few_iterations: a temperature that took no more iterations than this was easy to solve for,
+            so that the next one may be much lower.
+        most_systems: the most linear systems in all.
         longest_step: how far a step may move the point.
-        rise: by which factor a step may raise the error,
-        least_risen: or up to which it may in any case.
-        longest_time: of the first steps. So long they are Newton's method, with a shift of the
-            Hessian by its inverse, the only hold along a family of KKT points.
-        time_astray: of steps after one that led astray.
-        correcting_time: of steps that lead back to a family of KKT points which bends.
-        shortest_time: below it no step has helped.
-        shrink: the factor of the time after a failure.
-        least_growth: and after a success, where the error has hardly fallen;
-        corrected_growth: after a correction;
-        most_growth: and at most.
-        loose: the error at which the next temperature is tried, at most;
-        tight: times the temperature 1/s from the sharpness `cold` on, and before times cold/s^2. On
-            the digits of benchmarks/large.py 1e-3 from 1e3 on took twice as many systems.
+        rise: a step may multiply the error by at most this factor,
+        least_risen: but an error up to this is always accepted.
+        longest_time: length of the first implicit Euler steps, on the flow's clock, and the most
+            that any has. A step so long is one of Newton's method with the Hessian shifted by the
+            inverse of the length; along a family of KKT points only this shift bounds it.
+        time_astray: the length is at most this after a step that failed.
+        correcting_time: length of the short steps that lead back to a family of KKT points from
+            beside it, since the family is curved.
+        shortest_time: Newton's method gives up where the length falls below this.
+        shrink: the length is multiplied by this after a step that failed,
+        least_growth: by this after one that succeeded but hardly lowered the error,
+        corrected_growth: by this after a correction,
+        most_growth: and by no more than this at a time.
+        loose: the next temperature is tried once the error is below this, or below the bound by
+            `tight` if that is smaller.
+        tight: that bound is `tight / s` for sharpnesses s of at least `cold`, and
+            `tight cold / s^2` below. On the digits of benchmarks/large.py tight = 1e-3 with
+            cold = 1e3 took twice as many systems.
         cold: see `tight`.
-        rounding: what rounding leaves of the error.
-        rounded: below this, iterating ends where the error no longer falls.
-        least_change: a multiplier falls to no less than exp of this part of itself in an iteration.
-        violated: how far margins that are not active may have sunk below the others.
-        most_products: of GMRES, in one system.
-        linear_tolerance: of GMRES, relative.
-        unsolved: what may be left over of a system all the same.
-        no_row: margins whose rows weigh less are left out of the matrix: `t_i` in
-            `gflow.limit.cooling_system`.
-        no_product: likewise of products with the matrix;
-        no_preconditioner: and of the preconditioner.
+        rounding: the size of the error that rounding alone leaves.
+        rounded: below this error iterating ends as soon as the error no longer falls.
+        least_change: in one iteration the logarithm of a multiplier falls by at most the magnitude
+            of this.
+        violated: how far inactive margins may lie below the active ones in a solution.
+        most_products: the most products with the matrix that GMRES makes in one system.
+        linear_tolerance: relative tolerance of GMRES.
+        unsolved: a system whose relative residual is below this is accepted although GMRES missed
+            its tolerance.
+        no_row: margins with a smaller `t_i` (see `gflow.limit.cooling_system`) are left out of the
+            matrix.
+        no_product: the same where GMRES forms products with the matrix,
+        no_preconditioner: and in its preconditioner.
     """
 
     steps: ContinuationSettings = ContinuationSettings(
@@ -148,40 +163,43 @@ class CoolingSettings:
 
 @dataclass(frozen=True)
 class SmoothingSettings:
-    """Of leading the smoothing mu of kinks to 0 (`gflow.limit.kinked_newton`).
+    """Constants of leading the smoothing mu of kinks to 0 (`gflow.limit.kinked_newton`).
 
     Attributes:
-        steps: of the smoothing. At its last value the kinks are told, and the exact point solved
-            for.
-        tolerance: of the residual of an exact point: below is rounding, or a digit away from it.
-        most_iterations: at one smoothing.
-        most_in_step: likewise in a step of the implicit Euler method, which starts from farther.
-        most_exact: likewise at smoothing 0.
+        steps: how the smoothing falls. At its last value it is read off which switches stand on
+            their kinks, and the exact point is solved for with these.
+        tolerance: of the residual of an exact point: at most a digit above rounding.
+        most_iterations: the most iterations at one smoothing,
+        most_in_step: in a step of the implicit Euler method, which starts from farther away,
+        most_exact: and at smoothing 0.
         longest_step: how far an iteration may move the point.
         turn: how much of the way to the end of its range an angle may go in one iteration.
-        rounding_off: of complementarity, `nu` over `mu s^2` (`gflow.limit.complementarity`).
+        rounding_off: nu of the rounded complementarity equation, in units of `mu s^2`
+            (`gflow.limit.complementarity`).
         unknown_widths: a switch with |v| below so many smoothing widths mu w has an angle of its
             own as an unknown.
-        turned: and so does one whose |sin phi| is below 1 by more than this.
-        astray_widths: a switch so many widths on the wrong side of its kink starts anew from the
-            middle: near the end of its range the equation has a root that belongs to the other
-            side.
-        support_widths: an example pushes whose multiplier exceeds mu times this part of the
-            largest. Below, even switches that turn as fast as 1/mu do not matter.
-        least_support: and this part of it in any case. Inactive margins keep 1e-6 mu / slack.
-        goal: the error at which iterating ends, over mu;
-        goal_exact: and at smoothing 0, or the tolerance if that is less;
-        rounded: where rounding may end it before.
-        slack: multipliers, margins and switches are right to within this.
-        zero: weights below this part of the largest are rounding of 0: next to the largest feasible
-            radius up to 1.5e-14 is left of them.
-        vanishing: weights below this part of the largest may vanish with the smoothing, as sqrt(mu)
-            does;
-        vanished: or have, but for what Newton's method left.
-        near: the kink of a switch is met where |v| / w is below this. An attack that turns on and
-            off there would move the margins.
-        no_part: a switch does not depend on a weight by which it has less than this part of its
-            gradient.
+        turned: so has a switch whose |sin phi| is below 1 by more than this.
+        astray_widths: a switch that is so many widths on the wrong side of its kink is set to the
+            middle of its range. Near the end of the range Newton's method would find another root
+            of its equation, which belongs to the other side.
+        support_widths: an example counts as pushing, with a positive multiplier, if that exceeds mu
+            times this part of the largest. With a smaller one even its switches, which turn as fast
+            as 1/mu, do not matter;
+        least_support: and if it exceeds this part of the largest. Inactive margins keep
+            multipliers of 1e-6 mu / slack.
+        goal: iterating ends where the error is below this times mu,
+        goal_exact: at smoothing 0 below this, or below the tolerance if that is smaller;
+        rounded: below this it ends as soon as rounding keeps the error from falling.
+        slack: how far multipliers, margins and switches may violate their inequalities.
+        zero: weights below this part of the largest are 0 but for rounding: next to the largest
+            feasible radius up to 1.5e-14 is left of them.
+        vanishing: weights below this part of the largest may be of those that go to 0 like sqrt(mu)
+            as the smoothing falls;
+        vanished: below this part they have gone to 0, up to the error of Newton's method.
+        near: a switch of an example that pushes lies at its kink where |v| / w is below this; an
+            attack that turns there between the two sides moves the margins.
+        no_part: a switch counts as independent of a weight if the derivative by it is less than
+            this part of the switch's gradient.
     """
 
     steps: ContinuationSettings = ContinuationSettings(
@@ -212,20 +230,22 @@ class SmoothingSettings:
 
 @dataclass(frozen=True)
 class SlidingSettings:
-    """Of the flow along kinks, by implicit Euler steps (`gflow.limit.sliding`).
+    """Constants of the flow along kinks, by implicit Euler steps (`gflow.limit.sliding`).
 
     Attributes:
         first, longest, shortest: lengths of steps, on the clock log |theta|.
-        growth: (moved, factor): a step that moves the point by less is followed by one that is so
-            much longer.
+        growth: pairs (moved, factor): after a step that moved the point by less than `moved` the
+            length is multiplied by `factor`.
         shrink: the factor of the length after a step that failed.
-        rest: the speed at rest.
-        most_steps, most_iterations: steps, and systems solved.
-        tops: a step is solved at one of these smoothings first, and then at the last one.
-        first_factor: by which the smoothing falls first.
-        left, leaving: for `left / rate` steps beside a saddle that is left at a rate are bounded by
-            `leaving / rate`: longer ones would lead back to it.
-        near: how far from its end a slide is still on the way.
+        rest: the point counts as at rest below this speed.
+        most_steps, most_iterations: the most steps, and the most systems solved.
+        tops: a step is first solved at one of these smoothings, from which the smoothing is led to
+            its last value.
+        first_factor: the first factor by which the smoothing falls.
+        left, leaving: beside a saddle that the flow leaves at a rate, steps are no longer than
+            `leaving / rate` until the time `left / rate`: longer ones would lead back to it.
+        near: `gflow.limit.sliding.slide` also returns the last point that is farther than this from
+            the end.
     """
 
     first: float = 1.0
@@ -245,21 +265,21 @@ class SlidingSettings:
 
 @dataclass(frozen=True)
 class DriftSettings:
-    """Of the slow flow at infinite kappa, by implicit Euler steps (`gflow.limit.drift`).
+    """Constants of the slow flow at infinite kappa, by implicit Euler steps (`gflow.limit.drift`).
 
     Attributes:
         first, longest, shortest: lengths of steps, on the clock log |theta|.
-        error: the local error of a step at most;
-        moved: and how far it may move the point.
-        grow, shrink, safety: how the length follows the error: by these factors at most, and to
-            this part of what the error allows.
-        rest: the speed at rest;
-        still: and how far a step there moves the point at most.
-        most_steps, most_iterations: steps, and systems solved.
-        rounding_off: what rounds off complementarity, in place of the smoothing mu of
-            `gflow.limit.complementarity`: products of multipliers and margins are off by 1e-12
-            times the square of the multipliers' size.
-        near: how far from its end a drift is still on the way.
+        error: the largest local error of an accepted step,
+        moved: and the largest distance by which it moves the point.
+        grow, shrink, safety: the length is set to `safety` times what the error allows, and changes
+            by a factor between `shrink` and `grow`.
+        rest: the point counts as at rest below this speed,
+        still: if a long step moves it by less than this, too.
+        most_steps, most_iterations: the most steps, and the most systems solved.
+        rounding_off: takes the place of the smoothing mu where the complementarity equation is
+            rounded (`gflow.limit.complementarity`): products of multipliers and slacks are off by
+            1e-12 times the square of the multipliers' size.
+        near: `Drift.before` is the last point that is farther than this from the end.
     """
 
     first: float = 1.0

@@ -4,12 +4,12 @@ At kappa = infinity the flow of the direction is, on another clock and at unit m
 
     d theta/ds = -theta + sum_i lambda_i grad q_i(theta, phi),   q_i >= 1,  lambda_i >= 0,
 
-with the multipliers and the angles of kinks such that it stays on the active margins and on the
-kinks that hold it: it slides. A step of the implicit Euler method solves for the point, the
-multipliers and the angles at its end together (Moreau's catching-up algorithm). It needs to know
-neither which margins are active nor which kinks hold, and does not chatter. Steps grow as the flow
-slows down, and the last ones are Newton's method for the KKT point. It fails where not even a short
-step can be solved for: then what is returned has not converged.
+with multipliers and angles such that the flow stays on the active margins and on the kinks that it
+slides along. A step of the implicit Euler method solves for the point, the multipliers and the
+angles at its end together (Moreau's catching-up algorithm). So it need not be known beforehand
+which margins are active and along which kinks the flow slides, and steps do not chatter. They grow
+as the flow slows down, and the last ones are steps of Newton's method for the KKT point. The method
+fails where not even a short step can be solved for: then the point returned has not converged.
 
 Source: Moreau 1977, "Evolution problem associated with a moving convex set in a Hilbert space", J.
 Differential Equations 26; Acary & Brogliato 2008, "Numerical Methods for Nonsmooth Dynamical
@@ -46,8 +46,8 @@ def slide(
         problem: with its kinks.
         start: a point near unit margin, with multipliers and angles near its own.
         smoothing: mu of its angles; 0 where they are exact.
-        rate: beside a saddle, that at which the flow leaves it. Steps much longer than its inverse
-            would lead back, and wait until the saddle has been left.
+        rate: beside a saddle, the rate at which the flow leaves it; else 0. Steps much longer than
+            its inverse would lead back, and are made only once the saddle has been left.
         tolerance: of the residual of the exact point.
 
     Returns:
@@ -63,7 +63,8 @@ def slide(
 
 
 def last_far_from(end: np.ndarray, points: list[np.ndarray], near: float) -> np.ndarray:
-    """The last direction on a way that is farther than `near` from its end; the first if none is.
+    """The last of these points whose direction is farther than `near` from the end; the first point
+    if none is.
 
     Shapes: (P,) each.
     """
@@ -111,15 +112,17 @@ class _Slide:
         return False
 
     def bounded(self, length: float, rate: float) -> float:
-        """The length of a step, shorter than the time in which a saddle is left."""
+        """The length of a step within its bounds, which are smaller until a saddle is left."""
         if self.time * rate > self.settings.left:
             return min(length, self.settings.longest)
         return min(length, self.settings.leaving / max(rate, 1e-300))
 
     def step(self, anchor: Anchor) -> Variables | None:
-        """The end of a step, or None. It is solved for at one smoothing of several first, from
-        which the smoothing is led to its last value: in the first step at that of the start, later
-        at what served last, or else at the nearest to it.
+        """The end of a step, or None if it was not found.
+
+        A step is solved at a larger smoothing first, from which the smoothing is led to its last
+        value. In the first step that is the smoothing of the start; later those of `tops` are
+        tried, the one nearest to the last that succeeded first.
         """
         tops = sorted(self.settings.tops, key=lambda top: abs(math.log(top / self.last_top)))
         for top in tops if len(self.points) > 1 else [self.first_top]:
@@ -128,7 +131,7 @@ class _Slide:
                 continue
             found, smoothing = self.newton.lowered(found, top, self.settings.first_factor, anchor)
             if smoothing <= self.last_smoothing:
-                # Less the next time, since the point moves ever less.
+                # A smaller smoothing will do for the next step, which moves the point less.
                 self.last_top = float(np.clip(0.1 * top, min(self.settings.tops), self.highest))
                 return found
         return None

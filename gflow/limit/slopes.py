@@ -1,10 +1,11 @@
-"""The end of a search, and another search where that one was held by the slope of a ReLU^2.
+"""A second search at kinks, where the first was held up by the derivative of a ReLU^2.
 
-With the total gradient the weights are differentiated through the attack, whose direction is that
-of `grad_x f`. There each ReLU^2 has its derivative, `2 max(a, 0)`, so that the margins have kinks
-where a is 0 (`gflow.kkt.switches.with_slope_switches`), and the flow may slide along them or end
-there. Many flows never do, so the search is one for a smooth problem at first. Where it sticks, it
-goes on from there with these kinks named, as at any others (`gflow.limit.kinked`).
+With the total gradient the margins are differentiated through the attack, whose direction is that
+of `grad_x f`. In that gradient each ReLU^2 appears by its derivative, `2 max(a, 0)`, so that the
+margins have kinks where a is 0 (`gflow.kkt.switches.with_slope_switches`), and the flow may slide
+along them or end there. Many flows never meet one, so the first search treats the problem as
+smooth. If it is held up, a search at kinks goes on from there with these kinks named
+(`gflow.limit.kinked`).
 """
 
 from dataclasses import replace
@@ -18,14 +19,16 @@ from gflow.limit.search import Search
 from gflow.limit.state import State
 from gflow.results import name_of
 
-# A flow of the total gradient climbs, and what looks like circling is a flow to and fro over kinks.
+# Results of a search that may have been held up at such a kink. "circling" is one of them: with the
+# total gradient the margin rises along the flow, so that it cannot circle, and points that seem to
+# do so go to and fro over kinks.
 _STUCK = ("chattering", "step_underflow", "not_polished", "circling", "step_budget_spent")
 
 
 def limit_or_more(
     search: Search, state: State, smoothing: float, certificate: Certificate | None = None
 ) -> Limit:
-    """The limit of a search that has ended; where it sticks, that of the search that goes on.
+    """The limit of a search that has ended; if it was held up, that of the search at kinks.
 
     Args:
         search, state, smoothing, certificate: see `limit_of`.
@@ -40,6 +43,8 @@ def limit_or_more(
 
 
 def _taken_up(search: Search, state: State) -> State:
-    """Where a search sticks, as a state to go on from: at its cap, if it came there."""
+    """The state of a search that was held up, as the first one of the next search; at its cap, if
+    it had reached that.
+    """
     state = replace(state, direction=state.flow.vector, final=False, by_floor=False)
     return replace(begun_anew(search, state), cap=replace(state.cap, reached=state.cap.known))

@@ -1,4 +1,4 @@
-"""How a smooth problem is searched: by Newton's method on the KKT system, or a drift to it."""
+"""How a smooth problem is searched: Newton's method on the KKT system, if need be after a drift."""
 
 import math
 import time
@@ -26,8 +26,8 @@ from gflow.results import RESULTS
 class Smooth(Refiner):
     """A refiner for problems that are smooth, or whose kinks are rounded.
 
-    Where kinks are rounded the flow is not asked whether it drifts or circles: sliding along the
-    exact kinks tells more. Nor are many colder caps tried.
+    Where kinks are rounded it is not checked whether the flow drifts or circles, and few colder
+    caps are tried, since the flow along the exact kinks is followed afterwards.
     """
 
     search: Search
@@ -36,7 +36,9 @@ class Smooth(Refiner):
         return approach(self.search, state)
 
     def refine(self, state: State) -> State:
-        """Newton's method from where the flow stopped, and after a failure from where it drifts."""
+        """Newton's method from where the flow stopped; after repeated failures from where a drift
+        comes to rest.
+        """
         state = taken(self._newton, state, self.search.journal)
         drifts = state.failures == self.search.settings.flow.caps_before_drift
         if state.found is None and drifts and self._may_drift:
@@ -55,8 +57,8 @@ class Smooth(Refiner):
         )
 
     def curvature(self, state: State, point: KKTPoint) -> Curvature:
-        """The curvature, dead neurons in the direction in which they arrived or, where that would
-        turn, to which they turn.
+        """The curvature, with every dead neuron in the direction in which it arrived; or, if the
+        flow would turn it, in the one to which it turns (`gflow.limit.dead`).
         """
         problem, layout = self.search.problem, self.search.layout
         refine = self.search.settings.refine
@@ -100,6 +102,7 @@ class Smooth(Refiner):
         return small and not self.search.has_kinks
 
     def _newton(self, state: State) -> State:
+        """The state after Newton's method from where the flow stopped."""
         search, begin = self.search, time.perf_counter()
         polished = polish_capped(
             search.problem,
@@ -133,8 +136,9 @@ class Smooth(Refiner):
         )
 
     def _drift(self, state: State) -> State:
-        """The flow at infinite kappa from where it stopped, and Newton's method where that rests;
-        or, where it has not come to rest, the end. Nothing where its steps could not be solved.
+        """The flow at infinite kappa from where it stopped, then Newton's method where it comes to
+        rest. If it does not come to rest, the search ends; if its steps could not be solved, the
+        state stays as it was.
         """
         search, degree = self.search, self.search.problem.degree
         begin, state = time.perf_counter(), replace(state, direction=state.flow.vector)
@@ -167,8 +171,8 @@ class Smooth(Refiner):
 
 
 def with_dead_as_they_arrived(search: Search, state: State, theta: np.ndarray) -> np.ndarray:
-    """The point with the weights of dead neurons tiny, but in the direction in which they arrived:
-    at 0 their switches have no side. Shape (P,).
+    """The point with tiny weights for dead neurons, in the direction in which they arrived. With
+    weights of 0 it would not be defined on which side their switches stand. Shape (P,).
     """
     largest, below = np.abs(theta).max(), search.settings.refine.dead.weight
     dead = np.abs(theta) < below * largest

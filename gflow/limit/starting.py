@@ -40,8 +40,8 @@ def started(problem: Problem, start: Params | Trajectory | Limit) -> tuple[Layou
 
 
 def _after(problem: Problem, flow: Trajectory) -> Start:
-    """The end of a trajectory. The true flow of this problem is gone on with; any other run only
-    tells the direction and its kappa.
+    """A start at the end of a trajectory. If that is the true flow of this problem, the search goes
+    on with it; of any other run only the last direction and its kappa are taken.
     """
     true_flow = flow.kind == "flow" and flow.settings.get("kappa_cap") is None
     joined = true_flow and flow.problem is not None and eqx.tree_equal(flow.problem, problem)

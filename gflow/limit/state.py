@@ -22,7 +22,7 @@ from gflow.trajectory import Trajectory
 
 
 class Start(NamedTuple):
-    """Where a search starts: a direction and its kappa, which may be no floating-point number.
+    """Where a search starts: a direction and its log kappa; kappa itself may overflow.
 
     Attributes:
         vector: u, of norm 1. Shape (P,).
@@ -47,7 +47,7 @@ class Cap:
         wanted_logits: the smallest margin `kappa min_i q_i(u)` that the true flow is to reach
             before its temperature is capped.
         wanted_log_kappa: a log kappa that it is to reach too; minus infinity for none.
-        least_log_kappa: log kappa of the start: no cap is warmer.
+        least_log_kappa: log kappa of the start: no cap is at a smaller kappa.
         reached: whether the flow stands at its cap. Otherwise the true flow comes first.
         log_kappa: log kappa_c of the last cap; infinite before the first.
         logits: `kappa_c min_i q_i(u)` where the last cap was reached; NaN before the first.
@@ -88,11 +88,12 @@ class Flow:
     """Where the flow stopped last.
 
     Attributes:
-        vector: its direction there, of norm 1; beside a saddle, where it is to be taken up. After
-            a drift and a slide along kinks, a point shortly before their end. Shape (P,).
-        log_kappa: of the flow, which where it is capped may be far beyond the cap, and which grows
-            while a saddle is left, too.
-        trajectory: its first run, or None.
+        vector: its direction there, of norm 1. After a saddle was left, the direction beside it
+            where the flow is to be taken up; after a drift or a slide along kinks, one shortly
+            before the end. Shape (P,).
+        log_kappa: of the flow. It may be far beyond the cap, and it also counts the growth while a
+            saddle is left, which is not integrated.
+        trajectory: the first run of the flow, or None.
         goes_on: whether the next run goes on with that trajectory.
     """
 
@@ -129,19 +130,19 @@ class State:
     """A state of the search. Directions are flat vectors of norm 1, of shape (P,).
 
     Attributes:
-        direction: the present one: where the last stage ended.
+        direction: where the last stage ended.
         flow: where the flow stopped last.
-        cap: of its temperature.
+        cap: of the temperature of the flow.
         handover_at: the stationarity at which the flow gives way to Newton's method.
         stages, visits: see `Limit.stages` and `Limit.itinerary`.
-        handover: the last one.
+        handover: the last handover.
         heading: see `Limit.heading`.
-        found: the KKT point that `direction` is, or None.
+        found: the KKT point at `direction`, or None if there is none.
         left: the saddle that was left last, or None.
         kinks: the last point at kinks, whether or not it is a KKT point.
-        failures: how often no KKT point was found since the last one.
-        by_rounding: whether rounding decided which way a saddle was left,
-        by_error: or errors of the flow may have.
+        failures: how often in a row no KKT point was found.
+        by_rounding: whether rounding decided in which direction a saddle was left.
+        by_error: whether errors of the flow may have decided that.
         by_floor: whether the flow was followed with a floor (`gflow.limit.floor`) for a while.
         result: how the search ended, or None while it has not.
         final: whether no other refiner may go on from this end either: the caller's budget is
@@ -195,8 +196,8 @@ Step = Callable[[State], State]
 
 
 def taken(step: Step, state: State, journal: Journal = KEEPS_NOTHING) -> State:
-    """The state after a step. One that has ended stays as it is; and where the step is interrupted
-    from the keyboard, what was found before it is the end.
+    """The state after a step. A state that has ended stays as it is. If the step is interrupted
+    from the keyboard, the search ends with the state before it.
 
     Args:
         journal: of the search.

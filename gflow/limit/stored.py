@@ -1,8 +1,8 @@
 """Limits and states of a search as JSON and arrays, and back, value for value.
 
 Each is a tree of frozen records. A record is written by a name that never changes and by its
-fields; arrays go into a table of their own, each content once: the runs of a sweep share their
-data.
+fields. Arrays go into a table, and equal arrays are stored once, since the runs of a sweep share
+their data.
 """
 
 import contextlib
@@ -130,7 +130,7 @@ def get(value: Any, arrays: dict[str, np.ndarray], problem: Problem | None = Non
         return decode(value["problem"], _named(value, arrays)) if problem is None else problem
     if "array" in value:
         array = arrays[value["array"]]
-        if value.get("jax"):  # which rounds in other ways than NumPy
+        if value.get("jax"):  # an array of JAX, whose operations round otherwise than NumPy's
             return jnp.asarray(array)
         return array[()] if value["scalar"] else array
     if "float" in value:
@@ -146,8 +146,8 @@ def get(value: Any, arrays: dict[str, np.ndarray], problem: Problem | None = Non
 def _trajectory(
     value: dict[str, Any], arrays: dict[str, np.ndarray], problem: Problem | None
 ) -> Trajectory:
-    """With its own problem, which at kinks has rounded ones; what a file cannot hold of it is that
-    of `problem`.
+    """A trajectory with its own problem, which differs from `problem` where kinks were rounded. The
+    parts of it that a file cannot hold are taken from `problem`.
     """
     found = trajectory_from(value["trajectory"], _named(value, arrays), None)
     if found.problem is not None or problem is None:

@@ -7,8 +7,8 @@ nonlinear network the flow is no gradient flow. It rests where
     theta = sum_i lambda_i grad q_i(theta),    grad q_i with delta_i held fixed,
 
 while at a maximum of the adversarial margin the same holds with dq_i/dtheta through delta_i. The
-two differ there, and the margin can be raised beside the rest point: it is stable, and no maximum.
-Which of the two a point is, is measured at the point; the kind of network does not decide it.
+two conditions differ, and the margin can be raised near the rest point, which is stable but no
+maximum. Whether a point satisfies both is measured at the point, whatever the kind of network.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ STRICT = ("strict maximum", "stable rest point")
 """Verdicts of isolated points that nothing leaves: of the margin's maxima, and of others."""
 
 WITHIN_FAMILY = ("maximum within a family", "stable within a family")
-"""The same two for a point in a continuum of points of equal margin."""
+"""The verdicts in place of `STRICT` for a point in a continuum of points of equal margin."""
 
 DEPENDS = "depends on coefficients at kinks"
 """The verdict where coefficients that the KKT conditions leave open decide between a maximum and a
@@ -77,8 +77,9 @@ def in_family(
 ) -> bool:
     """Whether KKT points of the same margin lie along the neutral directions of a KKT point.
 
-    One direction among them, drawn at random, stands for all. A short way along it Newton's method
-    must find another KKT point, not the same one, with the same norm at unit margin.
+    This is tested along one direction among them, drawn at random: from a point a little way along
+    it Newton's method must find a KKT point that has the same norm at unit margin and is not the
+    point itself.
 
     Args:
         point: the KKT point.
@@ -97,8 +98,8 @@ def in_family(
 def beside_along(
     point: Any, curvature: Curvature, settings: VerdictSettings = DEFAULT.verdict
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """Where members of a family are looked for: steps along a neutral direction, which stands for
-    all, and the directions there, of norm 1.
+    """Where members of a family are looked for: lengths of steps along one neutral direction, and
+    the directions at their ends, of norm 1.
     """
     neutral = curvature.vectors[:, curvature.neutral]
     side = neutral @ np.random.default_rng(0).normal(size=neutral.shape[1])
@@ -118,9 +119,10 @@ def is_maximum(
     """Whether a rest point that nothing leaves is a maximum of the adversarial margin, with every
     switch at a kink held at its coefficient.
 
-    It is one if two things hold. With the same multipliers the margins' own gradients have the same
-    sum as the gradients that are trained with, to rounding: the point is a KKT point for both. And
-    no direction is unstable with the derivatives of the margins' own gradients.
+    It is one if two things hold. First, `sum_i lambda_i dq_i/dtheta`, with the margins' own
+    derivatives, equals `sum_i lambda_i grad q_i`, with the gradients of training, to rounding: the
+    point is a KKT point of the margin too. Second, no direction is unstable if the Hessian is taken
+    of the margins themselves.
     """
     if problem.gradients_are_slopes:
         return True

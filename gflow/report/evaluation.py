@@ -174,14 +174,11 @@ def evaluate(
     balls = {name: ball_of(attack) for name, attack in attacks.items()}
     count = len(first.dataset)
     strong = _strong(union, layout, vectors[: 2 * len(rows)], margins, balls)
-    every = [*margins.values(), *strong.values()]
-    least = np.stack([_least(each[: 2 * len(rows), :count]).min(axis=1) for each in every], axis=1)
+    every = [each[: 2 * len(rows)] for each in (*margins.values(), *strong.values())]
+    least = _smallest_over([each[:, :count] for each in every])
     found = np.array([ends[row].limit is not None for row in rows])[:, None]
-    accuracy = np.full((len(rows), len(every)), np.nan)
-    if held_out is not None:
-        right = [np.mean(_least(each[: len(rows), count:]) > 0, axis=1) for each in every]
-        accuracy = np.stack(right, axis=1)
-    curves = np.stack([_least(each[:, :count]).min(axis=1) for each in margins.values()], axis=1)
+    accuracy = _accuracy([each[: len(rows), count:] for each in every])
+    curves = _smallest_over([each[2 * len(rows) :, :count] for each in margins.values()])
     splits = np.cumsum([len(chosen) for chosen in points])[:-1]
     return Evaluation(
         network,
@@ -191,7 +188,7 @@ def evaluate(
         np.where(found, least[: len(rows)], np.nan),
         least[len(rows) :],
         np.where(found, accuracy, np.nan),
-        np.split(curves[2 * len(rows) :], splits),
+        np.split(curves, splits),
         points,
     )
 
@@ -239,6 +236,20 @@ def _points(
 def _least(margins: np.ndarray) -> np.ndarray:
     """The smallest margin of each example, over its classes. Shapes: (m, n, ...) to (m, n)."""
     return margins.reshape(*margins.shape[:2], -1).min(axis=2)
+
+
+def _smallest_over(margins: Sequence[np.ndarray]) -> np.ndarray:
+    """The smallest margin over all examples. Shapes: c attacks of (m, n, ...) to (m, c)."""
+    return np.stack([_least(each).min(axis=1) for each in margins], axis=1)
+
+
+def _accuracy(margins: Sequence[np.ndarray]) -> np.ndarray:
+    """The share of examples that are classified rightly; NaN where there are none. Shapes: c
+    attacks of (m, n, ...) to (m, c).
+    """
+    if not margins[0].shape[1]:
+        return np.full((len(margins[0]), len(margins)), np.nan)
+    return np.stack([np.mean(_least(each) > 0, axis=1) for each in margins], axis=1)
 
 
 @compiled_for_few_calls

@@ -1,7 +1,7 @@
 """The report of a job: one HTML file that needs nothing else."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,31 @@ def _matrices(results: Results, evaluations: Sequence[Evaluation]) -> list[dict[
     """The tables of trained under x attacked by, of all networks together."""
     if not evaluations:
         return []
-    asked = [
+    found, several = [], spreads(evaluations, results.settings)
+    for name, title, meaning, write in _tables(results):
+        groups = [_group(each, getattr(each, name), write) for each in evaluations]
+        if any(group["any"] for group in groups):
+            first = evaluations[0]
+            found.append(
+                {
+                    "title": title,
+                    "meaning": meaning,
+                    "columns": first.columns,
+                    "num_strong": len(first.strong),
+                    "groups": [_spread_group(each, name, write) for each in several] or groups,
+                    "by_seed": groups if several else [],
+                    "csv": data_uri("text/csv", _matrix_table(evaluations, several, name).encode()),
+                    "file": f"matrix-{name}",
+                }
+            )
+    return found
+
+
+def _tables(results: Results) -> list[tuple[str, str, str, Callable[[float], str]]]:
+    """Of each table: the attribute of `Evaluation`, the title, the meaning, and how to write a
+    number.
+    """
+    return [
         (
             "limit",
             "Normalized margin at the limit",
@@ -129,24 +153,6 @@ def _matrices(results: Results, evaluations: Sequence[Evaluation]) -> list[dict[
             lambda value: f"{100 * value:.1f}",
         ),
     ]
-    found, several = [], spreads(evaluations, results.settings)
-    for name, title, meaning, write in asked:
-        groups = [_group(each, getattr(each, name), write) for each in evaluations]
-        if any(group["any"] for group in groups):
-            first = evaluations[0]
-            found.append(
-                {
-                    "title": title,
-                    "meaning": meaning,
-                    "columns": first.columns,
-                    "num_strong": len(first.strong),
-                    "groups": [_spread_group(each, name, write) for each in several] or groups,
-                    "by_seed": groups if several else [],
-                    "csv": data_uri("text/csv", _matrix_table(evaluations, several, name).encode()),
-                    "file": f"matrix-{name}",
-                }
-            )
-    return found
 
 
 def _group(each: Evaluation, values: np.ndarray, write: Any) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""A stabilised explicit solver for diffrax: for networks too large for any linear algebra.
+"""A stabilised explicit solver for diffrax, for networks too large for linear algebra.
 
-Its stages cost one evaluation of the field each, and the interval of the negative real axis on
-which it is stable grows like the square of their number, where that of ordinary explicit methods
-grows like the number: the flow's stiff eigenvalues are real and negative, or nearly so. The few
-largest of them can be left to an implicit part of a few directions.
+Each stage costs one evaluation of the field. The interval of the negative real axis on which the
+method is stable grows like the square of the number of stages; that of ordinary explicit methods
+grows like the number. This suits the flow, whose stiff eigenvalues are real and negative, or nearly
+so. The few largest of them can be treated implicitly.
 """
 
 from collections.abc import Callable
@@ -22,13 +22,14 @@ from gflow._signatures import named
 from gflow.stiff.subspace import ImplicitPart, Subspace, implicit_part, random_subspace, renewed
 from gflow.stiff.traits import FlatSolver, Gains, Traits
 
-# The error estimate jumps at the end of the interval of stability. A little below it all is well,
-# and it should be met rarely: on MNIST 28 % of the steps were rejected without these bounds.
+# The error estimate is large for steps a little beyond the interval of stability, and small for
+# steps a little inside. `reach` and `recover` keep steps from going beyond it often: without these
+# bounds 28 % of the steps were rejected on MNIST.
 _GAINS = Gains(this=0.6, last=0.2, shrink=0.6, grow=2.0, reach=0.8, recover=1.01)
 
 
 class Coefficients(eqx.Module):
-    """Of one number of stages s; row j belongs to stage j + 2.
+    """The coefficients for s stages; row j belongs to stage j + 2.
 
     `Y_j = Y_0 + mu_j (Y_{j-1} - Y_0) + nu_j (Y_{j-2} - Y_0) + h rates_j F_{j-1} + h first_j F_0`.
     """
@@ -44,8 +45,8 @@ class Coefficients(eqx.Module):
 def chebyshev(num_stages: int, damping: float) -> Coefficients:
     """The coefficients of RKC2. Source: Sommeijer, Shampine & Verwer 1997, equations (2.1-2.9).
 
-    But for `b_1 = 1/w_0`, as Verwer & Sommeijer 2004 have it: with it an implicit part of every
-    stage has the factor `first_rate` h.
+    Except that `b_1 = 1/w_0`, as in Verwer & Sommeijer 2004: then the implicit part has the same
+    factor `first_rate` h in every stage.
     """
     w0 = 1 + damping / num_stages**2
     value, slope, bend = np.zeros((3, num_stages + 1))
@@ -157,9 +158,9 @@ class RungeKuttaChebyshev(FlatSolver):
         y1 = y0 + offset
         k1 = field(t1, y1)
         error = 0.4 * h * (k0 + k1) - 0.8 * offset
-        # What of it is damped by the implicit part is no error of the step.
+        # The implicit part damps some of this estimate, which is not an error of the step.
         error, _ = part.solve(error, jnp.zeros(self.num_implicit))
-        # diffrax interpolates by slopes in units of the step.
+        # diffrax's interpolation takes slopes multiplied by the step.
         dense = {"y0": y0, "y1": y1, "k0": h * k0, "k1": h * k1}
         return y1, error, dense, (k1, subspace), _SUCCESS
 

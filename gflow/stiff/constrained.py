@@ -1,17 +1,18 @@
 """One Rosenbrock step of `y' = f(t, y, q(y))`, with `w = q(y)` as unknowns of their own.
 
-Where f depends steeply on q, a small error in the y of a stage changes f beyond recognition. If w
-is an unknown of its own, the method follows it as it follows y, by polynomials in time, and f is
-evaluated at a w that is as accurate as the step. So the step is that for the
-differential-algebraic system `y' = f(t, y, w)`, `0 = q(y) - w` of index 1, with w eliminated from
-the linear systems. With the gaps `g_i = q(Y_i) - W_i` of the stages,
+Where f depends steeply on q, a small error in the y of a stage changes f completely. If w is a
+separate unknown, the method approximates it as it does y, by polynomials in time, and f is
+evaluated at a w that is as accurate as the step. So a step is one for the differential-algebraic
+system `y' = f(t, y, w)`, `0 = q(y) - w` of index 1, with w eliminated from the linear systems. With
+the gaps `g_i = q(Y_i) - W_i` of the stages,
 
     (1/(h gamma) - f_y - f_w q_y) U_i = f(t_i, Y_i, W_i) + sum_j (C_ij/h) U_j + h d_i f_t + f_w g_i
 
-are the stages of y, and `q_y U_i + g_i` those of w. At the end y moves, by the same matrix, to
-where q(y) is what the step says of w. On deep linear networks, where the set of equal margins is
-curved, steps then no longer shrink as kappa grows (benchmarks/far_flow.py: 72 to 102 steps to kappa
-1e12 rather than 72 to 192). Without any w, an empty vector, it is the plain method.
+are the equations of the stages of y, and `q_y U_i + g_i` are the stages of w. At the end y is
+moved, with the same matrix, until q(y) agrees with the w of the step. On deep linear networks,
+where the set of equal margins is curved, steps then no longer shrink as kappa grows
+(benchmarks/far_flow.py: 72 to 102 steps to kappa 1e12 rather than 72 to 192). With an empty vector
+w this is the Rosenbrock method itself.
 
 Source of the elimination: Hairer & Wanner 1996, "Solving Ordinary Differential Equations II", VI.4.
 """
@@ -29,8 +30,8 @@ from gflow.stiff.recycling import Recycling
 from gflow.stiff.systems import Direct
 from gflow.stiff.tableaus import Tableau
 
-# At the end y moves until the size of its gap is below this, or so many times. The size is in units
-# in which 1 is much, as of `Field.logit_size`.
+# At the end y is moved until the size of its gap is below the first, or as many times as the second
+# says. A size of 1 is large, as for `gflow.flow.field.Field.logit_size`.
 _SMALL, _MOST_MOVES = 1e-2, 4
 
 CoupledField = Callable[[Any, Array, Array | None], tuple[Array, Array]]
@@ -40,7 +41,7 @@ Evaluation = Callable[[Any, Array, Array, Array], tuple[Array, Array, Any]]
 `more` is whatever else is known there, to be kept of the end of a step.
 """
 GapSize = Callable[[Array, Array, Array], Array]
-"""Of y, w and the gap `q(y) - w`: how large that is."""
+"""A function of y, w and the gap `q(y) - w` that gives the size of the gap."""
 
 
 class Coupled(NamedTuple):
@@ -111,13 +112,14 @@ def step(
 ) -> Moved:
     """A step of length h; `system` is that of `coupled.tangent` with the shift `1/(h gamma)`.
 
-    Without `gap_size` y stays where the method puts it.
+    Without `gap_size` y is not moved at the end.
     """
     made = _Passes(tableau, coupled, system, h, gap_size).all()
     size, start = coupled.y.size, jnp.concatenate([coupled.y, coupled.w])
     error = jnp.asarray(tableau.e) @ made.stages
     if gap_size is not None:
-        # What closes the gaps of the stages is no error, since they are closed at the end.
+        # The gaps of the stages are closed at the end, so that the change by which they contribute
+        # to the estimate is not an error.
         error = jnp.append(error[:size] - made.change, error[size:])
     if tableau.dense is None:
         dense = _hermite(coupled, h, start, made)
@@ -132,11 +134,12 @@ class _Made(NamedTuple):
 
     Attributes:
         count: evaluations.
-        closed: whether y is where it is to be.
-        at: (y, w) where the field is evaluated next; in the end, where the step ends.
-        stages, gaps: of (y, w), and of w.
+        closed: whether the gap at the end of the step is small enough.
+        at: (y, w) where the field is evaluated next; after the last pass, the end of the step.
+        stages, gaps: the stages of (y, w), and the gaps of w.
         gap, slope, more: at the last evaluation; `slope` is f there.
-        change: the last solution, of y. In the end, what closes the gaps of the stages.
+        change: the last solution of the linear system, of y. After the last pass, the contribution
+            of the gaps of the stages.
         memory: of the linear systems.
     """
 
@@ -153,11 +156,12 @@ class _Made(NamedTuple):
 
 
 class _Passes(NamedTuple):
-    """The stages of a step, and then the moves at its end, in one loop: a program holds the field
-    and the solution of a system once.
+    """The stages of a step, and then the moves at its end, in one loop, so that a program holds the
+    field and the solution of a system once.
 
-    The pass i evaluates the field at the stage i; every later one at the end, where y moves until
-    the gap is small. The last pass solves for what the gaps of the stages are worth.
+    Pass i evaluates the field at stage i. The later passes evaluate it at the end of the step,
+    where y is moved until the gap is small. The last pass computes the contribution of the gaps of
+    the stages, for the error estimate.
     """
 
     tableau: Tableau
@@ -171,13 +175,14 @@ class _Passes(NamedTuple):
         begin = self.begin()
         if self.gap_size is not None:
             return lax.while_loop(lambda made: ~made.closed, self.next, begin)
-        # The field at the end, only where it is wanted. A loop of so many passes has derivatives.
+        # The field at the end of the step is evaluated only if it is needed. The number of passes
+        # is fixed in this case, so that the loop can be differentiated.
         wanted = self.tableau.dense is None or jax.tree.leaves(begin.more)
         count = len(self.tableau.m) + (1 if wanted else 0)
         return lax.fori_loop(0, count, lambda _, made: self.next(made), begin)
 
     def begin(self) -> _Made:
-        """Before the first pass."""
+        """The state of the step before the first pass."""
         y, w = self.coupled.y, self.coupled.w
         more, at, closed = self.coupled.more, jnp.concatenate([y, w]), jnp.zeros((), bool)
         stages = jnp.zeros((len(self.tableau.m), at.size), at.dtype)
@@ -187,7 +192,7 @@ class _Passes(NamedTuple):
         return _Made(count, closed, at, stages, gaps, gap, none, more, none, memory)
 
     def next(self, made: _Made) -> _Made:
-        """After another pass."""
+        """The state after one more pass."""
         tableau, coupled, h = self.tableau, self.coupled, self.h
         size, last = coupled.y.size, len(tableau.m)
         a, C, c, d = map(jnp.asarray, (tableau.a, tableau.C, tableau.c, tableau.d))
@@ -214,7 +219,7 @@ class _Passes(NamedTuple):
         return _Made(made.count + 1, closed, at, stages, gaps, gap, slope, more, change, memory)
 
     def _closed(self, y: Array, w: Array, gap: Array, moves: Array) -> Any:
-        """Whether y is where it is to be after so many moves."""
+        """Whether the gap is small enough, or y has been moved as often as allowed."""
         if self.gap_size is None:
             return jnp.ones((), bool)
         return ~(self.gap_size(y, w, gap) > _SMALL) | (moves >= _MOST_MOVES)

@@ -1,7 +1,7 @@
 """Many linear systems with one matrix, solved one after another in one growing space.
 
-The stages of a Rosenbrock step have nearly the same right-hand sides. So the directions that were
-searched for the first serve the later ones, often without another product with the matrix.
+The stages of a Rosenbrock step have nearly the same right-hand sides. So the search directions of
+the first system also serve the later ones, often without another product with the matrix.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 
 from gflow.stiff.operators import Operator, Tangent, Vector
 
-# A vector made orthogonal to others is so to rounding where more than this part of it is left.
+# A vector from which its components along others were subtracted is orthogonal to these up to
+# rounding if more than this part of its length is left.
 _MUCH = 0.1
 
 
@@ -23,8 +24,9 @@ class Memory(NamedTuple):
     Attributes:
         directions: (k, P + b) rows `(x, B x)`, the first `count` of them; the others are 0.
         images: (k, P) rows, likewise.
-        scale: the largest right-hand side so far. Later ones may cancel to rounding.
-        left: the largest residual left by any solution, relative to `scale`.
+        scale: the norm of the largest right-hand side so far. Residuals are measured relative to
+            it, since later right-hand sides may be 0 up to rounding.
+        left: the largest residual of any solution so far, relative to `scale`.
     """
 
     directions: Float[Array, "k P_and_b"]
@@ -57,7 +59,9 @@ class Recycling(NamedTuple):
         return Memory(directions, images, jnp.zeros((), int), zero, zero)
 
     def solve(self, right: Vector, memory: Memory) -> tuple[Vector, Memory]:
-        """The solution `(x, B x)`, and the memory with what had to be searched for it."""
+        """The solution `(x, B x)`, and the memory with the directions that were added for it."""
+        # The images are orthonormal: a residual is minimised by subtracting its components along
+        # them, and the solution is the same combination of the directions.
         right = self.precondition(right)
         scale = jnp.maximum(memory.scale, _length(right))
         known = memory.images @ right
@@ -98,7 +102,7 @@ class Recycling(NamedTuple):
         before = _length(image)
         known = memory.images @ image
         image = image - known @ memory.images
-        # A second time where so little is left that rounding is some of it.
+        # Repeated if so little is left that rounding matters in it.
         image, more = lax.cond(
             _length(image) < _MUCH * before,
             lambda: (image - (memory.images @ image) @ memory.images, memory.images @ image),

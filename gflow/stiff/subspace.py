@@ -1,10 +1,10 @@
 """The few directions in which a field is stiffest, followed along a solution by subspace iteration.
 
 Where only a few eigenvalues of the Jacobian are large, as those of the flow that grow with kappa,
-a stabilised solver can be implicit in their directions alone. Each turn of the subspace iteration
-replaces the directions by their images under the Jacobian. A difference of the field gives an image
-for one evaluation, and every step computes a few of them: the solution moves slowly where it is
-stiff, so that directions of some steps ago will do.
+a stabilised solver can be implicit in their directions alone. Each iteration replaces the
+directions by their images under the Jacobian, made orthonormal. An image is computed as a
+difference of the field, with one evaluation, and every step computes only a few of them: where the
+problem is stiff the solution moves slowly, so that directions from some steps ago are still good.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-# Differences of the field: over this part of the length of the state, or of 1.
+# Differences of the field are taken over this part of the norm of the state, or of 1.
 _DIFFERENCE = 1e-7
-# Images renewed at a time.
+# The number of images that are computed in a step.
 NUM_RENEWED = 2
 
 
@@ -29,7 +29,7 @@ class Subspace(NamedTuple):
         images: J V. Shape (k, P).
         next_directions: those that take their place. Shape (k, P).
         next_images: their images, of which the first `count` are known. Shape (k, P).
-        count: see there.
+        count: how many of `next_images` are known.
     """
 
     directions: Float[Array, "k P"]
@@ -40,7 +40,7 @@ class Subspace(NamedTuple):
 
 
 def random_subspace(count: int, like: Float[Array, " P"]) -> Subspace:
-    """To begin with: random directions, of which no image is known, so that J counts as 0."""
+    """The first subspace: random directions, with images of 0, so that J counts as 0."""
     draws = jax.random.normal(jax.random.key(0), (count, like.size), like.dtype)
     directions, nothing = _orthonormal(draws), jnp.zeros_like(draws)
     return Subspace(directions, nothing, directions, nothing, jnp.zeros((), int))
@@ -49,7 +49,7 @@ def random_subspace(count: int, like: Float[Array, " P"]) -> Subspace:
 def renewed(
     subspace: Subspace, field: Callable[[Array], Array], point: Array, slope: Array
 ) -> Subspace:
-    """With `NUM_RENEWED` more images at a point, where the field is `slope`.
+    """The subspace with `NUM_RENEWED` more images, computed at a point where the field is `slope`.
 
     Once all images of the next directions are known, both take the place of the present ones, and
     the images, made orthonormal, are the next directions.
@@ -106,7 +106,7 @@ class ImplicitPart(NamedTuple):
 
 
 def implicit_part(subspace: Subspace, scale: Any) -> ImplicitPart:
-    """What steps with `scale B` need."""
+    """The implicit part of a step whose implicit terms are `scale B`."""
     within = subspace.directions @ subspace.images.T
     inverse = jnp.linalg.inv(jnp.eye(len(within)) - scale * within)
     return ImplicitPart(subspace.directions, subspace.images, within, inverse, scale)

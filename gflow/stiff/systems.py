@@ -23,12 +23,13 @@ from gflow.stiff.recycling import Recycling
 # The most unknowns for which a Jacobian is formed by choice: see benchmarks/large.py.
 DENSE_AT_MOST = 500
 # Vectors that a matrix-free step holds: at most so many directions, a preconditioner of at most
-# this rank, and no more than fill so many bytes. On the digits of benchmarks/large.py: with 64
-# directions 40 % more steps, cut short by systems left unsolved; with rank 256 the same steps, at a
-# higher price.
+# this rank, and in all at most so many bytes. On the digits of benchmarks/large.py 64 directions
+# took 40 % more steps, which were shortened because systems were not solved; rank 256 took the same
+# number of steps at a higher cost.
 _MOST_DIRECTIONS, _LARGEST_RANK, _BYTES = 128, 128, 2**30
-# Columns of a Jacobian that are found side by side: so many that what is computed for each example
-# and weight of them fills about so many bytes, which caches hold, but at least so many.
+# The number of columns of a Jacobian that are computed side by side is such that the intermediate
+# results for all examples and weights fill about `_TANGENTS` bytes, which fit into a cache; and at
+# least `_FEWEST`.
 _TANGENTS, _FEWEST = 2**18, 8
 # Solvers of lineax that need products with the matrix only.
 _ITERATIVE = (lx.GMRES, lx.BiCGStab)
@@ -96,7 +97,7 @@ class Krylov(eqx.Module):
         for name, value, least in counts:
             if value is not None and not (is_integer(value) and value >= least):
                 raise ValueError(f"`Krylov({name}={value!r})`: an integer from {least} on.")
-        # An array, so that no program is compiled again for another tolerance.
+        # As an array: a program serves all tolerances, without being compiled again.
         self.tolerance = None if tolerance is None else np.asarray(tolerance, float)
         self.most_directions = most_directions
         self.rank = most_margins if rank is None else rank
@@ -164,8 +165,8 @@ def shifted_system(
 def _columns(apply: Tangent, like: Vector) -> tuple[Array, Array]:
     """The matrices of a linear map to two vectors, from its products with unit vectors.
 
-    Several columns side by side, in a loop: its body holds nothing but linear operations, where in
-    one with the rest compilers evaluate the coefficients again for every column.
+    Several columns are computed side by side, in a loop. The loop holds the linearised operations
+    only: if it held the field too, compilers would evaluate that again for every column.
     """
     work = like.size * max(jax.eval_shape(apply, like)[1].size, 1)
     most = int(np.clip(_TANGENTS // (8 * work), _FEWEST, like.size))
@@ -180,7 +181,7 @@ def _columns(apply: Tangent, like: Vector) -> tuple[Array, Array]:
 
 
 class Direct(NamedTuple):
-    """Systems whose inverse is known, or what takes its place.
+    """Systems that are solved by a function for the inverse, or for an approximation of it.
 
     Attributes:
         inverse: `r -> x`.
@@ -200,13 +201,13 @@ class Direct(NamedTuple):
         return jnp.concatenate([solution, self.beside(solution)]), memory
 
     def solved(self, memory: tuple[()]) -> bool:
-        """What was not solved is not finite."""
+        """Always true: a solution that was not found is not finite, which rejects the step."""
         return True
 
 
 def _by_factors(matrix: Array) -> Operator:
-    """The inverse by LU factors, as of `lineax.LU`, which finds the order of the rows anew for
-    every right-hand side, one by one in a loop.
+    """The inverse by LU factors. The order of the rows is computed once; `lineax.LU` computes it
+    anew for every right-hand side, in a loop over the rows.
     """
     factors, _, order = lax.linalg.lu(matrix)
 

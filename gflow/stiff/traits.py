@@ -1,7 +1,7 @@
-"""What a solver says of itself: its name in files, how its steps are controlled, what they cost.
+"""Traits of a solver: its name in files, how its steps are controlled, what they cost.
 
-Step-size control and the choice of a solver ask for nothing else, so that a new solver needs no
-change there. A solver of `gflow.stiff` overrides `FlatSolver.traits`; any other solver of diffrax
+Step-size control and the choice of a solver depend on nothing else, so that they need no change for
+a new solver. A solver of `gflow.stiff` overrides `FlatSolver.traits`; any other solver of diffrax
 has the traits of an ordinary method of its kind.
 """
 
@@ -45,21 +45,21 @@ class Gains(NamedTuple):
     recover: Any = 1.0
 
 
-# Of the exponents (1, 0), (0.7, 0.1), (0.6, 0.2), (0.7, 0.3) and (0.7, 0.4) these need about the
-# fewest steps at equal error, with explicit methods.
+# Explicit methods take about the fewest steps at equal error with these exponents, of (1, 0),
+# (0.7, 0.1), (0.6, 0.2), (0.7, 0.3) and (0.7, 0.4).
 ORDINARY = Gains(this=0.6, last=0.2)
 
 
 class Traits(NamedTuple):
-    """What a solver says of itself.
+    """The properties of a solver on which step-size control and the choice of a solver depend.
 
     Attributes:
         name: in the settings of a run and in files; `gflow.stiff.SOLVERS` has it as a key.
         cost: evaluations of the field that a step is worth, roughly.
         gains: of the step-size controller.
-        first_step: the first step is this times the step that a cautious guess allows. A method of
-            few and costly steps begins with a longer one: a rejected step costs less than half a
-            dozen in which a short one grows.
+        first_step: the first step is this times a cautious guess. For a method with few and costly
+            steps it is larger: if it is rejected, that costs less than half a dozen steps during
+            which a short one would have grown.
         implicit: whether stability does not bound its steps.
         linearised: whether a step holds only where the linearised field does, so that its error has
             to be bounded in what the field depends on steeply as well (the logits of a flow).
@@ -81,7 +81,7 @@ def traits_of(solver: diffrax.AbstractSolver, size: int = 1) -> Traits:
 
 
 def ordinary_traits(solver: diffrax.AbstractSolver, size: int) -> Traits:
-    """The traits of a solver that says nothing of itself."""
+    """The traits of a solver that does not define any."""
     implicit = isinstance(solver, diffrax.AbstractImplicitSolver)
     cost = implicit_cost(size) if implicit else _EXPLICIT
     return Traits(type(solver).__name__, cost, implicit=implicit)
