@@ -159,8 +159,8 @@ def test_scipy_reproduces_the_drift(drifting):
     found = drift(problem, layout, unit, weights)
     assert found.rests
     log_kappa = math.log(1e4) - math.log(np.linalg.norm(found.theta) ** -problem.degree)
-    end = at_fixed_kappa(problem, start, unit, log_kappa, 3 * found.log_growth, 1e-6)
-    # The end at a fixed temperature is off by 1/(kappa gamma).
+    # The end at a fixed temperature is off by 1/(kappa gamma); an attractor, whatever the tolerance.
+    end = at_fixed_kappa(problem, start, unit, log_kappa, 3 * found.log_growth, 1e-4)
     assert np.linalg.norm(end - found.direction) < 1e-2
     assert np.linalg.norm(unit - found.direction) > 0.2
 
@@ -171,13 +171,13 @@ def test_a_drift_that_does_not_end_is_an_outcome(drifting):
     problem, start = drifting
     few = dataclasses.replace(REFINE.drift, most_steps=20)
     settings = gflow.LimitSettings(refine=dataclasses.replace(REFINE, drift=few))
-    limit = gflow.find_limit(problem, start, settings=settings, throw=False)
+    with pytest.raises(gflow.LimitFailed, match="drifts") as raised:
+        gflow.find_limit(problem, start, settings=settings)
+    limit = raised.value.limit
     assert limit.result_name == "drifting" and not limit.successful
     assert limit.verdict == "unknown" and "drift" in limit.message
     stage = limit.stages[-1]
     assert stage.kind == "drift" and 1e-9 < stage.stationarity < 1e-3
-    with pytest.raises(gflow.LimitFailed, match="drifts"):
-        gflow.find_limit(problem, start, settings=settings)
     unit = np.asarray(Layout.of(start).flatten(limit.direction))
     span = 0.01 / stage.stationarity
     log_kappa = math.log(1e4 / limit.margin)
