@@ -159,7 +159,7 @@ def test_scipy_reproduces_the_drift(drifting):
     found = drift(problem, layout, unit, weights)
     assert found.rests
     log_kappa = math.log(1e4) - math.log(np.linalg.norm(found.theta) ** -problem.degree)
-    # The end at a fixed temperature is off by 1/(kappa gamma); an attractor, whatever the tolerance.
+    # The end at a fixed temperature is off by 1/(kappa gamma), whatever SciPy's tolerance.
     end = at_fixed_kappa(problem, start, unit, log_kappa, 3 * found.log_growth, 1e-4)
     assert np.linalg.norm(end - found.direction) < 1e-2
     assert np.linalg.norm(unit - found.direction) > 0.2

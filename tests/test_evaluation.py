@@ -11,7 +11,7 @@ from rich.console import Console
 import gflow
 from gflow import losses, networks, perturbations
 from gflow.commands.display import print_matrix
-from gflow.report.answer import answer, comparisons, in_numbers
+from gflow.report.answer import answer, comparisons, in_numbers, reading
 from gflow.report.end import End, end_of, load_end
 from gflow.report.evaluation import Ball, evaluate, largest, load_evaluation
 from gflow.report.record import Record, Results
@@ -172,6 +172,7 @@ def with_margins(evaluation, values):
         balls=balls,
         curves=[np.zeros((1, 3))] * 3,
         limit=np.array([[0.0] * 3 + [value] for value in values]),
+        accuracy=np.array([[1.0] * 3 + [value] for value in (0.5, 0.25, 0.75)]),
         stopped=np.array([[0.0] * 3 + [value] for value in (1.0, 3.0, 2.0)]),
     )
 
@@ -209,12 +210,12 @@ def test_the_answer_names_the_result(found):
     told = answer(results, [with_margins(found[2], (2.0, 1.0, 3.0))] * 2)
     assert "in 2 of 2 comparisons at the limit (+50.0 %)" in told
     assert "in 2 of 2 comparisons at equal loss e⁻¹⁰ (+200.0 %)" in told
-    assert "3 of 3 runs stand at their limits (stationarity at most 2e-15" in told
+    assert "The limits of 3 of 3 runs were found (stationarity at most 2e-15" in told
     pair = [with_margins(found[2], (2.0, 1.0, value)) for value in (2.0, 1.5)]
     assert "in 0 of 2 comparisons at the limit (1 equal; 1 smaller, -25.0 %)" in answer(
         results, pair
     )
-    assert answer(results, []).startswith("3 of 3 runs stand")
+    assert answer(results, []).startswith("The limits of 3 of 3 runs were found")
 
 
 def test_the_numbers_behind_the_answer(found):
@@ -228,14 +229,25 @@ def test_the_numbers_behind_the_answer(found):
                 "trained": "pgd",
                 "margins": ("2.000", "3.000"),
                 "changes": ["+50.0 %", "+200.0 %"],
+                "accuracies": "50.0 → 75.0",
             }
         ],
         "places": ["at the limit", "at equal loss e⁻¹⁰"],
+        "accuracies": True,
     }
     # Without limits the margins are those where the flows stopped.
     (row,) = in_numbers(results, [with_margins(found[2], [np.nan] * 3)])["rows"]
     assert (row["trained"], row["margins"]) == ("fgm", ("1.000", "3.000"))
     assert in_numbers(results, [])["rows"] == []
+
+
+def test_the_answer_says_what_it_does_not_tell(found):
+    settings = {"limit": {"enabled": True}, "until": {"log_loss": -10.0}}
+    results = Results(settings, {}, 3, False, 1.0, "", [])
+    larger, equal = (with_margins(found[2], (2.0, 1.0, best)) for best in (3.0, 2.0))
+    assert "one start" in reading(results, [larger])
+    assert "No change" in reading(results, [equal])
+    assert "No change" not in reading(results, [larger])
 
 
 def seeds_of(evaluation, values):

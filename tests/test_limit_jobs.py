@@ -213,7 +213,7 @@ def test_an_interrupt_inside_a_limit_is_one(job, tmp_path, capsys, monkeypatch):
 def test_a_run_whose_time_is_spent_has_no_verdict(job, tmp_path, capsys):
     assert run(tmp_path, "--set", "max_seconds=1e-6", "--no-report") == 1
     output = capsys.readouterr().out
-    assert "not arrived" in output and "0 of 1 runs stand at their limits" in output
+    assert "not arrived" in output and "The limits of 0 of 1 runs were found" in output
     (found,) = read_results(tmp_path / "out").runs
     assert found.outcome == "seconds_spent" and not found.words
     # It is not finished: with more time it is gone on with.

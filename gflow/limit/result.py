@@ -114,11 +114,11 @@ class Limit(Outcome):
             kinks of the attack's gradient, and then with coefficients of these.
         smoothing: the relative width to which kinks are still rounded; 0 where they are exact, and
             where there are none.
-        basin: whether this is the limit of the flow from this start: "confirmed", the flow came so
-            close that it can end nowhere else; "undecided", it met a saddle, or was handed to
-            Newton's method from afar; "reproduced", with `reproduce=True`, searches with a tighter
-            tolerance and with a colder cap ended in the same point. `successful` judges the point
-            itself.
+        basin: whether this is the limit of the flow from this start: "confirmed", the capped flow
+            came within `settings.basin.displacement` of it, past no saddle; "undecided", it met a
+            saddle, or was handed to Newton's method from afar; "reproduced", with
+            `reproduce=True`, searches with a tighter tolerance and with a colder cap ended in the
+            same point. `successful` judges the point itself.
         cap_logits: the smallest margin `kappa_c min_i q_i(u)` at which the temperature was capped;
             NaN where the flow never came so far.
         log_kappa_cap: log kappa_c.

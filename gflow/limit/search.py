@@ -179,7 +179,7 @@ def judge(refiner: Refiner, state: State) -> State:
 
 
 def surely(search: Search, state: State) -> bool:
-    """Whether the flow came so close to the point that was found that it can end nowhere else.
+    """Whether the capped flow came as close to the point that was found as the basin test asks.
 
     Always False with kinks, since another smoothing of them may lead to another point.
     """

@@ -7,6 +7,7 @@ import numpy as np
 
 from gflow.report.evaluation import Evaluation
 from gflow.report.record import Results, seeks_limits, significant
+from gflow.report.spread import spreads
 
 # Two margins closer than this, relative, are told to be equal: they come from one limit.
 _EQUAL = 1e-4
@@ -20,6 +21,8 @@ class Comparison(NamedTuple):
         network, ball: what is compared.
         trained: the name of the best adversarial training.
         clean, adversarial: their normalized margins under the strong attack in the ball.
+        accuracies: of the limits of both, under that attack on the examples held out, from 0 to 1;
+            NaN where there are none.
     """
 
     network: str
@@ -27,6 +30,7 @@ class Comparison(NamedTuple):
     trained: str
     clean: float
     adversarial: float
+    accuracies: tuple[float, float]
 
     @property
     def change(self) -> float:
@@ -49,13 +53,16 @@ def comparisons(evaluation: Evaluation, margins: np.ndarray) -> list[Comparison]
     clean = [i for i, row in enumerate(rows) if balls[row] is None]
     found = []
     for name in evaluation.strong:
-        values = margins[:, evaluation.columns.index(name)]
+        column = evaluation.columns.index(name)
+        values = margins[:, column]
         inside = [i for i, row in enumerate(rows) if balls[row] == balls[name]]
         inside = [i for i in inside if np.isfinite(values[i])]
         if inside and clean and np.isfinite(values[clean[0]]):
             best = max(inside, key=lambda i: values[i])
             pair = float(values[clean[0]]), float(values[best])
-            found.append(Comparison(evaluation.network, name, rows[best], *pair))
+            ends = evaluation.accuracy[[clean[0], best], column]
+            accuracies = float(ends[0]), float(ends[1])
+            found.append(Comparison(evaluation.network, name, rows[best], *pair, accuracies))
     return found
 
 
@@ -81,7 +88,7 @@ def in_numbers(results: Results, evaluations: Sequence[Evaluation]) -> dict[str,
     """The numbers behind the answer: for each network and ball two margins and their change.
 
     Margins are those at the limits, or where no limit is known those where the flows stopped; the
-    change is told of both.
+    change is told of both. Accuracies are told where there are any.
     """
     at_limit, stopped = (
         {
@@ -98,8 +105,36 @@ def in_numbers(results: Results, evaluations: Sequence[Evaluation]) -> dict[str,
         shown = next(found[key] for _, found in places if key in found)
         changes = [percent(found[key].change) if key in found else "–" for _, found in places]
         margins = significant(shown.clean), significant(shown.adversarial)
-        rows.append({"name": key, "trained": shown.trained, "margins": margins, "changes": changes})
-    return {"rows": rows, "places": [where for where, _ in places]}
+        row = {"name": key, "trained": shown.trained, "margins": margins, "changes": changes}
+        rows.append(row | {"accuracies": _in_percent(shown.accuracies)})
+    told = any(row["accuracies"] for row in rows)
+    return {"rows": rows, "places": [where for where, _ in places], "accuracies": told}
+
+
+def _in_percent(accuracies: tuple[float, float]) -> str:
+    """Of clean training and of adversarial; nothing where they are not known."""
+    if not np.all(np.isfinite(accuracies)):
+        return ""
+    return " → ".join(f"{100 * value:.1f}" for value in accuracies)
+
+
+def reading(results: Results, evaluations: Sequence[Evaluation]) -> str:
+    """What the words of the answer mean, and what it does not tell."""
+    words = [
+        "The best run in a ball is chosen by the margin that is told.",
+        "Equal loss is that of each run in its own training, under its own attack: a run under "
+        "attack has then trained further than a clean one, and its margin without attack may be "
+        "larger, too.",
+    ]
+    if not spreads(evaluations, results.settings):
+        words.insert(0, "Each network has one start: nothing is known of the spread over starts.")
+    at_limit = [one.change for each in evaluations for one in comparisons(each, each.limit)]
+    if 0.0 in at_limit:
+        words.append(
+            "No change at the limit is what theory says of linear predictors under l2 attacks (Lyu "
+            "& Zhu 2022)."
+        )
+    return " ".join(words)
 
 
 def _sure(results: Results) -> str:
@@ -111,7 +146,7 @@ def _sure(results: Results) -> str:
     worst = max((run.figures.get("limit_stationarity") or 0.0 for run in arrived), default=0.0)
     sure = sum(run.words.get("basin") in ("confirmed", "reproduced") for run in arrived)
     evidence = f" (stationarity at most {worst:.0e}; basin confirmed in {sure})" if arrived else ""
-    return f"{count} stand at their limits{evidence}."
+    return f"The limits of {count} were found{evidence}."
 
 
 def stop(results: Results) -> str:

@@ -38,7 +38,8 @@ def _panel(view: View, run: str, problem: Any, side: int) -> Panel:
     layout = view.trajectories[run].layout
     weights = portraits(problem.network, layout.unflatten(end.limit), side**2)
     num = int(np.sum(pushes > 1e-8 * pushes.max()))
-    title = f"Trained under {run}: {num} of {len(pushes)} examples push"
+    shown = f", the first {_MOST_PUSHING} of them" if num > _MOST_PUSHING else ""
+    title = f"Trained under {run}: {num} of {len(pushes)} examples push{shown}"
 
     def draw() -> Any:
         return _draw(problem.dataset, end, shares, weights, side)

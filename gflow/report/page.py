@@ -64,6 +64,7 @@ def write_page(
         subtitle=_subtitle(results),
         answer=words.answer(results, evaluations),
         comparison=words.in_numbers(results, evaluations),
+        reading=words.reading(results, evaluations),
         notices=_notices(results),
         matrices=_matrices(results, evaluations),
         columns=columns_of(results),

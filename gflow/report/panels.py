@@ -152,8 +152,9 @@ def _own_margin(view: View) -> Panel:
     ]
     words = (
         "Theory: the smoothed margin of the attack in training never falls once the loss is below "
-        "that of one example at 0, where the gradient goes through the perturbation, and meets the "
-        "margin in the limit (Lyu & Li 2020, Lyu & Zhu 2022)."
+        "that of one example with margin 0, where the gradient goes through the perturbation, and "
+        "meets the margin in the limit (Lyu & Li 2020, Lyu & Zhu 2022). Each curve is of another "
+        "attack, to be compared with its own limit alone."
     )
     label = "smoothed margin"
     title = "Smoothed margin under each run's own attack"
@@ -201,9 +202,10 @@ def _stationarity(view: View) -> Panel:
     curves = [view.curve(run, log10(one.stationarity)) for run, one in view.trajectories.items()]
     words = (
         "Theory: the angle between u and the flow falls to 0 along some sequence of times, since "
-        "limits are KKT points (Lyu & Li 2020, Lyu & Zhu 2022); the table tells it at the limit."
+        "limits are KKT points (Lyu & Li 2020, Lyu & Zhu 2022). Of the limit the table tells the "
+        "stationarity, which is 0 where this angle is."
     )
-    title = "Stationarity along the flow"
+    title = "Angle between the direction and the flow"
     label = "sine of angle to the flow"
     return _panel(view, "stationarity", title, words, curves, label, decades=True)
 

@@ -155,7 +155,7 @@ LIMIT_COLUMNS = (
         "limit_margin",
         "margin at\nlimit",
         "normalized margin minᵢ qᵢ(u) at the limit of u = θ/‖θ‖, under the attack of the training "
-        "itself, whose signs may be smoothed",
+        "itself, whose signs may be smoothed; the matrix above attacks with exact ones",
         significant,
     ),
     Column(
@@ -184,17 +184,18 @@ LIMIT_COLUMNS = (
     Column(
         "basin",
         "basin",
-        "confirmed: the flow came so close that it can end nowhere else; reproduced: other "
-        "searches ended there too; undecided: a saddle was met, or the search handed over from "
-        "afar",
+        "confirmed: followed on from its last point with its temperature capped, the flow came "
+        "within 0.015 of the limit and met no saddle; reproduced: other searches ended there too; "
+        "undecided: a saddle was met, or the search handed over from afar",
         None,
     ),
     Column(
         "verdict",
         "verdict",
         "what kind of point the limit is: a maximum of the adversarial margin or, where the "
-        "perturbation is held fixed while differentiating, a stable rest point of training; within "
-        "a family where merged or aligned neurons leave a continuum of equals",
+        "perturbation is held fixed while differentiating, a stable rest point of training, near "
+        "which the margin may be a little larger; within a family where merged or aligned neurons "
+        "leave a continuum of equals",
         None,
     ),
 )
