@@ -137,8 +137,8 @@ def _tables(results: Results) -> list[tuple[str, str, str, Callable[[float], str
         (
             "limit",
             "Normalized margin at the limit",
-            "minᵢ yᵢ f(xᵢ + δᵢ; u) at the limit of u = θ/‖θ‖: margins over ‖θ‖ᴸ, so that networks "
-            "of any norm compare.",
+            "minᵢ yᵢ f(xᵢ + δᵢ; u) at the limit of u = θ/‖θ‖: margins over ‖θ‖ᴸ, in which the norm "
+            "does not count.",
             significant,
         ),
         (
