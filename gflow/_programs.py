@@ -166,6 +166,10 @@ class _Call:
     """
 
     def __init__(self, function: Callable[..., Any], leaves: Any, structure: Any, options: Any):
+        # What is returned: known once the function has been traced.
+        self._structure: Any = None
+        self._constants: list[Any] = []
+        self._places: list[int] = []
         constants = [None if eqx.is_array(leaf) else leaf for leaf in leaves]
         places = [place for place, leaf in enumerate(leaves) if eqx.is_array(leaf)]
 
@@ -184,7 +188,7 @@ class _Call:
 
         # What XLA and its messages call the program.
         of_arrays.__name__, of_arrays.__qualname__ = function.__name__, function.__qualname__
-        self.jitted = jax.jit(of_arrays, compiler_options=options or None)
+        self.jitted: Any = jax.jit(of_arrays, compiler_options=options or None)
 
     def __call__(self, arrays: list[Any]) -> Any:
         values = self.jitted(arrays)
@@ -219,7 +223,7 @@ class _Program:
     ):
         self._function, self._few_calls, self._many_steps = function, few_calls, many_steps
         self._some_calls = some_calls
-        self._traced = eqx.filter_jit(function)
+        self._traced: Any = eqx.filter_jit(function)
         self._calls: dict[Hashable, _Call] = {}
         self.__wrapped__ = function
         self.__name__, self.__qualname__ = function.__name__, function.__qualname__

@@ -1,7 +1,7 @@
 """The result of a job in plain words: does adversarial training enlarge the adversarial margin?"""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def answer(results: Results, evaluations: Sequence[Evaluation]) -> str:
     )
 
 
-def in_numbers(results: Results, evaluations: Sequence[Evaluation]) -> dict[str, list]:
+def in_numbers(results: Results, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """The numbers behind the answer: for each network and ball two margins and their change.
 
     Margins are those at the limits, or where no limit is known those where the flows stopped; the
