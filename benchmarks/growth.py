@@ -146,6 +146,6 @@ def memory_mb() -> float:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--cost"]:
         jax.config.update("jax_enable_x64", True)
-        print(json.dumps(cost_of(*json.loads(sys.argv[2]))))
+        print(json.dumps(cost_of(*json.loads(sys.argv[2]))), file=sys.stdout)
     else:
         run_benchmark(__doc__, measure)
