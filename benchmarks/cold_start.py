@@ -6,7 +6,8 @@ at kinks:
 
 - cold: without any compilation cache;
 - cached: with the cache that a process before has filled;
-- eleven: the limit and ten further ones of the same shape, cold; and of these ten the median.
+- further: the limit and ten further ones of the same shape, cold, and the median of these ten; of
+  networks on 200 examples three.
 
 Last, `gflow run --quick` as a whole, cold and cached.
 
@@ -91,23 +92,26 @@ SIZES = (
     (False, 30, 7, 8),
     (True, 60, 10, 16),
     (True, 200, 20, 16),
-    (True, 200, 20, 24),
 )
-FURTHER = 10
+# Further runs, and fresh processes of which the median is told; of the large ones.
+FURTHER, REPEATS = 10, 3
+LARGE, FURTHER_LARGE = 200, 3
 COLUMNS = ("kind", "smooth", "size", "mode", "cpu_seconds", "ratio", "total_seconds")
 COLUMNS += ("warm_seconds", "programs", "instructions", "result")
 
 
 def measure(smoke: bool) -> dict[str, Any]:
     """The yardstick, and a row for every case and mode."""
-    repeats = 1 if smoke else 3
     yardstick = statistics.median(
         run_process(YARDSTICK)["cpu_seconds"] for _ in range(1 if smoke else 5)
     )
     rows = []
     show({}, COLUMNS, header=True)
     for kind, size in cases(smoke):
-        for row in rows_of(kind, size, repeats, 1 if smoke else FURTHER):
+        large = size[1] >= LARGE
+        repeats = 1 if smoke or large else REPEATS
+        further = 1 if smoke else FURTHER_LARGE if large else FURTHER
+        for row in rows_of(kind, size, repeats, further):
             row["ratio"] = row["cpu_seconds"] / yardstick
             rows.append(row)
             show(row, COLUMNS)
@@ -129,13 +133,13 @@ def rows_of(kind: str, size: tuple, repeats: int, further: int) -> list[dict[str
     """A case cold, cached, and with further runs in the same process."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for mode in ("cold", "cached", "eleven"):
+        for mode in ("cold", "cached", "further"):
             cache = str(Path(folder, "cache")) if mode == "cached" else None
-            count = further if mode == "eleven" else 0
+            count = further if mode == "further" else 0
             code = CASE.format(arguments=(*size, kind, count, cache))
             if mode == "cached":  # this one fills it
                 run_process(code)
-            runs = [run_process(code) for _ in range(1 if mode == "eleven" else repeats)]
+            runs = [run_process(code) for _ in range(1 if mode == "further" else repeats)]
             runs.sort(key=lambda run: run["cpu_seconds"])
             row = {"kind": kind, "smooth": size[0], "size": "x".join(map(str, size[1:]))}
             row |= {"mode": mode, "all_cpu_seconds": [run["cpu_seconds"] for run in runs]}
