@@ -8,6 +8,8 @@ _WIDTH = 4
 _NUM_STEPS = 2
 _LOG_LOSS = 0.0
 _DESCENT_STEPS = 100
+# A flow that does not come to the loss would go on for minutes; one that does needs some hundred.
+_FLOW_STEPS = 1000
 
 
 def quick(configuration: Configuration) -> Configuration:
@@ -17,6 +19,9 @@ def quick(configuration: Configuration) -> Configuration:
             "network": [_narrow(table) for table in configuration.network],
             "perturbation": [_short(table) for table in configuration.perturbation],
             "until": tables.UntilTable(log_loss=_LOG_LOSS),
+            "solver": configuration.solver.model_copy(
+                update={"max_steps": min(configuration.solver.max_steps, _FLOW_STEPS)}
+            ),
             "limit": configuration.limit.model_copy(update={"enabled": False}),
             "descent": _shorter(configuration.descent),
         }
