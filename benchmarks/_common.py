@@ -12,9 +12,10 @@ import math
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +59,18 @@ def _seconds(function: Callable[[], Any]) -> tuple[Any, float]:
     start = time.perf_counter()
     result = jax.block_until_ready(function())
     return result, time.perf_counter() - start
+
+
+def printed_by(arguments: Sequence[str], variables: Mapping[str, str] | None = None) -> Any:
+    """What `python ARGUMENTS`, a process of its own, prints last: one line of JSON.
+
+    Args:
+        variables: its environment; None for that of this process.
+    """
+    run = subprocess.run(
+        [sys.executable, *arguments], env=variables, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def environment() -> dict[str, Any]:

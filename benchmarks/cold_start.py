@@ -16,7 +16,6 @@ import of JAX counts. Instructions are those of the optimised programs (`--xla_d
 a process whose time is not taken.
 """
 
-import json
 import os
 import resource
 import statistics
@@ -26,7 +25,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from _common import run_benchmark, show
+from _common import printed_by, run_benchmark, show
 
 YARDSTICK = """
 import json, time
@@ -187,14 +186,7 @@ def num_instructions(code: str, folder: Path) -> int:
 
 def run_process(code: str, **variables: str) -> dict[str, Any]:
     """What a fresh interpreter that runs `code` prints last."""
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        check=True,
-        env=kept_environment() | variables,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    return json.loads(run.stdout.splitlines()[-1])
+    return printed_by(["-c", code], kept_environment() | variables)
 
 
 if __name__ == "__main__":

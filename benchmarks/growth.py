@@ -14,7 +14,6 @@ cost that does not depend on the size is most of it, only the latter tells the g
 import json
 import math
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _common import run_benchmark, show
+from _common import printed_by, run_benchmark, show
 
 import gflow
 from gflow import losses, networks, perturbations
@@ -73,9 +72,7 @@ def exponents(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 def in_process(axis: str, size: int) -> dict[str, Any]:
     """`cost_of`, in a process that has held nothing else."""
-    command = [sys.executable, __file__, "--cost", json.dumps([axis, size])]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return printed_by([__file__, "--cost", json.dumps([axis, size])])
 
 
 def cost_of(axis: str, size: int) -> dict[str, Any]:

@@ -12,11 +12,9 @@ grows.
 import json
 import math
 import os
-import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,7 +31,7 @@ SETS = {
 SMALL = ((4, 4, 1), {"power": 2}, "separable")
 # Another version of gflow, for which only `cost` is called, lacks what the common part imports.
 if sys.argv[1:2] != ["--cost"]:
-    from _common import run_benchmark, show
+    from _common import printed_by, run_benchmark, show
 
 COLUMNS = ("name", "how", "num_runs", "cold", "warm", "successful")
 
@@ -100,9 +98,7 @@ def in_process(how: str, given: Any, num_runs: int, num_examples: int, older: st
     if older:
         environment["PYTHONPATH"] = older
     call = json.dumps([how, given, num_runs, num_examples])
-    command = [sys.executable, str(Path(__file__)), "--cost", call]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return printed_by([__file__, "--cost", call], environment)
 
 
 def measure(smoke: bool) -> dict[str, Any]:

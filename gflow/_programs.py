@@ -157,7 +157,7 @@ class _Call:
     """A function compiled for arguments of one structure: arrays of these shapes, and constants.
 
     What `equinox.filter_jit` does, but the constants are compared once a call, by the key of the
-    caller, so that a call costs 50 instead of 200 microseconds.
+    caller: a call of a method of `Problem` costs 50 instead of 130 microseconds.
 
     Args:
         function: a pure one.
@@ -237,20 +237,21 @@ class _Program:
         key = _signature(leaves, structure)
         if key is None:
             return self._traced(*args, **options)
-        arrays = [leaf for leaf in leaves if eqx.is_array(leaf)]
         if key in self._calls:
-            return self._calls[key](arrays)
+            return self._calls[key](_arrays(leaves))
         with _noticed(self.__name__):
-            result = self._first_call(key, leaves, structure, arrays)
+            result = self._first_call(key, leaves, structure, self._options((args, options)))
         PROGRAMS.keep_within_limit()
         return result
 
     def __get__(self, instance: Any, owner: Any) -> Any:
         return self if instance is None else jax.tree_util.Partial(self, instance)
 
-    def _first_call(self, key: Hashable, leaves: Any, structure: Any, arrays: list[Any]) -> Any:
-        """The first call with arguments of these shapes."""
-        chosen = self._options(jax.tree.unflatten(structure, leaves))
+    def _first_call(
+        self, key: Hashable, leaves: Any, structure: Any, chosen: dict[str, Any]
+    ) -> Any:
+        """The first call with arguments of these shapes, by these options of the compiler."""
+        arrays = _arrays(leaves)
         call = _Call(self._function, leaves, structure, chosen)
         try:
             result = call(arrays)
@@ -274,7 +275,7 @@ class _Program:
         """The program for these arguments before it is compiled, as of `jax.jit`."""
         leaves, structure = jax.tree.flatten((args, options))
         call = _Call(self._function, leaves, structure, self._options((args, options)))
-        return call.jitted.lower([leaf for leaf in leaves if eqx.is_array(leaf)])
+        return call.jitted.lower(_arrays(leaves))
 
     def num_compiled(self) -> int:
         """How many shapes it is compiled for."""
@@ -287,6 +288,11 @@ class _Program:
         self._calls.clear()
         with contextlib.suppress(AttributeError):  # another version of Equinox
             self._traced._cached.clear_cache()
+
+
+def _arrays(leaves: list[Any]) -> list[Any]:
+    """What of the arguments is traced."""
+    return [leaf for leaf in leaves if eqx.is_array(leaf)]
 
 
 def _is_tracing() -> bool:
