@@ -26,6 +26,9 @@ from gflow.kkt.system import KKTSystem
 from gflow.kkt.variables import Variables
 from gflow.limit.settings import SmoothingSettings
 
+# Stands for an entry of 0 in a denominator.
+_TINY = 1e-200
+
 
 class Anchor(NamedTuple):
     """Where a step of the flow began, and how long it is; `FREE` for no step at all."""
@@ -61,8 +64,10 @@ class ComplementaritySystem:
     ):
         self.variables, self.index, self.anchor, self.settings = variables, index, anchor, settings
         values = residuals.values.ravel()[index]
-        self.scales = residuals.scales.ravel()[index]
-        widths, phi = smoothing * self.scales, variables.angles.ravel()[index]
+        scales = residuals.scales.ravel()[index]
+        # A switch of scale 0, all of whose weights are 0, has the value 0 at every angle.
+        self.scales = np.where(scales > 0, scales, 1.0)
+        widths, phi = smoothing * scales, variables.angles.ravel()[index]
         sine, cosine = np.sin(phi), np.cos(phi)
         turning = (values * cosine - widths * sine) / self.scales
         self.by_value, self.by_angle = cosine, -(values * sine + widths * cosine) / self.scales
@@ -97,11 +102,21 @@ class ComplementaritySystem:
         """The next iterate: by the step of minimum norm, angles kept within their range; None where
         it is too long.
 
+        Weights are in units of `_weight_units`. In those of theta the rows of a dead neuron's
+        switches, which are divided by their scales, would exceed all others by the inverse of its
+        size, and the others would count as rounding.
+
         Args:
             at: the KKT system at the iterate, with the switches of `index`.
         """
-        solution = minimum_norm(self.matrix(at), self.right)
-        size, count = len(at.stationarity), len(at.margins)
+        size, units = len(at.stationarity), self._weight_units(at)
+        matrix, right = self.matrix(at), self.right.copy()
+        matrix[:size] /= units[:, None]
+        matrix[:, :size] *= units
+        right[:size] /= units
+        solution = minimum_norm(matrix, right)
+        solution[:size] *= units
+        count = len(at.margins)
         theta, multipliers, turns = np.split(solution, [size, size + count])
         now = self.variables
         if not np.linalg.norm(theta) <= self.settings.longest_step * np.linalg.norm(now.theta):
@@ -112,4 +127,23 @@ class ComplementaritySystem:
         angles[self.index] = np.clip(phi + turns, lowest, highest)
         return Variables(
             now.theta + theta, now.multipliers + multipliers, angles.reshape(now.angles.shape)
+        )
+
+    def _weight_units(self, at: KKTSystem) -> np.ndarray:
+        """The unit of every weight: about the size of its neuron relative to `|theta|`, at most 1.
+
+        In these units no switch of the KKT system changes by more than its scale per unit, and no
+        force on a weight by more than that weight's own unit, but for a factor that living weights
+        have as well: so a dead neuron, whose forces are as small as its weights, is moved by its
+        own weights as a living one is. Shape (P,).
+        """
+        assert at.switches is not None
+        theta = np.linalg.norm(self.variables.theta)
+        units = self.scales[:, None] / np.maximum(theta * np.abs(at.switches.rows), _TINY)
+        units = units.min(axis=0, initial=1.0)
+        coupled = np.abs(at.hessian)
+        np.fill_diagonal(coupled, 0.0)
+        largest = coupled.max(initial=_TINY)
+        return np.minimum(
+            units, (units[:, None] * (largest / np.maximum(coupled, _TINY))).min(axis=0)
         )
