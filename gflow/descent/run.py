@@ -176,10 +176,12 @@ def _kept(
     """The run of a call, from its beginning or from where it was kept."""
     content, begun = saving.content, time.perf_counter()
     if content is not None and content.finished:
-        return finished_trajectory(call.problem, content)
+        with saving.reading():
+            return finished_trajectory(call.problem, content)
     place = Place(begin(params, call.optimizer), HistoryMemory())
     if content is not None:
-        place = place_of(content, place.point)
+        with saving.reading():
+            place = place_of(content, place.point)
     run = _Run(call, place, saving, begun)
     trajectory = run.trajectory(run.go(deadline, progress))
     stopped = trajectory.result_name in STOPPED
