@@ -80,7 +80,8 @@ class ComplementaritySystem:
         force = residuals.stationarity + (variables.theta - anchor.theta) / anchor.length
         parts = force, lam + slack - root, turning
         self.right = -np.concatenate(parts)
-        units = np.linalg.norm(variables.theta), strength, 1.0
+        self.length, self.strength = float(np.linalg.norm(variables.theta)), strength
+        units = self.length, strength, 1.0
         lengths = [np.linalg.norm(part) / unit for part, unit in zip(parts, units, strict=True)]
         self.error = float(np.linalg.norm(lengths))
 
@@ -102,21 +103,20 @@ class ComplementaritySystem:
         """The next iterate: by the step of minimum norm, angles kept within their range; None where
         it is too long.
 
-        Weights are in units of `_weight_units`. In those of theta the rows of a dead neuron's
-        switches, which are divided by their scales, would exceed all others by the inverse of its
-        size, and the others would count as rounding.
+        The norm is that of every weight in units of |theta| times its `_weight_units`, of
+        multipliers in units of s, and of angles: whatever the units of the data, and however small
+        a dead neuron, the system is as far from singular. In units of |theta| alone the rows of
+        a dead neuron's switches, which are divided by their scales, would exceed all others by the
+        inverse of its size, and the others would count as rounding.
 
         Args:
             at: the KKT system at the iterate, with the switches of `index`.
         """
-        size, units = len(at.stationarity), self._weight_units(at)
-        matrix, right = self.matrix(at), self.right.copy()
-        matrix[:size] /= units[:, None]
-        matrix[:, :size] *= units
-        right[:size] /= units
-        solution = minimum_norm(matrix, right)
-        solution[:size] *= units
-        count = len(at.margins)
+        size, count = len(at.stationarity), len(at.margins)
+        units = np.repeat((self.length, self.strength, 1.0), (size, count, len(self.index)))
+        units[:size] *= self._weight_units(at)
+        scaled = self.matrix(at) * units / units[:, None]
+        solution = units * minimum_norm(scaled, self.right / units)
         theta, multipliers, turns = np.split(solution, [size, size + count])
         now = self.variables
         if not np.linalg.norm(theta) <= self.settings.longest_step * np.linalg.norm(now.theta):
@@ -138,8 +138,7 @@ class ComplementaritySystem:
         own weights as a living one is. Shape (P,).
         """
         assert at.switches is not None
-        theta = np.linalg.norm(self.variables.theta)
-        units = self.scales[:, None] / np.maximum(theta * np.abs(at.switches.rows), _TINY)
+        units = self.scales[:, None] / np.maximum(self.length * np.abs(at.switches.rows), _TINY)
         units = units.min(axis=0, initial=1.0)
         coupled = np.abs(at.hessian)
         np.fill_diagonal(coupled, 0.0)
