@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gflow._numerics import check_unmasked, check_untraced, check_x64, tree_norm, tree_scale
-from gflow._programs import compiled_for_few_calls
+from gflow._programs import compiled_for_few_calls, is_tracing
 from gflow._typing import Params
 from gflow.networks import MLP, Convolutional, DeepLinear, Diagonal
 from gflow.perturbations import Clean, FastGradient, ProjectedGradient
@@ -46,7 +46,8 @@ def check_start(problem: Problem, params: Params) -> Params:
     check_untraced(params, "`params`")
     check_untraced(problem, "`problem` (its inputs or its radius)")
     params = _as_arrays(params)
-    check_untraced(jnp.zeros(()), "this call")  # within `jax.jit` even this is traced
+    if is_tracing():
+        check_untraced(jnp.zeros(()), "this call")  # within `jax.jit` even this is traced
     known = _is_known(problem, params)
     if not known:
         _check_output(problem, params)
@@ -83,7 +84,12 @@ def _as_arrays(params: Params) -> Params:
                 "module that are no arrays belong into the function, not into its parameters."
             )
         check_unmasked(leaf, "`params`")
-    return structure.unflatten([jnp.asarray(leaf, jnp.float64) for leaf in leaves])
+    return structure.unflatten([_as_array(leaf) for leaf in leaves])
+
+
+def _as_array(leaf: Any) -> jax.Array:
+    known = isinstance(leaf, jax.Array) and leaf.dtype == np.float64  # `asarray` takes 20 us
+    return leaf if known else jnp.asarray(leaf, jnp.float64)
 
 
 def _is_real(leaf: Any) -> bool:
