@@ -54,7 +54,7 @@ class Frame(NamedTuple):
 
     def point(self, path: Path) -> tuple[Array, Array]:
         """w, and by how much s has grown since the start of the step."""
-        w, shift = self.moved(path - jnp.append(self.unit, self.log_norm))
+        w, shift = self.moved(path.at[-1].add(-self.log_norm).at[:-1].add(-self.unit))
         return self.unit + w, shift
 
     def polar(self, path: Path) -> Float[Array, " path"]:
