@@ -1,6 +1,6 @@
 """The space orthogonal to some vectors, in an orthonormal basis that is kept as reflections."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg import get_lapack_funcs, qr, svd
@@ -51,8 +51,8 @@ def complement(rows: np.ndarray, rank: float) -> Complement:
     count = int(np.count_nonzero(values > rank * values.max(initial=0.0)))
     if not count:
         return Complement(np.zeros((rows.shape[1], 0)), np.zeros(0))
-    (factors, scalars), _ = qr(vectors[:count].T, mode="raw", check_finite=False)
-    return Complement(factors, scalars)
+    decomposed: Any = qr(vectors[:count].T, mode="raw", check_finite=False)
+    return Complement(*decomposed[0])
 
 
 def between(left: Complement, matrix: np.ndarray, right: Complement) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Methods of modules that are looked up at little cost.
 
 `equinox.Module` makes a pytree of a method, a module itself, whenever it is looked up. That takes
-20 to 50 microseconds, as long as a compiled program of a small problem runs, and some hundred look-ups
-are made on the way to a limit.
+20 to 50 microseconds, as long as a compiled program of a small problem, and on the way to a limit
+some hundred are looked up.
 """
 
 from collections.abc import Callable
@@ -22,6 +22,9 @@ class _Light:
         self.__wrapped__ = method
         self.__name__, self.__qualname__ = method.__name__, method.__qualname__
         self.__module__, self.__doc__ = method.__module__, method.__doc__
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.__wrapped__(*args, **options)
 
     def __get__(self, instance: Any, owner: Any) -> Any:
         method = self.__wrapped__

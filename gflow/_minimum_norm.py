@@ -10,9 +10,9 @@ _RANK = 1e-11
 # A matrix whose reciprocal condition is above this has full rank beyond doubt. To tell takes longer
 # than the rank-revealing factors of a matrix with fewer rows than `_SMALL`.
 _WELL_CONDITIONED, _SMALL = 1e-10, 200
-# Of a matrix with a kernel, next to which it is far from singular: pivots below the first part of its
-# largest column come from the kernel; its reciprocal condition without them is above the second; and
-# where there are more than the third, rank-revealing factors are as fast.
+# Of a matrix with a kernel, and far from singular beside it: pivots below the first part of its
+# largest column come from the kernel; without them its reciprocal condition is above the second;
+# where there are more of them than the third, rank-revealing factors are as fast.
 _NO_PIVOT, _FAR, _MOST_KERNEL = 1e-10, 1e-7, 64
 # What may be left of an equation, where it can be solved, relative to the right-hand side.
 _SOLVED = 1e-10
@@ -66,9 +66,7 @@ class _Inverse(NamedTuple):
         return solved(self.factors, self.pivots, right, trans=int(transposed))[0]
 
 
-def _beside_kernel(
-    matrix: np.ndarray, right: np.ndarray, inverse: _Inverse
-) -> np.ndarray | None:
+def _beside_kernel(matrix: np.ndarray, right: np.ndarray, inverse: _Inverse) -> np.ndarray | None:
     """The solution of smallest norm of a matrix A with a few singular values that are 0 but for
     rounding, and no other small one; None where A is no such matrix. The factors are overwritten.
 
