@@ -75,7 +75,8 @@ class ComplementaritySystem:
         force = residuals.stationarity + (variables.theta - anchor.theta) / anchor.length
         parts = force, lam + slack - root, turning
         self.right = -np.concatenate(parts)
-        units = np.linalg.norm(variables.theta), strength, 1.0
+        self.length, self.strength = float(np.linalg.norm(variables.theta)), strength
+        units = self.length, strength, 1.0
         lengths = [np.linalg.norm(part) / unit for part, unit in zip(parts, units, strict=True)]
         self.error = float(np.linalg.norm(lengths))
 
@@ -97,11 +98,16 @@ class ComplementaritySystem:
         """The next iterate: by the step of minimum norm, angles kept within their range; None where
         it is too long.
 
+        The norm is that of theta in units of |theta|, of multipliers in units of s, and of angles:
+        whatever the units of the data, the system is as far from singular.
+
         Args:
             at: the KKT system at the iterate, with the switches of `index`.
         """
-        solution = minimum_norm(self.matrix(at), self.right)
         size, count = len(at.stationarity), len(at.margins)
+        units = np.repeat((self.length, self.strength, 1.0), (size, count, len(self.index)))
+        scaled = self.matrix(at) * units / units[:, None]
+        solution = units * minimum_norm(scaled, self.right / units)
         theta, multipliers, turns = np.split(solution, [size, size + count])
         now = self.variables
         if not np.linalg.norm(theta) <= self.settings.longest_step * np.linalg.norm(now.theta):
