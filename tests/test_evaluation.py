@@ -93,6 +93,20 @@ def test_margins_are_those_of_linear_networks(found):
     assert np.isnan(evaluation.limit[1]).all() and np.isnan(evaluation.accuracy[1]).all()
 
 
+def test_a_flow_that_did_not_come_to_its_target_has_no_margin_there(found):
+    ends, flow, _ = found
+    short = gflow.integrate(
+        problem("fgm"),
+        (jnp.ones((1, 3)),),
+        until=gflow.Until(log_loss=-9.0),
+        max_steps=1,
+        throw=False,
+    )
+    problems = {name: problem(name) for name in ends}
+    alone = evaluate("net", problems, ends, {"fgm": flow, "fgsm": short}, ATTACKS, None)
+    assert np.isfinite(alone.stopped[0]).all() and np.isnan(alone.stopped[1]).all()
+
+
 def test_no_attack_in_the_ball_beats_the_closed_form_of_a_linear_network(found):
     _, _, evaluation = found
     for strong, weak in (("strong l2 0.1", "fgm"), ("strong linf 0.05", "fgsm")):
@@ -186,14 +200,14 @@ def with_margins(evaluation, values):
         ((2.0, 1.0, 1.5), -0.25),
         ((2.0, 1.0, 2.0 + 1e-5), 0.0),
         ((-1.0, 1.0, 2.0), np.inf),
-        ((-1.0, -2.0, -3.0), 0.0),
+        ((-1.0, -2.0, -3.0), np.nan),
         ((2.0, np.nan, 3.0), 0.5),
     ],
 )
 def test_clean_training_is_compared_with_the_best_in_the_ball(found, values, change):
     evaluation = with_margins(found[2], values)
     (one,) = comparisons(evaluation, evaluation.limit)
-    assert one.change == pytest.approx(change)
+    assert one.change == pytest.approx(change, nan_ok=True)
     assert (one.clean, one.ball) == (values[0], "s")
 
 
@@ -216,6 +230,9 @@ def test_the_answer_names_the_result(found):
     pair = [with_margins(found[2], (2.0, 1.0, value)) for value in (2.0, 1.5)]
     assert "in 0 of 2 comparisons at the limit (1 equal; 1 smaller, -25.0 %)" in answer(
         results, pair
+    )
+    assert "in 0 of 1 comparisons at the limit (1 with no margin in either)" in answer(
+        results, [with_margins(found[2], (-2.0, -1.0, -3.0))]
     )
     assert answer(results, []).startswith("The limits of 3 of 3 runs were found")
 
@@ -300,6 +317,13 @@ def test_a_seed_without_a_row_leaves_it_to_the_others(found):
     values = spread.of("stopped")
     np.testing.assert_array_equal(values.count, np.repeat([[1], [2]], len(one.columns), axis=1))
     np.testing.assert_allclose(values.mean, one.stopped * [[1.0], [1.5]])
+
+
+def test_over_seeds_margins_at_limits_are_not_mixed_with_those_before(found):
+    one, other = seeds_of(found[2], (1.0, 2.0))
+    other = dataclasses.replace(other, limit=np.full_like(other.limit, np.nan))
+    (spread,) = spreads([one, other], {"seed": [0, 1]})
+    np.testing.assert_array_equal(spread.shown().mean, one.limit)
 
 
 @pytest.mark.parametrize("seeds", [0, [3]])

@@ -35,10 +35,10 @@ class Comparison(NamedTuple):
     @property
     def change(self) -> float:
         """By which part the margin is larger: 0 where both come from one limit, infinite where
-        clean training has none.
+        clean training has none, NaN where neither has one.
         """
         if self.clean <= 0:
-            return np.inf if self.adversarial > 0 else 0.0
+            return np.inf if self.adversarial > 0 else np.nan
         change = self.adversarial / self.clean - 1
         return 0.0 if abs(change) <= _EQUAL else change
 
@@ -171,6 +171,8 @@ def _told(found: list[Comparison], where: str) -> str:
         words.append(f"{np.sum(changes == 0)} equal")
     if smaller.size:
         words.append(f"{smaller.size} smaller, {_span(smaller)}")
+    if np.any(np.isnan(changes)):
+        words.append(f"{np.sum(np.isnan(changes))} with no margin in either")
     return f"in {larger.size} of {len(found)} comparisons {where} ({'; '.join(words)})"
 
 
@@ -182,6 +184,8 @@ def _span(changes: np.ndarray) -> str:
 
 def percent(change: float) -> str:
     """`+12.3 %`; words where there is nothing to divide by."""
+    if np.isnan(change):
+        return "no margin in either"
     if np.isposinf(change):
         return "from no margin to one"
     return f"{100 * change:+.1f} %"

@@ -55,7 +55,8 @@ class Evaluation:
         balls: for each row and each column the `Ball` it keeps to; None for no perturbation.
         limit: normalized margins `min_i q_i(u)` at the limits. Shape (r, c); NaN where there is no
             limit.
-        stopped: the same where the flows stopped. Shape (r, c).
+        stopped: the same where the flows stopped. Shape (r, c); NaN where a flow did not come to
+            where it was told to stop.
         accuracy: share of the examples held out that are classified rightly, at the limits. Shape
             (r, c); NaN where there is none.
         curves: of each row, the margins along its flow, under every attack but the strong ones.
@@ -177,6 +178,7 @@ def evaluate(
     every = [each[: 2 * len(rows)] for each in (*margins.values(), *strong.values())]
     least = _smallest_over([each[:, :count] for each in every])
     found = np.array([ends[row].limit is not None for row in rows])[:, None]
+    arrived = found | np.array([trajectories[row].successful for row in rows])[:, None]
     accuracy = _accuracy([each[: len(rows), count:] for each in every])
     curves = _smallest_over([each[2 * len(rows) :, :count] for each in margins.values()])
     splits = np.cumsum([len(chosen) for chosen in points])[:-1]
@@ -186,7 +188,7 @@ def evaluate(
         [*margins, *(ball.name for ball in strong)],
         balls | {ball.name: ball for ball in strong},
         np.where(found, least[: len(rows)], np.nan),
-        least[len(rows) :],
+        np.where(arrived, least[len(rows) :], np.nan),
         np.where(found, accuracy, np.nan),
         np.split(curves, splits),
         points,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gflow.report.evaluation import Evaluation, margins_shown
+from gflow.report.evaluation import Evaluation
 
 
 def seeded(network: str, seed: int) -> str:
@@ -55,8 +55,9 @@ class Spread:
         return self._over([getattr(each, name) for each in self.evaluations])
 
     def shown(self) -> Values:
-        """Of what `margins_shown` shows."""
-        return self._over([margins_shown(each) for each in self.evaluations])
+        """Of the margins at the limits; where no seed came to one, where the flows stopped."""
+        some = any(np.isfinite(each.limit).any() for each in self.evaluations)
+        return self.of("limit" if some else "stopped")
 
     def _over(self, matrices: Sequence[np.ndarray]) -> Values:
         table = np.full((len(matrices), len(self.rows), len(self.columns)), np.nan)
