@@ -182,6 +182,18 @@ def test_a_run_that_was_killed_at_its_limit_goes_on_from_its_flow(
     assert working._saved_flow(order) is None
 
 
+@pytest.mark.parametrize("content", [None, b"cut off"], ids=["gone", "damaged"])
+def test_a_run_without_its_trajectory_is_not_finished(job, tmp_path, content):
+    shutil.copytree(job, tmp_path / "out")
+    problem = load(job / "trajectories" / "01.npz").problem
+    case = SimpleNamespace(problem=problem, network="linear", perturbation="fgm")
+    order = working.Order(0, case, tmp_path / "out", resumed=True)
+    assert working.finished(order) is not None
+    path = tmp_path / "out" / order.trajectory
+    path.unlink() if content is None else path.write_bytes(content)
+    assert working.finished(order) is None
+
+
 def test_an_interrupt_inside_a_limit_is_one(job, tmp_path, capsys, monkeypatch):
     """Ctrl-C while the flow goes to its cap."""
     shutil.copytree(job, tmp_path / "out")

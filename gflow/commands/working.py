@@ -92,11 +92,15 @@ def carry_out(configuration: Configuration, order: Order, report: Report) -> Any
 
 
 def finished(order: Order) -> Any:
-    """The `Record` of a run that an earlier run of the job has finished, or None."""
+    """The `Record` of a run that an earlier run of the job has finished, or None; so where its
+    trajectory, without which it has no figures and no margins, is gone or damaged.
+    """
+    from gflow.loading import load
     from gflow.report.end import load_end
 
     with contextlib.suppress(ValueError, OSError):
         found = load_end(order.folder / order.end).record
+        load(order.folder / order.trajectory, problem=order.case.problem)
         expected = order.case.network, order.case.perturbation
         if (found.network, found.perturbation) == expected and found.outcome not in UNFINISHED:
             return found
