@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from gflow._typing import Params
 
@@ -214,6 +215,15 @@ def _normalized_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tu
     inverse = jnp.where(zero, 0.0, 1.0 / jnp.where(zero, 1.0, length))
     across = change - unit_vector * jnp.sum(unit_vector * change)
     return unit_vector, inverse * across
+
+
+def row_norms(rows: ArrayLike) -> jax.Array:
+    """Euclidean norm of each entry of the first axis; derivative 0 at 0.
+
+    NumPy's arrays are taken to JAX first: in a compiled function JAX 0.10 refuses them as the
+    arguments of a function with a derivative of its own that is mapped.
+    """
+    return jax.vmap(norm)(jnp.asarray(rows))
 
 
 def window_norms(

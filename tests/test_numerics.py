@@ -277,3 +277,14 @@ def test_single_precision_is_kept():
     assert smoothed_relu(single, abs(single)).dtype == np.float32
     for order in (1.3, math.inf):
         assert lp_norm(single, order).dtype == steepest(single, order).dtype == np.float32
+
+
+def test_norms_of_rows_may_be_those_of_a_constant_in_a_compiled_map():
+    """As of `limit.direction`, which is NumPy's, in a function that a user compiles."""
+    rows = np.array([[3.0, 4.0], [0.0, 0.0]])
+
+    def scaled(factor):
+        return factor * numerics.row_norms(rows)
+
+    found = jax.jit(jax.vmap(jax.jacobian(scaled)))(jnp.ones(2))
+    np.testing.assert_allclose(found, [[5.0, 0.0]] * 2, rtol=1e-15)

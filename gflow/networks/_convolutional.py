@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from gflow._description import storable
-from gflow._numerics import norm, smoothing_leaf
+from gflow._numerics import row_norms, smoothing_leaf
 from gflow._selection import select_largest
 from gflow._signatures import named
 from gflow._typing import Params
@@ -162,7 +162,7 @@ class Convolutional(AbstractNetwork):
 
 def _scale(layer: Convolution, weight: Array, image: Array) -> Array:
     """`|w| |patch|`, the largest that a product can be. Shapes: (filters, height, width)."""
-    return jax.vmap(norm)(weight)[:, None, None] * layer.input_norms(image)
+    return row_norms(weight)[:, None, None] * layer.input_norms(image)
 
 
 @named(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from gflow._description import storable
-from gflow._numerics import norm, smoothing_leaf
+from gflow._numerics import norm, row_norms, smoothing_leaf
 from gflow._signatures import named
 from gflow._typing import Params
 from gflow.networks._base import (
@@ -112,14 +112,13 @@ def dense_layer(
     value = hidden @ weight.T
     if smoothing is None:
         return rectified(value, None, power)
-    row_norms = jax.vmap(norm)(weight)
-    width = jnp.asarray(smoothing, value.dtype) * row_norms * norm(hidden)
+    width = jnp.asarray(smoothing, value.dtype) * row_norms(weight) * norm(hidden)
     return rectified(value, width, power, by_slope=by_slope)
 
 
 def switched_layer(weight: Array, hidden: Array, switches: Switches, power: float) -> Array:
     """`s(W h)`, s = ReLU or ReLU^2, with every ReLU or its slope held at its angle."""
-    value, scale = weight @ hidden, jax.vmap(norm)(weight) * norm(hidden)
+    value, scale = weight @ hidden, row_norms(weight) * norm(hidden)
     return switches.activate(value, scale, power)
 
 
