@@ -90,6 +90,12 @@ def _as_arrays(params: Params) -> Params:
     if not leaves:
         raise ValueError("`params` holds no arrays. `network.init(key)` makes them.")
     for leaf in leaves:
+        if all(hasattr(leaf, name) for name in ("direction", "basin")):
+            raise TypeError(
+                "`params` holds a `Limit`, from which only `find_limit` goes on. Along its "
+                "direction there are `limit.params(log_kappa=...)`; the flow that led there is "
+                "`limit.trajectory`."
+            )
         if not _is_real(leaf):
             raise TypeError(
                 f"`params` holds {leaf!r}; every leaf must be an array of real numbers. Parts of a "

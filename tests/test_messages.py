@@ -5,6 +5,7 @@ All rows end before anything is integrated.
 
 import functools
 import inspect
+from types import SimpleNamespace
 
 import diffrax
 import jax
@@ -266,6 +267,16 @@ MISTAKES = {
         lambda: gflow.descend(None, START, optax.sgd(0.1), num_steps=2),
         TypeError,
         "expected a `gflow.Problem`",
+    ),
+    "solver=Krylov": (
+        lambda: integrate(solver=gflow.Krylov()),
+        TypeError,
+        "`solver=gflow.Rosenbrock(linear_solver=gflow.Krylov(...))`",
+    ),
+    "a limit as start": (
+        lambda: integrate(start=SimpleNamespace(direction=START, basin="confirmed")),
+        TypeError,
+        "`limit.params(log_kappa=...)`",
     ),
     "linear_solver='lu'": (
         lambda: gflow.Rosenbrock(linear_solver="lu"),

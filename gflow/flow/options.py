@@ -10,6 +10,7 @@ from gflow._numerics import is_integer, is_real
 from gflow.flow.solvers import fitted
 from gflow.flow.until import Until
 from gflow.measures import MAX_LOG_KAPPA
+from gflow.stiff import Krylov
 
 
 def checked_solver(solver: Any, tolerance: float) -> diffrax.AbstractSolver | None:
@@ -22,6 +23,11 @@ def checked_solver(solver: Any, tolerance: float) -> diffrax.AbstractSolver | No
         return None
     if isinstance(solver, type) and issubclass(solver, diffrax.AbstractSolver):
         raise TypeError(f"`solver={solver.__name__}` is a class; pass `{solver.__name__}()`.")
+    if isinstance(solver, Krylov):
+        raise TypeError(
+            "`solver=Krylov(...)` solves the linear systems of a step and is no solver itself: "
+            "`solver=gflow.Rosenbrock(linear_solver=gflow.Krylov(...))`."
+        )
     if not isinstance(solver, diffrax.AbstractSolver):
         raise TypeError(f"`solver={solver!r}` is no diffrax solver, such as `diffrax.Tsit5()`.")
     if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
