@@ -22,7 +22,7 @@ class Sizes:
 
     formed: int = 1000
     factored: int = 1500
-    at_kinks: int = 2000
+    at_kinks: int = 10000
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ class ComplementaritySystem:
 
     def matrix(self, at: KKTSystem) -> np.ndarray:
         """The Jacobian by (theta, lambda, phi), from that of the KKT system."""
-        size, count = len(at.stationarity), len(at.margins)
+        size, count = len(at.hessian), len(at.margins)
         matrix = at.bordered(
             np.ones(count, bool),
             shift=1 / self.anchor.length,
@@ -100,10 +100,11 @@ class ComplementaritySystem:
         Args:
             at: the KKT system at the iterate, with the switches of `index`.
         """
-        solution = minimum_norm(self.matrix(at), self.right)
-        size, count = len(at.stationarity), len(at.margins)
-        theta, multipliers, turns = np.split(solution, [size, size + count])
-        now = self.variables
+        size, count = len(at.hessian), len(at.margins)
+        force, others = np.split(self.right, [len(at.stationarity)])
+        solution = minimum_norm(self.matrix(at), np.append(at.coordinates(force), others))
+        inside, multipliers, turns = np.split(solution, [size, size + count])
+        theta, now = at.vectors(inside), self.variables
         if not np.linalg.norm(theta) <= self.settings.longest_step * np.linalg.norm(now.theta):
             return None
         angles = now.angles.ravel().copy()

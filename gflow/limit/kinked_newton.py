@@ -5,11 +5,17 @@ of any other switch follows from its value v and its scale w.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
 from gflow._layout import Layout
-from gflow.kkt.kinked_system import Residuals, kinked_residuals, kinked_system
+from gflow.kkt.kinked_system import (
+    Residuals,
+    kinked_residuals,
+    kinked_system,
+    kinked_system_within,
+)
 from gflow.kkt.system import KKTSystem
 from gflow.kkt.variables import Variables
 from gflow.limit.complementarity import FREE, Anchor, ComplementaritySystem
@@ -47,9 +53,23 @@ class KinkedNewton:
         """The KKT system at a point, without derivatives."""
         return kinked_residuals(self.problem, self.layout, variables, smoothing)
 
-    def linearized(self, variables: Variables, smoothing: float, index: np.ndarray) -> KKTSystem:
-        """The KKT system at a point with the switches of some flat indices as unknowns."""
-        return kinked_system(self.problem, self.layout, variables, smoothing, index)
+    def linearized(
+        self,
+        variables: Variables,
+        smoothing: float,
+        index: np.ndarray,
+        **within: Any,
+    ) -> KKTSystem:
+        """The KKT system at a point with the switches of some flat indices as unknowns.
+
+        Args:
+            within: for many parameters, what its subspace is to hold; see `kinked_system_within`.
+        """
+        given, settings = (self.problem, self.layout, variables, smoothing, index), self.settings
+        if self.layout.size <= settings.formed:
+            return kinked_system(*given)
+        drop = settings.drop if smoothing > settings.steps.last else settings.drop_exact
+        return kinked_system_within(*given, drop, **within)
 
     def pushing(self, multipliers: np.ndarray, smoothing: float) -> np.ndarray:
         """Which examples push: those with a multiplier that is not negligible. Shape (n,)."""
@@ -116,7 +136,8 @@ class KinkedNewton:
             if iteration == most or not np.isfinite(error):
                 break
             last, self.num_iterations = error, self.num_iterations + 1
-            moved = equations.step(self.linearized(variables, smoothing, index))
+            force = equations.right[: self.layout.size]
+            moved = equations.step(self.linearized(variables, smoothing, index, force=force))
             if moved is None:
                 break
             variables = moved

@@ -200,6 +200,11 @@ class SmoothingSettings:
             attack that turns there between the two sides moves the margins.
         no_part: a switch counts as independent of a weight if the derivative by it is less than
             this part of the switch's gradient.
+        formed: up to so many parameters the matrices of the systems are formed; beyond, only within
+            a subspace (`gflow.kkt.subspace`).
+        drop: directions of that subspace that move the equations by less than this are left out,
+            which makes a step of Newton's method one of nearly that;
+        drop_exact: the same at the last smoothing, in exact systems and for eigenvalues.
     """
 
     steps: ContinuationSettings = ContinuationSettings(
@@ -226,6 +231,9 @@ class SmoothingSettings:
     vanished: float = 1e-5
     near: float = 1e-6
     no_part: float = 1e-6
+    formed: int = 2000
+    drop: float = 1e-6
+    drop_exact: float = 1e-9
 
 
 @dataclass(frozen=True)
