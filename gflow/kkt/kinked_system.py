@@ -93,9 +93,10 @@ def kinked_system_within(
     variables: Variables,
     smoothing: float,
     index: np.ndarray,
-    drop: float,
     *,
-    force: np.ndarray | None = None,
+    drop: float,
+    margins: np.ndarray,
+    force: np.ndarray,
     whole: bool = False,
 ) -> KKTSystem:
     """`kinked_system` in the coordinates of a subspace outside of which its matrix is a multiple of
@@ -105,41 +106,50 @@ def kinked_system_within(
 
     Args:
         drop: see `invariant`. For columns of the system it is in units of |theta|.
-        force: the part of theta in the right-hand side of a system that is to be solved. Shape (P,).
+        margins: those that have a row; slopes and gradients of the others are left 0. Shape (m,).
+        force: the part of theta in the right-hand side that the system is solved for. Shape (P,).
         whole: whether the subspace is to hold the range of I - H, for the eigenvalues.
     """
     given = problem, layout, variables, np.float64(smoothing)
-    size, count = len(variables.theta), len(variables.multipliers)
-    used = np.concatenate([np.arange(count), count + index])
-    residuals, outer = _columns(*given, size + used, np.append(np.arange(size), size + used))
-    rows, outer = np.empty((len(used), size)), outer.T
-    for chunk, padded in _padded(used, _SMALL_BATCH):
-        rows[chunk] = np.asarray(_rows(*given, padded))[: chunk.stop - chunk.start]
+    size, count, own = len(variables.theta), len(margins), np.flatnonzero(margins)
+    used = np.append(own, count + index)
+    residuals, found = _columns(
+        *given, size + used, np.concatenate([np.arange(size + count), size + count + index])
+    )
+    columns, rows = found.T, _by_batches(_rows, given, used, size)
+    slopes, gradients = np.zeros((2, count, size))
+    slopes[own], gradients[own] = rows[: len(own)], -found[: len(own), :size]
 
-    def images(columns: np.ndarray) -> np.ndarray:
-        found = np.empty(columns.shape[::-1])
-        for chunk, padded in _padded(columns.T, _SMALL_BATCH):
-            found[chunk] = np.asarray(_products(*given, padded))[: chunk.stop - chunk.start]
-        return columns - found.T
+    def images(vectors: np.ndarray) -> np.ndarray:
+        return vectors - _by_batches(_products, given, vectors.T, size).T
 
-    columns = outer[:size] / np.linalg.norm(variables.theta)
-    if force is not None:
-        columns = np.column_stack([columns, force / max(np.linalg.norm(force), 1e-300)])
-    basis, mapped = invariant(images, columns, drop, whole=whole)
+    # Near the end the force is far shorter than what is dropped of others.
+    length, pull = np.linalg.norm(variables.theta), max(np.linalg.norm(force), 1e-300)
+    start = np.column_stack([columns[:size] / length, force / pull])
+    basis, mapped = invariant(images, start, drop, whole=whole)
     return KKTSystem(
         stationarity=residuals.stationarity,
         margins=residuals.margins,
         hessian=np.eye(basis.shape[1]) - basis.T @ mapped,
-        slopes=rows[:count],
-        gradients=-outer[:size, :count].T,
+        slopes=slopes,
+        gradients=gradients,
         switches=SwitchBlocks(
             values=residuals.values,
             scales=residuals.scales,
-            rows=rows[count:],
-            columns=outer[:, count:],
+            rows=rows[len(own) :],
+            columns=columns[:, len(own) :],
         ),
         basis=basis,
     )
+
+
+def switch_rows(
+    problem: Problem, layout: Layout, variables: Variables, smoothing: float, index: np.ndarray
+) -> np.ndarray:
+    """dv/dtheta of the switches of flat indices. Shape (k, P)."""
+    given = problem, layout, variables, np.float64(smoothing)
+    places = len(variables.multipliers) + index
+    return _by_batches(_rows, given, places, len(variables.theta))
 
 
 def settled_angles_at(
@@ -214,6 +224,16 @@ def _columns(
         residuals, products = _linearized(problem, layout, variables, smoothing, padded)
         found[chunk] = np.asarray(products)[: chunk.stop - chunk.start, kept]
     return Residuals(*map(np.asarray, residuals)), found
+
+
+def _by_batches(
+    program: Any, given: tuple[Any, ...], rows: np.ndarray, size: int
+) -> Float[np.ndarray, "b P"]:
+    """What a program returns for each of these rows, some at a time."""
+    found = np.empty((len(rows), size))
+    for chunk, padded in _padded(rows, _SMALL_BATCH):
+        found[chunk] = np.asarray(program(*given, padded))[: chunk.stop - chunk.start]
+    return found
 
 
 def _padded(rows: np.ndarray, batch: int) -> Iterator[tuple[slice, np.ndarray]]:

@@ -47,6 +47,8 @@ class ComplementaritySystem:
 
     Attributes:
         error: the norm of the three parts, in units of |theta|, s and the switches' scales.
+        near: margins whose multipliers are unknowns; of a system within a subspace not those
+            `far_from_active`. Shape (m,).
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class ComplementaritySystem:
 
         force = residuals.stationarity + (variables.theta - anchor.theta) / anchor.length
         parts = force, lam + slack - root, turning
+        self.near = ~far_from_active(lam, residuals.margins, smoothing, strength, settings)
         self.right = -np.concatenate(parts)
         units = np.linalg.norm(variables.theta), strength, 1.0
         lengths = [np.linalg.norm(part) / unit for part, unit in zip(parts, units, strict=True)]
@@ -81,12 +84,13 @@ class ComplementaritySystem:
 
     def matrix(self, at: KKTSystem) -> np.ndarray:
         """The Jacobian by (theta, lambda, phi), from that of the KKT system."""
-        size, count = len(at.hessian), len(at.margins)
+        near = self.rows_of(at)
+        size, count = len(at.hessian), np.count_nonzero(near)
         matrix = at.bordered(
-            np.ones(count, bool),
+            near,
             shift=1 / self.anchor.length,
-            rows=self.by_margin,
-            corner=self.by_multiplier,
+            rows=self.by_margin[near],
+            corner=self.by_multiplier[near],
         )
         matrix[size + count :] *= (self.by_value / self.scales)[:, None]
         turns = np.arange(size + count, len(matrix))
@@ -100,17 +104,38 @@ class ComplementaritySystem:
         Args:
             at: the KKT system at the iterate, with the switches of `index`.
         """
-        size, count = len(at.hessian), len(at.margins)
-        force, others = np.split(self.right, [len(at.stationarity)])
-        solution = minimum_norm(self.matrix(at), np.append(at.coordinates(force), others))
-        inside, multipliers, turns = np.split(solution, [size, size + count])
+        near, size = self.rows_of(at), len(at.stationarity)
+        force, margins, turning = np.split(self.right, [size, size + len(near)])
+        right = np.concatenate([at.coordinates(force), margins[near], turning])
+        solution = minimum_norm(self.matrix(at), right)
+        ends = np.cumsum([len(at.hessian), np.count_nonzero(near)])
+        inside, changes, turns = np.split(solution, ends)
         theta, now = at.vectors(inside), self.variables
+        multipliers = now.multipliers.copy()
+        multipliers[near] += changes
         if not np.linalg.norm(theta) <= self.settings.longest_step * np.linalg.norm(now.theta):
             return None
         angles = now.angles.ravel().copy()
         phi, turn = angles[self.index], self.settings.turn
         lowest, highest = phi - turn * (np.pi / 2 + phi), phi + turn * (np.pi / 2 - phi)
         angles[self.index] = np.clip(phi + turns, lowest, highest)
-        return Variables(
-            now.theta + theta, now.multipliers + multipliers, angles.reshape(now.angles.shape)
-        )
+        return Variables(now.theta + theta, multipliers, angles.reshape(now.angles.shape))
+
+    def rows_of(self, at: KKTSystem) -> np.ndarray:
+        """The margins that have a row in the matrix. Shape (m,)."""
+        return np.ones_like(self.near) if at.basis is None else self.near
+
+
+def far_from_active(
+    multipliers: np.ndarray,
+    margins: np.ndarray,
+    smoothing: float,
+    strength: float,
+    settings: SmoothingSettings,
+) -> np.ndarray:
+    """Margins so far above 1, for their multipliers, that these no longer depend on them: in the
+    solution `lambda_i = nu / g_i`. Shapes (m,).
+    """
+    slack = strength * (margins - 1)
+    nu = settings.rounding_off * smoothing * strength**2
+    return (slack > 0) & (multipliers**2 + 2 * nu <= settings.far * slack**2)

@@ -15,10 +15,11 @@ from gflow.kkt.kinked_system import (
     kinked_residuals,
     kinked_system,
     kinked_system_within,
+    switch_rows,
 )
 from gflow.kkt.system import KKTSystem
 from gflow.kkt.variables import Variables
-from gflow.limit.complementarity import FREE, Anchor, ComplementaritySystem
+from gflow.limit.complementarity import FREE, Anchor, ComplementaritySystem, far_from_active
 from gflow.limit.continuation import continued
 from gflow.limit.settings import REFINE, SmoothingSettings
 from gflow.problem import Problem
@@ -53,23 +54,33 @@ class KinkedNewton:
         """The KKT system at a point, without derivatives."""
         return kinked_residuals(self.problem, self.layout, variables, smoothing)
 
+    @property
+    def large(self) -> bool:
+        """Whether matrices are formed within a subspace only."""
+        return self.layout.size > self.settings.formed
+
     def linearized(
-        self,
-        variables: Variables,
-        smoothing: float,
-        index: np.ndarray,
-        **within: Any,
+        self, variables: Variables, smoothing: float, index: np.ndarray, **within: Any
     ) -> KKTSystem:
         """The KKT system at a point with the switches of some flat indices as unknowns.
 
         Args:
-            within: for many parameters, what its subspace is to hold; see `kinked_system_within`.
+            within: of many parameters, `margins`, `force` and `whole` of `kinked_system_within`.
         """
         given, settings = (self.problem, self.layout, variables, smoothing, index), self.settings
-        if self.layout.size <= settings.formed:
+        if not self.large:
             return kinked_system(*given)
         drop = settings.drop if smoothing > settings.steps.last else settings.drop_exact
-        return kinked_system_within(*given, drop, **within)
+        return kinked_system_within(*given, drop=drop, **within)
+
+    def switch_rows(self, variables: Variables, at_kink: np.ndarray) -> np.ndarray:
+        """dv/dtheta of the switches at kinks. Shape (k, P)."""
+        last, index = self.settings.steps.last, np.flatnonzero(at_kink)
+        if self.large:
+            return switch_rows(self.problem, self.layout, variables, last, index)
+        at = self.linearized(variables, last, index)
+        assert at.switches is not None
+        return at.switches.rows
 
     def pushing(self, multipliers: np.ndarray, smoothing: float) -> np.ndarray:
         """Which examples push: those with a multiplier that is not negligible. Shape (n,)."""
@@ -136,8 +147,8 @@ class KinkedNewton:
             if iteration == most or not np.isfinite(error):
                 break
             last, self.num_iterations = error, self.num_iterations + 1
-            force = equations.right[: self.layout.size]
-            moved = equations.step(self.linearized(variables, smoothing, index, force=force))
+            within = {"margins": equations.near, "force": equations.right[: self.layout.size]}
+            moved = equations.step(self.linearized(variables, smoothing, index, **within))
             if moved is None:
                 break
             variables = moved
@@ -168,13 +179,32 @@ class KinkedNewton:
             width = self.settings.astray_widths * smoothing * at.scales
             astray = unknown & (np.sin(variables.angles) * at.values < -width)
             angles = np.where(astray, 0.0, angles)
-        if not np.array_equal(angles, variables.angles):
-            variables = variables._replace(angles=angles)
+        multipliers = self._settled(variables.multipliers, at.margins, smoothing)
+        settled = np.array_equal(multipliers, variables.multipliers)
+        if not (settled and np.array_equal(angles, variables.angles)):
+            variables = Variables(variables.theta, multipliers, angles)
             at = self.residuals(variables, smoothing)
         return variables, np.flatnonzero(unknown), at
 
+    def _settled(
+        self, multipliers: np.ndarray, margins: np.ndarray, smoothing: float
+    ) -> np.ndarray:
+        """The multipliers; of many parameters, those of margins far from active put where the
+        margins say.
+        """
+        if not self.large:
+            return multipliers
+        far = far_from_active(multipliers, margins, smoothing, self.strength, self.settings)
+        slack = self.strength * np.where(far, margins - 1, 1.0)
+        nu = self.settings.rounding_off * smoothing * self.strength**2
+        return np.where(far, nu / slack, multipliers)
+
     def _unknown(self, variables: Variables, at: Residuals, smoothing: float) -> np.ndarray:
         """The switches whose angles are unknown: those of active margins, near their kink."""
-        near = np.abs(at.values) < self.settings.unknown_widths * smoothing * at.scales
-        near |= np.abs(np.sin(variables.angles)) < 1 - self.settings.turned
+        widths, turned = self.settings.unknown_widths, self.settings.turned
+        if self.large:
+            widths = min(widths, (2 * self.settings.bent * smoothing) ** (-1 / 3))
+            turned = max(turned, 0.5 / widths**2)
+        near = np.abs(at.values) < widths * smoothing * at.scales
+        near |= np.abs(np.sin(variables.angles)) < 1 - turned
         return near & at.alive & self.pushing(variables.multipliers, smoothing)[:, None]

@@ -202,6 +202,10 @@ class SmoothingSettings:
             this part of the switch's gradient.
         formed: up to so many parameters the matrices of the systems are formed; beyond, only within
             a subspace (`gflow.kkt.subspace`).
+        far: such a system has no unknown for the multiplier of a margin far above 1, where the
+            derivative by the margin is below about this;
+        bent: and none for the angle of a switch so far from its kink that it adds less than about
+            this to the Hessian. In widths, it adds 1/(2 mu) over their cube.
         drop: directions of that subspace that move the equations by less than this are left out,
             which makes a step of Newton's method one of nearly that;
         drop_exact: the same at the last smoothing, in exact systems and for eigenvalues.
@@ -232,6 +236,8 @@ class SmoothingSettings:
     near: float = 1e-6
     no_part: float = 1e-6
     formed: int = 2000
+    far: float = 1e-6
+    bent: float = 0.03
     drop: float = 1e-6
     drop_exact: float = 1e-9
 
