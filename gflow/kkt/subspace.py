@@ -31,19 +31,20 @@ def invariant(
 
     Args:
         images: of B.
-        start: columns in the subspace. Shape (P, c).
-        drop: directions in which a column of `start` or of an image is shorter than this are left
-            out.
+        start: columns in the subspace, in units in which their coefficients in a solution are of
+            the order of 1. Shape (P, c).
+        drop: directions in which a column of `start`, or an image of it under a power of B, is
+            shorter than this are left out.
         whole: whether the subspace is to hold the range of B, with probability 1.
     """
     basis = mapped = np.zeros((len(start), 0))
     if whole:
         start = np.column_stack([start, _range(images, len(start), drop)])
-    fresh = _independent(start, basis, drop)
+    fresh, lengths = _independent(start, basis, drop)
     while fresh.shape[1]:
         image = images(fresh)
         basis, mapped = np.column_stack([basis, fresh]), np.column_stack([mapped, image])
-        fresh = _independent(image, basis, drop)
+        fresh, lengths = _independent(image * lengths, basis, drop)
     return basis, mapped
 
 
@@ -51,19 +52,24 @@ def _range(images: Images, size: int, drop: float) -> np.ndarray:
     """A basis of the range of B. Shape (P, r)."""
     random, found = np.random.default_rng(0), np.zeros((size, 0))
     while found.shape[1] < size:
-        fresh = _independent(images(random.normal(size=(size, _BLOCK))), found, drop)
+        fresh, _ = _independent(images(random.normal(size=(size, _BLOCK))), found, drop)
         found = np.column_stack([found, fresh])
         if fresh.shape[1] < _BLOCK:
             break
     return found
 
 
-def _independent(columns: np.ndarray, basis: np.ndarray, drop: float) -> np.ndarray:
-    """Orthonormal columns that with `basis` span the columns, but for parts shorter than `drop`."""
+def _independent(
+    columns: np.ndarray, basis: np.ndarray, drop: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Orthonormal columns that with `basis` span the columns, but for parts shorter than `drop`;
+    and how long the parts along each are, at most 1. Shapes (P, r), (r,).
+    """
     # Once more, as of a column that lies nearly in the span the first time leaves rounding.
     for _ in range(2):
         columns = columns - basis @ (basis.T @ columns)
     orthonormal, upper, _ = qr(columns, mode="economic", pivoting=True, check_finite=False)
-    fresh = orthonormal[:, np.abs(np.diagonal(upper)) > drop]
+    lengths = np.abs(np.diagonal(upper))
+    fresh, lengths = orthonormal[:, lengths > drop], np.minimum(lengths[lengths > drop], 1.0)
     fresh = fresh - basis @ (basis.T @ fresh)
-    return fresh / np.linalg.norm(fresh, axis=0)
+    return fresh / np.linalg.norm(fresh, axis=0), lengths
