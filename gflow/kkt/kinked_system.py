@@ -105,7 +105,7 @@ def kinked_system_within(
     Memory: 8 (2 P s + s^2 + (2 m + 2 k) P) bytes, s the dimension of the subspace.
 
     Args:
-        drop: see `invariant`. For columns of the system it is in units of |theta|.
+        drop: see `invariant`; columns of the system count by their own lengths.
         margins: those that have a row; slopes and gradients of the others are left 0. Shape (m,).
         force: the part of theta in the right-hand side that the system is solved for. Shape (P,).
         whole: whether the subspace is to hold the range of I - H, for the eigenvalues.
@@ -123,9 +123,10 @@ def kinked_system_within(
     def images(vectors: np.ndarray) -> np.ndarray:
         return vectors - _by_batches(_products, given, vectors.T, size).T
 
-    # Near the end the force is far shorter than what is dropped of others.
-    length, pull = np.linalg.norm(variables.theta), max(np.linalg.norm(force), 1e-300)
-    start = np.column_stack([columns[:size] / length, force / pull])
+    # By their own lengths: columns of small neurons are short, and so is the force near the end.
+    start = np.column_stack([columns[:size], force])
+    lengths = np.linalg.norm(start, axis=0)
+    start = start[:, lengths > 0] / lengths[lengths > 0]
     basis, mapped = invariant(images, start, drop, whole=whole)
     return KKTSystem(
         stationarity=residuals.stationarity,

@@ -82,6 +82,10 @@ class KinkedNewton:
         assert at.switches is not None
         return at.switches.rows
 
+    def alive(self, at: Residuals) -> np.ndarray:
+        """The switches of living neurons. Shape (n, s)."""
+        return at.scales > self.settings.dead * at.scales.max() if self.large else at.alive
+
     def pushing(self, multipliers: np.ndarray, smoothing: float) -> np.ndarray:
         """Which examples push: those with a multiplier that is not negligible. Shape (n,)."""
         share = max(self.settings.support_widths * smoothing, self.settings.least_support)
@@ -93,7 +97,7 @@ class KinkedNewton:
         last = self.settings.steps.last
         turned = np.abs(np.sin(variables.angles)) < 1 - 1e-7
         pushes = self.pushing(variables.multipliers, last)
-        return turned & self.residuals(variables, last).alive & pushes[:, None]
+        return turned & self.alive(self.residuals(variables, last)) & pushes[:, None]
 
     def lowered(
         self, variables: Variables, smoothing: float, factor: float, anchor: Anchor = FREE
@@ -174,7 +178,7 @@ class KinkedNewton:
         at = self.residuals(variables, smoothing)
         unknown = self._unknown(variables, at, smoothing) if at_kink is None else at_kink
         settled = np.arctan2(at.values, smoothing * at.scales)
-        angles = np.where(at.alive & ~unknown, settled, variables.angles)
+        angles = np.where(self.alive(at) & ~unknown, settled, variables.angles)
         if at_kink is None:
             width = self.settings.astray_widths * smoothing * at.scales
             astray = unknown & (np.sin(variables.angles) * at.values < -width)
@@ -207,4 +211,4 @@ class KinkedNewton:
             turned = max(turned, 0.5 / widths**2)
         near = np.abs(at.values) < widths * smoothing * at.scales
         near |= np.abs(np.sin(variables.angles)) < 1 - turned
-        return near & at.alive & self.pushing(variables.multipliers, smoothing)[:, None]
+        return near & self.alive(at) & self.pushing(variables.multipliers, smoothing)[:, None]

@@ -206,6 +206,8 @@ class SmoothingSettings:
             derivative by the margin is below about this;
         bent: and none for the angle of a switch so far from its kink that it adds less than about
             this to the Hessian. In widths, it adds 1/(2 mu) over their cube.
+        dead: switches with a scale below this part of the largest count as of dead neurons there,
+            which the equations lead to 0: the rows of a neuron are as large as its inverse;
         drop: directions of that subspace that move the equations by less than this are left out,
             which makes a step of Newton's method one of nearly that;
         drop_exact: the same at the last smoothing, in exact systems and for eigenvalues.
@@ -238,6 +240,7 @@ class SmoothingSettings:
     formed: int = 2000
     far: float = 1e-6
     bent: float = 0.03
+    dead: float = 1e-4
     drop: float = 1e-6
     drop_exact: float = 1e-9
 
