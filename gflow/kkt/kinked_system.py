@@ -298,6 +298,9 @@ def _rows(
         return jnp.concatenate([margins.ravel(), found.values.ravel()])
 
     values, pull_back = jax.vjp(decided, theta)
-    return jax.vmap(lambda at: pull_back(1.0 * (jnp.arange(values.size) == at))[0])(
-        jnp.asarray(rows)
-    )
+
+    def row(at: Array) -> Array:
+        (found,) = pull_back((jnp.arange(values.size) == at).astype(theta.dtype))
+        return found
+
+    return jax.vmap(row)(jnp.asarray(rows))
