@@ -1,4 +1,4 @@
-"""Systems at kinks within a subspace: the same steps, eigenvalues and limits as by whole matrices."""
+"""Systems at kinks within a subspace: steps, eigenvalues and limits as by whole matrices."""
 
 import dataclasses
 
@@ -17,9 +17,7 @@ from gflow.limit.complementarity import FREE, ComplementaritySystem
 from gflow.limit.settings import REFINE
 
 ATTACKS = {"clean": perturbations.clean(), "fgm": perturbations.fgm(0.3)}
-WITHIN = dataclasses.replace(
-    REFINE, smoothing=dataclasses.replace(REFINE.smoothing, formed=10)
-)
+WITHIN = dataclasses.replace(REFINE, smoothing=dataclasses.replace(REFINE.smoothing, formed=10))
 
 
 def problem_of(d, width, n, attack, seed=0):
@@ -71,7 +69,7 @@ def test_a_step_is_that_of_the_whole_matrix(attack):
 
 def test_on_the_subspace_are_all_eigenvalues_but_ones():
     given = system_of("fgm")
-    problem, layout, variables = given[:3]
+    _, layout, variables = given[:3]
     force, every = variables.theta, np.ones(8, bool)
     whole = kinked_system(*given)
     within = kinked_system_within(*given, drop=1e-12, margins=every, force=force, whole=True)
@@ -100,6 +98,10 @@ def test_the_limit_is_the_same(attack):
     np.testing.assert_allclose(within.kinks.direction, whole.kinks.direction, atol=1e-9)
     assert np.count_nonzero(whole.kinks.at_kink) > 0
     np.testing.assert_array_equal(within.kinks.at_kink, whole.kinks.at_kink)
+    change = np.random.default_rng(0).normal(size=problem.dataset.x.shape)
+    moved = [gflow.data_sensitivity(limit, change) for limit in limits]
+    for first, second in zip(*moved, strict=True):
+        np.testing.assert_allclose(first, second, atol=1e-6 * np.abs(first).max())
 
 
 @pytest.mark.slow

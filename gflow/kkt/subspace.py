@@ -20,6 +20,10 @@ from scipy.linalg import qr
 # Random vectors whose images are taken at a time, where the range of B is looked for.
 _BLOCK = 64
 
+EXACT = 1e-9
+"""What is dropped (see `invariant`) where steps and eigenvalues are to be those of the whole
+matrix: some digits above the rounding of products."""
+
 Images = Callable[[np.ndarray], np.ndarray]
 """Columns to their images under B. Shapes: (P, c) -> (P, c)."""
 

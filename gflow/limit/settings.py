@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from gflow.kkt.settings import CURVATURE, DEAD, SIZES, CurvatureSettings, DeadSettings, Sizes
+from gflow.kkt.subspace import EXACT
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,7 @@ class SmoothingSettings:
     bent: float = 0.03
     dead: float = 1e-4
     drop: float = 1e-6
-    drop_exact: float = 1e-9
+    drop_exact: float = EXACT
 
 
 @dataclass(frozen=True)
