@@ -108,9 +108,8 @@ def kinked_row(attack: str, width: int, num_images: int) -> dict[str, Any]:
     digits, network = gflow.datasets.digits(), networks.mlp((64, width, 1))
     chosen = np.random.default_rng(0).permutation(len(digits.x))[:num_images]
     data = gflow.Dataset(np.asarray(digits.x)[chosen], np.asarray(digits.y)[chosen])
-    radius = 0.0 if attack == "clean" else 0.3
-    given = {"perturbation": perturbations.fgm(radius)} if radius else {}
-    problem = gflow.Problem(network, data, loss=losses.logistic(), **given)
+    chosen_attack = perturbations.clean() if attack == "clean" else DIGITS_ATTACKS[attack]
+    problem = gflow.Problem(network, data, loss=losses.logistic(), perturbation=chosen_attack)
     row = found_row(problem, network.init(0))
     return {"parameters": 65 * width, **row}
 

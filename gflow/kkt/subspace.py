@@ -13,6 +13,7 @@ of random vectors.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy.linalg import qr
@@ -72,7 +73,8 @@ def _independent(
     # Once more, as of a column that lies nearly in the span the first time leaves rounding.
     for _ in range(2):
         columns = columns - basis @ (basis.T @ columns)
-    orthonormal, upper, _ = qr(columns, mode="economic", pivoting=True, check_finite=False)
+    factors: Any = qr(columns, mode="economic", pivoting=True, check_finite=False)
+    orthonormal, upper, _ = factors
     lengths = np.abs(np.diagonal(upper))
     fresh, lengths = orthonormal[:, lengths > drop], np.minimum(lengths[lengths > drop], 1.0)
     fresh = fresh - basis @ (basis.T @ fresh)

@@ -108,8 +108,8 @@ class ComplementaritySystem:
         force, margins, turning = np.split(self.right, [size, size + len(near)])
         right = np.concatenate([at.coordinates(force), margins[near], turning])
         solution = minimum_norm(self.matrix(at), right)
-        ends = np.cumsum([len(at.hessian), np.count_nonzero(near)])
-        inside, changes, turns = np.split(solution, ends)
+        inside, others = np.split(solution, [len(at.hessian)])
+        changes, turns = np.split(others, [np.count_nonzero(near)])
         theta, now = at.vectors(inside), self.variables
         multipliers = now.multipliers.copy()
         multipliers[near] += changes
