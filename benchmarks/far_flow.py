@@ -4,8 +4,9 @@ Linear and deep linear networks (degrees 1 to 4) on Gaussian points of gap 0.5, 
 l_2 and l_inf attacks. For every problem, from small and larger initial weights: steps, and twice
 the distance of the predictor at the end, times kappa: to the limit, which is a property of the
 flow, and to a tighter integration at the same kappa, which is the solver's error. Then `find_limit`
-beside `max_margin`; how fast the flow comes to its limit; and l_inf attacks so large that the limit
-has zeros, where an unsmoothed sign chatters.
+beside `max_margin`; how fast the flow comes to its limit; l_inf attacks so large that the limit
+has zeros, where an unsmoothed sign chatters; and an attack as large as the margin, where the norm
+grows like `t^(1/3)`.
 """
 
 import math
@@ -47,6 +48,7 @@ def measure(smoke: bool) -> dict[str, Any]:
         "large": [] if smoke else limits("200x100", larger(), (1,)),
         "approach": [row for name, points in data.items() for row in approach(name, points, smoke)],
         "chatter": chatter(data["40x5"], smoke),
+        "critical": critical(smoke),
     }
 
 
@@ -193,6 +195,49 @@ def chatter(data: gflow.Dataset, smoke: bool) -> list[dict[str, Any]]:
                 rows.append(row)
                 show(row, columns)
     return rows
+
+
+def critical(smoke: bool) -> list[dict[str, Any]]:
+    """Steps to a time at radius 1, the largest margin of x = (1, 1), y = 1 and x = (-1, 2), y = -1.
+
+    With w = (a, b) the exponential loss tends to `exp(-b) + exp(2b)` as a grows, which
+    b = -log(2) / 3 makes smallest, `2^(1/3) + 2^(-2/3)`; then `da/dt = Loss b^2 / (2 a^2)`, so that
+    `|w| = (3/2 Loss b^2 t)^(1/3)`. `error` is the relative one of |w|.
+    """
+    columns = ("solver", "tolerance", "time", "result", "num_steps", "error")
+    data = gflow.Dataset(np.array([[1.0, 1.0], [-1.0, 2.0]]), np.array([1, -1]))
+    network, attack = gflow.networks.linear(2), perturbations.fgm(1.0)
+    loss = gflow.losses.exponential()
+    problem = gflow.Problem(network, data, loss=loss, perturbation=attack)
+    solvers = {"automatic": None, "Rosenbrock": gflow.Rosenbrock()}
+    rows = []
+    show({}, columns, header=True)
+    for name, solver in solvers.items():
+        for tolerance in (1e-6,) if smoke else (1e-5, 1e-6, 1e-8):
+            for until in (1e6,) if smoke else (1e6, 1e9, 1e12, 1e15, 1e18):
+                flow = gflow.integrate(
+                    problem,
+                    network.init(0, scale=1.0),
+                    until=gflow.Until(time=until),
+                    solver=solver,
+                    tolerance=tolerance,
+                    throw=False,
+                )
+                row = {"solver": name, "tolerance": tolerance, "time": until}
+                row |= {"result": flow.result_name}
+                if flow.successful:
+                    norm = float(np.linalg.norm(flow.params[0]))
+                    row |= {"num_steps": flow.stats["num_steps"]}
+                    row |= {"error": abs(norm / critical_norm(until) - 1)}
+                rows.append(row)
+                show(row, columns)
+    return rows
+
+
+def critical_norm(time: float) -> float:
+    """`|w|` of `critical` at a large time."""
+    shift, loss = math.log(2) / 3, 2 ** (1 / 3) + 2 ** (-2 / 3)
+    return (1.5 * loss * shift**2 * time) ** (1 / 3)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 Only declarations, and no import of JAX: help, and refusing a wrong field, take no time.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -330,6 +332,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("gflow: interrupted.", err=True)
         return _INTERRUPTED
+    except OSError as error:
+        if not _output_is_full(error):
+            raise
+        click.echo(f"gflow: the output cannot be written: {error.strerror}.", err=True)
+        return 1
+
+
+def _output_is_full(error: OSError) -> bool:
+    """Whether it is of the standard output, which names no file: of a full disk, say.
+
+    What could not be written would be tried again as the process ends: it is let go.
+    """
+    if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        return False
+    with suppress(OSError):
+        sys.stdout.close()
+    return True
 
 
 if __name__ == "__main__":

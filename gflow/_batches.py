@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gflow._numerics import is_integer
+from gflow._numerics import is_integer, one_of
 
 Sampling = Literal["shuffled", "replacement"]
 
@@ -82,5 +82,5 @@ def check_batches(
         )
     if seed < 0:  # pyright: ignore[reportOperatorIssue]
         raise ValueError(f"`{call}(seed={seed!r})`: a seed is not negative.")
-    if sampling not in ("shuffled", "replacement"):
+    if not one_of(sampling, ("shuffled", "replacement")):
         raise ValueError(f"`{call}(sampling={sampling!r})`: choose 'shuffled' or 'replacement'.")

@@ -9,6 +9,7 @@ import functools
 import math
 import numbers
 import operator
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -47,6 +48,37 @@ def on_host(value: Any) -> np.ndarray:
 def is_integer(value: Any) -> bool:
     """Whether it is an integer, Python's or NumPy's; truth values are none."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def one_of(value: Any, choices: Iterable[str]) -> bool:
+    """Whether it is one of the words; an array, whose comparison is no truth value, is none."""
+    return isinstance(value, str) and value in choices
+
+
+def is_list(values: Any) -> bool:
+    """Whether it holds several things in an order.
+
+    Words and mappings do not, nor does an array without axes.
+    """
+    if isinstance(values, str | bytes | Mapping):
+        return False
+    try:
+        iter(values)
+    except TypeError:
+        return False
+    return True
+
+
+def whole_or_real(value: Any) -> float:
+    """A number as a float; infinite where it is an integer beyond the range of floats.
+
+    Raises:
+        TypeError, ValueError: it is no number.
+    """
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def is_real(value: Any) -> bool:

@@ -9,8 +9,10 @@ import difflib
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
+
+import numpy as np
 
 _Callable = TypeVar("_Callable", bound=Callable[..., Any])
 
@@ -70,7 +72,9 @@ _OTHER_NAMES = {
 def named(call: str | None = None, **hints: str) -> Callable[[_Callable], _Callable]:
     """A decorator: arguments that the function or class does not have are refused by name.
 
-    The function keeps its signature, its docstring and its type.
+    So is what is neither True nor False where the annotation is `bool`, since Python takes any
+    object for one of them, `escape="no"` for True. The function keeps its signature, its docstring
+    and its type.
 
     Args:
         call: what the caller calls it, by default its own name.
@@ -91,15 +95,23 @@ def named(call: str | None = None, **hints: str) -> Callable[[_Callable], _Calla
         @functools.wraps(function)
         def checked(*args: Any, **options: Any) -> Any:
             try:
-                signature.bind(*args, **options)
+                given = signature.bind(*args, **options).arguments
             except TypeError as error:
                 refusal = _refusal(name, signature, args, options, hints, error)
                 raise TypeError(refusal) from None
+            _check_truths(name, signature, given)
             return function(*args, **options)
 
         return typing.cast(_Callable, checked)
 
     return decorate
+
+
+def _check_truths(name: str, signature: inspect.Signature, given: Mapping[str, Any]) -> None:
+    for key, value in given.items():
+        is_truth = signature.parameters[key].annotation is bool
+        if is_truth and not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"`{name}({key}={value!r})` must be True or False.")
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

@@ -295,9 +295,12 @@ def sharpness_along(run: Trajectory, *, num_points: int = 16) -> dict[str, np.nd
         the objective of the run, and of its mean over examples where the run has that.
 
     Raises:
+        TypeError: `run` is no trajectory.
         ValueError: `num_points` is below 1.
         ArithmeticError: see `gflow.measures.sharpness`.
     """
+    if not isinstance(run, Trajectory):
+        raise TypeError(f"`sharpness_along({run!r})`: give a trajectory.")
     if not is_integer(num_points) or num_points < 1:
         raise ValueError(f"`sharpness_along(num_points={num_points!r})` must be at least 1.")
     chosen = np.unique(np.linspace(0, len(run) - 1, num_points).round().astype(int))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from gflow._numerics import scalar
+from gflow._numerics import one_of, scalar
 from gflow._signatures import named
 
 # Lyu & Li 2020, their loss-based scheduling: the factors after a success and after a failure.
@@ -89,7 +89,7 @@ def loss_based(
     size = float(scalar(step_size, "step_size"))
     if size == 0:
         raise ValueError(f"`loss_based(step_size={step_size!r})` must be positive.")
-    if objective not in ("loss", "log_loss"):
+    if not one_of(objective, ("loss", "log_loss")):
         raise ValueError(f"`loss_based(objective={objective!r})`: choose 'loss' or 'log_loss'.")
     start, update = _Start(size), _LossBased(objective)
     return optax.GradientTransformationExtraArgs(start, update)  # pyright: ignore[reportArgumentType]

@@ -16,7 +16,15 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
 from gflow._description import storable
-from gflow._numerics import check_x64, hypotenuse, norm, scaled_margins, tree_norm, tree_scale
+from gflow._numerics import (
+    check_x64,
+    hypotenuse,
+    norm,
+    one_of,
+    scaled_margins,
+    tree_norm,
+    tree_scale,
+)
 from gflow._parts import check_parts, warn_of_radius
 from gflow._programs import PROGRAMS, compiled
 from gflow._selection import select_smallest
@@ -121,9 +129,9 @@ class Problem(eqx.Module):
     ):
         perturbation = clean() if perturbation is None else perturbation
         check_parts(network=network, dataset=dataset, loss=loss, perturbation=perturbation)
-        if gradient not in ("frozen", "total"):
+        if not one_of(gradient, ("frozen", "total")):
             raise ValueError(f"`Problem(gradient={gradient!r})`: choose 'frozen' or 'total'.")
-        if rivals not in RIVALS:
+        if not one_of(rivals, RIVALS):
             names = "'worst', 'runner_up' or 'each'"
             raise ValueError(f"`Problem(rivals={rivals!r})`: choose {names}.")
         network.check_fits(dataset.x.shape[1], dataset.num_outputs)

@@ -17,8 +17,9 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "The step budget `max_steps` was spent before what was asked for was reached. What was "
         "computed is kept. Where the smallest margin is not positive, the examples are not "
         "separated yet. The steps of an explicit solver shrink like 1/kappa, and with kinks (FGSM "
-        "without smoothing, plain ReLU) further still: ask for less, raise `max_steps`, smooth the "
-        "kink, or choose an implicit solver. `gflow.integrate(problem, trajectory, ...)` goes on "
+        "without smoothing, plain ReLU, an attack that switches off the last neuron of an example) "
+        "those of any solver further still: ask for less, raise `max_steps`, smooth the kink, or "
+        "choose an implicit solver. `gflow.integrate(problem, trajectory, ...)` goes on "
         "from where a flow ended, `gflow.find_limit(problem, limit)` from where a search did."
     )
     seconds_spent = (

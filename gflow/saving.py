@@ -55,6 +55,15 @@ class Saving:
             OSError: it cannot be written; what was kept before still is.
         """
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """For the time in which something is made of `content`.
+
+        Raises:
+            ValueError: whatever was raised, since the content is not what was kept.
+        """
+        yield
+
 
 class _ToFile(Saving):
     """Keeps the content in a file, with the fingerprints of the call."""
@@ -81,6 +90,19 @@ class _ToFile(Saving):
         write_archive(self._path, header, content.arrays)
         self._written, self._last = written, time.monotonic()
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> ValueError:
+        return ValueError(
+            f"{_told(self._call, self._path)}: the file is there already, and is no checkpoint "
+            f"that gflow can read ({error}). Choose another file, or remove this one."
+        )
+
     def _read(self) -> Content | None:
         try:
             header, arrays = read_archive(self._path)
@@ -92,10 +114,7 @@ class _ToFile(Saving):
         except FileNotFoundError:
             return None
         except Exception as error:
-            raise ValueError(
-                f"{_told(self._call, self._path)}: the file is there already, and is no checkpoint "
-                f"that gflow can read ({error}). Choose another file, or remove this one."
-            ) from error
+            raise self._unreadable(error) from error
         if call != self._call:
             raise ValueError(
                 f"{_told(self._call, self._path)}: the file belongs to a call of `{call}`. Choose "

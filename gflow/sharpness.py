@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from gflow._layout import Layout
-from gflow._numerics import tree_dot, tree_scale
+from gflow._numerics import one_of, tree_dot, tree_scale
 from gflow._programs import compiled
 from gflow._typing import Params
 from gflow.problem import Problem
@@ -50,7 +50,7 @@ def sharpness(
     Source: Cohen, Kaur, Li, Kolter & Talwalkar 2021, "Gradient descent on neural networks typically
     occurs at the edge of stability"; Lanczos' method with implicit restarts from ARPACK, by SciPy.
     """
-    if objective not in ("loss", "log_loss"):
+    if not one_of(objective, ("loss", "log_loss")):
         raise ValueError(f"`sharpness(objective={objective!r})`: choose 'loss' or 'log_loss'.")
     params = jax.tree.map(jnp.asarray, params)
     layout, logarithmic = Layout.of(params), objective == "log_loss"

@@ -213,7 +213,15 @@ class Trajectory(Outcome):
         """`function(problem, direction)` at every saved point, stacked along axis s.
 
         `function` is compiled once and runs point by point.
+
+        Raises:
+            TypeError: it is no function.
         """
+        if not callable(function):
+            raise TypeError(
+                f"`trajectory.measure({function!r})`: give a function of a problem and a "
+                "direction, such as `gflow.measures.smoothed_margin`."
+            )
         problem = self.require_problem()
         each = jax.jit(lambda vectors: jax.lax.map(self._measured(function, problem), vectors))
         return jax.tree.map(np.asarray, each(self.vectors))

@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gflow._numerics import check_unmasked, check_untraced, check_x64, tree_norm, tree_scale
+from gflow._numerics import (
+    check_unmasked,
+    check_untraced,
+    check_x64,
+    tree_norm,
+    tree_scale,
+    whole_or_real,
+)
 from gflow._programs import compiled_for_few_calls
 from gflow._typing import Params
 from gflow.networks import MLP, Convolutional, DeepLinear, Diagonal
@@ -27,6 +34,15 @@ _SCALE_INVARIANT = Clean, FastGradient, ProjectedGradient
 _EXPONENTS = np.array([-10.0, -1.0, 1.0, 10.0, 50.0])
 
 
+def check_problem(problem: Any) -> None:
+    """Raises TypeError where it is no `Problem`."""
+    if not isinstance(problem, Problem):
+        raise TypeError(
+            f"expected a `gflow.Problem`, got {type(problem).__name__}. It comes first: "
+            "`gflow.integrate(problem, params, ...)`."
+        )
+
+
 def check_start(problem: Problem, params: Params) -> Params:
     """Parameters as float64 JAX arrays, once problem and parameters are known to be sound.
 
@@ -38,11 +54,7 @@ def check_start(problem: Problem, params: Params) -> Params:
             homogeneous of its degree; a perturbation of the user's own is not scale invariant.
     """
     check_x64()
-    if not isinstance(problem, Problem):
-        raise TypeError(
-            f"expected a `gflow.Problem`, got {type(problem).__name__}. It comes first: "
-            "`gflow.integrate(problem, params, ...)`."
-        )
+    check_problem(problem)
     check_untraced(params, "`params`")
     check_untraced(problem, "`problem` (its inputs or its radius)")
     params = _as_arrays(params)
@@ -83,6 +95,7 @@ def _as_arrays(params: Params) -> Params:
                 "module that are no arrays belong into the function, not into its parameters."
             )
         check_unmasked(leaf, "`params`")
+    leaves = [leaf if hasattr(leaf, "dtype") else whole_or_real(leaf) for leaf in leaves]
     return structure.unflatten([jnp.asarray(leaf, jnp.float64) for leaf in leaves])
 
 

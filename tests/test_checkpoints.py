@@ -21,7 +21,7 @@ import pytest
 
 import gflow
 from gflow import losses, networks, perturbations, saving
-from gflow._archive import read_archive
+from gflow._archive import read_archive, write_archive
 from gflow._fingerprint import fingerprint
 from gflow.descent import run as descent_run
 from gflow.limit.stored import put_all
@@ -199,6 +199,20 @@ def test_the_file_of_another_call_is_refused(tmp_path):
         with pytest.raises(ValueError, match=words):
             call()
         assert [path.read_bytes() for path in sorted(tmp_path.glob("*.npz"))] == before
+
+
+@pytest.mark.parametrize("name", ["automatic", "momentum", "search"])
+def test_a_checkpoint_without_one_of_its_arrays_is_refused(name, tmp_path):
+    calls = {**CALLS, "search": searched}
+    file = tmp_path / "run.npz"
+    calls[name](checkpoint=file)
+    header, arrays = read_archive(file)
+    for missing in list(arrays)[::9]:
+        write_archive(file, header, {key: arrays[key] for key in arrays if key != missing})
+        before = file.read_bytes()
+        with pytest.raises(ValueError, match="no checkpoint that gflow can read"):
+            calls[name](checkpoint=file)
+        assert file.read_bytes() == before
 
 
 def test_what_is_no_checkpoint_is_refused_and_left_alone(tmp_path):

@@ -1,12 +1,13 @@
 """Curves against two clocks: what coincides is drawn once, and limits are lines at the edge."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from matplotlib import rc_context
 
-from gflow.report.clocks import LAST_DECADE, Curve, draw, merged, table
+from gflow.report.clocks import LAST_DECADE, Curve, curve, draw, merged, table
 from gflow.report.style import MARKS, PALETTE, SETTINGS, STYLES, look, mark
 
 TIME = np.linspace(0.0, 100.0, 201)
@@ -62,6 +63,19 @@ def test_the_second_clock_begins_where_the_first_ends(limit):
 def test_a_short_run_has_one_clock():
     short = Curve("a", TIME[:10], FAR[:10], rising()[:10])
     assert len(draw([short], "margin").axes) == 1
+
+
+def test_a_ring_marks_where_a_run_first_comes_to_a_loss():
+    log_loss = -TIME * np.log(10)
+    run = SimpleNamespace(
+        log1p_time=TIME * np.log(10), log_minus_log_loss=FAR * np.log(10), log_loss=log_loss
+    )
+    for stop, place in ((log_loss[6], TIME[6]), (log_loss[6] + 1.0, TIME[6]), (-1e9, None)):
+        found = curve(run, "a", rising(), stop=stop, style=look(0))
+        rings = [one for one in draw([found], "margin").axes[0].lines if len(one.get_xdata()) == 1]
+        assert [float(one.get_xdata()[0]) for one in rings] == ([] if place is None else [place])
+        for one in rings:
+            assert one.get_ydata()[0] == pytest.approx(rising()[6])
 
 
 def test_the_table_holds_every_number_and_the_limit():

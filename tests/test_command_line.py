@@ -189,6 +189,16 @@ def test_help_and_refusals_do_not_import_jax(arguments):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize("arguments", [["config"], ["run", "--help"], ["study", "--list"]])
+def test_a_full_disk_behind_the_output_is_told_in_a_sentence(arguments):
+    command = [sys.executable, "-m", "gflow", *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "gflow: the output cannot be written: No space left on device.\n"
+
+
 def test_the_example_reads_back(capsys, tmp_path):
     assert main(["config"]) == 0
     text = capsys.readouterr().out

@@ -261,13 +261,13 @@ def test_soudry_has_the_margin_that_it_promises(num_random):
 @pytest.mark.parametrize(
     ("words", "call"),
     [
-        ("`n=1, d=3`", lambda: datasets.gaussian(1, 3)),
-        ("`n=3, d=0`", lambda: datasets.random_labels(3, 0)),
-        ("`gap=-1.0`", lambda: datasets.gaussian(3, 3, gap=-1.0)),
-        ("`gap=nan`", lambda: datasets.gaussian(3, 3, gap=math.nan)),
-        ("`gap=inf`", lambda: datasets.gaussian(3, 3, gap=math.inf)),
-        ("`num_random=3`", lambda: datasets.soudry(3)),
-        ("`num_random=-2`", lambda: datasets.soudry(-2)),
+        ("`gaussian(n=1, d=3)`", lambda: datasets.gaussian(1, 3)),
+        ("`random_labels(n=3, d=0)`", lambda: datasets.random_labels(3, 0)),
+        ("`gaussian(gap=-1.0)`", lambda: datasets.gaussian(3, 3, gap=-1.0)),
+        ("`gaussian(gap=nan)`", lambda: datasets.gaussian(3, 3, gap=math.nan)),
+        ("`gaussian(gap=inf)`", lambda: datasets.gaussian(3, 3, gap=math.inf)),
+        ("`soudry(num_random=3)`", lambda: datasets.soudry(3)),
+        ("`soudry(num_random=-2)`", lambda: datasets.soudry(-2)),
         ("`digits(positive=3, negative=3)`", lambda: datasets.digits(3, 3)),
     ],
 )

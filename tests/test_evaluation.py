@@ -1,5 +1,6 @@
 """Trained under x attacked by: margins and accuracies against closed forms of linear networks."""
 
+import csv
 import dataclasses
 import io
 
@@ -11,6 +12,7 @@ from rich.console import Console
 import gflow
 from gflow import losses, networks, perturbations
 from gflow.commands.display import print_matrix
+from gflow.report import tables
 from gflow.report.answer import answer, comparisons, in_numbers, reading
 from gflow.report.end import End, end_of, load_end
 from gflow.report.evaluation import Ball, evaluate, largest, load_evaluation
@@ -239,6 +241,18 @@ def test_the_numbers_behind_the_answer(found):
     (row,) = in_numbers(results, [with_margins(found[2], [np.nan] * 3)])["rows"]
     assert (row["trained"], row["margins"]) == ("fgm", ("1.000", "3.000"))
     assert in_numbers(results, [])["rows"] == []
+
+
+def test_the_tables_of_numbers_hold_every_digit(found):
+    evaluation = with_margins(found[2], (2.0, 1.0, 1 / 3))
+    limit, stopped = csv.DictReader(tables.comparisons([evaluation]).splitlines())
+    assert (limit["point"], stopped["point"]) == ("limit", "stopped")
+    assert (limit["attacked_by"], limit["trained_under"]) == ("s", "fgm")
+    assert float(limit["change"]) == -0.5
+    assert [float(limit[f"accuracy_trained_{how}"]) for how in ("clean", "under")] == [0.5, 0.25]
+    rows = list(csv.DictReader(tables.matrix([evaluation], [], "limit").splitlines()))
+    assert [row["trained_under"] for row in rows] == evaluation.rows
+    assert [float(row["s"]) for row in rows] == [2.0, 1.0, 1 / 3]
 
 
 def test_the_answer_says_what_it_does_not_tell(found):

@@ -111,6 +111,20 @@ def test_sparse_predictors_end_with_exact_zeros(share, seed):
     assert limit.margin == pytest.approx(reference.margin, rel=1e-10)
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e-5, 1e9])
+def test_units_of_the_data_do_not_matter_at_kinks(unit):
+    # Without units of its own for theta and for multipliers, Newton's system at kinks lacked rank
+    # to rounding from data of some 1e-5 on.
+    problem, _ = sparse_problem(1, 0.9)
+    data = gflow.Dataset(unit * problem.dataset.x, problem.dataset.y)
+    reference = gflow.max_margin(data, radius=unit * problem.perturbation.radius, order=math.inf)
+    attack = perturbations.fgsm(unit * problem.perturbation.radius)
+    scaled = gflow.Problem(problem.network, data, loss=losses.exponential(), perturbation=attack)
+    limit = assert_sparse(scaled, reference)
+    assert limit.verdict == "strict maximum"
+    assert limit.margin == pytest.approx(reference.margin, rel=1e-10)
+
+
 @pytest.mark.slow
 def test_sparse_deep_predictors_end_with_exact_zeros():
     problem, reference = sparse_problem(2, 0.95)

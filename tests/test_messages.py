@@ -171,6 +171,137 @@ MISTAKES = {
         TypeError,
         "'hessian'",
     ),
+    # Truth values
+    "escape='no'": (
+        lambda: gflow.find_limit(PROBLEM, START, escape="no"),
+        TypeError,
+        "`find_limit(escape='no')` must be True or False",
+    ),
+    "throw=0": (lambda: integrate(throw=0), TypeError, "`integrate(throw=0)` must be True or F"),
+    "sweep(escape=1)": (
+        lambda: gflow.sweep(lambda a: None, {"a": [1]}, escape=1),
+        TypeError,
+        "`sweep(escape=1)` must be True or False",
+    ),
+    "find_limit(progress='a')": (
+        lambda: gflow.find_limit(PROBLEM, START, progress="a"),
+        TypeError,
+        "`find_limit(progress='a')`",
+    ),
+    # Numbers of other kinds, and beyond floats
+    "power=10**400": (lambda: networks.mlp((3, 1), power=10**400), ValueError, "finite"),
+    "degree=10**400": (lambda: networks.custom(jnp.dot, degree=10**400), ValueError, "finite"),
+    "radius=10**400": (lambda: gflow.max_margin(DATA, radius=10**400), ValueError, "finite"),
+    "weights 10**400": (
+        lambda: integrate(custom(lambda p, x: p * jnp.sum(x)), 10**400),
+        ValueError,
+        "`params` holds NaN or infinity",
+    ),
+    "radius='1'": (lambda: gflow.max_margin(DATA, radius="1"), TypeError, "is not a number"),
+    "num_outputs=[2]": (
+        lambda: networks.linear(3, num_outputs=np.array([2, 3])),
+        TypeError,
+        "must be integers",
+    ),
+    "gaussian(n=6.0)": (
+        lambda: datasets.gaussian(6.0, 3),
+        TypeError,
+        "`gaussian(n=6.0, d=3)`: both must be integers",
+    ),
+    "gaussian(gap='1')": (
+        lambda: datasets.gaussian(6, 3, gap="1"),
+        TypeError,
+        "`gaussian(gap='1')` must be one real number",
+    ),
+    "gaussian(seed=None)": (
+        lambda: datasets.gaussian(6, 3, seed=None),
+        TypeError,
+        "`gaussian(seed=None)` must be an integer",
+    ),
+    "random_labels(seed=-1)": (
+        lambda: datasets.random_labels(6, 3, seed=-1),
+        ValueError,
+        "a seed is not negative",
+    ),
+    "soudry(2.0)": (lambda: datasets.soudry(2.0), TypeError, "`soudry(num_random=2.0)`"),
+    "digits(classes=3)": (
+        lambda: datasets.digits(classes=3),
+        TypeError,
+        "`digits(classes=3)`: None, or a sequence of digits",
+    ),
+    "mnist(limit=2.5)": (
+        lambda: datasets.mnist(limit=2.5),
+        ValueError,
+        "`mnist(limit=2.5)` must be None or an integer",
+    ),
+    "descend(seed='a')": (
+        lambda: gflow.descend(PROBLEM, START, optax.sgd(0.1), num_steps=2, seed="a"),
+        TypeError,
+        "`descend(seed='a')`",
+    ),
+    "Krylov(tolerance='a')": (
+        lambda: gflow.Krylov(tolerance="a"),
+        ValueError,
+        "`Krylov(tolerance='a')`",
+    ),
+    "damping='a'": (
+        lambda: gflow.RungeKuttaChebyshev(damping="a"),
+        ValueError,
+        "`RungeKuttaChebyshev(damping='a')`",
+    ),
+    "backward_error_flow(tolerance='a')": (
+        lambda: gflow.backward_error_flow(
+            PROBLEM, START, step_size=0.1, num_steps=2, tolerance="a"
+        ),
+        ValueError,
+        "`backward_error_flow(tolerance='a')`",
+    ),
+    # Words and things in the place of others
+    "gradient=[...]": (
+        lambda: gflow.Problem(NETWORK, DATA, loss=LOSS, gradient=np.array([1.0, 2.0])),
+        ValueError,
+        "choose 'frozen' or 'total'",
+    ),
+    "descend(None)": (
+        lambda: gflow.descend(None, START, optax.sgd(0.1), num_steps=2),
+        TypeError,
+        "expected a `gflow.Problem`",
+    ),
+    "linear_solver='lu'": (
+        lambda: gflow.Rosenbrock(linear_solver="lu"),
+        TypeError,
+        "`Rosenbrock(linear_solver='lu')`: None, a `gflow.Krylov`",
+    ),
+    "one problem for a list": (
+        lambda: gflow.find_limits(PROBLEM, [START]),
+        TypeError,
+        "a Problem is no list; give one for each run",
+    ),
+    "sweep(settings=0-d)": (
+        lambda: gflow.sweep(lambda a: None, np.array(3)),
+        TypeError,
+        "give a mapping of lists",
+    ),
+    "sweep(batch='a')": (
+        lambda: gflow.sweep(lambda a: None, {"a": [1]}, batch="a"),
+        ValueError,
+        "`sweep(batch='a')` must be None or a positive integer",
+    ),
+    "coefficients='a'": (
+        lambda: gflow.certify(PROBLEM, START, coefficients="a"),
+        TypeError,
+        "`certify(coefficients=...)` is no array of numbers",
+    ),
+    "measure('margin')": (
+        lambda: run().measure("margin"),
+        TypeError,
+        "`trajectory.measure('margin')`: give a function",
+    ),
+    "sharpness_along(3)": (
+        lambda: gflow.sharpness_along(3),
+        TypeError,
+        "`sharpness_along(3)`: give a trajectory",
+    ),
     # Under transformations
     "jit integrate": (lambda: jax.jit(lambda p: integrate(start=p).margin)(START), TypeError, "`p"),
     "jit a constant": (lambda: jax.jit(lambda: integrate().margin)(), TypeError, "this call: "),

@@ -1,6 +1,7 @@
 """Figures draw the numbers of the trajectory; the page stands alone; no failed run looks good."""
 
 import base64
+import csv
 import dataclasses
 import json
 import math
@@ -284,8 +285,9 @@ def test_the_page_is_well_formed_and_fetches_nothing(page):
 def test_the_files_of_a_figure_are_in_the_page(page, trajectory):
     files = [link for link in Page(page).links if link.startswith("data:")]
     kinds = [link.split(";")[0].removeprefix("data:") for link in files]
-    assert kinds[:3] == ["application/pdf", "image/svg+xml", "text/csv"]
-    pdf, picture, table = (base64.b64decode(link.split(",")[1]) for link in files[:3])
+    # First the table of runs, then each figure's three files.
+    assert kinds[:4] == ["text/csv", "application/pdf", "image/svg+xml", "text/csv"]
+    pdf, picture, table = (base64.b64decode(link.split(",")[1]) for link in files[1:4])
     assert pdf.startswith(b"%PDF") and b"</svg>" in picture and b"#010203" not in picture
     lines = table.decode().splitlines()
     assert lines[0].startswith("run,log10_1_plus_t,log10_minus_log_loss,Smoothed margin")
@@ -293,6 +295,16 @@ def test_the_files_of_a_figure_are_in_the_page(page, trajectory):
     numbers = [float(part) for part in lines[len(trajectory)].split(",")[1:]]
     last = [trajectory.log1p_time[-1] / LOG10, trajectory.log_minus_log_loss[-1] / LOG10]
     np.testing.assert_allclose(numbers, [*last, trajectory.smoothed_margin[-1]], rtol=1e-9)
+
+
+def test_the_table_of_runs_holds_every_digit_and_nothing_of_a_failed_run(page, trajectory):
+    link = next(link for link in Page(page).links if link.startswith("data:text/csv"))
+    text = base64.b64decode(link.split(",")[1]).decode()
+    good, bad, _ = csv.DictReader(text.splitlines())
+    assert (good["network"], good["trained_under"]) == ("net", "good")
+    assert float(good["adversarial_margin"]) == trajectory.margin[-1]
+    assert bad["outcome"] == "radius_above_margin" and bad["adversarial_margin"] == ""
+    assert float(bad["log_loss"]) == trajectory.log_loss[-1]
 
 
 def test_the_page_tells_what_there_is(page, failed):

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gflow._layout import Layout
-from gflow._numerics import is_integer
+from gflow._numerics import is_integer, is_list
 from gflow._signatures import named
 from gflow._typing import Params
 from gflow.batch.certificates import certificates
@@ -103,7 +103,7 @@ def find_limits(
     same: dict[str, Any] = {"tolerance": tolerance, "cap_logits": cap_logits, "settings": settings}
     same |= {"smoothing": smoothing, "max_rounds": max_rounds, "max_steps": max_steps}
     check_options(**same, flow_tolerance=flow_tolerance)
-    problems, starts = list(problems), list(starts)
+    problems, starts = _listed("problems", problems), _listed("starts", starts)
     _check(problems, starts, chunk, mesh, progress)
     same |= {"escape": escape, "deadline": Deadline.after(max_seconds, "find_limits")}
     every = _searches(problems, starts, flow_options(flow_tolerance, settings), same)
@@ -113,6 +113,13 @@ def find_limits(
     if throw and failed is not None:
         raise LimitFailed(failed)
     return found
+
+
+def _listed(name: str, values: Any) -> list[Any]:
+    if not is_list(values):
+        kind = type(values).__name__
+        raise TypeError(f"`find_limits({name}=...)`: a {kind} is no list; give one for each run.")
+    return list(values)
 
 
 def _check(problems: list[Any], starts: list[Any], chunk: Any, mesh: Any, progress: Any) -> None:
@@ -128,13 +135,18 @@ def _check(problems: list[Any], starts: list[Any], chunk: Any, mesh: Any, progre
                 f"`find_limits(problems, ...)`: problems[{index}] is a {type(problem).__name__}, "
                 "expected a `gflow.Problem`."
             )
-    if chunk is not None and (not is_integer(chunk) or chunk < 1):
-        raise ValueError(f"`find_limits(chunk={chunk!r})` must be None or a positive integer.")
-    if mesh is not None and not isinstance(mesh, Mesh):
-        raise TypeError(f"`find_limits(mesh={mesh!r})` must be None or a `jax.sharding.Mesh`.")
+    check_layout(chunk, mesh, "find_limits", "chunk")
     if mesh is not None:
         _check_mesh(mesh, problems)
     check_progress(progress, "find_limits")
+
+
+def check_layout(chunk: Any, mesh: Any, call: str, name: str) -> None:
+    """Refuses what says how runs are searched side by side; `name` is what `call` calls `chunk`."""
+    if chunk is not None and (not is_integer(chunk) or chunk < 1):
+        raise ValueError(f"`{call}({name}={chunk!r})` must be None or a positive integer.")
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(f"`{call}(mesh={mesh!r})` must be None or a `jax.sharding.Mesh`.")
 
 
 def _check_mesh(mesh: Any, problems: list[Problem]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gflow._numerics import is_integer
+from gflow._numerics import is_integer, one_of
 from gflow._signatures import named
 from gflow.datasets._dataset import Dataset
 
@@ -87,12 +87,14 @@ def mnist(
     recognition", Proc. IEEE 86, 1998.
     """
     _check_digits(positive, negative, classes, "mnist")
-    if split not in ("train", "test"):
+    if not one_of(split, ("train", "test")):
         raise ValueError(
             f"`mnist(split={split!r})`: choose 'train' or 'test', or call `mnist_pair` for both."
         )
-    if limit is not None and limit < 2:
-        raise ValueError(f"`mnist(limit={limit})`: at least 2 examples are needed.")
+    if limit is not None and (not is_integer(limit) or limit < 2):
+        raise ValueError(
+            f"`mnist(limit={limit!r})` must be None or an integer: at least 2 examples are needed."
+        )
     folder = _mnist_folder(path)
     images, labels = _mnist_openml(split) if folder is None else _mnist_idx(folder, split)
     return _chosen(images / 255.0, labels, positive, negative, classes, limit)
@@ -125,6 +127,8 @@ def _check_digits(positive: int, negative: int, classes: Sequence[int] | None, c
         named_digits = {"positive": positive, "negative": negative}
         shown = f"{call}(positive={positive}, negative={negative})"
     else:
+        if not isinstance(classes, (Sequence, np.ndarray)) or isinstance(classes, str):
+            raise TypeError(f"`{call}(classes={classes!r})`: None, or a sequence of digits.")
         named_digits = {f"classes[{place}]": digit for place, digit in enumerate(classes)}
         shown = f"{call}(classes={list(classes)})"
     for name, digit in named_digits.items():

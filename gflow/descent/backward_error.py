@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from scipy.optimize import brentq
 
 from gflow._layout import Layout
-from gflow._numerics import is_integer, scalar, tree_norm, tree_scale
+from gflow._numerics import is_integer, is_real, one_of, scalar, tree_norm, tree_scale
 from gflow._programs import compiled
 from gflow._signatures import named
 from gflow._typing import Params
@@ -205,9 +205,9 @@ def _check_options(
         raise ValueError(f"`{call}(step_size={step_size!r})` must be positive.")
     if not is_integer(num_steps) or num_steps < 1:
         raise ValueError(f"`{call}(num_steps={num_steps!r})` must be an integer of at least 1.")
-    if objective not in ("loss", "log_loss"):
+    if not one_of(objective, ("loss", "log_loss")):
         raise ValueError(f"`{call}(objective={objective!r})`: choose 'loss' or 'log_loss'.")
     if not is_integer(save) or save < 2:
         raise ValueError(f"`{call}(save={save!r})` must be an integer of at least 2.")
-    if not 0 < tolerance < 1:
+    if not (is_real(tolerance) and 0 < tolerance < 1):
         raise ValueError(f"`{call}(tolerance={tolerance!r})` must lie between 0 and 1.")

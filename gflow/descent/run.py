@@ -14,7 +14,7 @@ import optax
 from gflow._batches import Batches, Sampling, check_batches
 from gflow._description import encode_structure
 from gflow._layout import Layout
-from gflow._numerics import is_integer
+from gflow._numerics import is_integer, one_of
 from gflow._signatures import named
 from gflow._typing import Params
 from gflow.deadline import Deadline
@@ -29,7 +29,7 @@ from gflow.record import steps_within_work
 from gflow.results import RESULTS, STOPPED, name_of
 from gflow.saving import Saving, saving_to
 from gflow.trajectory import RunFailed, Trajectory
-from gflow.validation import check_start
+from gflow.validation import check_problem, check_start
 
 # Batches that are drawn at a time, in examples: a table of 4 MB.
 _DRAWN = 2**20
@@ -112,7 +112,8 @@ def descend(
         RunFailed: with `throw=True`, a run that left the range of floating-point numbers, or that
             spent its seconds.
     """
-    _check_options(optimizer, num_steps, objective, save, mean)
+    check_problem(problem)
+    _check_options(optimizer, num_steps, objective, save)
     batches = _batch_options(batch_size, sampling, seed, len(problem.dataset))
     check_progress(progress, "descend")
     deadline = Deadline.after(max_seconds, "descend")
@@ -135,11 +136,10 @@ def descend(
 
 
 def _batch_options(batch_size: Any, sampling: Any, seed: Any, num_examples: int) -> dict[str, Any]:
-    """The options of mini-batches as plain values; checked where there are batches."""
-    if batch_size is None:
-        return {"batch_size": None, "sampling": sampling, "seed": int(seed)}
-    check_batches("descend", batch_size, sampling, seed, num_examples)
-    return {"batch_size": int(batch_size), "sampling": sampling, "seed": int(seed)}
+    """The options of mini-batches as plain values."""
+    check_batches("descend", 1 if batch_size is None else batch_size, sampling, seed, num_examples)
+    size = None if batch_size is None else int(batch_size)
+    return {"batch_size": size, "sampling": sampling, "seed": int(seed)}
 
 
 class _Call(NamedTuple):
@@ -176,10 +176,12 @@ def _kept(
     """The run of a call, from its beginning or from where it was kept."""
     content, begun = saving.content, time.perf_counter()
     if content is not None and content.finished:
-        return finished_trajectory(call.problem, content)
+        with saving.reading():
+            return finished_trajectory(call.problem, content)
     place = Place(begin(params, call.optimizer), HistoryMemory())
     if content is not None:
-        place = place_of(content, place.point)
+        with saving.reading():
+            place = place_of(content, place.point)
     run = _Run(call, place, saving, begun)
     trajectory = run.trajectory(run.go(deadline, progress))
     stopped = trajectory.result_name in STOPPED
@@ -282,7 +284,7 @@ def _drawn(batches: Batches) -> jax.Array:
     return jnp.asarray(batches.draw(max(1, _DRAWN // size)))
 
 
-def _check_options(optimizer: Any, num_steps: Any, objective: Any, save: Any, mean: Any) -> None:
+def _check_options(optimizer: Any, num_steps: Any, objective: Any, save: Any) -> None:
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
             f"`descend(optimizer={optimizer!r})` is no optax transformation, such as "
@@ -290,12 +292,10 @@ def _check_options(optimizer: Any, num_steps: Any, objective: Any, save: Any, me
         )
     if not is_integer(num_steps) or num_steps < 1:
         raise ValueError(f"`descend(num_steps={num_steps!r})` must be an integer of at least 1.")
-    if objective not in ("loss", "log_loss"):
+    if not one_of(objective, ("loss", "log_loss")):
         raise ValueError(f"`descend(objective={objective!r})`: choose 'loss' or 'log_loss'.")
     if save is not None and (not is_integer(save) or save < 2):
         raise ValueError(f"`descend(save={save!r})` must be None or an integer of at least 2.")
-    if not isinstance(mean, bool):
-        raise TypeError(f"`descend(mean={mean!r})` must be True or False.")
     # `gflow.optimizers.loss_based` says what it takes its value for.
     made_for = getattr(optimizer.update, "objective", objective)
     if made_for != objective:

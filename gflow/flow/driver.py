@@ -186,7 +186,8 @@ def _run(
     """The run of a call, from its beginning or from where it was kept."""
     content = how.saving.content
     if content is not None:
-        kept = kept_trajectory(problem, content)
+        with how.saving.reading():
+            kept = kept_trajectory(problem, content)
         return kept if content.finished else _taken_up(problem, params, kept, until, given, how)
     if isinstance(params, Trajectory):
         return _gone_on(problem, params, until, given, how)

@@ -169,7 +169,7 @@ def certify(
     hint = None
     if coefficients is not None:
         check_unmasked(coefficients, "`certify(coefficients=...)`")
-        hint = np.asarray(coefficients, float)
+        hint = _numbers(coefficients)
         problem = named_for(problem, hint)
         _check_coefficients(problem, hint)
     point = _examined(problem, params)
@@ -204,6 +204,13 @@ def certificate_of(
     if not gamma > 0:
         return Certificate(separated=False, **common, **_no_kkt(margins.shape))
     return Certificate(separated=True, **common, **_kkt(problem, point, margins, hint, rows))
+
+
+def _numbers(coefficients: Any) -> np.ndarray:
+    try:
+        return np.asarray(coefficients, float)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`certify(coefficients=...)` is no array of numbers: {error}.") from None
 
 
 def _check_coefficients(problem: Problem, given: np.ndarray) -> None:

@@ -78,7 +78,8 @@ class ComplementaritySystem:
         parts = force, lam + slack - root, turning
         self.near = ~far_from_active(lam, residuals.margins, smoothing, strength, settings)
         self.right = -np.concatenate(parts)
-        units = np.linalg.norm(variables.theta), strength, 1.0
+        self.length, self.strength = float(np.linalg.norm(variables.theta)), strength
+        units = self.length, strength, 1.0
         lengths = [np.linalg.norm(part) / unit for part, unit in zip(parts, units, strict=True)]
         self.error = float(np.linalg.norm(lengths))
 
@@ -101,15 +102,21 @@ class ComplementaritySystem:
         """The next iterate: by the step of minimum norm, angles kept within their range; None where
         it is too long.
 
+        The norm is that of theta in units of |theta|, of multipliers in units of s, and of angles:
+        whatever the units of the data, the system is as far from singular.
+
         Args:
             at: the KKT system at the iterate, with the switches of `index`.
         """
         near, size = self.rows_of(at), len(at.stationarity)
         force, margins, turning = np.split(self.right, [size, size + len(near)])
         right = np.concatenate([at.coordinates(force), margins[near], turning])
-        solution = minimum_norm(self.matrix(at), right)
-        inside, others = np.split(solution, [len(at.hessian)])
-        changes, turns = np.split(others, [np.count_nonzero(near)])
+        counts = len(at.hessian), np.count_nonzero(near), len(self.index)
+        units = np.repeat((self.length, self.strength, 1.0), counts)
+        scaled = self.matrix(at) * units / units[:, None]
+        solution = units * minimum_norm(scaled, right / units)
+        inside, others = np.split(solution, [counts[0]])
+        changes, turns = np.split(others, [counts[1]])
         theta, now = at.vectors(inside), self.variables
         multipliers = now.multipliers.copy()
         multipliers[near] += changes

@@ -26,6 +26,7 @@ from gflow.limit.starting import start_of, started
 from gflow.limit.state import Start, begun
 from gflow.limit.stored import get, put_all
 from gflow.problem import Problem
+from gflow.progress import check_progress
 from gflow.saving import Saving, saving_to
 from gflow.stiff.rosenbrock import Rosenbrock
 from gflow.trajectory import Trajectory
@@ -115,6 +116,7 @@ def find_limit(
     same: dict[str, Any] = {"tolerance": tolerance, "cap_logits": cap_logits, "settings": settings}
     same |= {"smoothing": smoothing, "max_rounds": max_rounds, "max_steps": max_steps}
     check_options(**same, flow_tolerance=flow_tolerance, solver=solver, kappa_cap=kappa_cap)
+    check_progress(progress, "find_limit")
     deadline = Deadline.after(max_seconds, "find_limit")
     layout, place = started(problem, start)
     if isinstance(start, Limit) and start.successful and eqx.tree_equal(start.problem, problem):

@@ -59,10 +59,11 @@ class FileJournal(Journal):
         if content is None:
             return
         header, arrays = content.header, content.arrays
-        self._entries = [(depth, left) for depth, left in get(header["steps"], arrays)]
-        if header["flow"] is not None:
-            own = {name: arrays[f"flow_{name}"] for name in header["arrays"]}
-            self.place = Content(header["flow"], own)
+        with saving.reading():
+            self._entries = [(depth, left) for depth, left in get(header["steps"], arrays)]
+            if header["flow"] is not None:
+                own = {name: arrays[f"flow_{name}"] for name in header["arrays"]}
+                self.place = Content(header["flow"], own)
 
     def step(self, make: Callable[[], _Left]) -> _Left:
         # `_next` is the number of entries that the chain has passed; the entry there belongs to

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gflow._numerics import is_integer, rounded_square, scalar, smoothed_relu
+from gflow._numerics import is_integer, rounded_square, scalar, smoothed_relu, whole_or_real
 from gflow._programs import compiled
 from gflow._selection import select_largest
 from gflow._signatures import named
@@ -186,7 +186,7 @@ def checked_power(power: Any, call: str) -> float:
     """The power of ReLU^k; an int where it is one, so that 2 and 2.0 are one description."""
     if not isinstance(power, numbers.Real) or isinstance(power, bool):
         raise TypeError(f"`{call}(power={power!r})`: the power of ReLU^k must be a real number.")
-    if not 1 <= float(power) < math.inf:
+    if not 1 <= whole_or_real(power) < math.inf:
         raise ValueError(
             f"`{call}(power={power!r})`: the power of ReLU^k must be finite and at least 1; below "
             "1 the gradient is infinite at 0."

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from gflow._description import storable
+from gflow._numerics import whole_or_real
 from gflow._signatures import named
 from gflow._typing import Params
 from gflow.networks._base import AbstractNetwork, is_integer
@@ -104,7 +105,7 @@ def _check_function(function: Any, name: str) -> None:
 def _degree(degree: Any) -> float:
     if not isinstance(degree, numbers.Real) or isinstance(degree, bool):
         raise TypeError(f"`custom(degree={degree!r})`: the homogeneity degree is a real number.")
-    number = float(degree)
+    number = whole_or_real(degree)
     if not 0 < number < math.inf:
         raise ValueError(
             f"`custom(degree={degree!r})`: the homogeneity degree must be positive and finite."

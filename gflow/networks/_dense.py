@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from gflow._description import storable
@@ -193,7 +194,8 @@ class Diagonal(AbstractNetwork):
 @named()
 def linear(d: int, *, num_outputs: int = 1) -> DeepLinear:
     """`f(x; w) = <w, x>`, degree 1. Parameters: a tuple with one (num_outputs, d) array."""
-    call = f"linear({d!r})" if num_outputs == 1 else f"linear({d!r}, num_outputs={num_outputs!r})"
+    single = is_integer(num_outputs) and num_outputs == 1
+    call = f"linear({d!r})" if single else f"linear({d!r}, num_outputs={num_outputs!r})"
     return DeepLinear(_whole_numbers((d, num_outputs), call))
 
 
@@ -212,7 +214,7 @@ def deep_linear(widths: Sequence[int]) -> DeepLinear:
     "other homogeneous function is for `networks.custom`."
 )
 def mlp(
-    widths: Sequence[int], *, power: float = 1, smoothing: Any = 0.0, bias: bool = False
+    widths: Sequence[int], *, power: float = 1, smoothing: Any = 0.0, bias: bool | np.bool_ = False
 ) -> MLP:
     """Multi-layer perceptron with the activation ReLU^k, k = `power` >= 1.
 
@@ -234,12 +236,12 @@ def mlp(
             `bias` other than True and False.
     """
     widths = _widths(widths, "mlp")
-    if not isinstance(bias, bool):
+    if not isinstance(bias, (bool, np.bool_)):
         raise ValueError(
             f"`mlp(bias={bias!r})`: only True and False. A bias in the first layer keeps "
             "homogeneity; a bias in any later layer breaks it, and the margin theory with it."
         )
-    return MLP(widths, checked_power(power, "mlp"), bias, smoothing_leaf(smoothing))
+    return MLP(widths, checked_power(power, "mlp"), bool(bias), smoothing_leaf(smoothing))
 
 
 @named()

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array
 
 from gflow._description import storable
-from gflow._numerics import window_norms
+from gflow._numerics import one_of, window_norms
 from gflow._signatures import named
 from gflow.networks._base import is_integer
 from gflow.networks._convolve import convolve
@@ -44,7 +44,7 @@ class Convolution:
         _set(self, "channels", _whole(self, "channels"))
         _set(self, "size", _pair(self, "size"))
         _set(self, "stride", _pair(self, "stride"))
-        if self.padding not in ("SAME", "VALID"):
+        if not one_of(self.padding, ("SAME", "VALID")):
             raise ValueError(f"`Convolution(padding={self.padding!r})`: choose 'SAME' or 'VALID'.")
 
     def weight_shape(self, shape: Shape) -> Shape:

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from gflow._numerics import norm, smoothed_sign, steepest
+from gflow._numerics import norm, smoothed_sign, steepest, whole_or_real
 from gflow._selection import select_peak
 
 
@@ -64,7 +64,7 @@ def checked_order(order: Any, name: str) -> float:
             f"`{name}(order={order!r})`: the order of an l_p norm is a number in [1, inf], such as "
             "2 or `math.inf`. It decides which program is compiled, so it cannot be traced."
         )
-    number = float(order)
+    number = whole_or_real(order)
     if not number >= 1:
         raise ValueError(f"`{name}(order={order!r})`: the order of an l_p norm lies in [1, inf].")
     return number

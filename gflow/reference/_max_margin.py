@@ -6,7 +6,7 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-from gflow._numerics import check_unmasked, check_untraced, dual_order
+from gflow._numerics import check_unmasked, check_untraced, dual_order, whole_or_real
 from gflow._signatures import named
 from gflow.reference._classes import largest_radius_of_classes, max_margin_of_classes
 from gflow.reference._cones import max_margin_by_cones
@@ -315,7 +315,9 @@ def _checked_order(order: Any) -> float:
 def _number(value: Any, name: str) -> float:
     check_untraced(value, f"`max_margin({name}=...)`")
     check_unmasked(value, f"`max_margin({name}=...)`")
+    if isinstance(value, (str, bytes, bool)):
+        raise TypeError(f"`{name}={value!r}` is not a number.")
     try:
-        return float(value)
+        return whole_or_real(value)
     except (TypeError, ValueError):
         raise TypeError(f"`{name}={value!r}` is not a number.") from None

@@ -154,7 +154,12 @@ def stop(results: Results) -> str:
     log_loss = results.settings.get("until", {}).get("log_loss")
     if log_loss is None:
         return "where the flows stopped"
-    return f"at equal loss e{f'{log_loss:g}'.translate(_RAISED)}"
+    return f"at equal loss {power_of_e(log_loss)}"
+
+
+def power_of_e(exponent: float) -> str:
+    """`e⁻¹⁰` for -10."""
+    return "e" + f"{exponent:g}".translate(_RAISED)
 
 
 def _told(found: list[Comparison], where: str) -> str:

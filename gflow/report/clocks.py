@@ -19,6 +19,8 @@ LAST_DECADE = 16.0
 # Curves that differ by less than this part of the figure's height are drawn once.
 _SAME = 4e-3
 _NUM_MARKS = 5
+# A run that was told to stop at a log-loss comes as near to it, relative.
+_HIT = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,7 @@ class Curve:
         limit: the value at the limit; NaN for none.
         style: arguments for `Axes.plot`.
         mark: the shape of its marks.
+        ring: log10(1 + t) of the point that a ring marks; NaN for none.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Curve:
     limit: float = float("nan")
     style: dict[str, Any] = field(default_factory=dict)
     mark: str = "o"
+    ring: float = float("nan")
 
 
 def curve(
@@ -53,8 +57,13 @@ def curve(
     limit: float | None = None,
     style: dict[str, Any] | None = None,
     mark: str = "o",
+    stop: float | None = None,
 ) -> Curve:
-    """The curve of `values` at these points of the trajectory; at all of them without `points`."""
+    """The curve of `values` at these points of the trajectory; at all of them without `points`.
+
+    Args:
+        stop: a log-loss at which a ring marks the curve, where it first comes there.
+    """
     chosen = slice(None) if points is None else points
     return Curve(
         name,
@@ -64,7 +73,16 @@ def curve(
         float("nan") if limit is None else float(limit),
         style or {},
         mark,
+        float("nan") if stop is None else _first_at(trajectory, stop),
     )
+
+
+def _first_at(trajectory: Any, stop: float) -> float:
+    """log10(1 + t) of the first saved point with a log-loss of at most `stop`; NaN without one."""
+    there = np.asarray(trajectory.log_loss) <= stop + _HIT * abs(stop)
+    if not there.any():
+        return float("nan")
+    return float(np.asarray(trajectory.log1p_time)[np.argmax(there)] / LOG10)
 
 
 def merged(curves: Sequence[Curve]) -> list[Curve]:
@@ -79,7 +97,7 @@ def merged(curves: Sequence[Curve]) -> list[Curve]:
 
 
 def _numbers(one: Curve) -> tuple[Any, ...]:
-    return one.log10_time, one.log10_far, one.values, one.limit, one.style, one.mark
+    return one.log10_time, one.log10_far, one.values, one.limit, one.style, one.mark, one.ring
 
 
 def _apart(one: Curve, other: Curve) -> float:
@@ -157,6 +175,10 @@ def _near(axes: Any, one: Curve, number: int) -> None:
         markevery=_spread(x, number),
         **one.style,
     )
+    if one.ring <= LAST_DECADE and len(x):
+        colour = one.style.get("color")
+        height = np.interp(one.ring, x, one.values[chosen])
+        axes.plot(one.ring, height, "o", markersize=8, fillstyle="none", color=colour)
 
 
 def _spread(x: np.ndarray, number: int) -> list[int]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from gflow._files import write_text
 from gflow.report import answer as words
+from gflow.report import tables
 from gflow.report.end import End
 from gflow.report.evaluation import Evaluation, largest
 from gflow.report.explorer import view_of
@@ -64,10 +65,12 @@ def write_page(
         subtitle=_subtitle(results),
         answer=words.answer(results, evaluations),
         comparison=words.in_numbers(results, evaluations),
+        comparison_csv=csv_uri(tables.comparisons(evaluations)),
         reading=words.reading(results, evaluations),
         notices=_notices(results),
         matrices=_matrices(results, evaluations),
         columns=columns_of(results),
+        runs_csv=csv_uri(tables.runs(results)),
         limits=seeks_limits(results),
         networks=_networks(results, trajectories, ends or {}, evaluations),
         configuration=configuration,
@@ -122,7 +125,7 @@ def _matrices(results: Results, evaluations: Sequence[Evaluation]) -> list[dict[
                     "num_strong": len(first.strong),
                     "groups": [_spread_group(each, name, write) for each in several] or groups,
                     "by_seed": groups if several else [],
-                    "csv": data_uri("text/csv", _matrix_table(evaluations, several, name).encode()),
+                    "csv": csv_uri(tables.matrix(evaluations, several, name)),
                     "file": f"matrix-{name}",
                 }
             )
@@ -199,21 +202,6 @@ def _matrix_row(number: int, name: str, cells: list[dict[str, Any]]) -> dict[str
     return {"name": name, "colour": look(number)["color"], "cells": cells}
 
 
-def _matrix_table(evaluations: Sequence[Evaluation], several: Sequence[Spread], name: str) -> str:
-    """As CSV: every matrix, and over seeds their mean, smallest and largest."""
-    matrices = [(each.network, each.rows, getattr(each, name)) for each in evaluations]
-    for spread in several:
-        values = spread.of(name)
-        for word, table in (("mean", values.mean), ("least", values.least), ("most", values.most)):
-            matrices.append((f"{spread.network}, {word} over seeds", spread.rows, table))
-    lines = ["network,trained_under," + ",".join(evaluations[0].columns)]
-    for network, rows, table in matrices:
-        for row, values in zip(rows, table, strict=True):
-            numbers = ",".join(f"{value:.10g}" for value in values)
-            lines.append(f'"{network}",{row},{numbers}')
-    return "\n".join(lines) + "\n"
-
-
 def _networks(
     results: Results,
     trajectories: Mapping[Place, Trajectory],
@@ -235,11 +223,13 @@ def _networks(
             {run: ends[name, run] for run in kept if (name, run) in ends},
             evaluated.get(name),
             places,
+            results.settings.get("until", {}).get("log_loss"),
         )
         networks.append(
             {
                 "name": name,
                 "description": _describe_network(view.trajectories),
+                "stop": "" if view.stop is None else words.power_of_e(view.stop),
                 "rows": [_row(run, columns, look(places[run.perturbation])) for run in runs],
                 "figures": [figure_of(panel, name) for panel in panels(view)] if kept else [],
                 "images": [figure_of(panel, name) for panel in images(view)],
@@ -305,9 +295,14 @@ def figure_of(panel: Panel, network: str) -> dict[str, Any]:
         "files": [
             ("PDF", "pdf", data_uri("application/pdf", figure.pdf)),
             ("SVG", "svg", data_uri("image/svg+xml", figure.svg)),
-            ("CSV", "csv", data_uri("text/csv", panel.table.encode())),
+            ("CSV", "csv", csv_uri(panel.table)),
         ],
     }
+
+
+def csv_uri(table: str) -> str:
+    """A link to a table that it holds."""
+    return data_uri("text/csv", table.encode())
 
 
 def data_uri(kind: str, content: bytes) -> str:

@@ -48,6 +48,7 @@ class View:
         records, trajectories, ends: of the runs that there are.
         evaluation: under every attack; None where the runs are not all there.
         places: the number of each perturbation, which decides how its curves look.
+        stop: the log-loss at which the flows were told to stop, which each curve is marked at.
     """
 
     prefix: str
@@ -57,6 +58,7 @@ class View:
     ends: Mapping[str, End]
     evaluation: Evaluation | None
     places: Mapping[str, int]
+    stop: float | None = None
 
     def limit(self, run: str, key: str) -> float | None:
         """A number at the limit of a run; None where it did not come there."""
@@ -67,9 +69,8 @@ class View:
         succeeded = self.records[run].succeeded
         name = run if succeeded else f"{run} (not arrived)"
         place = self.places[run]
-        return curve(
-            self.trajectories[run], name, values, style=look(place), mark=mark(place), **options
-        )
+        options |= {"style": look(place), "mark": mark(place), "stop": self.stop}
+        return curve(self.trajectories[run], name, values, **options)
 
     @property
     def slope(self) -> float | None:

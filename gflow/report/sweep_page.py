@@ -6,7 +6,7 @@ from typing import Any
 
 from gflow._files import write_text
 from gflow.report.multiples import multiples, numbers_of, panel
-from gflow.report.page import FILE_NAME, data_uri, figure_of
+from gflow.report.page import FILE_NAME, csv_uri, figure_of
 from gflow.report.sweep_record import SweepRecord, over_seeds, significant
 from gflow.sweeps.table import written
 
@@ -34,7 +34,7 @@ def write_sweep_page(record: SweepRecord, folder: Path, *, configuration: str) -
         names=names,
         groups=[_cells(names, group) for group in groups],
         failed=_failed(record),
-        csv=data_uri("text/csv", written(record.rows).encode()),
+        csv=csv_uri(written(record.rows)),
         configuration=configuration,
         versions=sorted(record.versions.items()),
     )

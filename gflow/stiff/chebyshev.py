@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gflow._description import storable
-from gflow._numerics import is_integer
+from gflow._numerics import is_integer, is_real
 from gflow._signatures import named
 from gflow.stiff.subspace import ImplicitPart, Subspace, implicit_part, random_subspace, renewed
 from gflow.stiff.traits import FlatSolver, Gains, Traits
@@ -117,7 +117,7 @@ class RungeKuttaChebyshev(FlatSolver):
                     f"`RungeKuttaChebyshev({name}{value!r})`: an integer of at least {least} is "
                     "needed."
                 )
-        if not 0 < damping < 7:
+        if not (is_real(damping) and 0 < damping < 7):
             raise ValueError(f"`RungeKuttaChebyshev(damping={damping!r})` must lie in (0, 7).")
         self.num_stages, self.num_implicit = int(num_stages), int(num_implicit)
         self.damping = float(damping)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gflow._description import storable
+from gflow._numerics import one_of
 from gflow._signatures import named
 from gflow.stiff.constrained import Coupled, CoupledField, GapSize, Moved, linearized, step
 from gflow.stiff.operators import Preconditioner
@@ -71,6 +72,7 @@ class Rosenbrock(FlatSolver):
             see `Krylov`.
 
     Raises:
+        TypeError: `linear_solver` is none of these.
         ValueError: an unknown method.
     """
 
@@ -82,8 +84,13 @@ class Rosenbrock(FlatSolver):
 
     @named()
     def __init__(self, method: str = "Rodas5P", *, linear_solver: LinearSolver = None):
-        if method not in TABLEAUS:
+        if not one_of(method, TABLEAUS):
             raise ValueError(f"`Rosenbrock({method!r})`: choose one of {', '.join(TABLEAUS)}.")
+        if not isinstance(linear_solver, LinearSolver):
+            raise TypeError(
+                f"`Rosenbrock(linear_solver={linear_solver!r})`: None, a `gflow.Krylov`, or a "
+                "solver of lineax."
+            )
         self.method = method
         self.linear_solver = linear_solver
         # For a `Krylov` that names none: small against any tolerance of a step that is in use.

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array
 
 from gflow._description import storable
-from gflow._numerics import is_integer
+from gflow._numerics import is_integer, is_real
 from gflow._signatures import named
 from gflow.stiff.operators import Operator, Preconditioner, Tangent, Vector
 from gflow.stiff.recycling import Recycling
@@ -82,7 +82,7 @@ class Krylov(eqx.Module):
         rank: int | None = None,
         most_margins: int | None = None,
     ):
-        if tolerance is not None and not 0 < tolerance < 1:
+        if tolerance is not None and not (is_real(tolerance) and 0 < tolerance < 1):
             raise ValueError(f"`Krylov(tolerance={tolerance!r})` must lie between 0 and 1.")
         if rank is not None and most_margins is not None:
             raise TypeError(
@@ -99,8 +99,9 @@ class Krylov(eqx.Module):
                 raise ValueError(f"`Krylov({name}={value!r})`: an integer from {least} on.")
         # As an array: a program serves all tolerances, without being compiled again.
         self.tolerance = None if tolerance is None else np.asarray(tolerance, float)
-        self.most_directions = most_directions
-        self.rank = most_margins if rank is None else rank
+        self.most_directions = None if most_directions is None else int(most_directions)
+        rank = most_margins if rank is None else rank
+        self.rank = None if rank is None else int(rank)
 
     @property
     def most_margins(self) -> int | None:

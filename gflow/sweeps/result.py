@@ -9,6 +9,7 @@ from textwrap import shorten
 from typing import Any, overload
 
 from gflow._files import checked_path, write_text
+from gflow._numerics import is_list, one_of
 from gflow._signatures import nearest
 from gflow.limit import Limit
 from gflow.sweeps.table import COLUMNS, cell, spread, written
@@ -219,11 +220,14 @@ class Sweep:
             is printed as a table.
 
         Raises:
+            TypeError: `by` is neither a name nor a list of names.
             ValueError: there is no such setting, or no such number.
         """
+        if not (isinstance(by, str) or is_list(by)):
+            raise TypeError(f"`sweep.spread({by!r})`: give the name of a setting, or a list.")
         names = [by] if isinstance(by, str) else list(by)
         self._check_settings("spread", names)
-        if of not in _NUMBERS:
+        if not one_of(of, _NUMBERS):
             raise ValueError(
                 f"`sweep.spread(of={of!r})`: there is no such number; there are "
                 f"{', '.join(_NUMBERS)}."
@@ -238,12 +242,15 @@ class Sweep:
             folder: is made if it is missing.
 
         Raises:
+            TypeError: `folder` is no path.
             ValueError: it holds another sweep.
             RuntimeError: another process is writing into it.
             OSError: it cannot be written to.
         """
         from gflow.sweeps.folder import save
 
+        if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
+            raise TypeError(f"`sweep.save({folder!r})`: give the path of a folder.")
         return save(self, Path(folder))
 
     @classmethod

@@ -12,6 +12,7 @@ from gflow._fingerprint import without_addresses
 from gflow._numerics import check_x64, is_integer
 from gflow._signatures import named
 from gflow.batch import find_limits
+from gflow.batch.finding import check_layout
 from gflow.deadline import Deadline
 from gflow.limit.options import check_options
 from gflow.progress import Report, check_progress
@@ -38,7 +39,12 @@ def _takes_options(function: _Function) -> _Function:
     own = inspect.signature(function)
     listed = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
     options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=bool if isinstance(default, bool) else inspect.Parameter.empty,
+        )
         for name, default in _defaults().items()
     ]
     signature: Any = own.replace(parameters=[*listed, *options])
@@ -237,6 +243,7 @@ def _check(make: Any, chunk: Any, progress: Any, options: Mapping[str, Any]) -> 
     checked = inspect.signature(check_options).parameters
     search = _of_search(options)
     check_options(**{name: value for name, value in search.items() if name in checked})
+    check_layout(options.get("batch"), options.get("mesh"), "sweep", "batch")
 
 
 def _of_search(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from gflow._fingerprint import without_addresses
+from gflow._numerics import is_list
 
 Row = Mapping[str, Any]
 
@@ -49,7 +50,7 @@ def rows_of(settings: Any) -> tuple[dict[str, Any], ...]:
     if isinstance(settings, Mapping):
         lists = [_listed(name, values) for name, values in settings.items()]
         found = [dict(zip(settings, row, strict=True)) for row in itertools.product(*lists)]
-    elif isinstance(settings, Iterable) and not isinstance(settings, str | bytes):
+    elif is_list(settings):
         found = [_checked(row) for row in settings]
     else:
         raise TypeError(
@@ -64,7 +65,7 @@ def rows_of(settings: Any) -> tuple[dict[str, Any], ...]:
 
 
 def _listed(name: Any, values: Any) -> list[Any]:
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+    if not is_list(values):
         raise TypeError(
             f"`sweep(make, {{{name!r}: {values!r}}})`: give a list of values; for a single one a "
             f"list of one, `{{{name!r}: [{values!r}]}}`."
