@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gflow._methods import light
 from gflow._typing import Params
 
 
@@ -29,14 +30,17 @@ class Layout(eqx.Module):
         """Number of parameters, P."""
         return sum(math.prod(shape) for shape in self.shapes)
 
+    @light
     def flatten(self, params: Params) -> Float[Array, " P"]:
         """All leaves in one vector."""
         return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(params)])
 
+    @light
     def flatten_on_host(self, params: Params) -> Float[np.ndarray, " P"]:
         """The same in NumPy: outside of compiled functions JAX compiles each operation."""
         return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
 
+    @light
     def unflatten(self, vector: Float[Array, "... P"] | Float[np.ndarray, "... P"]) -> Params:
         """The leaves; leading axes of `vector` lead in every leaf."""
         leaves, start = [], 0

@@ -231,7 +231,7 @@ class _Program:
         PROGRAMS.add(self)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        if _is_tracing():
+        if is_tracing():
             return self._traced(*args, **options)
         leaves, structure = jax.tree.flatten((args, options))
         key = _signature(leaves, structure)
@@ -295,7 +295,7 @@ def _arrays(leaves: list[Any]) -> list[Any]:
     return [leaf for leaf in leaves if eqx.is_array(leaf)]
 
 
-def _is_tracing() -> bool:
+def is_tracing() -> bool:
     """Whether this is called while JAX traces another function."""
     try:
         from jax._src.core import trace_state_clean

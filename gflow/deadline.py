@@ -4,6 +4,7 @@ import math
 import time
 from typing import Any, NamedTuple
 
+from gflow._interrupts import raise_dropped
 from gflow._numerics import is_real
 
 
@@ -33,7 +34,12 @@ class Deadline(NamedTuple):
         return cls(time.perf_counter() + float(max_seconds))
 
     def passed(self) -> bool:
-        """Whether it is over."""
+        """Whether it is over.
+
+        Raises:
+            KeyboardInterrupt: one came that Python dropped (`gflow._interrupts`).
+        """
+        raise_dropped()
         return time.perf_counter() >= self.moment
 
     def left(self) -> float | None:

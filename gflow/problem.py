@@ -16,6 +16,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
 from gflow._description import storable
+from gflow._methods import light
 from gflow._numerics import (
     check_x64,
     hypotenuse,
@@ -230,6 +231,7 @@ class Problem(eqx.Module):
         ascent = self.ascent(params)
         return tree_scale(-jnp.exp(ascent.log_weight), ascent.vector)
 
+    @light
     def ascent(
         self,
         params: Params,

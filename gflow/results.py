@@ -146,8 +146,6 @@ NAMES = (
 """The outcomes that a run of gflow can have."""
 
 
-_NAME_OF = {RESULTS[getattr(RESULTS, name)]: name for name in NAMES}
-
 STOPPED = ("interrupted", "seconds_spent")
 """Those of a run that was stopped from outside, and would have gone on."""
 
@@ -160,7 +158,10 @@ def code_of(result: Any) -> int:
 def name_of(result: RESULTS) -> str:
     """The name of an outcome."""
     # Not by comparing members, each of which is an operation of JAX.
-    return _NAME_OF[RESULTS[result]]
+    return _NAME_OF[code_of(result)]
+
+
+_NAME_OF = {code_of(getattr(RESULTS, name)): name for name in NAMES}
 
 
 def message_of(result: RESULTS) -> str:

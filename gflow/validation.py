@@ -16,7 +16,7 @@ from gflow._numerics import (
     tree_scale,
     whole_or_real,
 )
-from gflow._programs import compiled_for_few_calls
+from gflow._programs import compiled_for_few_calls, is_tracing
 from gflow._typing import Params
 from gflow.networks import MLP, Convolutional, DeepLinear, Diagonal
 from gflow.perturbations import Clean, FastGradient, ProjectedGradient
@@ -58,7 +58,8 @@ def check_start(problem: Problem, params: Params) -> Params:
     check_untraced(params, "`params`")
     check_untraced(problem, "`problem` (its inputs or its radius)")
     params = _as_arrays(params)
-    check_untraced(jnp.zeros(()), "this call")  # within `jax.jit` even this is traced
+    if is_tracing():
+        check_untraced(jnp.zeros(()), "this call")  # within `jax.jit` even this is traced
     known = _is_known(problem, params)
     if not known:
         _check_output(problem, params)
@@ -96,7 +97,12 @@ def _as_arrays(params: Params) -> Params:
             )
         check_unmasked(leaf, "`params`")
     leaves = [leaf if hasattr(leaf, "dtype") else whole_or_real(leaf) for leaf in leaves]
-    return structure.unflatten([jnp.asarray(leaf, jnp.float64) for leaf in leaves])
+    return structure.unflatten([_as_array(leaf) for leaf in leaves])
+
+
+def _as_array(leaf: Any) -> jax.Array:
+    known = isinstance(leaf, jax.Array) and leaf.dtype == np.float64  # `asarray` takes 20 us
+    return leaf if known else jnp.asarray(leaf, jnp.float64)
 
 
 def _is_real(leaf: Any) -> bool:

@@ -18,7 +18,7 @@ from gflow import losses, networks, perturbations
 from gflow._layout import Layout
 from gflow.kkt.curvature import kinked_curvature
 from gflow.kkt.point import KKTPoint
-from gflow.limit.complementarity import Anchor
+from gflow.limit.complementarity import Anchor, ComplementaritySystem
 from gflow.limit.following import start_at
 from gflow.limit.kinked_newton import KinkedNewton
 from gflow.limit.settings import REFINE
@@ -282,6 +282,63 @@ def test_a_sliding_step_is_one_of_implicit_euler(length):
     assert margins.min() > 1 - 1e-5 and end.multipliers.min() > -1e-5
     np.testing.assert_allclose(end.multipliers * (margins - 1), 0, atol=1e-5)
     np.testing.assert_allclose(decided * np.cos(end.angles), 0, atol=1e-5)
+
+
+def newton_step(size):
+    """Newton's step beside a kink of the last of three neurons, whose weights are `size` times
+    those of the others; and the start.
+    """
+    data = random_labels(0)
+    problem = relu_problem(data, 3)
+    first, last = (np.array(leaf) for leaf in problem.network.init(1))
+    first[2] -= 0.999 * (first[2] @ data.x[0]) * data.x[0] / (data.x[0] @ data.x[0])
+    first[2], last[0, 2] = size * first[2], size * last[0, 2]
+    layout = Layout.of((first, last))
+    theta, smoothing = np.array(layout.flatten((first, last))), 0.1
+    start = start_at(problem, layout, theta, np.linspace(0.05, 0.15, len(data)), smoothing)
+    newton = KinkedNewton(problem, layout, 1.0)
+    at, index = newton.residuals(start, smoothing), np.array([2])  # of the first example
+    equations = ComplementaritySystem(
+        at, start, smoothing, index, 1.0, Anchor(theta, 1e-3), newton.settings
+    )
+    end = equations.step(newton.linearized(start, smoothing, index))
+    assert end is not None
+    return start, end
+
+
+def test_a_dead_neuron_turns_at_any_size_as_at_any_other():
+    # Its motion is linear in its weights, which do not act on the others: with all of them divided
+    # by 1e15 the step of the others, of multipliers and angles is the same, and its own is divided
+    # by 1e15. The larger of the two sizes acts on the others by its square, 1e-16.
+    (start, small), (tiny_start, tiny) = newton_step(1e-8), newton_step(1e-23)
+    own = np.abs(start.theta) < 1e-6
+    assert own.sum() == 5
+    assert np.linalg.norm((small.theta - start.theta)[own]) > 1e-3 * np.linalg.norm(
+        start.theta[own]
+    )
+    np.testing.assert_allclose(tiny.theta[own], 1e-15 * small.theta[own], rtol=1e-9)
+    np.testing.assert_allclose(tiny.theta[~own], small.theta[~own], rtol=1e-10)
+    np.testing.assert_allclose(tiny.multipliers, small.multipliers, rtol=1e-10)
+    np.testing.assert_allclose(tiny.angles, small.angles, atol=1e-10)
+    assert abs(tiny.angles[0, 2] - tiny_start.angles[0, 2]) > 1e-3
+
+
+def test_a_switch_all_of_whose_weights_are_0_stands_at_its_kink():
+    # v = w = 0 at every angle: its equation holds, and its step moves nothing else.
+    data = random_labels(0)
+    problem = relu_problem(data, 3)
+    first, last = (np.array(leaf) for leaf in problem.network.init(1))
+    first[2], last[0, 2] = 0.0, 0.0
+    layout = Layout.of((first, last))
+    theta = np.array(layout.flatten((first, last)))
+    start = start_at(problem, layout, theta, np.full(len(data), 0.1), 0.1)
+    newton, index = KinkedNewton(problem, layout, 1.0), np.array([2])
+    equations = ComplementaritySystem(
+        newton.residuals(start, 0.0), start, 0.0, index, 1.0, Anchor(theta, 1e-3), newton.settings
+    )
+    assert np.isfinite(equations.error)
+    end = equations.step(newton.linearized(start, 0.0, index))
+    assert end is not None and np.all(np.abs(end.theta[theta == 0]) < 1e-15)
 
 
 def test_radius_moves_a_limit_at_kinks_as_the_convex_reference_says():

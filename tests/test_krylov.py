@@ -15,7 +15,7 @@ from gflow.flow.field import Field, path_slope
 from gflow.flow.krylov import StiffPart, stiff_part, woodbury
 from gflow.flow.options import checked_solver
 from gflow.flow.starting import initial_state
-from gflow.stiff.systems import DENSE_AT_MOST, Recycling, shifted_system
+from gflow.stiff.systems import DENSE_AT_MOST, Recycling, _order, shifted_system
 from gflow.stiff.tableaus import TABLEAUS
 from gflow.stiff.traits import implicit_cost
 
@@ -289,3 +289,9 @@ def test_tolerances_are_arrays():
 def test_impossible_options_are_refused(call):
     with pytest.raises(ValueError, match=r"`(Krylov|RungeKuttaChebyshev)\("):
         call()
+
+
+@pytest.mark.parametrize("size", [1, 2, 65])
+def test_the_order_of_the_rows_is_that_of_jax(size):
+    _, pivots, order = jax.lax.linalg.lu(np.random.default_rng(size).normal(size=(size, size)))
+    np.testing.assert_array_equal(_order(pivots), order)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from gflow import _minimum_norm
 from gflow._minimum_norm import by_factors, minimum_norm
 
 
@@ -20,6 +21,39 @@ def test_the_solution_of_minimum_norm(size, rank_missing):
     np.testing.assert_allclose(
         minimum_norm(matrix, wanted), expected, atol=1e-10 * np.linalg.norm(expected)
     )
+
+
+def _with_values(values, seed):
+    left, _, right = np.linalg.svd(np.random.default_rng(seed).normal(size=(len(values),) * 2))
+    return (left * values) @ right
+
+
+@pytest.mark.parametrize("dimension", [1, 9, 20])
+@pytest.mark.parametrize("rest", [0.0, 1e-14])
+def test_beside_a_kernel_no_rank_revealing_factors_are_needed(dimension, rest, monkeypatch):
+    monkeypatch.setattr(_minimum_norm, "lstsq", None)
+    values = np.geomspace(1.0, 0.05, 260)
+    values[-dimension:] = rest
+    matrix = _with_values(values, dimension)
+    # With a part that no x attains.
+    wanted = np.random.default_rng(0).normal(size=260)
+    expected = np.linalg.lstsq(matrix, wanted, rcond=1e-10)[0]
+    # A condition of 20 times rounding, and the rest of the kernel over the other singular values.
+    np.testing.assert_allclose(
+        minimum_norm(matrix, wanted), expected, atol=1e-12 * np.linalg.norm(expected)
+    )
+
+
+@pytest.mark.parametrize(("small", "kept"), [(1e-9, True), (1e-12, False)])
+def test_rank_revealing_factors_decide_on_what_is_not_rounding(small, kept):
+    values = np.geomspace(1.0, 0.05, 260)
+    values[-8:] = 1e-5
+    values[-1] = small
+    matrix = _with_values(values, 1)
+    wanted = matrix @ np.random.default_rng(0).normal(size=260)
+    expected = np.linalg.lstsq(matrix, wanted, rcond=1e-10 if kept else 1e-7)[0]
+    # A condition of 1e9, or of 1e5 and the ratio of both small values, times rounding.
+    np.testing.assert_allclose(minimum_norm(matrix, wanted), expected, atol=1e-5)
 
 
 def test_more_equations_than_unknowns():

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from gflow._interrupts import interruptible
 from gflow._layout import Layout
 from gflow._numerics import is_integer, is_list
 from gflow._signatures import named
@@ -43,6 +44,7 @@ _BYTES = 2**30
 
 
 @named()
+@interruptible
 def find_limits(
     problems: Sequence[Problem],
     starts: Sequence[Params],

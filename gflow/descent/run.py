@@ -13,6 +13,7 @@ import optax
 
 from gflow._batches import Batches, Sampling, check_batches
 from gflow._description import encode_structure
+from gflow._interrupts import interruptible
 from gflow._layout import Layout
 from gflow._numerics import is_integer, one_of
 from gflow._signatures import named
@@ -38,6 +39,7 @@ _GROWTH = 4
 
 
 @named(optimizer="Any optax transformation, such as `optax.sgd(0.1)`.")
+@interruptible
 def descend(
     problem: Problem,
     params: Params,

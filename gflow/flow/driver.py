@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import diffrax
 import numpy as np
 
+from gflow._interrupts import interruptible
 from gflow._layout import Layout
 from gflow._numerics import Default
 from gflow._signatures import named
@@ -40,6 +41,7 @@ _SAVE = 512
 
 
 @named(until="It says when to stop: `until=gflow.Until(log_loss=-10.0)`.")
+@interruptible
 def integrate(
     problem: Problem,
     params: Params | Trajectory,

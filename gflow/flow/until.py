@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gflow._methods import light
 from gflow._numerics import check_untraced, is_real
 from gflow._signatures import named
 from gflow._typing import Scalar
@@ -88,6 +89,7 @@ class Until(eqx.Module):
         by_loss = (self.log_loss > -math.inf) | (self.log_logits < math.inf)
         return by_loss | (self.stationarity > 0.0)
 
+    @light
     def remaining(
         self,
         log_kappa: Scalar,

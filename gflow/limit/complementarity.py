@@ -26,6 +26,9 @@ from gflow.kkt.system import KKTSystem
 from gflow.kkt.variables import Variables
 from gflow.limit.settings import SmoothingSettings
 
+# Stands for an entry of 0 in a denominator.
+_TINY = 1e-200
+
 
 class Anchor(NamedTuple):
     """Where a step of the flow began, and how long it is; `FREE` for no step at all."""
@@ -63,8 +66,10 @@ class ComplementaritySystem:
     ):
         self.variables, self.index, self.anchor, self.settings = variables, index, anchor, settings
         values = residuals.values.ravel()[index]
-        self.scales = residuals.scales.ravel()[index]
-        widths, phi = smoothing * self.scales, variables.angles.ravel()[index]
+        scales = residuals.scales.ravel()[index]
+        # A switch of scale 0, all of whose weights are 0, has the value 0 at every angle.
+        self.scales = np.where(scales > 0, scales, 1.0)
+        widths, phi = smoothing * scales, variables.angles.ravel()[index]
         sine, cosine = np.sin(phi), np.cos(phi)
         turning = (values * cosine - widths * sine) / self.scales
         self.by_value, self.by_angle = cosine, -(values * sine + widths * cosine) / self.scales
@@ -102,8 +107,11 @@ class ComplementaritySystem:
         """The next iterate: by the step of minimum norm, angles kept within their range; None where
         it is too long.
 
-        The norm is that of theta in units of |theta|, of multipliers in units of s, and of angles:
-        whatever the units of the data, the system is as far from singular.
+        The norm is that of every weight in units of |theta| times its `_weight_units`, of
+        multipliers in units of s, and of angles: whatever the units of the data, and however small
+        a dead neuron, the system is as far from singular. In units of |theta| alone the rows of
+        a dead neuron's switches, which are divided by their scales, would exceed all others by the
+        inverse of its size, and the others would count as rounding.
 
         Args:
             at: the KKT system at the iterate, with the switches of `index`.
@@ -113,6 +121,8 @@ class ComplementaritySystem:
         right = np.concatenate([at.coordinates(force), margins[near], turning])
         counts = len(at.hessian), np.count_nonzero(near), len(self.index)
         units = np.repeat((self.length, self.strength, 1.0), counts)
+        if at.basis is None:
+            units[: counts[0]] *= self._weight_units(at)
         scaled = self.matrix(at) * units / units[:, None]
         solution = units * minimum_norm(scaled, right / units)
         inside, others = np.split(solution, [counts[0]])
@@ -131,6 +141,24 @@ class ComplementaritySystem:
     def rows_of(self, at: KKTSystem) -> np.ndarray:
         """The margins that have a row in the matrix. Shape (m,)."""
         return np.ones_like(self.near) if at.basis is None else self.near
+
+    def _weight_units(self, at: KKTSystem) -> np.ndarray:
+        """The unit of every weight: about the size of its neuron relative to `|theta|`, at most 1.
+
+        In these units no switch of the KKT system changes by more than its scale per unit, and no
+        force on a weight by more than that weight's own unit, but for a factor that living weights
+        have as well: so a dead neuron, whose forces are as small as its weights, is moved by its
+        own weights as a living one is. Shape (P,).
+        """
+        assert at.switches is not None
+        units = self.scales[:, None] / np.maximum(self.length * np.abs(at.switches.rows), _TINY)
+        units = units.min(axis=0, initial=1.0)
+        coupled = np.abs(at.hessian)
+        np.fill_diagonal(coupled, 0.0)
+        largest = coupled.max(initial=_TINY)
+        return np.minimum(
+            units, (units[:, None] * (largest / np.maximum(coupled, _TINY))).min(axis=0)
+        )
 
 
 def far_from_active(

@@ -59,7 +59,8 @@ def cool(
     def solve(system: CoolingSystem, temperature: float) -> tuple[CoolingSystem | None, bool]:
         if newton.spent:
             return None, False
-        colder = newton.at(system.theta, system.multipliers, temperature)
+        given = system.theta, system.multipliers, temperature
+        colder = newton.at(*given, known=system.known)
         found, iterations = newton.rest(colder)
         return found, iterations <= settings.cooling.few_iterations
 

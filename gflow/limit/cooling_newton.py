@@ -9,6 +9,8 @@ Source: Kelley & Keyes 1998, "Convergence analysis of pseudo-transient continuat
 Anal. 35.
 """
 
+from typing import Any
+
 import numpy as np
 
 from gflow._layout import Layout
@@ -35,8 +37,12 @@ class CoolingNewton:
         self.all_settings, self.settings = settings, settings.cooling
         self.num_iterations, self.time = 0, settings.cooling.longest_time
 
-    def at(self, theta: np.ndarray, multipliers: np.ndarray, temperature: float) -> CoolingSystem:
-        """The equations at a point without its dead neurons, and a temperature."""
+    def at(
+        self, theta: np.ndarray, multipliers: np.ndarray, temperature: float, known: Any = None
+    ) -> CoolingSystem:
+        """The equations at a point without its dead neurons, and a temperature; with what is known
+        there from another one (`CoolingSystem.known`).
+        """
         return CoolingSystem(
             self.problem,
             self.layout,
@@ -45,6 +51,7 @@ class CoolingNewton:
             temperature=temperature,
             largest=self.largest,
             settings=self.all_settings,
+            known=known,
         )
 
     @property

@@ -45,6 +45,7 @@ class CoolingSystem:
         theta, multipliers: the iterate. Shapes (P,), (m,).
         temperature: 1/s.
         largest: lambda_max, the same number for all iterates and temperatures.
+        known: `evaluated` there, where it is at hand.
 
     Attributes:
         margins: q, flattened.
@@ -63,12 +64,14 @@ class CoolingSystem:
         temperature: float,
         largest: float,
         settings: RefineSettings,
+        known: tuple[Any, np.ndarray, np.ndarray] | None = None,
     ):
         self.problem, self.layout, self.settings = problem, layout, settings
         self.theta, self.multipliers, self.temperature = theta, multipliers, temperature
         weight = multipliers / temperature
         self.rows, self.own = weight / (1 + weight), 1 / (1 + weight)
-        self.linear_rows, self.stationarity, self.margins = self.evaluated()
+        self.known = self.evaluated() if known is None else known
+        self.linear_rows, self.stationarity, self.margins = self.known
         logarithm = np.log(np.maximum(multipliers / largest, TINY))
         barrier = self.own * multipliers * logarithm
         margins = self.rows * (self.margins - 1) + barrier

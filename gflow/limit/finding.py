@@ -9,6 +9,7 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
+from gflow._interrupts import interruptible
 from gflow._signatures import named
 from gflow._typing import Params
 from gflow.deadline import Deadline
@@ -33,6 +34,7 @@ from gflow.trajectory import Trajectory
 
 
 @named()
+@interruptible
 def find_limit(
     problem: Problem,
     start: Params | Trajectory | Limit,

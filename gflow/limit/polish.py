@@ -121,10 +121,12 @@ def polish_again(
     settings: RefineSettings = REFINE,
 ) -> KKTPoint:
     """The KKT point near a direction that lies beside a known KKT point, whose multipliers are
-    given; for large networks without dense matrices.
+    given, to find out whether there is one; for large networks without dense matrices.
     """
-    again = polish if layout.size <= settings.sizes.factored else cooled_again
-    return again(problem, layout, direction, multipliers, settings=settings)
+    given = problem, layout, direction, multipliers
+    if layout.size > settings.sizes.factored:
+        return cooled_again(*given, settings=settings)
+    return polish(*given, refined=False, settings=settings)
 
 
 class Iterate(NamedTuple):
@@ -166,6 +168,7 @@ def polish(
     support: float | None = None,
     tolerance: float | None = None,
     most_iterations: int | None = None,
+    refined: bool = True,
     settings: RefineSettings = REFINE,
 ) -> KKTPoint:
     """The KKT point near a direction whose margins are positive.
@@ -179,6 +182,7 @@ def polish(
         tolerance: of the residual; `rounded` by default. It is aimed at 1e-12, or at the tolerance
             if that is less.
         most_iterations: systems at most.
+        refined: whether to make one more step at the end, which may lower the residual further.
     """
     newton = settings.newton
     tolerance = newton.rounded if tolerance is None else tolerance
@@ -187,7 +191,7 @@ def polish(
     start = at_unit_margin(problem, layout, direction, np.where(active, weights, 0.0))
     now = Iterate(start.theta, start.multipliers, active)
     found = _iterated(problem, layout, now, tolerance, most, settings)
-    return _refined(problem, layout, found, settings)
+    return _refined(problem, layout, found, settings) if refined else found
 
 
 def _iterated(
@@ -220,7 +224,7 @@ def _iterated(
 def _refined(
     problem: Problem, layout: Layout, found: KKTPoint, settings: RefineSettings
 ) -> KKTPoint:
-    """The point after one more step, which costs little, if that lowers the residual further."""
+    """The point after one more step, if that lowers the residual further."""
     if not found.converged or layout.size > settings.sizes.factored:
         return found
     before = Iterate(found.theta, found.multipliers, found.active)

@@ -250,7 +250,7 @@ class KinkSettings(_Group):
     most_caps: int = 1
     most_steps_off: int = 300
     less: float = 0.25
-    least_smoothing: float = 6e-3
+    least_smoothing: float = 2e-3
 
 
 @named()

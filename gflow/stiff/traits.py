@@ -76,7 +76,7 @@ class Traits(NamedTuple):
 def traits_of(solver: diffrax.AbstractSolver, size: int = 1) -> Traits:
     """The traits of any solver of diffrax, for a state of `size` numbers."""
     if isinstance(solver, FlatSolver):
-        return solver.traits(size)
+        return type(solver).traits(solver, size)  # a look-up of the solver's own method is slow
     return ordinary_traits(solver, size)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gflow._fingerprint import without_addresses
+from gflow._interrupts import interruptible
 from gflow._numerics import check_x64, is_integer
 from gflow._signatures import named
 from gflow.batch import find_limits
@@ -61,6 +62,7 @@ def _defaults() -> dict[str, Any]:
 
 @named()
 @_takes_options
+@interruptible
 def sweep(
     make: Make,
     settings: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]],

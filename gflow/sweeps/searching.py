@@ -51,7 +51,7 @@ def all_runs(job: Job, numbers: Iterable[int]) -> dict[int, list[Run]]:
     for number in numbers:
         found = kept(job, number)
         before = found is not None
-        if found is None and (stopped or job.deadline.passed()):
+        if found is None and stopped:
             found = [not_begun(row) for row in job.plan.rows_of(number)]
         elif found is None:
             found = _searched(job, number, count)
@@ -150,9 +150,13 @@ def _checksum(problem: Problem, start: Any) -> str:
 
 
 def _searched(job: Job, number: int, before: Count) -> list[Run]:
-    """The runs of a chunk: all at once, and one by one where that raises an exception."""
+    """The runs of a chunk: all at once, and one by one where that raises an exception; runs that
+    have not begun where no time is left.
+    """
     rows = job.plan.rows_of(number)
     try:
+        if job.deadline.passed():
+            return [not_begun(row) for row in rows]
         made = [_made(job.make, row) for row in rows]
         limits = _limits_of(job, [each for each in made if each.problem is not None], before)
     except KeyboardInterrupt:
