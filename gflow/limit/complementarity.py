@@ -119,7 +119,7 @@ class ComplementaritySystem:
         near, size = self.rows_of(at), len(at.stationarity)
         force, margins, turning = np.split(self.right, [size, size + len(near)])
         right = np.concatenate([at.coordinates(force), margins[near], turning])
-        counts = len(at.hessian), np.count_nonzero(near), len(self.index)
+        counts = len(at.hessian), int(np.count_nonzero(near)), len(self.index)
         units = np.repeat((self.length, self.strength, 1.0), counts)
         if at.basis is None:
             units[: counts[0]] *= self._weight_units(at)
