@@ -150,7 +150,8 @@ class ComplementaritySystem:
         have as well: so a dead neuron, whose forces are as small as its weights, is moved by its
         own weights as a living one is. Shape (P,).
         """
-        assert at.switches is not None
+        if at.switches is None:
+            return np.ones(len(self.variables.theta))
         units = self.scales[:, None] / np.maximum(self.length * np.abs(at.switches.rows), _TINY)
         units = units.min(axis=0, initial=1.0)
         coupled = np.abs(at.hessian)

@@ -37,6 +37,7 @@ from gflow.kkt.switches import smoothed
 from gflow.kkt.variables import Variables, at_unit_margin
 from gflow.limit.approach import weights_at
 from gflow.limit.dead import with_dead_at_rest
+from gflow.limit.earned import separable
 from gflow.limit.following import follow, follow_back, start_at
 from gflow.limit.kinked_newton import KinkedNewton
 from gflow.limit.leaving import pushed_off, times_left
@@ -266,7 +267,8 @@ def _given_up(search: Search, state: State, saddle: Found | None) -> State:
 
     If a saddle at kinks was met, the search ends at the last one. Otherwise it ends where it
     stands, as `not_separated` or `radius_above_margin` if the examples were separated only with
-    rounded kinks.
+    rounded kinks: of networks that are linear in their inputs only if no direction separates them,
+    since the search may have lost one of a tiny margin.
     """
     if saddle is not None:
         kinks = saddle.point
@@ -278,4 +280,6 @@ def _given_up(search: Search, state: State, saddle: Found | None) -> State:
         float(np.min(margins(params)))
         for margins in (search.problem.margins, search.problem.clean_margins)
     )
+    if separable(search.problem):
+        return state
     return replace(state, result=unseparated_result(search.problem, *smallest) or state.result)
