@@ -1,9 +1,9 @@
 """Large networks: steps of the flow, and what a step costs in gradients of the loss.
 
 Digits 3 against 8, MLP 64-64-1 (4 160 weights, 357 images) to far beyond any floating-point kappa,
-and to the limit; and one step with the dense Jacobian beside one without, by size. A gradient is
-one of the adversarial loss, perturbation included, compiled, timed in the same process between
-segments of the flow.
+and to the limit; limits of plain ReLU networks by width, on 60 of the images; and one step with the
+dense Jacobian beside one without, by size. A gradient is one of the adversarial loss, perturbation
+included, compiled, timed in the same process between segments of the flow.
 """
 
 import time
@@ -27,6 +27,10 @@ DIGITS_ATTACKS = {
     "FGSM 0.05": perturbations.fgsm(0.05, smoothing=0.1),
     "PGD l2 0.3": perturbations.pgd(0.3, order=2, step_size=0.1, num_steps=5),
 }
+# Attacks and widths of plain ReLU networks.
+KINKED = (("clean", 16), ("clean", 33), ("clean", 77), ("FGM 0.3", 16), ("FGM 0.3", 33))
+# Stages of a search whose steps are systems.
+NEWTON = ("newton", "kinks", "sliding")
 # Of initial weights, for the limits.
 NUM_SEEDS = 3
 
@@ -36,6 +40,7 @@ def measure(smoke: bool) -> dict[str, Any]:
     return {
         "digits": digits_rows(smoke),
         "digits_limits": limit_rows(smoke),
+        "limits_at_kinks": kinked_rows(smoke),
         "dense_or_not": crossover(smoke),
     }
 
@@ -83,6 +88,44 @@ def limit_row(attack: str, seed: int, width: int) -> dict[str, Any]:
     if limit.polished is not None:
         row |= {"stationarity": limit.certificate.stationarity, "margin": limit.margin}
     return row | {"limit": limit.to_dict()}
+
+
+def kinked_rows(smoke: bool) -> list[dict[str, Any]]:
+    """`find_limit` of plain ReLU networks, whose limits lie at kinks: one row a width."""
+    columns = ("attack", "parameters", "result", "verdict", "num_systems", "num_saddles")
+    columns += ("stationarity", "margin", "seconds", "peak_gb")
+    show({}, columns, header=True)
+    rows = []
+    for attack, width in [("clean", 4)] if smoke else KINKED:
+        row = in_fresh_process(kinked_row, attack, width, 12 if smoke else 60)
+        rows.append({"attack": attack, **row})
+        show(rows[-1], columns)
+    return rows
+
+
+def kinked_row(attack: str, width: int, num_images: int) -> dict[str, Any]:
+    """Compilation included; systems are all that Newton's method solved on the way."""
+    digits, network = gflow.datasets.digits(), networks.mlp((64, width, 1))
+    chosen = np.random.default_rng(0).permutation(len(digits.x))[:num_images]
+    data = gflow.Dataset(np.asarray(digits.x)[chosen], np.asarray(digits.y)[chosen])
+    chosen_attack = perturbations.clean() if attack == "clean" else DIGITS_ATTACKS[attack]
+    problem = gflow.Problem(network, data, loss=losses.logistic(), perturbation=chosen_attack)
+    row = found_row(problem, network.init(0))
+    return {"parameters": 65 * width, **row}
+
+
+def found_row(problem: gflow.Problem, start: Any) -> dict[str, Any]:
+    """What `find_limit` finds, and what it takes."""
+    begin = time.perf_counter()
+    limit = gflow.find_limit(problem, start, max_steps=600, throw=False)
+    row: dict[str, Any] = {"seconds": time.perf_counter() - begin, "peak_gb": peak_gb()}
+    row |= {"result": limit.result_name, "verdict": limit.verdict}
+    row |= {"num_steps": limit.num_flow_steps, "margin": limit.margin}
+    row |= {"num_saddles": sum(stage.kind == "escape" for stage in limit.stages)}
+    newton = [stage for stage in limit.stages if stage.kind in NEWTON]
+    row["num_systems"] = sum(stage.num_steps for stage in newton)
+    row["seconds_by_stage"] = [(stage.kind, stage.seconds) for stage in limit.stages]
+    return row | {"stationarity": limit.certificate.stationarity, "limit": limit.to_dict()}
 
 
 def digits_problem(attack: str, seed: int = 0, width: int = 64) -> tuple[gflow.Problem, Any]:

@@ -88,7 +88,7 @@ FOLDERS = {
         {"__init__"},
     ],
     "kkt": [
-        {"__init__", "semidefinite", "settings", "strong_attack", "variables"},
+        {"__init__", "semidefinite", "settings", "strong_attack", "subspace", "variables"},
         {"switches", "system"},
         {"kinked_system", "point"},
         {"subgradients"},

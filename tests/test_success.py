@@ -55,6 +55,40 @@ def test_at_the_largest_feasible_radius(gap):
         assert limit.result_name in ("radius_above_margin", "step_budget_spent")
 
 
+@pytest.mark.parametrize("gap", [1e-5, 1e-6])
+def test_a_margin_of_which_rounding_takes_most_digits_is_found(gap):
+    """Twenty points, two support vectors: the flow at the cap never comes to rest for rounding."""
+    data = gflow.datasets.gaussian(20, 4, gap=0.5, seed=1)
+    radius = (1 - gap) * gflow.reference.largest_feasible_radius(data)
+    network = networks.linear(4)
+    problem = gflow.Problem(
+        network, data, loss=losses.logistic(), perturbation=perturbations.fgm(radius)
+    )
+    limit = gflow.find_limit(problem, network.init(0))
+    reference = gflow.max_margin(data, radius=radius)
+    assert limit.margin == pytest.approx(reference.margin, rel=1e-6)
+    np.testing.assert_allclose(np.ravel(limit.direction[0]), reference.direction, atol=1e-8)
+    # That the flow arrived cannot be seen where rounding decides it.
+    assert gap > 1e-6 or limit.basin == "undecided"
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("gap", [1e-5, 1e-7, -1e-6])
+def test_the_radius_is_called_too_large_only_where_it_is(depth, gap):
+    """Exact signs: the search may lose so small a margin, but must not say that there is none."""
+    data = gflow.datasets.gaussian(20, 4, gap=0.5, seed=1)
+    radius = (1 - gap) * gflow.reference.largest_feasible_radius(data, order=np.inf)
+    network = networks.deep_linear((*(4, 3, 1)[:depth], 1))
+    problem = gflow.Problem(
+        network, data, loss=losses.logistic(), perturbation=perturbations.fgsm(radius)
+    )
+    limit = gflow.find_limit(problem, network.init(0), throw=False)
+    if gap < 0:
+        assert not limit.successful
+    else:
+        assert limit.result_name != "radius_above_margin"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_deep_networks_of_small_margins_are_followed_until_they_separate(seed):

@@ -205,8 +205,8 @@ def kinked_curvature(point: KKTPoint, *, settings: CurvatureSettings = CURVATURE
     small ones. Then these are found as those of the pencil
     `[[H, dF/dz], [dc/dtheta, dc/dz + E]] x = value diag(I, 0) x`, by the QZ method.
     """
-    size, active = len(point.theta), np.count_nonzero(point.active)
-    matrix, slack = point.jacobian, _slack(point)
+    at, active = point.linearized, np.count_nonzero(point.active)
+    matrix, slack, size = at.bordered(point.active), _slack(point), len(at.hessian)
     hessian = matrix[:size, :size]
     scale = max(1.0, float(np.abs(hessian).max()))
     # The matrix is symmetric if the gradients are the margins' own and no attack depends on the
@@ -227,7 +227,7 @@ def kinked_curvature(point: KKTPoint, *, settings: CurvatureSettings = CURVATURE
         values, vectors = _spectrum(matrix, mass, symmetric)
     slow = np.abs(np.real(values)) < np.sqrt(settings.stiffness) * scale
     tolerance = settings.tolerance_at_kinks * scale
-    return _curvature(values[slow], vectors[:size, slow], symmetric, tolerance)
+    return _curvature(values[slow], at.vectors(vectors[:size, slow]), symmetric, tolerance)
 
 
 def _slack(point: KKTPoint) -> np.ndarray:

@@ -4,6 +4,7 @@ Unknown are the point theta, the multipliers lambda and the angles phi of some s
 (`gflow.kkt.switches`); the equations are those of `gflow.kkt.system` and `v = 0` of these switches.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float
 
 from gflow._layout import Layout
 from gflow._programs import compiled_for_some_calls
+from gflow.kkt.subspace import invariant
 from gflow.kkt.switches import MOST_PASSES, SETTLED, alive, passes, switched_margins
 from gflow.kkt.system import KKTSystem, SwitchBlocks
 from gflow.kkt.variables import Variables
@@ -85,6 +87,72 @@ def kinked_system(
     )
 
 
+def kinked_system_within(
+    problem: Problem,
+    layout: Layout,
+    variables: Variables,
+    smoothing: float,
+    index: np.ndarray,
+    *,
+    drop: float,
+    margins: np.ndarray,
+    force: np.ndarray,
+    whole: bool = False,
+) -> KKTSystem:
+    """`kinked_system` in the coordinates of a subspace outside of which its matrix is a multiple of
+    the identity, without ever being formed (`gflow.kkt.subspace`).
+
+    Memory: 8 (2 P s + s^2 + (2 m + 2 k) P) bytes, s the dimension of the subspace.
+
+    Args:
+        drop: see `invariant`; columns of the system count by their own lengths.
+        margins: those that have a row; slopes and gradients of the others are left 0. Shape (m,).
+        force: the part of theta in the right-hand side that the system is solved for. Shape (P,).
+        whole: whether the subspace is to hold the range of I - H, for the eigenvalues.
+    """
+    given = problem, layout, variables, np.float64(smoothing)
+    size, count, own = len(variables.theta), len(margins), np.flatnonzero(margins)
+    used = np.append(own, count + index)
+    residuals, found = _columns(
+        *given, size + used, np.concatenate([np.arange(size + count), size + count + index])
+    )
+    columns, rows = found.T, _by_batches(_rows, given, used, size)
+    slopes, gradients = np.zeros((2, count, size))
+    slopes[own], gradients[own] = rows[: len(own)], -found[: len(own), :size]
+
+    def images(vectors: np.ndarray) -> np.ndarray:
+        return vectors - _by_batches(_products, given, vectors.T, size).T
+
+    # By their own lengths: columns of small neurons are short, and so is the force near the end.
+    start = np.column_stack([columns[:size], force])
+    lengths = np.linalg.norm(start, axis=0)
+    start = start[:, lengths > 0] / lengths[lengths > 0]
+    basis, mapped = invariant(images, start, drop, whole=whole)
+    return KKTSystem(
+        stationarity=residuals.stationarity,
+        margins=residuals.margins,
+        hessian=np.eye(basis.shape[1]) - basis.T @ mapped,
+        slopes=slopes,
+        gradients=gradients,
+        switches=SwitchBlocks(
+            values=residuals.values,
+            scales=residuals.scales,
+            rows=rows[len(own) :],
+            columns=columns[:, len(own) :],
+        ),
+        basis=basis,
+    )
+
+
+def switch_rows(
+    problem: Problem, layout: Layout, variables: Variables, smoothing: float, index: np.ndarray
+) -> np.ndarray:
+    """dv/dtheta of the switches of flat indices. Shape (k, P)."""
+    given = problem, layout, variables, np.float64(smoothing)
+    places = len(variables.multipliers) + index
+    return _by_batches(_rows, given, places, len(variables.theta))
+
+
 def settled_angles_at(
     problem: Problem, layout: Layout, theta: np.ndarray, smoothing: float
 ) -> np.ndarray:
@@ -128,28 +196,62 @@ def _jacobian(
     problem: Problem, layout: Layout, variables: Variables, smoothing: Any, index: np.ndarray
 ) -> tuple[Residuals, np.ndarray]:
     """The equations, and the Jacobian of (stationarity, margins, v of the switches of `index`) by
-    (theta, lambda, phi of these switches), by a program that computes a fixed number of columns at
-    a time, so that it need not be compiled again for another number of switches.
+    (theta, lambda, phi of these switches).
     """
     across = variables.theta.size + variables.multipliers.size
     columns = np.concatenate([np.arange(across), across + index])
+    residuals, found = _columns(problem, layout, variables, smoothing, columns, columns)
+    return residuals, found.T
+
+
+def _columns(
+    problem: Problem,
+    layout: Layout,
+    variables: Variables,
+    smoothing: Any,
+    columns: np.ndarray,
+    kept: np.ndarray,
+) -> tuple[Residuals, np.ndarray]:
+    """The equations, and columns of the Jacobian of (stationarity, margins, all v) by (theta,
+    lambda, all phi), a row each; of these the entries `kept`.
+
+    They are computed by a program for a fixed number of columns at a time, so that it need not be
+    compiled again for another number of switches.
+    """
+    across = variables.theta.size + variables.multipliers.size
     batch = _SMALL_BATCH if across <= _SMALL else _BATCH
-    jacobian, residuals = np.empty((len(columns), len(columns))), ()
-    for start in range(0, len(columns), batch):
-        chunk = columns[start : start + batch]
-        padded = np.concatenate([chunk, np.full(batch - len(chunk), -1)])
+    found, residuals = np.empty((len(columns), len(kept))), ()
+    for chunk, padded in _padded(columns, batch):
         residuals, products = _linearized(problem, layout, variables, smoothing, padded)
-        jacobian[:, start : start + batch] = np.asarray(products)[: len(chunk), columns].T
-    return Residuals(*map(np.asarray, residuals)), jacobian
+        found[chunk] = np.asarray(products)[: chunk.stop - chunk.start, kept]
+    return Residuals(*map(np.asarray, residuals)), found
+
+
+def _by_batches(
+    program: Any, given: tuple[Any, ...], rows: np.ndarray, size: int
+) -> Float[np.ndarray, "b P"]:
+    """What a program returns for each of these rows, some at a time."""
+    found = np.empty((len(rows), size))
+    for chunk, padded in _padded(rows, _SMALL_BATCH):
+        found[chunk] = np.asarray(program(*given, padded))[: chunk.stop - chunk.start]
+    return found
+
+
+def _padded(rows: np.ndarray, batch: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Slices of so many rows, and the rows there; of the last with -1 for those that are missing,
+    which stands for no column.
+    """
+    for start in range(0, len(rows), batch):
+        chunk = slice(start, min(start + batch, len(rows)))
+        short = [(0, batch - (chunk.stop - start)), *[(0, 0)] * (rows.ndim - 1)]
+        yield chunk, np.pad(rows[chunk], short, constant_values=-1)
 
 
 @compiled_for_some_calls
 def _linearized(
     problem: Problem, layout: Layout, variables: Any, smoothing: Any, columns: Any
 ) -> Any:
-    """The equations, and some columns of the Jacobian of (stationarity, margins, all v) by (theta,
-    lambda, all phi), a row each. A column of -1 stands for none.
-    """
+    """`_columns` with all entries. A column of -1 stands for none."""
     variables = tuple(map(jnp.asarray, variables))
 
     def equations(theta: Array, multipliers: Array, angles: Array) -> Any:
@@ -168,3 +270,37 @@ def _linearized(
         return product(first, second, third.reshape(angles.shape))
 
     return residuals, jax.vmap(column)(jnp.asarray(columns))
+
+
+@compiled_for_some_calls
+def _products(
+    problem: Problem, layout: Layout, variables: Any, smoothing: Any, vectors: Any
+) -> Float[Array, "b P"]:
+    """The derivatives of the stationarity along vectors of theta, a row each."""
+    theta, multipliers, angles = map(jnp.asarray, variables)
+
+    def stationarity(moved: Array) -> Array:
+        return traced_residuals(problem, layout, (moved, multipliers, angles), smoothing)[0]
+
+    return jax.vmap(jax.linearize(stationarity, theta)[1])(jnp.asarray(vectors))
+
+
+@compiled_for_some_calls
+def _rows(
+    problem: Problem, layout: Layout, variables: Any, smoothing: Any, rows: Any
+) -> Float[Array, "b P"]:
+    """Derivatives by theta of some entries of (margins, all v), a row each; -1 stands for none."""
+    theta, _, angles = map(jnp.asarray, variables)
+
+    def decided(moved: Array) -> Array:
+        params = layout.unflatten(moved)
+        margins, found = switched_margins(problem, params, params, angles, smoothing)
+        return jnp.concatenate([margins.ravel(), found.values.ravel()])
+
+    values, pull_back = jax.vjp(decided, theta)
+
+    def row(at: Array) -> Array:
+        (found,) = pull_back((jnp.arange(values.size) == at).astype(theta.dtype))
+        return found
+
+    return jax.vmap(row)(jnp.asarray(rows))

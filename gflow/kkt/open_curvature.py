@@ -27,16 +27,18 @@ second-order conditions with a set of multipliers; Clarke 1983.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from gflow._layout import Layout
 from gflow.kkt.curvature import Curvature, kinked_curvature
-from gflow.kkt.kinked_system import kinked_system
+from gflow.kkt.kinked_system import kinked_system, kinked_system_within
 from gflow.kkt.open_coefficients import OpenSwitches
 from gflow.kkt.point import KKTPoint
 from gflow.kkt.second_order import SecondOrder, multiples, some_ends, undecided_at
 from gflow.kkt.settings import CURVATURE, CurvatureSettings
+from gflow.kkt.subspace import EXACT
 from gflow.kkt.variables import Variables
 from gflow.problem import Problem
 
@@ -68,6 +70,11 @@ def open_curvature(
     found = kinked_curvature(base, settings=settings)
     if not found.symmetric:
         return _stable_at_ends(problem, layout, base, switches, settings)
+    if base.linearized.basis is not None:
+        # What open coefficients do leads out of the subspace of those at the point.
+        given = problem, layout, point.variables, 0.0, np.flatnonzero(held)
+        formed = dataclasses.replace(base, system=kinked_system(*given))
+        found = kinked_curvature(formed, settings=settings)
     return SecondOrder(switches, found).judged()
 
 
@@ -103,15 +110,18 @@ def with_coefficients(
     problem: Problem, layout: Layout, point: KKTPoint, variables: Variables, at_kink: np.ndarray
 ) -> KKTPoint:
     """The KKT point with other angles of the switches whose coefficients are open, and with only
-    the kinks `at_kink` as constraints.
+    the kinks `at_kink` as constraints; its system is formed as that of the point is.
 
     Args:
         variables: those of the point, but for the angles.
         at_kink: the kinks that hold it. Shape (n, s).
     """
+    given = problem, layout, variables, 0.0, np.flatnonzero(at_kink)
+    if point.linearized.basis is None:
+        system = kinked_system(*given)
+    else:
+        on: Any = {"margins": point.active, "force": variables.theta, "whole": True}
+        system = kinked_system_within(*given, drop=EXACT, **on)
     return dataclasses.replace(
-        point,
-        coefficients=np.sin(variables.angles),
-        at_kink=at_kink,
-        system=kinked_system(problem, layout, variables, 0.0, np.flatnonzero(at_kink)),
+        point, coefficients=np.sin(variables.angles), at_kink=at_kink, system=system
     )

@@ -87,7 +87,8 @@ class KKTPoint:
     @property
     def jacobian(self) -> np.ndarray:
         """The bordered KKT matrix of the active margins and of the switches at kinks, by theta, the
-        active multipliers and the angles there. Shape (r, r).
+        active multipliers and the angles there; theta in the coordinates of the system's basis.
+        Shape (r, r).
         """
         return self.linearized.bordered(self.active)
 

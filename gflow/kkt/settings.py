@@ -16,13 +16,13 @@ class Sizes:
             eigenvalues are computed, and the flow at infinite kappa is followed. At 1500 a
             rank-revealing QR takes 0.3 s and all eigenvalues 1.2 s of one core, and they grow like
             P^3; LU factors take 0.07 s.
-        at_kinks: up to here the smoothing is led to 0. Beyond, limits at kinks are not found, as
-            the systems there are dense; those at no kink are.
+        at_kinks: up to here the smoothing is led to 0. Beyond, limits at kinks are not found; those
+            at no kink are.
     """
 
     formed: int = 1000
     factored: int = 1500
-    at_kinks: int = 2000
+    at_kinks: int = 10000
 
 
 @dataclass(frozen=True)

@@ -59,14 +59,26 @@ class KKTSystem(NamedTuple):
         slopes: dq_i/dtheta, through the perturbations.
         gradients: grad q_i, in the gradient mode.
         switches: at kinks, what belongs to the switches there.
+        basis: of a subspace in which the system has its solution (`gflow.kkt.subspace`), of
+            orthonormal columns; the Hessian is that on it, `basis^T H basis`. None for all weights.
+            Shape (P, s).
     """
 
     stationarity: Float[np.ndarray, " P"]
     margins: Float[np.ndarray, " m"]
-    hessian: Float[np.ndarray, "P P"]
+    hessian: Float[np.ndarray, "s s"]
     slopes: Float[np.ndarray, "m P"]
     gradients: Float[np.ndarray, "m P"]
     switches: SwitchBlocks | None = None
+    basis: Float[np.ndarray, "P s"] | None = None
+
+    def coordinates(self, rows: np.ndarray) -> np.ndarray:
+        """Vectors by their coordinates in the basis. Shapes: (..., P) -> (..., s)."""
+        return rows if self.basis is None else rows @ self.basis
+
+    def vectors(self, columns: np.ndarray) -> np.ndarray:
+        """Vectors with these coordinates in the basis. Shapes: (s, ...) -> (P, ...)."""
+        return columns if self.basis is None else self.basis @ columns
 
     def bordered(
         self, active: np.ndarray, *, shift: float = 0.0, rows: Any = 1.0, corner: Any = 0.0
@@ -78,7 +90,7 @@ class KKTSystem(NamedTuple):
              [dv/dtheta,        0,             dv/dphi]]
 
         with F the stationarity, S and G the active slopes and gradients. The last row and column
-        are there at kinks only.
+        are there at kinks only. theta is in the coordinates of the basis.
 
         Args:
             active: the margins that have a row. Shape (m,), c of them true.
@@ -86,19 +98,21 @@ class KKTSystem(NamedTuple):
             rows: factors of the margins' rows, one for all or one for each. Shape () or (c,).
             corner: what stands on the diagonal of the multipliers. Shape () or (c,).
         """
-        size, count = len(self.stationarity), int(np.count_nonzero(active))
+        size, count = len(self.hessian), int(np.count_nonzero(active))
         across, total, factors = size + count, size + count, np.broadcast_to(rows, count)[:, None]
         if self.switches is not None:
             total += len(self.switches.rows)
         matrix = np.zeros((total, total), order="F")
         matrix[:size, :size] = self.hessian
-        matrix[:size, size:across] = -self.gradients[active].T
-        matrix[size:across, :size] = factors * self.slopes[active]
+        matrix[:size, size:across] = -self.coordinates(self.gradients[active]).T
+        matrix[size:across, :size] = factors * self.coordinates(self.slopes[active])
         if self.switches is not None:
+            whole = len(self.stationarity)
             by_stationarity, by_margins, by_values = np.split(
-                self.switches.columns, [size, size + len(self.margins)]
+                self.switches.columns, [whole, whole + len(self.margins)]
             )
-            matrix[across:, :size] = self.switches.rows
+            matrix[across:, :size] = self.coordinates(self.switches.rows)
+            by_stationarity = self.coordinates(by_stationarity.T).T
             columns = by_stationarity, factors * by_margins[active], by_values
             matrix[:, across:] = np.concatenate(columns)
         matrix[np.arange(size), np.arange(size)] += shift

@@ -180,14 +180,18 @@ def _to_handover(search: Search, state: State) -> State:
     """The capped flow until it is close to stationary."""
     settings = search.settings.flow
     latest = min(settings.latest_handover, state.handover_at)
+    wanted = max(state.handover_at * settings.later**state.failures, latest)
+    rounding = rounding_at(search, state)
     until = Until(
-        stationarity=max(state.handover_at * settings.later**state.failures, latest),
+        stationarity=max(wanted, rounding),
         log_kappa=state.cap.log_kappa + settings.farthest,
         accuracy=settings.handover_accuracy,
     )
     run = run_flow(search, state, until, state.cap.log_kappa, capped=True)
     trajectory = run.trajectory
     arrived = trajectory.successful and trajectory.stats["stopped_by"] == "stationarity"
+    # Where rounding decides how nearly the flow rests, it has not been seen to arrive.
+    arrived = arrived and rounding <= wanted
     handover = Handover(arrived, float(trajectory.stationarity[-1]), math.nan)
     state = replace(run.end, handover=handover)
     if trajectory.result_name in HALTING:
@@ -203,6 +207,24 @@ def _to_handover(search: Search, state: State) -> State:
     if state.result is not None or shortened or trajectory.result_name in _NEARLY:
         return state
     return state.ended(trajectory.result, final=True)
+
+
+def rounding_at(search: Search, state: State) -> float:
+    """The stationarity that the capped flow has from rounding alone.
+
+    A margin under attack is a clean margin q_c minus what the attack takes, of relative error eps
+    (2e-16) of q_c. So the logits are off by `kappa_c eps q_c`, and the weights p, relative, as
+    much. The flow is a sum of gradients of the size of q_c that cancel down to q, and is off by
+    `kappa_c eps q_c^2 / q`, relative: at a radius within 1e-6 of the largest feasible one by 0.1.
+    """
+    settings, params = search.settings.flow, search.layout.unflatten(state.flow.vector)
+    margins = (search.problem.margins(params), search.problem.clean_margins(params))
+    smallest, clean = (float(np.min(each)) for each in margins)
+    if not smallest > 0:
+        return 0.0
+    logits = math.exp(state.cap.log_kappa) * smallest
+    rounding = logits * np.finfo(float).eps * (clean / smallest) ** 2
+    return float(min(rounding, settings.roughest_handover))
 
 
 def run_flow(

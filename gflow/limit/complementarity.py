@@ -50,6 +50,8 @@ class ComplementaritySystem:
 
     Attributes:
         error: the norm of the three parts, in units of |theta|, s and the switches' scales.
+        near: margins whose multipliers are unknowns; of a system within a subspace not those
+            `far_from_active`. Shape (m,).
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class ComplementaritySystem:
 
         force = residuals.stationarity + (variables.theta - anchor.theta) / anchor.length
         parts = force, lam + slack - root, turning
+        self.near = ~far_from_active(lam, residuals.margins, smoothing, strength, settings)
         self.right = -np.concatenate(parts)
         self.length, self.strength = float(np.linalg.norm(variables.theta)), strength
         units = self.length, strength, 1.0
@@ -87,12 +90,13 @@ class ComplementaritySystem:
 
     def matrix(self, at: KKTSystem) -> np.ndarray:
         """The Jacobian by (theta, lambda, phi), from that of the KKT system."""
-        size, count = len(at.stationarity), len(at.margins)
+        near = self.rows_of(at)
+        size, count = len(at.hessian), np.count_nonzero(near)
         matrix = at.bordered(
-            np.ones(count, bool),
+            near,
             shift=1 / self.anchor.length,
-            rows=self.by_margin,
-            corner=self.by_multiplier,
+            rows=self.by_margin[near],
+            corner=self.by_multiplier[near],
         )
         matrix[size + count :] *= (self.by_value / self.scales)[:, None]
         turns = np.arange(size + count, len(matrix))
@@ -112,22 +116,31 @@ class ComplementaritySystem:
         Args:
             at: the KKT system at the iterate, with the switches of `index`.
         """
-        size, count = len(at.stationarity), len(at.margins)
-        units = np.repeat((self.length, self.strength, 1.0), (size, count, len(self.index)))
-        units[:size] *= self._weight_units(at)
+        near, size = self.rows_of(at), len(at.stationarity)
+        force, margins, turning = np.split(self.right, [size, size + len(near)])
+        right = np.concatenate([at.coordinates(force), margins[near], turning])
+        counts = len(at.hessian), int(np.count_nonzero(near)), len(self.index)
+        units = np.repeat((self.length, self.strength, 1.0), counts)
+        if at.basis is None:
+            units[: counts[0]] *= self._weight_units(at)
         scaled = self.matrix(at) * units / units[:, None]
-        solution = units * minimum_norm(scaled, self.right / units)
-        theta, multipliers, turns = np.split(solution, [size, size + count])
-        now = self.variables
+        solution = units * minimum_norm(scaled, right / units)
+        inside, others = np.split(solution, [counts[0]])
+        changes, turns = np.split(others, [counts[1]])
+        theta, now = at.vectors(inside), self.variables
+        multipliers = now.multipliers.copy()
+        multipliers[near] += changes
         if not np.linalg.norm(theta) <= self.settings.longest_step * np.linalg.norm(now.theta):
             return None
         angles = now.angles.ravel().copy()
         phi, turn = angles[self.index], self.settings.turn
         lowest, highest = phi - turn * (np.pi / 2 + phi), phi + turn * (np.pi / 2 - phi)
         angles[self.index] = np.clip(phi + turns, lowest, highest)
-        return Variables(
-            now.theta + theta, now.multipliers + multipliers, angles.reshape(now.angles.shape)
-        )
+        return Variables(now.theta + theta, multipliers, angles.reshape(now.angles.shape))
+
+    def rows_of(self, at: KKTSystem) -> np.ndarray:
+        """The margins that have a row in the matrix. Shape (m,)."""
+        return np.ones_like(self.near) if at.basis is None else self.near
 
     def _weight_units(self, at: KKTSystem) -> np.ndarray:
         """The unit of every weight: about the size of its neuron relative to `|theta|`, at most 1.
@@ -137,7 +150,8 @@ class ComplementaritySystem:
         have as well: so a dead neuron, whose forces are as small as its weights, is moved by its
         own weights as a living one is. Shape (P,).
         """
-        assert at.switches is not None
+        if at.switches is None:
+            return np.ones(len(self.variables.theta))
         units = self.scales[:, None] / np.maximum(self.length * np.abs(at.switches.rows), _TINY)
         units = units.min(axis=0, initial=1.0)
         coupled = np.abs(at.hessian)
@@ -146,3 +160,18 @@ class ComplementaritySystem:
         return np.minimum(
             units, (units[:, None] * (largest / np.maximum(coupled, _TINY))).min(axis=0)
         )
+
+
+def far_from_active(
+    multipliers: np.ndarray,
+    margins: np.ndarray,
+    smoothing: float,
+    strength: float,
+    settings: SmoothingSettings,
+) -> np.ndarray:
+    """Margins so far above 1, for their multipliers, that these no longer depend on them: in the
+    solution `lambda_i = nu / g_i`. Shapes (m,).
+    """
+    slack = strength * (margins - 1)
+    nu = settings.rounding_off * smoothing * strength**2
+    return (slack > 0) & (multipliers**2 + 2 * nu <= settings.far * slack**2)

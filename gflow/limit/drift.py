@@ -22,6 +22,7 @@ Differential Equations 26; Hairer & Wanner 1996, "Solving Ordinary Differential 
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -106,7 +107,13 @@ class _SmoothNewton(KinkedNewton):
         stationarity, margins = map(np.asarray, stationarity_and_margins(*given))
         return Residuals(stationarity, margins, none, none)
 
-    def linearized(self, variables: Variables, smoothing: float, index: np.ndarray) -> KKTSystem:
+    def linearized(
+        self,
+        variables: Variables,
+        smoothing: float,
+        index: np.ndarray,
+        **within: Any,
+    ) -> KKTSystem:
         """The KKT system at a point."""
         return kkt_system(self.problem, self.layout, variables.theta, variables.multipliers)
 

@@ -8,6 +8,8 @@ import numpy as np
 
 from gflow.kkt.certificate import Certificate
 from gflow.limit.verdict import STRICT, WITHIN_FAMILY
+from gflow.problem import Problem
+from gflow.reference import largest_feasible_radius
 from gflow.results import RESULTS, name_of
 
 _GOOD = ("successful", "decided_by_rounding")
@@ -42,3 +44,23 @@ def earned(
         and np.all(np.isfinite(numbers))
     )
     return result if holds else RESULTS.not_certified  # pyright: ignore[reportReturnType]
+
+
+def unrefuted(result: RESULTS, problem: Problem) -> RESULTS:
+    """The outcome of a search that did not separate the perturbed examples: `not_separated` in
+    place of `radius_above_margin` where the radius is known to be smaller.
+    """
+    if name_of(result) == "radius_above_margin" and separable(problem):
+        return RESULTS.not_separated  # pyright: ignore[reportReturnType]
+    return result
+
+
+def separable(problem: Problem) -> bool:
+    """Whether some direction is known to separate the perturbed examples: of a network that is
+    linear in its inputs, under an attack in an l_p ball, by the convex reference.
+    """
+    attack, known = problem.perturbation, problem.network.linear_in_inputs
+    order, radius = getattr(attack, "order", None), float(np.max(attack.radius))
+    if not known or order is None or getattr(attack, "box", None) is not None:
+        return False
+    return radius < largest_feasible_radius(problem.dataset, order=float(order))

@@ -9,7 +9,7 @@ from gflow._typing import Params
 from gflow.kkt.certificate import Certificate, certify
 from gflow.kkt.margin_next_to import margin_next_to
 from gflow.limit.approach import params_at
-from gflow.limit.earned import earned
+from gflow.limit.earned import earned, unrefuted
 from gflow.limit.result import Limit
 from gflow.limit.search import Search, surely
 from gflow.limit.state import State
@@ -33,13 +33,14 @@ def limit_of(
     if point is not None and point.has_switches:
         margin, sampled = margin_next_to(search.problem, direction, point.coefficients)
     residual = math.inf if point is None else point.residual
+    result = unrefuted(state.result, search.problem)
     return Limit(
         problem=search.problem,
         direction=direction,
         margin=margin,
         certificate=certificate,
         trajectory=state.flow.trajectory,
-        result=earned(state.result, certificate, residual, search.tolerance, state.verdict),
+        result=earned(result, certificate, residual, search.tolerance, state.verdict),
         verdict=state.verdict,
         curvature=None if state.found is None else state.found.curvature,
         stages=state.stages,

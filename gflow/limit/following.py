@@ -11,6 +11,7 @@ Source: Clarke 1983 for the subdifferential; Lyu & Zhu 2022 for the KKT system.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -117,9 +118,7 @@ def _exact_with_zeros(
         below: weights below this part of the largest are small.
     """
     no_part = newton.settings.no_part
-    at = newton.linearized(now, newton.settings.steps.last, np.flatnonzero(at_kink))
-    assert at.switches is not None
-    rows = np.abs(at.switches.rows)
+    rows = np.abs(newton.switch_rows(now, at_kink))
     small = np.abs(now.theta) <= below * np.abs(now.theta).max()
     others = rows[:, ~small].max(axis=1, initial=0.0)
     on_small = others <= no_part * rows.max(axis=1, initial=0.0)
@@ -140,13 +139,15 @@ def judged(newton: KinkedNewton, now: Variables, smoothing: float, at_kink: np.n
     theta = np.where(np.abs(now.theta) < zero * np.abs(now.theta).max(), 0.0, now.theta)
     active = now.multipliers > slack * now.multipliers.max()
     last = Variables(theta, np.where(active, now.multipliers, 0.0), now.angles)
-    at = newton.linearized(last, smoothing, np.flatnonzero(at_kink))
+    exact = smoothing == 0
+    within: Any = {"margins": active, "force": theta, "whole": exact}
+    at = newton.linearized(last, smoothing, np.flatnonzero(at_kink), **within)
     residual = active_residual(at.stationarity, at.margins, theta, active)
     assert at.switches is not None
     values, scales = at.switches.values, at.switches.scales
-    if smoothing == 0:  # v cos phi = 0: switches with v = 0 stand on the kink, others have turned
+    if exact:  # v cos phi = 0: switches with v = 0 stand on the kink, others have turned
         at_kink = at_kink & (np.abs(values) < slack * scales)
-        at = newton.linearized(last, smoothing, np.flatnonzero(at_kink))
+        at = newton.linearized(last, smoothing, np.flatnonzero(at_kink), **within)
     pushing = newton.pushing(last.multipliers, smoothing)[:, None]
     wrong = (np.sin(now.angles) * values < -slack * scales) & pushing & ~at_kink & alive(scales)
     beyond = np.abs(now.angles[at_kink]) > np.pi / 2 - 1e-9
@@ -156,7 +157,7 @@ def judged(newton: KinkedNewton, now: Variables, smoothing: float, at_kink: np.n
         multipliers=last.multipliers,
         active=active,
         residual=residual,
-        converged=bool(smoothing == 0 and right and residual <= newton.tolerance),
+        converged=bool(exact and right and residual <= newton.tolerance),
         num_iterations=newton.num_iterations,
         system=at,
         smoothing=smoothing,

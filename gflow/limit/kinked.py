@@ -36,6 +36,8 @@ from gflow.kkt.point import KKTPoint
 from gflow.kkt.switches import smoothed
 from gflow.kkt.variables import Variables, at_unit_margin
 from gflow.limit.approach import weights_at
+from gflow.limit.dead import with_dead_at_rest
+from gflow.limit.earned import separable
 from gflow.limit.following import follow, follow_back, start_at
 from gflow.limit.kinked_newton import KinkedNewton
 from gflow.limit.leaving import pushed_off, times_left
@@ -72,8 +74,8 @@ def search_at_kinks(search: Search, state: State) -> tuple[State, float]:
 
 
 def search_off_kinks(search: Search, state: State, smoothing: float) -> tuple[State, float]:
-    """The exact flow from where a search with rounded kinks ended, for problems so large that the
-    dense equations at kinks cannot be formed. Its limit is accepted if it lies at no kink.
+    """The exact flow from where a search with rounded kinks ended, for problems too large for the
+    equations at kinks. Its limit is accepted if it lies at no kink.
 
     Returns:
         the last state, and the smoothing with which it was reached.
@@ -144,9 +146,18 @@ class Kinked(Refiner):
         return state.ended(RESULTS.not_at_kink)
 
     def curvature(self, state: State, point: KKTPoint) -> Curvature:
-        search = self.search
-        return open_curvature(
-            search.problem, search.layout, point, settings=search.settings.refine.curvature
+        """The curvature. In systems within a subspace neurons next to dead are led to 0 with their
+        angles held; a direction that is unstable only because they are is one of them, and gives
+        way to that in which they rest (`gflow.limit.dead`), with the least smoothing.
+        """
+        search, refine = self.search, self.search.settings.refine
+        problem, layout = search.problem, search.layout
+        found = open_curvature(problem, layout, point, settings=refine.curvature)
+        if point.linearized.basis is None:
+            return found
+        turning = smoothed(problem, refine.smoothing.steps.last)
+        return with_dead_at_rest(
+            turning, layout, point.theta, point.multipliers, found, dead=refine.dead
         )
 
     def beside(self, point: KKTPoint, direction: np.ndarray) -> KKTPoint:
@@ -256,7 +267,8 @@ def _given_up(search: Search, state: State, saddle: Found | None) -> State:
 
     If a saddle at kinks was met, the search ends at the last one. Otherwise it ends where it
     stands, as `not_separated` or `radius_above_margin` if the examples were separated only with
-    rounded kinks.
+    rounded kinks: of networks that are linear in their inputs only if no direction separates them,
+    since the search may have lost one of a tiny margin.
     """
     if saddle is not None:
         kinks = saddle.point
@@ -268,4 +280,6 @@ def _given_up(search: Search, state: State, saddle: Found | None) -> State:
         float(np.min(margins(params)))
         for margins in (search.problem.margins, search.problem.clean_margins)
     )
+    if separable(search.problem):
+        return state
     return replace(state, result=unseparated_result(search.problem, *smallest) or state.result)

@@ -5,14 +5,21 @@ of any other switch follows from its value v and its scale w.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
 from gflow._layout import Layout
-from gflow.kkt.kinked_system import Residuals, kinked_residuals, kinked_system
+from gflow.kkt.kinked_system import (
+    Residuals,
+    kinked_residuals,
+    kinked_system,
+    kinked_system_within,
+    switch_rows,
+)
 from gflow.kkt.system import KKTSystem
 from gflow.kkt.variables import Variables
-from gflow.limit.complementarity import FREE, Anchor, ComplementaritySystem
+from gflow.limit.complementarity import FREE, Anchor, ComplementaritySystem, far_from_active
 from gflow.limit.continuation import continued
 from gflow.limit.settings import REFINE, SmoothingSettings
 from gflow.problem import Problem
@@ -47,9 +54,37 @@ class KinkedNewton:
         """The KKT system at a point, without derivatives."""
         return kinked_residuals(self.problem, self.layout, variables, smoothing)
 
-    def linearized(self, variables: Variables, smoothing: float, index: np.ndarray) -> KKTSystem:
-        """The KKT system at a point with the switches of some flat indices as unknowns."""
-        return kinked_system(self.problem, self.layout, variables, smoothing, index)
+    @property
+    def large(self) -> bool:
+        """Whether matrices are formed within a subspace only."""
+        return self.layout.size > self.settings.formed
+
+    def linearized(
+        self, variables: Variables, smoothing: float, index: np.ndarray, **within: Any
+    ) -> KKTSystem:
+        """The KKT system at a point with the switches of some flat indices as unknowns.
+
+        Args:
+            within: of many parameters, `margins`, `force` and `whole` of `kinked_system_within`.
+        """
+        given, settings = (self.problem, self.layout, variables, smoothing, index), self.settings
+        if not self.large:
+            return kinked_system(*given)
+        drop = settings.drop if smoothing > settings.steps.last else settings.drop_exact
+        return kinked_system_within(*given, drop=drop, **within)
+
+    def switch_rows(self, variables: Variables, at_kink: np.ndarray) -> np.ndarray:
+        """dv/dtheta of the switches at kinks. Shape (k, P)."""
+        last, index = self.settings.steps.last, np.flatnonzero(at_kink)
+        if self.large:
+            return switch_rows(self.problem, self.layout, variables, last, index)
+        at = self.linearized(variables, last, index)
+        assert at.switches is not None
+        return at.switches.rows
+
+    def alive(self, at: Residuals) -> np.ndarray:
+        """The switches of living neurons. Shape (n, s)."""
+        return at.scales > self.settings.dead * at.scales.max() if self.large else at.alive
 
     def pushing(self, multipliers: np.ndarray, smoothing: float) -> np.ndarray:
         """Which examples push: those with a multiplier that is not negligible. Shape (n,)."""
@@ -62,7 +97,7 @@ class KinkedNewton:
         last = self.settings.steps.last
         turned = np.abs(np.sin(variables.angles)) < 1 - 1e-7
         pushes = self.pushing(variables.multipliers, last)
-        return turned & self.residuals(variables, last).alive & pushes[:, None]
+        return turned & self.alive(self.residuals(variables, last)) & pushes[:, None]
 
     def lowered(
         self, variables: Variables, smoothing: float, factor: float, anchor: Anchor = FREE
@@ -116,7 +151,8 @@ class KinkedNewton:
             if iteration == most or not np.isfinite(error):
                 break
             last, self.num_iterations = error, self.num_iterations + 1
-            moved = equations.step(self.linearized(variables, smoothing, index))
+            within = {"margins": equations.near, "force": equations.right[: self.layout.size]}
+            moved = equations.step(self.linearized(variables, smoothing, index, **within))
             if moved is None:
                 break
             variables = moved
@@ -142,18 +178,37 @@ class KinkedNewton:
         at = self.residuals(variables, smoothing)
         unknown = self._unknown(variables, at, smoothing) if at_kink is None else at_kink
         settled = np.arctan2(at.values, smoothing * at.scales)
-        angles = np.where(at.alive & ~unknown, settled, variables.angles)
+        angles = np.where(self.alive(at) & ~unknown, settled, variables.angles)
         if at_kink is None:
             width = self.settings.astray_widths * smoothing * at.scales
             astray = unknown & (np.sin(variables.angles) * at.values < -width)
             angles = np.where(astray, 0.0, angles)
-        if not np.array_equal(angles, variables.angles):
-            variables = variables._replace(angles=angles)
+        multipliers = self._settled(variables.multipliers, at.margins, smoothing)
+        settled = np.array_equal(multipliers, variables.multipliers)
+        if not (settled and np.array_equal(angles, variables.angles)):
+            variables = Variables(variables.theta, multipliers, angles)
             at = self.residuals(variables, smoothing)
         return variables, np.flatnonzero(unknown), at
 
+    def _settled(
+        self, multipliers: np.ndarray, margins: np.ndarray, smoothing: float
+    ) -> np.ndarray:
+        """The multipliers; of many parameters, those of margins far from active put where the
+        margins say.
+        """
+        if not self.large:
+            return multipliers
+        far = far_from_active(multipliers, margins, smoothing, self.strength, self.settings)
+        slack = self.strength * np.where(far, margins - 1, 1.0)
+        nu = self.settings.rounding_off * smoothing * self.strength**2
+        return np.where(far, nu / slack, multipliers)
+
     def _unknown(self, variables: Variables, at: Residuals, smoothing: float) -> np.ndarray:
         """The switches whose angles are unknown: those of active margins, near their kink."""
-        near = np.abs(at.values) < self.settings.unknown_widths * smoothing * at.scales
-        near |= np.abs(np.sin(variables.angles)) < 1 - self.settings.turned
-        return near & at.alive & self.pushing(variables.multipliers, smoothing)[:, None]
+        widths, turned = self.settings.unknown_widths, self.settings.turned
+        if self.large:
+            widths = min(widths, (2 * self.settings.bent * smoothing) ** (-1 / 3))
+            turned = max(turned, 0.5 / widths**2)
+        near = np.abs(at.values) < widths * smoothing * at.scales
+        near |= np.abs(np.sin(variables.angles)) < 1 - turned
+        return near & self.alive(at) & self.pushing(variables.multipliers, smoothing)[:, None]

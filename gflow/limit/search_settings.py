@@ -64,6 +64,8 @@ class FlowSettings(_Group):
         latest_handover: the smallest stationarity of a handover, however often it was lowered
             after saddles that are left slowly and after failures of Newton's method. The errors of
             the flow itself do not allow a much smaller one.
+        roughest_handover: the largest stationarity of a handover, where rounding keeps the flow
+            from a smaller one;
         handover_accuracy: how closely the stationarity of the handover is met, relative.
         later: after a failure of Newton's method the stationarity of the handover is multiplied by
             this,
@@ -91,6 +93,7 @@ class FlowSettings(_Group):
     farthest: float = 1e5
     handover: float = 1e-3
     latest_handover: float = 1e-7
+    roughest_handover: float = 0.99
     handover_accuracy: float = 0.1
     later: float = 0.1
     colder: float = 10.0

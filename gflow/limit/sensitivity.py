@@ -20,8 +20,9 @@ from gflow._minimum_norm import minimum_norm
 from gflow._numerics import check_unmasked
 from gflow._signatures import named
 from gflow._typing import Params
-from gflow.kkt.kinked_system import traced_residuals
+from gflow.kkt.kinked_system import kinked_system_within, traced_residuals
 from gflow.kkt.point import KKTPoint
+from gflow.kkt.subspace import EXACT
 from gflow.kkt.switches import named_for
 from gflow.kkt.system import stationarity_and_margins
 from gflow.limit.result import Limit
@@ -105,16 +106,29 @@ def _moved(
     assert found is not None
     equations = _equations_at(layout, found)
     force = np.asarray(jax.jvp(lambda s: equations(problem_at(s)), (point,), (tangent,))[1])
-    # A weight that is 0 gives a kink to every example, and all of them the same equation: hence the
-    # solution of minimum norm.
-    theta = -minimum_norm(found.jacobian, force)[: layout.size]
+    theta = -_solved(problem_at(point), layout, found, force)
     across = (theta - found.direction * (found.direction @ theta)) / np.linalg.norm(found.theta)
     return layout.unflatten(across)
 
 
+def _solved(problem: Problem, layout: Layout, found: KKTPoint, right: np.ndarray) -> np.ndarray:
+    """The part of theta in the solution of the linearised equations. Shapes: (r,) -> (P,)."""
+    at = found.linearized
+    across, others = np.split(right, [layout.size])
+    if at.basis is not None:  # within a subspace of this right-hand side
+        named, index = named_for(problem, found.coefficients), np.flatnonzero(found.at_kink)
+        given = named, layout, found.variables, 0.0, index
+        at = kinked_system_within(*given, drop=EXACT, margins=found.active, force=across)
+    matrix = at.bordered(found.active)
+    # A weight that is 0 gives a kink to every example, and all of them the same equation: hence the
+    # solution of minimum norm.
+    solution = minimum_norm(matrix, np.append(at.coordinates(across), others))
+    return at.vectors(solution[: len(at.hessian)])
+
+
 def _equations_at(layout: Layout, found: KKTPoint) -> Callable[[Problem], Array]:
     """F of a problem at the limit's own unknowns: stationarity, the active margins and, at kinks,
-    the values of the switches there. Shape (r,), the rows of `found.jacobian`.
+    the values of the switches there. Shape (r,).
     """
     active, at_kink = np.flatnonzero(found.active), np.flatnonzero(found.at_kink)
 

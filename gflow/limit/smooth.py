@@ -10,7 +10,7 @@ from gflow.kkt.curvature import Curvature, curvature
 from gflow.kkt.point import KKTPoint
 from gflow.kkt.system import kkt_system
 from gflow.kkt.variables import margins_at
-from gflow.limit.approach import approach, weights_at
+from gflow.limit.approach import approach, rounding_at, weights_at
 from gflow.limit.basin import Handover
 from gflow.limit.dead import with_dead_at_rest
 from gflow.limit.drift import drift
@@ -41,7 +41,7 @@ class Smooth(Refiner):
         """
         state = taken(self._newton, state, self.search.journal)
         drifts = state.failures == self.search.settings.flow.caps_before_drift
-        if state.found is None and drifts and self._may_drift:
+        if state.found is None and drifts and self._may_drift(state):
             state = taken(self._drift, state, self.search.journal)
         return state
 
@@ -96,10 +96,12 @@ class Smooth(Refiner):
         handover_at = np.clip(at_push, settings.flow.latest_handover, state.handover_at)
         return replace(state, handover_at=float(handover_at))
 
-    @property
-    def _may_drift(self) -> bool:
-        small = self.search.layout.size <= self.search.settings.refine.sizes.factored
-        return small and not self.search.has_kinks
+    def _may_drift(self, state: State) -> bool:
+        """Whether the flow may drift on: not where rounding keeps it from coming to rest."""
+        search = self.search
+        small = search.layout.size <= search.settings.refine.sizes.factored
+        rounded = rounding_at(search, state) > search.settings.flow.handover
+        return small and not search.has_kinks and not rounded
 
     def _newton(self, state: State) -> State:
         """The state after Newton's method from where the flow stopped."""
