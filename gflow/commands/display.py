@@ -151,7 +151,7 @@ def print_matrix(
             _print_one(console, each, margins_shown(each), None)
     text = (
         "Normalized margins, trained under x attacked by (exact signs; strong: the smallest that "
-        "any attack in the ball finds); * the largest of a column"
+        "any attack tried in the ball finds); * the largest of a column"
     )
     seeds = f"; mean over {len(settings['seed'])} seeds, ± half of the range" if several else ""
     console.print(Text(f"{text}{seeds}.", style="dim"), soft_wrap=True)
