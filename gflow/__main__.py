@@ -6,6 +6,7 @@ Only declarations, and no import of JAX: help, and refusing a wrong field, take 
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import util
@@ -16,7 +17,7 @@ import click
 from rich.console import Console
 
 from gflow import __version__
-from gflow.commands.reading import UserError
+from gflow.commands.reading import UserError, warning_sentence
 
 _INTERRUPTED = 130
 _MOST_JOBS = 4
@@ -319,7 +320,10 @@ def _free_folder(overwrite: bool, name: str = _DEFAULT_FOLDER) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; the exit code. A user's mistake is a message, never a traceback."""
+    """Runs the command line; the exit code. A user's mistake is a message, never a traceback, and a
+    warning is a sentence, without a line of source.
+    """
+    before, warnings.formatwarning = warnings.formatwarning, warning_sentence
     try:
         code: Any = cli.main(arguments, prog_name="gflow", standalone_mode=False)
         return code or 0
@@ -337,6 +341,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         click.echo(f"gflow: the output cannot be written: {error.strerror}.", err=True)
         return 1
+    finally:
+        warnings.formatwarning = before
 
 
 def _output_is_full(error: OSError) -> bool:

@@ -199,6 +199,23 @@ def test_a_full_disk_behind_the_output_is_told_in_a_sentence(arguments):
     assert done.stderr == "gflow: the output cannot be written: No space left on device.\n"
 
 
+def test_a_warning_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "job.toml").write_text(
+        "[[network]]\nkind = 'linear'\n[[perturbation]]\nkind = 'fgm'\nradius = 200.0\n"
+        "[limit]\nenabled = false\n[until]\nlog_loss = 0.0\n[data]\nkind = 'digits'\nlimit = 10\n"
+    )
+    command = [sys.executable, "-m", "gflow", "run", "job.toml", "--no-report"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    told = [line for line in done.stderr.splitlines() if "radius 200" in line]
+    assert [line.startswith("gflow: warning: `Problem(...)`:") for line in told] == [True]
+    assert "UserWarning" not in done.stderr and "__main__" not in done.stderr
+    # No flow came to its loss, so that there is no margin to draw.
+    command = [sys.executable, "-m", "gflow", "report", "gflow-run", "--matrix", "m.png"]
+    drawn = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert drawn.returncode == 2 and "no margin to draw" in drawn.stderr
+    assert not (tmp_path / "m.png").exists()
+
+
 def test_the_example_reads_back(capsys, tmp_path):
     assert main(["config"]) == 0
     text = capsys.readouterr().out

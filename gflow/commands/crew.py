@@ -8,13 +8,14 @@ import contextlib
 import multiprocessing
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from gflow.commands.reading import UserError
+from gflow.commands.reading import UserError, warning_sentence
 
 # How a worker reports, and whether it is to stop; set when it starts.
 _worker: dict[str, Any] = {}
@@ -99,6 +100,7 @@ class Crew:
 
 def _begin(messages: Any, stop: Any, programs: Programs) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.formatwarning = warning_sentence
     _worker.update(messages=messages, stop=stop)
     with contextlib.suppress(UserError):  # which the process of the job tells
         set_up_jax(programs)

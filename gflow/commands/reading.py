@@ -24,6 +24,13 @@ class UserError(Exception):
     """A mistake that the user can mend; its text is all that is shown."""
 
 
+def warning_sentence(message: Warning | str, *_: Any, **__: Any) -> str:
+    """A warning as the command line tells it, for `warnings.formatwarning`: without the line of
+    source, of which the user is not the author.
+    """
+    return f"gflow: warning: {message}\n"
+
+
 def read_configuration(path: Path | None, overrides: Iterable[str] = ()) -> Configuration:
     """The configuration in `path` (the defaults without one), changed by `KEY=VALUE` overrides.
 

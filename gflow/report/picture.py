@@ -58,7 +58,7 @@ def matrix_figure(evaluations: Sequence[Evaluation], settings: Mapping[str, Any]
     for large; the largest is printed bold. So it is read in grey too.
 
     Raises:
-        ValueError: there is no evaluation.
+        ValueError: there is no evaluation, or no margin in any.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -68,6 +68,11 @@ def matrix_figure(evaluations: Sequence[Evaluation], settings: Mapping[str, Any]
     drawn = matrices(evaluations, settings)
     if not drawn:
         raise ValueError("no network of this job has been attacked: there is no matrix to draw.")
+    if not any(np.isfinite(one.margins).any() for one in drawn):
+        raise ValueError(
+            "no run came to its limit or to the loss that was asked for: there is no margin to "
+            "draw."
+        )
     height = [len(one.rows) * _CELL[1] * (1 if one.around is None else 1.5) for one in drawn]
     width = _LEFT + max(len(one.columns) for one in drawn) * _CELL[0]
     layout: Any = LAYOUT | {"figure.constrained_layout.use": True}
