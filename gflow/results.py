@@ -91,7 +91,7 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "With its kinks rounded to some relative width (plain ReLU, signs of FGSM) the problem has "
         "the limit that is returned, but smoothing could not be led to 0 from there: the branch of "
         "KKT points ends or turns before, and the flow along the kinks was lost. Of problems with "
-        "more than 2000 parameters only limits at no kink are found. `.smoothing` is the width "
+        "more than 10 000 parameters only limits at no kink are found. `.smoothing` is the width "
         "that was reached, and `.kinks` names the kinks there: do not read more into the direction "
         "than the certificate's stationarity says."
     )
