@@ -173,6 +173,11 @@ MISTAKES = {
         "'hessian'",
     ),
     # Truth values
+    "descend(mean=1)": (
+        lambda: gflow.descend(PROBLEM, START, optax.sgd(0.1), num_steps=3, mean=1),
+        TypeError,
+        "`descend(mean=1)` must be True or False",
+    ),
     "escape='no'": (
         lambda: gflow.find_limit(PROBLEM, START, escape="no"),
         TypeError,

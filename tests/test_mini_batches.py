@@ -193,7 +193,6 @@ def test_a_schedule_counts_steps():
         ({"batch_size": 2, "seed": -1}, ValueError, "not negative"),
         ({"batch_size": 2, "seed": 0.5}, TypeError, r"seed=0\.5"),
         ({"batch_size": 2, "sampling": "random"}, ValueError, "'shuffled' or 'replacement'"),
-        ({"mean": 1}, TypeError, "mean=1"),
         ({"optimizer": optimizers.loss_based()}, ValueError, "made for the objective 'log_loss'"),
     ],
 )
