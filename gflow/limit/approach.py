@@ -189,9 +189,9 @@ def _to_handover(search: Search, state: State) -> State:
     )
     run = run_flow(search, state, until, state.cap.log_kappa, capped=True)
     trajectory = run.trajectory
-    arrived = trajectory.successful and trajectory.stats["stopped_by"] == "stationarity"
     # Where rounding decides how nearly the flow rests, it has not been seen to arrive.
-    arrived = arrived and rounding <= wanted
+    rests = trajectory.successful and trajectory.stats["stopped_by"] == "stationarity"
+    arrived = rests and rounding <= wanted
     handover = Handover(arrived, float(trajectory.stationarity[-1]), math.nan)
     state = replace(run.end, handover=handover)
     if trajectory.result_name in HALTING:
@@ -216,15 +216,16 @@ def rounding_at(search: Search, state: State) -> float:
     (2e-16) of q_c. So the logits are off by `kappa_c eps q_c`, and the weights p, relative, as
     much. The flow is a sum of gradients of the size of q_c that cancel down to q, and is off by
     `kappa_c eps q_c^2 / q`, relative: at a radius within 1e-6 of the largest feasible one by 0.1.
+
+    Both margins are those at the end of the first run, which led to the cap. From there on their
+    ratio changes little, so that they are not computed again.
     """
-    settings, params = search.settings.flow, search.layout.unflatten(state.flow.vector)
-    margins = (search.problem.margins(params), search.problem.clean_margins(params))
-    smallest, clean = (float(np.min(each)) for each in margins)
-    if not smallest > 0:
+    run = state.flow.trajectory
+    margin, clean = (run.margin[-1], run.clean_margin[-1]) if run is not None else (0.0, 0.0)
+    if not (margin > 0 and math.isfinite(clean)):
         return 0.0
-    logits = math.exp(state.cap.log_kappa) * smallest
-    rounding = logits * np.finfo(float).eps * (clean / smallest) ** 2
-    return float(min(rounding, settings.roughest_handover))
+    rounding = state.cap.logits * np.finfo(float).eps * (clean / margin) ** 2
+    return float(min(rounding, search.settings.flow.roughest_handover))
 
 
 def run_flow(

@@ -59,8 +59,8 @@ def separable(problem: Problem) -> bool:
     """Whether some direction is known to separate the perturbed examples: of a network that is
     linear in its inputs, under an attack in an l_p ball, by the convex reference.
     """
-    attack, known = problem.perturbation, problem.network.linear_in_inputs
-    order, radius = getattr(attack, "order", None), float(np.max(attack.radius))
-    if not known or order is None or getattr(attack, "box", None) is not None:
+    attack = problem.perturbation
+    if not problem.network.linear_in_inputs or getattr(attack, "box", None) is not None:
         return False
-    return radius < largest_feasible_radius(problem.dataset, order=float(order))
+    largest = largest_feasible_radius(problem.dataset, order=attack.order)
+    return bool(np.max(attack.radius) < largest)

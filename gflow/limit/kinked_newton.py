@@ -184,9 +184,9 @@ class KinkedNewton:
             astray = unknown & (np.sin(variables.angles) * at.values < -width)
             angles = np.where(astray, 0.0, angles)
         multipliers = self._settled(variables.multipliers, at.margins, smoothing)
-        settled = np.array_equal(multipliers, variables.multipliers)
-        if not (settled and np.array_equal(angles, variables.angles)):
-            variables = Variables(variables.theta, multipliers, angles)
+        placed = Variables(variables.theta, multipliers, angles)
+        if not all(map(np.array_equal, placed, variables)):
+            variables = placed
             at = self.residuals(variables, smoothing)
         return variables, np.flatnonzero(unknown), at
 
