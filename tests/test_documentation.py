@@ -124,6 +124,7 @@ def test_the_sizes_are_those_of_the_code():
     for told in (
         f"Up to {SIZES.formed} parameters the search forms its matrices, up to {SIZES.factored} it",
         f"led to 0 for at most {SIZES.at_kinks} parameters",
+        f"Limits are sought for at most {SIZES.judged} parameters",
     ):
         assert told in page
 
