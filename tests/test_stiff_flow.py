@@ -52,6 +52,22 @@ def test_kappa_of_1e12_in_a_hundred_steps(network, attack, most_steps):
     assert error <= 50 / 1e12
 
 
+@pytest.mark.parametrize("attack", [perturbations.clean(), perturbations.fgm(0.1)])
+def test_rounding_far_out_does_not_move_what_the_logits_hardly_see(attack):
+    """With 20 inputs some directions change the logits so little that only the flow itself damps
+    them. The Jacobian has entries as large as kappa: if its rounding met a coordinate that moves
+    with the norm, it moved these directions by 2e-8.
+    """
+    data = gflow.datasets.gaussian(74, 20, gap=0.5, seed=0)
+    network, radius = networks.linear(20), float(getattr(attack, "radius", 0.0))
+    wide = gflow.Problem(network, data, loss=losses.exponential(), perturbation=attack)
+    loose = {"solver": gflow.Rosenbrock(), "tolerance": 0.1, "rtol_direction": 0.1}
+    until = gflow.Until(log_kappa=np.log(1e12))
+    flow = gflow.integrate(wide, network.init(0, scale=0.1), until=until, **loose)
+    limit = gflow.max_margin(data, radius=radius, order=2.0).direction
+    assert np.linalg.norm(predictor(network, flow.params) - limit) <= 50 / 1e12
+
+
 def test_physical_time_is_right_however_large():
     # One example, f = w x: w(t) = log(e^(c w0) + c^2 t) / c, c = 1 - radius.
     data = gflow.Dataset([[1.0], [-1.0]], [1, -1])
