@@ -199,7 +199,7 @@ def test_a_full_disk_behind_the_output_is_told_in_a_sentence(arguments):
     assert done.stderr == "gflow: the output cannot be written: No space left on device.\n"
 
 
-def test_a_warning_is_told_in_a_sentence(tmp_path):
+def test_a_warning_is_told_in_a_sentence(tmp_path, capsys):
     (tmp_path / "job.toml").write_text(
         "[[network]]\nkind = 'linear'\n[[perturbation]]\nkind = 'fgm'\nradius = 200.0\n"
         "[limit]\nenabled = false\n[until]\nlog_loss = 0.0\n[data]\nkind = 'digits'\nlimit = 10\n"
@@ -210,10 +210,10 @@ def test_a_warning_is_told_in_a_sentence(tmp_path):
     assert [line.startswith("gflow: warning: `Problem(...)`:") for line in told] == [True]
     assert "UserWarning" not in done.stderr and "__main__" not in done.stderr
     # No flow came to its loss, so that there is no margin to draw.
-    command = [sys.executable, "-m", "gflow", "report", "gflow-run", "--matrix", "m.png"]
-    drawn = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert drawn.returncode == 2 and "no margin to draw" in drawn.stderr
-    assert not (tmp_path / "m.png").exists()
+    figure = tmp_path / "m.png"
+    assert main(["report", str(tmp_path / "gflow-run"), "--matrix", str(figure)]) == 2
+    assert "no margin to draw" in capsys.readouterr().err
+    assert not figure.exists()
 
 
 def test_the_example_reads_back(capsys, tmp_path):
@@ -474,7 +474,8 @@ def test_unusable_data_and_options_stop_before_integrating(tmp_path, capsys, tex
     (tmp_path / "good.csv").write_text("1,2,1\n-1,-2,-1\n")
     (tmp_path / "job.toml").write_text(text)
     out = tmp_path / "out"
-    assert main(["run", str(tmp_path / "job.toml"), "-o", str(out)]) == 2
+    # Workers would be begun, each with JAX, before the data are read.
+    assert main(["run", str(tmp_path / "job.toml"), "-o", str(out), "--jobs", "1"]) == 2
     error = capsys.readouterr().err
     assert all(word in error for word in words), error
     assert not out.exists()
