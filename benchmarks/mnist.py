@@ -39,7 +39,7 @@ def flow(smoke: bool) -> dict[str, Any]:
 
 def limit(smoke: bool) -> dict[str, Any]:
     """`find_limit`, compilation included."""
-    count, hidden = (60, 1) if smoke else (500, 16)
+    count, hidden = (16, 1) if smoke else (500, 16)
     problem = attacked((784, hidden, 1), count)
     begin = time.perf_counter()
     found = gflow.find_limit(problem, problem.network.init(0), max_steps=600, throw=False)
