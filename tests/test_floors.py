@@ -76,7 +76,7 @@ FOLDERS = {
     ],
     "flow": [
         {"field", "until"},
-        {"frame", "jumps", "krylov", "landing", "outcome", "passage", "same_problem"},
+        {"frame", "jumps", "krylov", "landing", "outcome", "passage", "quadrature", "same_problem"},
         {"chattering", "clocked", "control"},
         {"segment", "solvers"},
         {"options", "starting", "stiffness"},
