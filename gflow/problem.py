@@ -16,7 +16,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
-from gflow._description import storable
+from gflow._description import shown, storable
 from gflow._leaves import check_params, is_array_of_numbers
 from gflow._methods import light
 from gflow._numerics import (
@@ -149,6 +149,9 @@ class Problem(eqx.Module):
         self.attack_floor = None
         self.attacked_network = None
         PROGRAMS.serve(self)
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     @property
     def degree(self) -> float:
