@@ -5,7 +5,6 @@ where they cost nothing once a function is compiled.
 """
 
 import numbers
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -67,7 +66,10 @@ def check_alike(left: Params, right: Params, call: str) -> None:
 
 def _instead_of(leaf: Any) -> str:
     """What to give in place of what is no array."""
-    has: Callable[..., bool] = lambda *names: all(hasattr(leaf, name) for name in names)
+
+    def has(*names: str) -> bool:
+        return all(hasattr(leaf, name) for name in names)
+
     if has("direction", "basin"):
         return (
             "`params` holds a `Limit`. Give its direction, `limit.direction`, or parameters along "

@@ -1,4 +1,4 @@
-"""Functions of a point, `function(problem, params, ...)`, that say what is missing in a sentence."""
+"""The door of functions of a point: is it a problem, and are these parameters of its network?"""
 
 import functools
 from collections.abc import Callable

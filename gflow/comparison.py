@@ -183,8 +183,9 @@ def compare(
 
     Raises:
         TypeError: `flow` or a run is no trajectory.
-        ValueError: the first is a run of descent; there is no run; `labels` or `step_sizes` are not as many as runs; parameters of
-            other shapes; `backward_error` for a run that is not plain gradient descent.
+        ValueError: the first is a run of descent; there is no run; `labels` or `step_sizes` are not
+            as many as runs; parameters of other shapes; `backward_error` for a run that is not
+            plain gradient descent.
     """
     _check(flow, runs, labels, step_sizes, num_points)
     rows: list[dict[str, Any]] = []

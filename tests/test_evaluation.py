@@ -136,7 +136,9 @@ def test_several_classes_are_attacked_as_in_training(rivals):
     # Clean training comes first, whose problem has no attack and so no rivals.
     clean = gflow.Problem(network, data, **options)
     problems = {"clean": clean, "fgm": trained}
-    ends = {name: End(Record("net", name, "", True, {}, 0.0), flow.vectors[-1]) for name in problems}
+    ends = {
+        name: End(Record("net", name, "", True, {}, 0.0), flow.vectors[-1]) for name in problems
+    }
     flows, attacks = dict.fromkeys(problems, flow), {"clean": clean.perturbation, "fgm": attack}
     evaluation = evaluate("net", problems, ends, flows, attacks, None)
     expected = float(np.min(trained.margins(flow.direction)))

@@ -43,13 +43,20 @@ def _advice(folder: Path) -> str:
     if (folder / _CONFIG).is_file():
         return (
             "what was run there was ended before its first result. Begin it again: "
-            f"`gflow run {folder / _CONFIG} --output {folder}`."
+            f"`gflow {_asked_by(folder / _CONFIG)} {folder / _CONFIG} --output {folder}`."
         )
     if (folder / "sweep.npz").exists():
         return f"it is a sweep made from Python, which `gflow.Sweep.load({str(folder)!r})` reads."
     if (folder / "ledger.json").exists():
         return "it is that of `gflow study`, whose page is `ledger.html`."
     return f"nothing was run there. `gflow run --output {folder}` does."
+
+
+def _asked_by(config: Path) -> str:
+    """The command that wrote a configuration, which its first line names."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return "sweep" if "gflow sweep" in config.read_text("utf-8").split("\n")[0] else "run"
+    return "run"
 
 
 def _is_held(folder: Path) -> bool:

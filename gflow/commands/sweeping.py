@@ -70,9 +70,7 @@ class Asked:
     runs: list[Entry]
 
 
-def read_sweep(
-    path: Path | None, overrides: Sequence[str] = (), *, saved: bool = False
-) -> Asked:
+def read_sweep(path: Path | None, overrides: Sequence[str] = (), *, saved: bool = False) -> Asked:
     """The sweep that a file describes.
 
     Args:
