@@ -1,6 +1,7 @@
 """A progress line, or a caller's own report."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,7 +38,8 @@ def reporter(progress: bool | Report, description: str) -> Iterator[Report]:
         ):
 
             def show(status: dict[str, Any]) -> None:
-                shown = {k: f"{v:.4g}" for k, v in status.items() if k != "steps"}
+                told = {k: v for k, v in status.items() if k not in ("steps", "stage")}
+                shown = {k: f"{v:.4g}" for k, v in told.items() if not math.isnan(v)}
                 line.set_postfix(shown, refresh=False)
                 line.update(status["steps"] - line.n)
 

@@ -202,6 +202,7 @@ class Record:
         """What a progress line shows of the latest point."""
         last = self.last()
         return {
+            "stage": "flow",
             "steps": num_steps,
             "log_kappa": float(degree * last.state[-2]),
             "log_loss": float(last.measures.log_loss),

@@ -17,13 +17,16 @@ import pytest
 import gflow
 from gflow.__main__ import cli
 from gflow.configuration import Configuration
+from gflow.kkt import strong_attack
 from gflow.kkt.settings import SIZES
+from gflow.limit import BasinSettings
 from gflow.limit.basin import BASINS
 from gflow.limit.verdict import VERDICTS
 from gflow.results import NAMES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+PACKAGE = Path(gflow.__file__).parent
 
 # The modules whose public names the site documents, beside `gflow.__all__`.
 MODULES = [
@@ -124,8 +127,22 @@ def test_the_sizes_are_those_of_the_code():
     for told in (
         f"Up to {SIZES.formed} parameters the search forms its matrices, up to {SIZES.factored} it",
         f"led to 0 for at most {SIZES.at_kinks} parameters",
+        f"Limits are sought for at most {SIZES.judged} parameters",
     ):
         assert told in page
+
+
+def test_numbers_of_the_basin_and_of_the_strong_attack_are_those_of_the_code():
+    pages = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("outcomes", "mathematics"))]
+    basin = f"{BasinSettings().displacement:g}"
+    for place in (*pages, PACKAGE / "report" / "record.py"):
+        assert re.search(rf"(within|less than) {basin}\b", place.read_text()), place
+    number = {3: "three"}[strong_attack._NUM_RANDOM]
+    attack = rf"{strong_attack._NUM_STEPS} steps,?\s+from\s+0\s+and\s+(from\s+)?{number}\b"
+    code = ("report/evaluation.py", "kkt/certificate.py", "kkt/strong_attack.py")
+    for place in (DOCS / "certificate.md", *(PACKAGE / name for name in code)):
+        words = place.read_text()
+        assert re.search(attack, words), place
 
 
 def test_the_commands_on_the_pages_can_be_given():

@@ -245,6 +245,22 @@ def test_the_answer_names_the_result(found):
     assert answer(results, []).startswith("The limits of 3 of 3 runs were found")
 
 
+def test_a_flow_without_its_limit_is_no_limit_found():
+    """Of networks that are too large for one the flow alone is followed."""
+    settings = {"limit": {"enabled": True}, "until": {"log_loss": -10.0}}
+    with_limit = Record(
+        "net", "fgm", "", True, {"limit_stationarity": 2e-15}, 0.0, words={"basin": "confirmed"}
+    )
+    without = Record("net", "fgm", "", True, {}, 0.0)
+    told = [
+        answer(Results(settings, {}, 3, False, 1.0, "", runs), [])
+        for runs in ([with_limit, without, without], [without] * 3)
+    ]
+    assert told[0].startswith("The limits of 1 of 3 runs were found (stationarity at most 2e-15")
+    assert told[1].startswith("The limits of 0 of 3 runs were found; ")
+    assert "of 2 the flow came to its end" in told[0]
+
+
 def test_the_numbers_behind_the_answer(found):
     settings = {"limit": {"enabled": True}, "until": {"log_loss": -10.0}}
     results = Results(settings, {}, 3, False, 1.0, "", [])

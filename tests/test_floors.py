@@ -41,7 +41,7 @@ FLOORS = [
         "deadline",
         "optimizers",
     },
-    {"rivals", "saving"},
+    {"rivals", "saving", "watch"},
     {"datasets", "losses", "networks", "perturbations", "stiff"},
     {"_parts"},
     {"problem"},

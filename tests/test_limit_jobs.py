@@ -222,6 +222,17 @@ def test_an_interrupt_inside_a_limit_is_one(job, tmp_path, capsys, monkeypatch):
     assert read_results(tmp_path / "out").runs[0].succeeded
 
 
+def test_of_a_network_that_is_too_large_the_flow_is_followed(job, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(working, "too_many_weights", lambda case: True)
+    assert run(tmp_path, "--no-report") == 0
+    output = capsys.readouterr().out
+    assert "weights are too many for a limit" in output
+    assert "The limits of 0 of 1 runs were found" in output
+    (found,) = read_results(tmp_path / "out").runs
+    assert found.succeeded and "verdict" not in found.words
+    assert "limit_stationarity" not in found.figures
+
+
 def test_a_run_whose_time_is_spent_has_no_verdict(job, tmp_path, capsys):
     assert run(tmp_path, "--set", "max_seconds=1e-6", "--no-report") == 1
     output = capsys.readouterr().out

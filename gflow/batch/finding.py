@@ -24,7 +24,7 @@ from gflow.deadline import Deadline
 from gflow.kkt.switches import has_kinks
 from gflow.limit import Limit, LimitFailed, LimitSettings, find_limit
 from gflow.limit.ending import certified_params
-from gflow.limit.options import check_options, flow_options
+from gflow.limit.options import check_options, check_size, flow_options
 from gflow.limit.search import Search, run
 from gflow.limit.search_settings import DEFAULT
 from gflow.limit.slopes import limit_or_more
@@ -197,6 +197,9 @@ def _searches(
         structure = structure_of(problem, params)
         if structure not in layouts:
             layouts[structure], start = started(problem, params)
+            check_size(
+                layouts[structure].size, options["settings"], "find_limits(problems, starts)"
+            )
             kinks[structure] = has_kinks(problem)
         else:
             check_values(params)

@@ -29,7 +29,7 @@ class Display:
     def __init__(self, console: Console, labels: Sequence[str], targets: Mapping[str, float]):
         self.console, self._labels, self._targets = console, labels, targets
         self._tasks: dict[int, TaskID] = {}
-        self._starts: dict[int, dict[str, float]] = {}
+        self._starts: dict[int, dict[str, Any]] = {}
         self.bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -62,7 +62,7 @@ class Display:
             self.bars.update(self._tasks[number], state=f"compiling {status['name']}")
             return
         start = self._starts.setdefault(number, dict(status))
-        steps = f"{status['steps']:.0f} steps"
+        steps = f"{status['steps']:.0f} {'systems' if status.get('systems') else 'steps'}"
         if status["stage"] == "flow":
             done = [_fraction(name, start, status, to) for name, to in self._targets.items()]
             fraction, state = max(done), f"{steps}, log-loss {status['log_loss']:.2f}"
@@ -103,7 +103,7 @@ def _outcome(run: Record) -> Text:
 
 
 def _fraction(
-    name: str, start: Mapping[str, float], status: Mapping[str, Any], target: float
+    name: str, start: Mapping[str, Any], status: Mapping[str, Any], target: float
 ) -> float:
     """How far a quantity has come from its start to its target; 0 where it is not told."""
     if name not in status or start[name] == target:

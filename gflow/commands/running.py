@@ -101,6 +101,7 @@ def run_job(configuration: Configuration, folder: Path, console: Console, option
 
                 work = build(configuration, num_examples=NUM_EXAMPLES if options.small else None)
             job = Job(configuration, folder, console, options, *work, started)
+            _tell_of_large_networks(job)
             _prepare_folder(job)
             _run_all(job, crew, listener)
             return _conclude(job)
@@ -114,6 +115,20 @@ def _announcement(configuration: Configuration, folder: Path) -> str:
         f"gflow: {describe_source(configuration.data)}; {networks} network(s) x {attacks} "
         f"perturbation(s){times} = {configuration.num_runs} run(s), into {folder}"
     )
+
+
+def _tell_of_large_networks(job: Job) -> None:
+    """A line for every network whose limit is not sought although the job asks for limits."""
+    if not job.configuration.limit.enabled:
+        return
+    for case in {case.network: case for case in job.cases}.values():
+        if working.too_many_weights(case):
+            job.console.print(
+                f"{case.network}: {working.num_weights(case)} weights are too many for a limit "
+                "(see `gflow.find_limit`); its flow is followed alone.",
+                highlight=False,
+                markup=False,
+            )
 
 
 def describe_source(table: tables.Data) -> str:

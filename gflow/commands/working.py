@@ -68,7 +68,8 @@ def carry_out(configuration: Configuration, order: Order, report: Report) -> Any
     flow = follow(configuration, order.case, _saved_flow(order), deadline.left(), report)
     flow.save(order.folder / order.trajectory)
     limit = None
-    if configuration.limit.enabled and flow.successful:
+    sought = configuration.limit.enabled and not too_many_weights(order.case)
+    if sought and flow.successful:
         limit = seek(configuration.limit, order.case, flow, deadline.left(), report)
     descent = None
     if configuration.descent.enabled and "interrupted" not in _outcomes(flow, limit):
@@ -89,6 +90,20 @@ def carry_out(configuration: Configuration, order: Order, report: Report) -> Any
         if limit is not None and limit.successful:  # the same flow, to where the search took over
             limit.trajectory.save(order.folder / order.trajectory)
     return found
+
+
+def too_many_weights(case: Any) -> bool:
+    """Whether the network of a case is too large for `find_limit`: its flow is followed alone."""
+    from gflow.kkt.settings import SIZES
+
+    return num_weights(case) > SIZES.judged
+
+
+def num_weights(case: Any) -> int:
+    """The number of weights of the network of a case."""
+    import jax
+
+    return sum(leaf.size for leaf in jax.tree.leaves(case.params))
 
 
 def finished(order: Order) -> Any:
@@ -167,7 +182,9 @@ def seek(
         case.problem,
         flow,
         max_seconds=_least(options.max_seconds, seconds),
-        progress=lambda status: report({**status, "stage": "limit"}),
+        progress=lambda status: report(
+            {**status, "stage": "limit", "systems": status["stage"] == "newton"}
+        ),
         throw=False,
         **options.model_dump(exclude={"enabled", "max_seconds"}),
     )

@@ -20,6 +20,7 @@ from gflow._complement import between, complement
 from gflow.kkt.point import KKTPoint
 from gflow.kkt.settings import CURVATURE, SIZES, CurvatureSettings, Sizes
 from gflow.kkt.system import KKTSystem
+from gflow.watch import in_time
 
 # An eigenvalue counts as 0 below this times the largest entry of H, or times 1 if that is more.
 _ZERO = 1e-7
@@ -144,6 +145,7 @@ def _nearest(
     factors = lu_factor(matrix, overwrite_a=True, check_finite=False)
 
     def inverse(vector: np.ndarray) -> np.ndarray:
+        in_time()
         right = np.concatenate([np.ravel(vector), np.zeros(count)])
         return lu_solve(factors, right, check_finite=False)[:size]
 
@@ -163,6 +165,7 @@ def _leftmost(
         return vector - gradients.T @ (inverse @ (slopes @ vector))
 
     def product(vector: np.ndarray) -> np.ndarray:
+        in_time()
         along = project(np.ravel(vector))
         # So shifted the spectrum is negative on the tangent space and 0 across it. The errors of
         # Arnoldi's method are relative to `away`.

@@ -18,11 +18,14 @@ class Sizes:
             P^3; LU factors take 0.07 s.
         at_kinks: up to here the smoothing is led to 0. Beyond, limits at kinks are not found; those
             at no kink are.
+        judged: up to here limits are sought at all. The last steps of Newton's method and the
+            eigenvalues of the verdict need some four matrices of P x P, at 15 000 of 1.8 GB each.
     """
 
     formed: int = 1000
     factored: int = 1500
     at_kinks: int = 10000
+    judged: int = 15000
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from gflow.kkt.system import without_dead
 from gflow.limit.cooling_system import TINY, CoolingSystem
 from gflow.limit.settings import RefineSettings
 from gflow.problem import Problem
+from gflow.watch import looked
 
 
 class CoolingNewton:
@@ -99,6 +100,7 @@ class CoolingNewton:
         found. Multipliers stay positive: where a step lowers one, it is multiplied by exp of its
         relative change instead.
         """
+        looked(float(system.error))
         self.num_iterations += 1
         step = system.solve(time)
         theta, multipliers = system.theta, system.multipliers

@@ -33,6 +33,7 @@ from gflow.kkt.system import (
 )
 from gflow.limit.settings import RefineSettings
 from gflow.problem import Problem
+from gflow.watch import in_time
 
 # Stands for multipliers that have underflown to 0, so that their logarithm is finite.
 TINY = 1e-300
@@ -129,6 +130,7 @@ class CoolingSystem:
         nearly = self.preconditioner(fewer, kept, time)
 
         def matrix(vector: np.ndarray) -> np.ndarray:
+            in_time()
             first, second = np.split(np.ravel(vector), [size])
             across, margins = map(np.asarray, _applied(linear, first, second[kept]))
             product = np.concatenate([across + first / time, self.own * second])

@@ -17,7 +17,7 @@ from gflow.kkt.switches import has_kinks
 from gflow.limit.basin import same_point
 from gflow.limit.journal import FileJournal
 from gflow.limit.kinked import search_at_kinks
-from gflow.limit.options import check_options, flow_options, log_kappa_of
+from gflow.limit.options import check_options, check_size, flow_options, log_kappa_of
 from gflow.limit.result import Limit, LimitFailed
 from gflow.limit.search import Search, run
 from gflow.limit.search_settings import DEFAULT, LimitSettings
@@ -87,7 +87,8 @@ def find_limit(
             `settings.kinks.most_steps`, 1500.
             A search that spent them goes on with `find_limit(problem, limit)`.
         max_seconds: after so many seconds the search ends, as `seconds_spent`; it can be continued
-            from the limit returned. Checked between the segments of the flow and between stages.
+            from the limit returned. Checked between the segments of the flow and between linear
+            systems.
         checkpoint: a file, `.npz`, in which the search is kept while it goes on: the results of its
             finished steps, and the flow between two segments. The same call goes on from there, bit
             for bit but for the seconds, or returns the limit with which the search ended. As in
@@ -97,7 +98,10 @@ def find_limit(
         kappa_cap: deprecated. A number for kappa itself, which carries the units of the data:
             the temperature is capped no sooner than here. `cap_logits` replaces it.
         settings: all other constants, for experts; see `LimitSettings`.
-        progress: as for `integrate`.
+        progress: as for `integrate`. Between linear systems too: the line is then called "newton";
+            a function gets a dict with the same keys, in which "stage" is "newton" instead of
+            "flow", "steps" counts the systems of this stage, "stationarity" is the error of its
+            equations and "log_loss" is NaN.
         throw: raise `LimitFailed` unless a point was reached that nothing leaves; a saddle at which
             `escape=False` stopped counts as reached. False returns the limit with the reason in
             `.result`. An interrupt from the keyboard always returns, once there is anything to
@@ -121,6 +125,7 @@ def find_limit(
     check_progress(progress, "find_limit")
     deadline = Deadline.after(max_seconds, "find_limit")
     layout, place = started(problem, start)
+    check_size(layout.size, settings, "find_limit(problem, start)")
     if isinstance(start, Limit) and start.successful and eqx.tree_equal(start.problem, problem):
         return start
     flow = flow_options(flow_tolerance, settings, solver=solver, progress=progress)

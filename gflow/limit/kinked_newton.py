@@ -23,6 +23,7 @@ from gflow.limit.complementarity import FREE, Anchor, ComplementaritySystem, far
 from gflow.limit.continuation import continued
 from gflow.limit.settings import REFINE, SmoothingSettings
 from gflow.problem import Problem
+from gflow.watch import looked
 
 
 class KinkedNewton:
@@ -150,6 +151,7 @@ class KinkedNewton:
                 return variables
             if iteration == most or not np.isfinite(error):
                 break
+            looked(error)
             last, self.num_iterations = error, self.num_iterations + 1
             within = {"margins": equations.near, "force": equations.right[: self.layout.size]}
             moved = equations.step(self.linearized(variables, smoothing, index, **within))

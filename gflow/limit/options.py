@@ -46,6 +46,26 @@ def check_options(
             raise ValueError(f"`find_limit({name}={value!r})` must be an integer of at least 1.")
 
 
+def check_size(size: int, settings: LimitSettings, call: str) -> None:
+    """Refuses networks whose limits need more memory than ordinary machines have.
+
+    Args:
+        size: the number of parameters.
+
+    Raises:
+        ValueError: there are too many.
+    """
+    most = settings.refine.sizes.judged
+    if size > most:
+        raise ValueError(
+            f"`{call}`: the network has {size} parameters, and finding and judging a limit takes "
+            f"matrices of {size} x {size} numbers, {8e-9 * size**2:.0f} GB each; at most {most} "
+            "parameters are tried. `gflow.integrate(..., kappa_cap=...)` follows the flow of a "
+            "network of any size; its `stationarity` says how far from a limit it is. On a machine "
+            "with the memory, raise `settings.refine.sizes.judged`."
+        )
+
+
 def _is_linearised(solver: Any) -> bool:
     return isinstance(solver, diffrax.AbstractSolver) and traits_of(solver).linearised
 

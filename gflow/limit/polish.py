@@ -23,6 +23,7 @@ from gflow.limit.cooling import cool, cooled_again
 from gflow.limit.drift import Drift
 from gflow.limit.settings import REFINE, NewtonSettings, RefineSettings
 from gflow.problem import Problem
+from gflow.watch import looked
 
 
 def polish_capped(
@@ -216,6 +217,7 @@ def _iterated(
         mended = _mended(at.margins, now, newton) if close else now.active
         if mended is None or iteration == most or not np.isfinite(error):
             return KKTPoint(*now, error, mended is None, iteration, at)
+        looked(error)
         stepping, before = mended is now.active, error
         now = _stepped(at, now, share, settings) if stepping else now.with_active(mended)
     raise AssertionError  # the loop always returns

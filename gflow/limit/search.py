@@ -29,6 +29,7 @@ the last state; `search_settings` has the constants. To search in another way is
 refiner.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,10 +47,11 @@ from gflow.limit.basin import close
 from gflow.limit.itinerary import Visit, noted
 from gflow.limit.journal import KEEPS_NOTHING, Journal
 from gflow.limit.search_settings import LimitSettings
-from gflow.limit.state import Found, State, taken
+from gflow.limit.state import Found, State, Step, taken
 from gflow.limit.verdict import DEPENDS, in_family, is_maximum, verdict
 from gflow.problem import Problem
 from gflow.results import RESULTS
+from gflow.watch import watched
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,18 +149,30 @@ def run(refiner: Refiner, state: State, *, approached: bool = False) -> State:
         if not approached:
             state = taken(refiner.approach, state, journal)
         if not (approached and state.found is not None):
-            state = taken(refiner.refine, state, journal)
+            state = taken(_watching(search, refiner.refine), state, journal)
         approached = False
         if state.found is None:
             state = taken(refiner.retry, state, journal)
             continue
-        state = taken(partial(judge, refiner), state, journal)
+        state = taken(_watching(search, partial(judge, refiner)), state, journal)
         rounds += 1
         if state.result is None:  # a saddle
             last = rounds == search.max_rounds or not search.escape
             ended = state.ended(RESULTS.saddle)
             state = ended if last else taken(refiner.leave, state, journal)
     return state
+
+
+def _watching(search: Search, step: Step) -> Step:
+    """The step, whose linear systems are shown as progress and end at the deadline."""
+
+    def made(state: State) -> State:
+        margin = state.stages[-1].margin if state.stages else math.nan
+        given = search.deadline, search.flow_options["progress"]
+        with watched(*given, log_kappa=state.flow.log_kappa, margin=margin):
+            return step(state)
+
+    return made
 
 
 def judge(refiner: Refiner, state: State) -> State:

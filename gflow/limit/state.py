@@ -19,6 +19,7 @@ from gflow.limit.journal import KEEPS_NOTHING, Journal
 from gflow.limit.result import Stage
 from gflow.results import RESULTS
 from gflow.trajectory import Trajectory
+from gflow.watch import SecondsSpent
 
 
 class Start(NamedTuple):
@@ -197,7 +198,8 @@ Step = Callable[[State], State]
 
 def taken(step: Step, state: State, journal: Journal = KEEPS_NOTHING) -> State:
     """The state after a step. A state that has ended stays as it is. If the step is interrupted
-    from the keyboard, the search ends with the state before it.
+    from the keyboard, or the seconds of the call are spent between its linear systems, the search
+    ends with the state before it.
 
     Args:
         journal: of the search.
@@ -213,6 +215,8 @@ def taken(step: Step, state: State, journal: Journal = KEEPS_NOTHING) -> State:
         if state.flow.trajectory is None:
             raise
         return state.ended(RESULTS.interrupted, final=True)
+    except SecondsSpent:
+        return state.ended(RESULTS.seconds_spent, final=True)
 
 
 def begun(start: Start, logits: float, log_kappa: float, handover_at: float) -> State:

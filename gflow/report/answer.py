@@ -143,10 +143,16 @@ def _sure(results: Results) -> str:
     count = f"{len(arrived)} of {results.planned} runs"
     if not seeks_limits(results):
         return f"{count} reached what was asked for."
-    worst = max((run.figures.get("limit_stationarity") or 0.0 for run in arrived), default=0.0)
-    sure = sum(run.words.get("basin") in ("confirmed", "reproduced") for run in arrived)
-    evidence = f" (stationarity at most {worst:.0e}; basin confirmed in {sure})" if arrived else ""
-    return f"The limits of {count} were found{evidence}."
+    found = [run for run in arrived if run.figures.get("limit_stationarity") is not None]
+    words = f"The limits of {len(found)} of {results.planned} runs were found"
+    if found:
+        worst = max(run.figures["limit_stationarity"] or 0.0 for run in found)
+        sure = sum(run.words.get("basin") in ("confirmed", "reproduced") for run in found)
+        words += f" (stationarity at most {worst:.0e}; basin confirmed in {sure})"
+    if len(found) < len(arrived):
+        others = len(arrived) - len(found)
+        words += f"; of {others} the flow came to its end, and its limit was not sought"
+    return f"{words}."
 
 
 def stop(results: Results) -> str:
