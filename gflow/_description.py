@@ -213,6 +213,7 @@ def shown(module: eqx.Module) -> str:
     """
 
     def number(leaf: Any) -> Any:
-        return leaf.item() if isinstance(leaf, np.ndarray) and leaf.ndim == 0 else leaf
+        plain = isinstance(leaf, np.ndarray | np.generic) and leaf.ndim == 0
+        return leaf.item() if plain else leaf
 
     return eqx.tree_pformat(jax.tree.map(number, module))

@@ -29,9 +29,10 @@ def problem(radius=0.05):
         (lambda low: perturbations.pgd(0.3, box=(low, 1.0)), 0.0, -1.0),
         (lambda mu: networks.mlp((3, 4, 1), smoothing=mu), 0.1, 0.01),
         (lambda target: gflow.Until(log_loss=target), -1.0, -10.5),
+        (lambda small: gflow.Rosenbrock(linear_solver=gflow.Krylov(tolerance=small)), 0.5, 0.001),
         (problem, 0.125, 0.25),
     ],
-    ids=["fgm", "fgsm", "pgd step", "pgd box", "mlp", "until", "problem"],
+    ids=["fgm", "fgsm", "pgd step", "pgd box", "mlp", "until", "krylov", "problem"],
 )
 def test_numbers_are_shown(make, one, other):
     shown = [repr(make(value)) for value in (one, other)]
