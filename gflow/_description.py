@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import equinox as eqx
 import jax
 import numpy as np
 
@@ -203,3 +204,16 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value
+
+
+def shown(module: eqx.Module) -> str:
+    """`repr` of a module, with its numbers: Equinox shows of every array its shape alone.
+
+    Two attacks of different radii are then told apart, by a reader and where a value is named.
+    """
+
+    def number(leaf: Any) -> Any:
+        plain = isinstance(leaf, np.ndarray | np.generic) and leaf.ndim == 0
+        return leaf.item() if plain else leaf
+
+    return eqx.tree_pformat(jax.tree.map(number, module))

@@ -88,6 +88,8 @@ def is_real(value: Any) -> bool:
     """
     if isinstance(value, Tracer) or num_masked(value):
         return False
+    if isinstance(value, str | bytes) or is_list(value):
+        return False
     return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiu"
 
 

@@ -68,6 +68,9 @@ _PARTS = {
     ),
 }
 
+# Of what is given in place of a part so much is shown.
+_MOST_LETTERS = 100
+
 # Whose functions lie between a call of `Problem(...)` and its checks.
 _BETWEEN = ("gflow", "equinox", "jaxtyping", "beartype")
 
@@ -82,12 +85,25 @@ _MINUTE = 1 / 200
 def check_parts(**parts: Any) -> None:
     """Raises TypeError where a part is of another kind, in words that say what makes one."""
     for name, value in parts.items():
-        part = _PARTS[name]
-        if not isinstance(value, part.kind):
-            raise TypeError(
-                f"`Problem(...)`: `{name}` is {value!r}, expected what {part.maker}."
-                f"{_hint(part, value)}"
-            )
+        check_part("`Problem(...)`", name, value)
+
+
+def check_part(call: str, kind: str, value: Any, name: str = "") -> None:
+    """The same for one part that a call takes, as an argument that is called `name` there."""
+    part = _PARTS[kind]
+    if not isinstance(value, part.kind):
+        raise TypeError(
+            f"{call}: `{name or kind}` is {_shown(value)}, expected what {part.maker}."
+            f"{_hint(part, value)}"
+        )
+
+
+def _shown(value: Any) -> str:
+    """What was given, in a line: of an array its shape."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array of the shape {np.shape(value)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}.."
 
 
 def _hint(part: _Part, value: Any) -> str:

@@ -183,8 +183,9 @@ def compare(
 
     Raises:
         TypeError: `flow` or a run is no trajectory.
-        ValueError: there is no run; `labels` or `step_sizes` are not as many as runs; parameters of
-            other shapes; `backward_error` for a run that is not plain gradient descent.
+        ValueError: the first is a run of descent; there is no run; `labels` or `step_sizes` are not
+            as many as runs; parameters of other shapes; `backward_error` for a run that is not
+            plain gradient descent.
     """
     _check(flow, runs, labels, step_sizes, num_points)
     rows: list[dict[str, Any]] = []
@@ -318,6 +319,11 @@ def _check(flow: Any, runs: Sequence[Any], labels: Any, step_sizes: Any, num_poi
     for one in (flow, *runs):
         if not isinstance(one, Trajectory):
             raise TypeError(f"`compare(flow, *runs)`: {one!r} is no trajectory.")
+    if flow.kind == "descent":
+        raise ValueError(
+            "`compare(flow, *runs)`: the first is a run of descent. The flow comes first, from "
+            "`gflow.integrate`, and the runs that are compared with it follow."
+        )
     if not runs:
         raise ValueError("`compare(flow, *runs)`: give at least one run beside the flow.")
     for name, given in (("labels", labels), ("step_sizes", step_sizes)):

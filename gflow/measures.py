@@ -13,7 +13,18 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from gflow._numerics import scaled_margins, tangent, tree_dot, tree_norm, unit
+from gflow._leaves import check_alike, check_params
+from gflow._numerics import (
+    is_integer,
+    is_real,
+    scalar,
+    scaled_margins,
+    tangent,
+    tree_dot,
+    tree_norm,
+    unit,
+)
+from gflow._points import of_point
 from gflow._typing import Params
 from gflow.accuracy import accuracy, robust_accuracy
 from gflow.problem import Ascent, Problem
@@ -45,6 +56,7 @@ class PointMeasures(NamedTuple):
     strength: Float[Array, ""]
 
 
+@of_point
 def measure_point(
     problem: Problem, direction: Params, log_kappa: Float[Array, ""] | float
 ) -> PointMeasures:
@@ -89,17 +101,20 @@ def measure_ascent(
     )
 
 
+@of_point
 def at_params(problem: Problem, params: Params) -> PointMeasures:
     """The measures of `params`: `measure_point` at their own direction and norm."""
     direction, length = unit(params)
     return measure_point(problem, direction, problem.degree * jnp.log(length))
 
 
+@of_point
 def normalized_margin(problem: Problem, params: Params) -> Float[Array, ""]:
     """`min_i q_i(params / |params|)`, the adversarial margin at unit norm."""
     return jnp.min(problem.margins(unit(params)[0]))
 
 
+@of_point
 def smoothed_margin(problem: Problem, params: Params) -> Float[Array, ""]:
     """`l^{-1}(sum_i l(q_i)) / |params|^L`, a lower bound of the normalized margin.
 
@@ -115,6 +130,7 @@ def sine(direction: Params, vector: Params) -> Float[Array, ""]:
 
     Computed from the part of v across u, so that small angles keep their digits. A zero v gives 1.
     """
+    check_alike(direction, vector, "`sine(direction, vector)`")
     unit_vector, length = unit(vector)
     across = tree_norm(tangent(direction, unit_vector))
     opposed = (tree_dot(direction, unit_vector) <= 0) | (length == 0)
@@ -123,6 +139,7 @@ def sine(direction: Params, vector: Params) -> Float[Array, ""]:
 
 def direction_distance(left: Params, right: Params) -> Float[Array, ""]:
     """`| left/|left| - right/|right| |_2`, the distance between two directions."""
+    check_alike(left, right, "`direction_distance(left, right)`")
     difference = jax.tree.map(lambda a, b: a - b, unit(left)[0], unit(right)[0])
     return tree_norm(difference)
 
@@ -180,6 +197,7 @@ def ji_telgarsky_bound(start: Params) -> Float[Array, ""]:
     return jnp.max(squares) - squares[-1] + sum(gaps, start=jnp.zeros(()))
 
 
+@of_point
 def euler_error(problem: Problem, params: Params) -> Float[Array, ""]:
     """`max_i |<grad q_i, u> - L q_i| / (L max_j |q_j|)` at unit norm: 0 for homogeneous margins."""
     direction, _ = unit(params)
@@ -190,6 +208,7 @@ def euler_error(problem: Problem, params: Params) -> Float[Array, ""]:
     return jnp.max(jnp.abs(slopes - expected)) / jnp.where(largest > 0, largest, 1.0)
 
 
+@of_point
 def scale_invariance_error(problem: Problem, params: Params) -> Float[Array, ""]:
     """`max_i |delta_i(c u) - delta_i(u)|_inf / max_i |delta_i|_inf` over c = 1e-3 and 1e3."""
     direction, _ = unit(params)
@@ -204,8 +223,10 @@ def scale_invariance_error(problem: Problem, params: Params) -> Float[Array, ""]
     return change / jnp.where(largest > 0, largest, 1.0)
 
 
+@of_point
 def num_support(problem: Problem, params: Params, *, tolerance: float = 1e-2) -> Int[Array, ""]:
     """How many margins lie within `tolerance`, relative, of the smallest one."""
+    tolerance = scalar(tolerance, "tolerance")
     margins = problem.margins(unit(params)[0])
     smallest = jnp.min(margins)
     return jnp.sum(margins <= smallest + tolerance * jnp.abs(smallest))
@@ -216,11 +237,19 @@ def balanced_margin(predictor_margin: float, depth: int) -> float:
 
     gamma is the margin of the normalized product of its layers; at unit norm of all parameters each
     of its L aligned layers has norm `L^(-1/2)`.
+
+    Raises:
+        TypeError, ValueError: the margin is no number, or the depth no integer of at least 1.
     """
+    if not is_real(predictor_margin):
+        raise TypeError(f"`balanced_margin({predictor_margin!r}, ...)`: the margin is one number.")
+    if not is_integer(depth) or depth < 1:
+        raise ValueError(f"`balanced_margin(..., {depth!r})`: the depth is an integer, at least 1.")
     return predictor_margin * math.pow(depth, -depth / 2)
 
 
 def _matrices(params: Params, name: str) -> list[Array]:
+    check_params(params, f"`{name}(params)`")
     layers = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
     layers = [leaf.reshape(leaf.shape[0], -1) if leaf.ndim > 2 else leaf for leaf in layers]
     if any(layer.ndim != 2 for layer in layers):

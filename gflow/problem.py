@@ -4,6 +4,7 @@ The only place where one example becomes all of them (`vmap`). Every function is
 methods are compiled on first use.
 """
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -15,7 +16,8 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
-from gflow._description import storable
+from gflow._description import shown, storable
+from gflow._leaves import check_params, is_array_of_numbers
 from gflow._methods import light
 from gflow._numerics import (
     check_x64,
@@ -132,9 +134,7 @@ class Problem(eqx.Module):
         check_parts(network=network, dataset=dataset, loss=loss, perturbation=perturbation)
         if not one_of(gradient, ("frozen", "total")):
             raise ValueError(f"`Problem(gradient={gradient!r})`: choose 'frozen' or 'total'.")
-        if not one_of(rivals, RIVALS):
-            names = "'worst', 'runner_up' or 'each'"
-            raise ValueError(f"`Problem(rivals={rivals!r})`: choose {names}.")
+        rivals = _chosen(rivals, dataset, perturbation)
         network.check_fits(dataset.x.shape[1], dataset.num_outputs)
         perturbation.check_fits(np.asarray(dataset.x))
         warn_of_radius(perturbation, np.asarray(dataset.x))
@@ -144,17 +144,29 @@ class Problem(eqx.Module):
         self.perturbation = perturbation
         self.starts = perturbation.starts(*dataset.x.shape)
         self.gradient_mode = gradient
-        choice = dataset.num_outputs > 2 and not isinstance(perturbation, Clean)
-        self.rivals = rivals if choice else "runner_up"
+        self.rivals = rivals
         self.rival_smoothing = None
         self.attack_floor = None
         self.attacked_network = None
         PROGRAMS.serve(self)
 
+    def __repr__(self) -> str:
+        return shown(self)
+
     @property
     def degree(self) -> float:
         """Homogeneity degree L of the network, and so of the margins, in the parameters."""
         return self.network.degree
+
+    def with_rivals(self, rivals: Rivals) -> "Problem":
+        """The same problem, in which the attack lowers another margin.
+
+        Raises:
+            ValueError: `rivals` is unknown.
+        """
+        changed = copy.copy(self)
+        object.__setattr__(changed, "rivals", _chosen(rivals, self.dataset, self.perturbation))
+        return changed
 
     @property
     def one_attack(self) -> bool:
@@ -212,6 +224,8 @@ class Problem(eqx.Module):
         Shapes: delta (n, d); or for classes (n, k - 1, d), one for the margin against each rival.
         """
         x, y = self._examples()
+        self._check_point(params)
+        self._check_delta(delta)
         if delta.ndim == 3:
             return jax.vmap(self._own_margins, (None, 0, 0, 0))(params, x, y, delta)
         return jax.vmap(self._margin, (None, 0, 0))(params, x + delta, y)
@@ -367,6 +381,20 @@ class Problem(eqx.Module):
         check_x64()
         return jnp.asarray(self.dataset.x), jnp.asarray(self.dataset.y)
 
+    def _check_point(self, params: Params) -> None:
+        """Refuses what is no parameters of the network, while a method is compiled for it."""
+        check_params(params, "a method of `Problem`", self.network.parameter_shapes)
+
+    def _check_delta(self, delta: Any) -> None:
+        n, d = self.dataset.x.shape
+        shapes = [(n, d)] if self.dataset.binary else [(n, d), (n, self.dataset.num_outputs - 1, d)]
+        found = np.shape(delta) if is_array_of_numbers(delta) else type(delta).__name__
+        if found not in shapes:
+            raise ValueError(
+                f"`problem.margins_at(params, delta)`: `delta` is {found}, expected an array of "
+                f"the shape {' or '.join(map(str, shapes))}."
+            )
+
     def margin_of(self, output: Array, y: Array) -> Array:
         """The margin of one example: `y f`, or for classes `f_y - f_j`. Shapes: () or (k - 1,)."""
         return y * output if self.dataset.binary else _against_others(output, y)
@@ -400,6 +428,7 @@ class Problem(eqx.Module):
 
     def _attacks(self, params: Params) -> Attack:
         x, y = self._examples()
+        self._check_point(params)
         if self.one_attack:
             return self._attack(params, jnp.zeros_like(x[0]), jnp.ones_like(y[0]), None)
         starts = None if self.starts is None else jnp.asarray(self.starts)
@@ -468,6 +497,19 @@ class Problem(eqx.Module):
             return jnp.roll(self._margin(params, x + attack.delta, y), -attack.choice)
         table = self._table(params, x, y, attack.delta)
         return margins_of_worst(table, self.rival_smoothing, attack.choice)[0]
+
+
+def _chosen(rivals: Any, dataset: Dataset, perturbation: AbstractPerturbation) -> Rivals:
+    """What `rivals` comes to: without a choice "runner_up".
+
+    Raises:
+        ValueError: it is unknown.
+    """
+    if not one_of(rivals, RIVALS):
+        names = "'worst', 'runner_up' or 'each'"
+        raise ValueError(f"`Problem(rivals={rivals!r})`: choose {names}.")
+    choice = dataset.num_outputs > 2 and not isinstance(perturbation, Clean)
+    return rivals if choice else "runner_up"
 
 
 # Functions of one example. A program holds margins and attacks in several places, and JAX traces,

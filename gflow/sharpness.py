@@ -10,6 +10,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from gflow._layout import Layout
 from gflow._numerics import one_of, tree_dot, tree_scale
+from gflow._points import of_point
 from gflow._programs import compiled
 from gflow._typing import Params
 from gflow.problem import Problem
@@ -20,6 +21,7 @@ _SMALL = 24
 _RESTARTS = 100
 
 
+@of_point
 def sharpness(
     problem: Problem,
     params: Params,

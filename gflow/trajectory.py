@@ -1,5 +1,7 @@
 """The outcome of a run, continuous or discrete: read at a time, a loss or a norm; saved, loaded."""
 
+import contextlib
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -215,13 +217,9 @@ class Trajectory(Outcome):
         `function` is compiled once and runs point by point.
 
         Raises:
-            TypeError: it is no function.
+            TypeError: it is no function of these two.
         """
-        if not callable(function):
-            raise TypeError(
-                f"`trajectory.measure({function!r})`: give a function of a problem and a "
-                "direction, such as `gflow.measures.smoothed_margin`."
-            )
+        _check_measure(function)
         problem = self.require_problem()
         each = jax.jit(lambda vectors: jax.lax.map(self._measured(function, problem), vectors))
         return jax.tree.map(np.asarray, each(self.vectors))
@@ -284,6 +282,27 @@ def scaled(log_norm: Any, vector: np.ndarray) -> np.ndarray:
     """`exp(log_norm) vector`, whose zeros stay zeros however large the norm."""
     with np.errstate(over="ignore", invalid="ignore"):  # infinity is meant, 0 * infinity is not
         return np.where(vector == 0, 0.0, np.exp(log_norm) * vector)
+
+
+def _check_measure(function: Any) -> None:
+    """Refuses what cannot be called with a problem and a direction."""
+    fits = callable(function)
+    if fits:
+        with contextlib.suppress(ValueError):  # functions in C have no signature
+            fits = _takes_two(inspect.signature(function))
+    if not fits:
+        raise TypeError(
+            f"`trajectory.measure({function!r})`: give a function of a problem and a "
+            "direction, such as `gflow.measures.smoothed_margin`."
+        )
+
+
+def _takes_two(signature: inspect.Signature) -> bool:
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def _check_targets(name: str, value: Any) -> None:

@@ -1,6 +1,5 @@
 """The door: what is checked before anything is integrated."""
 
-import numbers
 from typing import Any
 
 import equinox as eqx
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gflow._leaves import is_array_of_numbers
 from gflow._numerics import (
     check_unmasked,
     check_untraced,
@@ -96,7 +96,7 @@ def _as_arrays(params: Params) -> Params:
                 "direction there are `limit.params(log_kappa=...)`; the flow that led there is "
                 "`limit.trajectory`."
             )
-        if not _is_real(leaf):
+        if not is_array_of_numbers(leaf):
             raise TypeError(
                 f"`params` holds {leaf!r}; every leaf must be an array of real numbers. Parts of a "
                 "module that are no arrays belong into the function, not into its parameters."
@@ -109,12 +109,6 @@ def _as_arrays(params: Params) -> Params:
 def _as_array(leaf: Any) -> jax.Array:
     known = isinstance(leaf, jax.Array) and leaf.dtype == np.float64  # `asarray` takes 20 us
     return leaf if known else jnp.asarray(leaf, jnp.float64)
-
-
-def _is_real(leaf: Any) -> bool:
-    if not hasattr(leaf, "dtype"):
-        return isinstance(leaf, numbers.Real) and not isinstance(leaf, bool)
-    return any(jnp.issubdtype(leaf.dtype, kind) for kind in (jnp.floating, jnp.integer))
 
 
 def _check_output(problem: Problem, params: Params) -> None:

@@ -41,7 +41,7 @@ class Product:
             x = weight @ x
         return x[0]
 
-    def input_gradient(self, params, x, slopes=None):
+    def input_gradient(self, params, x):
         product = params[-1]
         for weight in params[-2::-1]:
             product = product @ weight
@@ -69,23 +69,17 @@ class TwoLayer:
     def output(self, params, x):
         return params[1][0] @ self._hidden(params[0], x)[0] ** self.power
 
-    def input_gradient(self, params, x, slopes=None):
-        """`grad_x f`; where `slopes` c are given, of shape (h,) and for power 2, with `2 c a` as
-        the derivative of `max(a, 0)^2`.
-        """
-        if slopes is not None:
-            return (params[1][0] * 2 * slopes * (params[0] @ x)) @ params[0]
+    def input_gradient(self, params, x):
         hidden, by_x = self._hidden(params[0], x)
         return (params[1][0] * self.power * hidden ** (self.power - 1)) @ by_x
 
 
-def margins_and_gradients(network, attack, params, data, *, total=False, signs=None, slopes=None):
+def margins_and_gradients(network, attack, params, data, *, total=False, signs=None):
     """`q_i` and `grad q_i` by the parameters, with delta held fixed or through it.
 
     Args:
         params: tuple of arrays.
         signs: of the steps of the attack, where they are held. Shape (n, d).
-        slopes: of the ReLU^2 in the attack's gradient, where they are held. Shape (n, h).
 
     Returns:
         Shapes: (n,), (n, P).
@@ -93,10 +87,9 @@ def margins_and_gradients(network, attack, params, data, *, total=False, signs=N
     margins, gradients = [], []
     for i, (x, y) in enumerate(zip(data.x, data.y, strict=True)):
         held = None if signs is None else signs[i]
-        kinked = None if slopes is None else slopes[i]
 
-        def delta(at, x=x, y=y, held=held, kinked=kinked):
-            return attack(y * network.input_gradient(at, x, kinked), held)
+        def delta(at, x=x, y=y, held=held):
+            return attack(y * network.input_gradient(at, x), held)
 
         def margin(at, fixed, x=x, y=y, delta=delta):
             return y * network.output(at, x + (delta(at) if fixed is None else fixed))

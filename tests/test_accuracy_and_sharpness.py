@@ -100,7 +100,7 @@ def test_sharpness_of_a_linear_predictor_by_hand():
     assert measures.sharpness(linear, (weight,)) == pytest.approx(expected, rel=1e-12)
 
 
-def test_sharpness_where_the_loss_has_underflowed_or_nothing_moves():
+def test_sharpness_where_the_loss_has_underflowed_or_nothing_moves(own_words):
     """Far out `hess log Loss` stays; of the loss itself nothing is left; a dead net has none."""
     at = problem(loss=losses.exponential())
     run = gflow.integrate(at, NETWORK.init(0), until=gflow.Until(log_loss=-3.0), save=2)
@@ -109,7 +109,7 @@ def test_sharpness_where_the_loss_has_underflowed_or_nothing_moves():
     assert measures.sharpness(at, far) == 0.0
     assert measures.sharpness(at, far, objective="log_loss") > 1.0
     with pytest.raises(ValueError, match="choose 'loss' or 'log_loss'"):
-        measures.sharpness.__wrapped__(at, far, objective="x")
+        measures.sharpness(at, far, objective="x")
     dead = (-np.abs(PARAMS[0]), np.zeros((1, 8)))
     positive = datasets.Dataset(np.abs(DATA.x), DATA.y)
     blind = gflow.Problem(NETWORK, positive, loss=losses.exponential())

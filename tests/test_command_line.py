@@ -60,6 +60,10 @@ REFUSED = {
     "radius left out": ('[[perturbation]]\nkind = "pgd"', ["`perturbation[0].radius`", "needed"]),
     "choice": ('loss = "hinge"', ["`loss`", "'hinge'", "'exponential' or 'logistic'"]),
     "truth for a number": ("seed = true", ["`seed` = true", "integer"]),
+    "a table in place of several": (
+        '[network]\nkind = "linear"',
+        ["`network`: one of several tables; write `[[network]]` above it"],
+    ),
     "text for a number": ('[until]\nlog_loss = "low"', ["`until.log_loss` = 'low'", "number"]),
     "text in a list": (
         '[[network]]\nkind = "mlp"\nhidden = [4, "a"]',
@@ -106,6 +110,85 @@ REFUSED = {
     "syntax": ("seed = 1\nloss = [", ["not valid TOML"]),
     "syntax with its line": ("seed = 1\nloss == 2", ["not valid TOML", "line 2"]),
 }
+
+
+@pytest.mark.parametrize("text", ["", "# only a remark\n", "\ufeff"])
+@pytest.mark.parametrize("command", ["run", "sweep", "config"])
+def test_a_file_without_a_field_is_no_job(tmp_path, capsys, command, text):
+    (tmp_path / "job.toml").write_text(text, encoding="utf-8")
+    assert main([command, str(tmp_path / "job.toml")]) == 2
+    assert "job.toml` holds no field: it is empty" in capsys.readouterr().err
+    assert main([command, os.devnull]) == 2
+
+
+def test_marks_and_line_ends_of_windows_are_read(tmp_path):
+    plain = read(tmp_path, "seed = 3\n[until]\nlog_loss = -4.0\n")
+    (tmp_path / "w.toml").write_bytes(b"\xef\xbb\xbfseed = 3\r\n[until]\r\nlog_loss = -4.0\r\n")
+    assert read_configuration(tmp_path / "w.toml") == plain
+
+
+def test_a_name_that_is_nearly_that_of_a_file_is_told(tmp_path):
+    (tmp_path / "small.toml").write_text("seed = 1")
+    with pytest.raises(UserError, match=r"perhaps `.*small\.toml` is meant"):
+        read_configuration(tmp_path / "smal.toml")
+
+
+LEFT = {
+    # files of a folder -> what `gflow report` says
+    "nothing": ({}, "nothing was run there. `gflow run --output"),
+    "a sweep": ({"config.toml": "", "runs/sweep.npz": ""}, "`gflow sweep --resume"),
+    "a job that had not begun": ({"config.toml": "# One job of `gflow run`"}, "`gflow run "),
+    "a sweep that had not begun": ({"config.toml": "# A sweep: `gflow sweep`"}, "`gflow sweep "),
+    "a sweep from Python": ({"sweep.npz": ""}, "`gflow.Sweep.load("),
+    "studies": ({"ledger.json": "{}"}, "of `gflow study`"),
+}
+
+
+@pytest.mark.parametrize(("files", "words"), LEFT.values(), ids=LEFT)
+def test_a_report_of_what_was_not_finished_says_how_to_go_on(tmp_path, capsys, files, words):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for options in ([], ["--matrix", str(tmp_path / "m.png")]):
+        assert main(["report", str(tmp_path), *options]) == 2
+        error = capsys.readouterr().err
+        assert "holds no results yet" in error and words in error
+
+
+def test_a_folder_in_use_is_told(tmp_path, capsys):
+    (tmp_path / "config.toml").write_text("")
+    script = (
+        "import sys, pathlib\nfrom gflow._files import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])): print(1, flush=True), sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "1\n"
+        assert main(["report", str(tmp_path)]) == 2
+        other.communicate("")
+    assert "a run is writing into it now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["missing", "a file"])
+def test_a_report_of_no_folder(tmp_path, capsys, what):
+    place = tmp_path / "place"
+    if what == "a file":
+        place.write_text("")
+    assert main(["report", str(place)]) == 2
+    words = "is a file, not a folder" if what == "a file" else "is not there"
+    assert words in capsys.readouterr().err
+
+
+def test_each_command_names_the_other_where_it_has_to_go_on(tmp_path, capsys):
+    (tmp_path / "config.toml").write_text("seed = 1")
+    (tmp_path / "results.json").write_text("{}")
+    assert main(["sweep", "--resume", str(tmp_path)]) == 2
+    assert "holds a job, no sweep: `gflow run --resume" in capsys.readouterr().err
+    (tmp_path / "runs").mkdir()
+    assert main(["run", "--resume", str(tmp_path)]) == 2
+    assert "holds a sweep, no job: `gflow sweep --resume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "words"), REFUSED.values(), ids=REFUSED)
@@ -199,7 +282,7 @@ def test_a_full_disk_behind_the_output_is_told_in_a_sentence(arguments):
     assert done.stderr == "gflow: the output cannot be written: No space left on device.\n"
 
 
-def test_a_warning_is_told_in_a_sentence(tmp_path):
+def test_a_warning_is_told_in_a_sentence(tmp_path, capsys):
     (tmp_path / "job.toml").write_text(
         "[[network]]\nkind = 'linear'\n[[perturbation]]\nkind = 'fgm'\nradius = 200.0\n"
         "[limit]\nenabled = false\n[until]\nlog_loss = 0.0\n[data]\nkind = 'digits'\nlimit = 10\n"
@@ -210,10 +293,10 @@ def test_a_warning_is_told_in_a_sentence(tmp_path):
     assert [line.startswith("gflow: warning: `Problem(...)`:") for line in told] == [True]
     assert "UserWarning" not in done.stderr and "__main__" not in done.stderr
     # No flow came to its loss, so that there is no margin to draw.
-    command = [sys.executable, "-m", "gflow", "report", "gflow-run", "--matrix", "m.png"]
-    drawn = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert drawn.returncode == 2 and "no margin to draw" in drawn.stderr
-    assert not (tmp_path / "m.png").exists()
+    figure = tmp_path / "m.png"
+    assert main(["report", str(tmp_path / "gflow-run"), "--matrix", str(figure)]) == 2
+    assert "no margin to draw" in capsys.readouterr().err
+    assert not figure.exists()
 
 
 def test_the_example_reads_back(capsys, tmp_path):
@@ -474,7 +557,8 @@ def test_unusable_data_and_options_stop_before_integrating(tmp_path, capsys, tex
     (tmp_path / "good.csv").write_text("1,2,1\n-1,-2,-1\n")
     (tmp_path / "job.toml").write_text(text)
     out = tmp_path / "out"
-    assert main(["run", str(tmp_path / "job.toml"), "-o", str(out)]) == 2
+    # Workers would be begun, each with JAX, before the data are read.
+    assert main(["run", str(tmp_path / "job.toml"), "-o", str(out), "--jobs", "1"]) == 2
     error = capsys.readouterr().err
     assert all(word in error for word in words), error
     assert not out.exists()

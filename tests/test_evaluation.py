@@ -133,10 +133,18 @@ def test_several_classes_are_attacked_as_in_training(rivals):
     # The class of the longest weights is the worst rival where another one is the runner-up.
     start = (np.asarray(network.init(20)[0]) * np.array([[1.0], [1.0], [5.0]]),)
     flow = gflow.integrate(trained, start, until=gflow.Until(time=1e-4), tolerance=1e-4)
-    ends = {"fgm": End(Record("net", "fgm", "", True, {}, 0.0), flow.vectors[-1])}
-    evaluation = evaluate("net", {"fgm": trained}, ends, {"fgm": flow}, {"fgm": attack}, None)
+    # Clean training comes first, whose problem has no attack and so no rivals.
+    clean = gflow.Problem(network, data, **options)
+    problems = {"clean": clean, "fgm": trained}
+    ends = {
+        name: End(Record("net", name, "", True, {}, 0.0), flow.vectors[-1]) for name in problems
+    }
+    flows, attacks = dict.fromkeys(problems, flow), {"clean": clean.perturbation, "fgm": attack}
+    evaluation = evaluate("net", problems, ends, flows, attacks, None)
     expected = float(np.min(trained.margins(flow.direction)))
-    assert evaluation.stopped[0, 0] == pytest.approx(expected, rel=1e-12)
+    np.testing.assert_allclose(evaluation.stopped[:, 1], expected, rtol=1e-12)
+    right = gflow.measures.robust_accuracy(trained, flow.direction)
+    assert gflow.measures.robust_accuracy(clean, flow.direction, attack, rivals=rivals) == right
     other = gflow.Problem(network, data, perturbation=attack, loss=losses.logistic())
     told_apart = float(np.min(other.margins(flow.direction))) != pytest.approx(expected, rel=1e-3)
     assert told_apart == (rivals == "runner_up")

@@ -376,6 +376,152 @@ def test_mistakes(call, error, words):
     assert "\n" not in str(refusal.value)
 
 
+OF_POINTS = [
+    "accuracy",
+    "at_params",
+    "euler_error",
+    "normalized_margin",
+    "num_support",
+    "robust_accuracy",
+    "scale_invariance_error",
+    "sharpness",
+    "smoothed_margin",
+]
+OF_PARAMS = [
+    "balancedness",
+    "ji_telgarsky_bound",
+    "ji_telgarsky_excess",
+    "layer_alignment",
+    "stable_ranks",
+]
+
+
+class _Limit:
+    """What tells a limit; a real one would have to be searched for."""
+
+    direction, basin = START, "confirmed"
+
+
+NO_PARAMS = {
+    "limit": (_Limit, TypeError, "holds a `Limit`. Give its direction, `limit.direction`"),
+    "run": (lambda: run(), TypeError, "holds a `Trajectory`. Give one of its points"),
+    "data": (lambda: "data", TypeError, "holds a str, expected a pytree of arrays"),
+    "nothing": (lambda: None, TypeError, "`params` holds no arrays"),
+    "truth": (lambda: (True,), TypeError, "holds a bool"),
+}
+OTHER = (np.ones((1, 4)),)
+
+
+@pytest.mark.parametrize(("make", "error", "words"), NO_PARAMS.values(), ids=NO_PARAMS)
+def test_what_is_measured_must_be_parameters(make, error, words):
+    wrong = make()
+    calls = {
+        **{f"`{n}(problem, params)`": _measure(n, PROBLEM, wrong) for n in OF_POINTS},
+        **{f"`{n}(params)`": _measure(n, wrong) for n in OF_PARAMS},
+        "`direction_distance(left, right)`": _measure("direction_distance", START, wrong),
+        "`sine(direction, vector)`": _measure("sine", START, wrong),
+        "a method of `Problem`": lambda: PROBLEM.margins(wrong),
+    }
+    for name, call in calls.items():
+        with pytest.raises(error) as refusal:
+            call()
+        assert name in str(refusal.value)
+        assert words in str(refusal.value)
+        assert "\n" not in str(refusal.value)
+
+
+def test_parameters_of_another_network_are_not_measured():
+    for name in OF_POINTS:
+        with pytest.raises(ValueError, match=r"leaves of shapes \[\(1, 4\)\], but the network's"):
+            _measure(name, PROBLEM, OTHER)()
+    for method in (PROBLEM.margins, PROBLEM.clean_margins, PROBLEM.log_loss, PROBLEM.gradient):
+        with pytest.raises(ValueError, match="the network's are"):
+            method(OTHER)
+    for name in ("direction_distance", "sine"):
+        with pytest.raises(ValueError, match="both must be parameters of one network"):
+            _measure(name, START, OTHER)()
+
+
+@pytest.mark.parametrize("name", OF_POINTS)
+def test_a_problem_comes_first(name):
+    with pytest.raises(TypeError, match="the two are swapped"):
+        _measure(name, START, PROBLEM)()
+    with pytest.raises(TypeError, match="what came first is a Dataset"):
+        _measure(name, DATA, START)()
+
+
+def test_measures_are_checked_while_a_function_of_the_user_is_traced():
+    with pytest.raises(ValueError, match="the network's are"):
+        jax.jit(lambda p: gflow.measures.normalized_margin(PROBLEM, p))(OTHER)
+    several = (np.ones((2, 1, 3)),)  # each has the network's shapes
+    one = functools.partial(gflow.measures.normalized_margin, PROBLEM)
+    assert jax.vmap(one)(several).shape == (2,)
+
+
+def _measure(name, *arguments):
+    return lambda: getattr(gflow.measures, name)(*arguments)
+
+
+MISUSED = {
+    "robust_accuracy(0.1)": (
+        lambda: gflow.measures.robust_accuracy(PROBLEM, START, 0.1),
+        TypeError,
+        "`robust_accuracy(...)`: `attack` is 0.1, expected what a function of `gflow.pert",
+    ),
+    "robust_accuracy(fgm)": (
+        lambda: gflow.measures.robust_accuracy(PROBLEM, START, perturbations.fgm),
+        TypeError,
+        "Call it first: `fgm(...)`",
+    ),
+    "accuracy(dataset=x)": (
+        lambda: gflow.measures.accuracy(PROBLEM, START, dataset=DATA.x),
+        TypeError,
+        "`dataset` is an array of the shape (6, 3), expected what `gflow.Dataset(x, y)` makes",
+    ),
+    "num_support(tolerance=-1)": (
+        lambda: gflow.measures.num_support(PROBLEM, START, tolerance=-1.0),
+        ValueError,
+        "`tolerance=-1.0`",
+    ),
+    "balanced_margin('a')": (
+        lambda: gflow.measures.balanced_margin("a", 2),
+        TypeError,
+        "`balanced_margin('a', ...)`",
+    ),
+    "balanced_margin(depth=0)": (
+        lambda: gflow.measures.balanced_margin(0.1, 0),
+        ValueError,
+        "`balanced_margin(..., 0)`",
+    ),
+    "margins_at(one row)": (
+        lambda: PROBLEM.margins_at(START, np.zeros(3)),
+        ValueError,
+        "`delta` is (3,), expected an array of the shape (6, 3)",
+    ),
+    "compare(descent, flow)": (
+        lambda: gflow.compare(run(), run()),
+        ValueError,
+        "the first is a run of descent. The flow comes first",
+    ),
+    "measure(an attack)": (
+        lambda: run().measure(perturbations.fgm(0.1)),
+        TypeError,
+        "give a function of a problem and a direction",
+    ),
+    "Sweep.load(3)": (lambda: gflow.Sweep.load(3), TypeError, "`Sweep.load(3)`: give the path"),
+    "Until(time=pytree)": (
+        lambda: gflow.Until(time=(np.ones((1, 3)), np.ones(2))),
+        TypeError,
+        "one real number",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "words"), MISUSED.values(), ids=MISUSED)
+def test_misused(call, error, words):
+    test_mistakes(call, error, words)
+
+
 @functools.cache
 def run():
     return gflow.descend(PROBLEM, START, optax.sgd(0.1), num_steps=2)

@@ -177,6 +177,30 @@ def test_box_is_kept(name):
     assert (outside < 0).any() or (outside > 1).any()  # the box did something
 
 
+@pytest.mark.parametrize("order", [1, 2, math.inf])
+def test_a_box_has_second_derivatives(order):
+    """By the parameters, through the attack, as stiff steps of the total gradient need them."""
+    attack = perturbations.pgd(RADIUS, order=order, num_steps=3, step_size=0.2, box=(0.0, 1.0))
+    x = jnp.asarray(np.concatenate([[[0.0, 1.0, 0.0, 1.0]], X[1:]]))
+    weight, turn = (np.random.default_rng(5).normal(size=(2, 4)) for _ in range(2))
+
+    def margins(weight):
+        def margin(z):
+            return jnp.sum(jnp.sin(weight @ z))
+
+        return sum(margin(point + attack(margin, point, None)) for point in x)
+
+    slope = jax.jit(jax.grad(margins))
+    _, found = jax.jit(lambda at, by: jax.jvp(jax.grad(margins), (at,), (by,)))(weight, turn)
+    # Central differences with an error of about 1e-10 / step and step^2.
+    step = 1e-5
+    expected = (slope(weight + step * turn) - slope(weight - step * turn)) / (2 * step)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    inside = np.array([attack(lambda z: jnp.sum(jnp.sin(weight @ z)), point, None) for point in x])
+    moved = np.asarray(x) + inside
+    assert ((moved == 0) | (moved == 1)).any() and ((moved > 0) & (moved < 1)).any()
+
+
 BOXES = [
     (0.0, 1.0),
     (-1.0, 1.0),

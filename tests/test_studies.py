@@ -254,6 +254,7 @@ def test_a_wrong_call_is_refused(arguments, words, capsys, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize("name", studies.NAMES)
 def test_the_small_form_holds(name):
     verdict = studies.run(name)

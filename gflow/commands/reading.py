@@ -41,13 +41,23 @@ def read_configuration(path: Path | None, overrides: Iterable[str] = ()) -> Conf
         return check_document(read_document(path, overrides), source)
 
 
-def read_document(path: Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
+def read_document(
+    path: Path | None, overrides: Iterable[str] = (), *, saved: bool = False
+) -> dict[str, Any]:
     """What is written in `path`, changed by the overrides, as TOML has it; nothing is checked yet.
 
+    Args:
+        saved: whether the file is one of gflow's own, which may be without a field.
+
     Raises:
-        UserError: the file cannot be read, or is no TOML.
+        UserError: the file cannot be read, is no TOML, or a user's own without a field.
     """
     document = {} if path is None else _read_toml(path)
+    if path is not None and not document and not saved:
+        raise UserError(
+            f"`{path}` holds no field: it is empty. Leave it out for the main job, or begin with "
+            "`gflow config > CONFIG.toml`."
+        )
     for override in overrides:
         _merge(document, _parse_override(override))
     _anchor_data_path(document, Path() if path is None else path.parent)
@@ -101,9 +111,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
             content = handle.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
             raise UserError(f"`{path}` is no configuration: it has over {_MOST_BYTES:.1g} bytes.")
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")  # Windows' editors begin a file with a mark
     except OSError as error:
-        raise UserError(f"`{path}` cannot be read: {error.strerror or error}.") from None
+        near = _near(path) if isinstance(error, FileNotFoundError) else ""
+        raise UserError(f"`{path}` cannot be read: {error.strerror or error}{near}.") from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"`{path}` is not UTF-8 text: see line {line}.") from None
@@ -153,6 +164,8 @@ def _describe(error: Any) -> str:
     match error["type"]:
         case "extra_forbidden":
             return f"`{path}`: no such field{_instead(location)}"
+        case "list_type" if isinstance(error["input"], dict):
+            return f"`{path}`: one of several tables; write `[[{path}]]` above it, not `[{path}]`"
         case "missing":
             return f"`{path}`: this field is needed"
         case "union_tag_not_found":
@@ -180,6 +193,15 @@ def _path(location: tuple[str | int, ...]) -> str:
 def _instead(location: tuple[str | int, ...]) -> str:
     known = fields_at(location[:-1])
     return _did_you_mean(str(location[-1]), known) or f"; there are {', '.join(known)}"
+
+
+def _near(path: Path) -> str:
+    """A file of nearly the same name in the folder."""
+    with contextlib.suppress(OSError):
+        files = [file.name for file in path.parent.glob("*.toml")]
+        close = difflib.get_close_matches(path.name, files, n=1)
+        return f"; perhaps `{path.with_name(close[0])}` is meant" if close else ""
+    return ""
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gflow.commands.folder import write
+from gflow.commands.left import check_results
 from gflow.commands.reading import UserError
 
 _SAFE = "The results and trajectories are as they were."
@@ -14,8 +15,9 @@ def rebuild_report(folder: Path) -> Path:
     """Writes `report.html` from what a job left in `folder`.
 
     Raises:
-        UserError: something in the folder cannot be read.
+        UserError: something in the folder is missing, or cannot be read.
     """
+    check_results(folder)
     import jax
 
     jax.config.update("jax_enable_x64", True)
@@ -37,6 +39,7 @@ def draw_matrix(folder: Path, path: Path) -> Path:
         UserError: something in the folder cannot be read, or there is no matrix in it.
         WriteFailed: the file cannot be written.
     """
+    check_results(folder)
     from gflow.report.picture import save_picture
 
     settings = _results(folder).settings

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from gflow.commands.left import check_results, resume_of
 from gflow.commands.reading import UserError, read_configuration
 from gflow.configuration import Configuration
 
@@ -25,6 +26,10 @@ def read_job(folder: Path, *, others: bool) -> tuple[Configuration, bool]:
             f"`{folder}` holds no job to go on with: there is no `config.toml` in it. Begin one "
             f"with `gflow run --output {folder}`."
         )
+    command = resume_of(folder)
+    if command and command.startswith("gflow sweep"):
+        raise UserError(f"`{folder}` holds a sweep, no job: `{command}` goes on with it.")
+    check_results(folder)
     from gflow.report.record import read_results
 
     try:

@@ -19,6 +19,7 @@ from gflow._files import write_text
 from gflow.commands.crew import Programs, set_up_jax
 from gflow.commands.explaining import document_toml
 from gflow.commands.folder import claimed, write
+from gflow.commands.left import resume_of
 from gflow.commands.lists import Entry, entries
 from gflow.commands.reading import UserError, read_document, source_of, told_if_deep
 from gflow.commands.running import ALL_REACHED, INTERRUPTED, NOT_ALL_REACHED, describe_source
@@ -69,14 +70,17 @@ class Asked:
     runs: list[Entry]
 
 
-def read_sweep(path: Path | None, overrides: Sequence[str] = ()) -> Asked:
+def read_sweep(path: Path | None, overrides: Sequence[str] = (), *, saved: bool = False) -> Asked:
     """The sweep that a file describes.
+
+    Args:
+        saved: whether the file is one of gflow's own, which has no field where none was given.
 
     Raises:
         UserError: the file cannot be read, or a field or value is wrong.
     """
     with told_if_deep(source := source_of(path)):
-        document = read_document(path, overrides)
+        document = read_document(path, overrides, saved=saved)
         runs = entries(document, source)
     _check_limit(runs[0])
     return Asked(document, source, runs)
@@ -96,12 +100,15 @@ def read_saved(folder: Path, *, others: bool) -> Asked:
             "`gflow sweep --resume FOLDER` goes on with a sweep as it was asked for: leave out "
             "CONFIG, --set, --output, --overwrite and --chunk."
         )
+    command = resume_of(folder)
+    if command and command.startswith("gflow run"):
+        raise UserError(f"`{folder}` holds a job, no sweep: `{command}` goes on with it.")
     if not (folder / CONFIG_NAME).is_file() or not (folder / RUNS).is_dir():
         raise UserError(
             f"`{folder}` holds no sweep to go on with: there is no `{CONFIG_NAME}` or no `{RUNS}` "
             f"in it. Begin one with `gflow sweep CONFIG --output {folder}`."
         )
-    return read_sweep(folder / CONFIG_NAME)
+    return read_sweep(folder / CONFIG_NAME, saved=True)
 
 
 def _check_limit(run: Entry) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gflow._description import shown
 from gflow._methods import light
 from gflow._numerics import check_untraced, is_real
 from gflow._signatures import named
@@ -75,6 +76,9 @@ class Until(eqx.Module):
         self.stationarity = _number(stationarity, 0.0)
         self.log_logits = np.log(_number(logits, math.inf))
         self.accuracy = _checked_accuracy(accuracy)
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     def as_dict(self) -> dict[str, float]:
         """The targets that were asked for; time as `log1p_time`."""

@@ -123,6 +123,15 @@ class Certificate:
         """Plain Python values; None for numbers that are not finite."""
         return plain(asdict(self))
 
+    def __repr__(self) -> str:
+        state = "separated" if self.separated else "not separated"
+        return (
+            f"Certificate({state}, normalized_margin={self.normalized_margin:.6g}, "
+            f"strong_margin={self.strong_margin:.6g}, stationarity={self.stationarity:.2g}, "
+            f"complementarity={self.complementarity:.2g}, num_support={self.num_support}, "
+            f"at a kink {len(self.kinks)})"
+        )
+
     def __str__(self) -> str:
         state = "separated" if self.separated else "NOT separated: no KKT system"
         held = f"  with its kinks held  {self.held_margin:+.6e}\n" if len(self.kinks) else ""

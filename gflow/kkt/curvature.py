@@ -49,6 +49,11 @@ class Curvature:
     frequencies: np.ndarray = field(default_factory=lambda: np.zeros(()))
     undecided: tuple[tuple[int, int], ...] = ()
 
+    def __repr__(self) -> str:
+        counts = f"{self.unstable.sum()} negative, {self.neutral.sum()} zero"
+        smallest = f", smallest {self.values.min():.3g}" if self.values.size else ""
+        return f"Curvature({self.values.size} eigenvalues, {counts}{smallest})"
+
     @property
     def spirals(self) -> bool:
         """Whether the flow leaves in spirals: along complex eigenvalues, and no other ones."""

@@ -8,7 +8,7 @@ close to a saddle this may take thousands of units. A training run, whose log ka
 then remains near the saddle.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ class Visit:
             its tolerance.
     """
 
-    direction: Params
+    direction: Params = field(repr=False)
     margin: float
     verdict: str
     arrival: float

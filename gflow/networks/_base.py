@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gflow._description import shown
 from gflow._numerics import is_integer, rounded_square, scalar, smoothed_relu, whole_or_real
 from gflow._programs import compiled
 from gflow._selection import select_largest
@@ -52,6 +53,9 @@ class AbstractNetwork(eqx.Module):
         degree: eqx.AbstractVar[float]
         num_inputs: eqx.AbstractVar[int | None]
         num_outputs: eqx.AbstractVar[int | None]
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     @abc.abstractmethod
     def apply(self, params: Params, x: Float[Array, " d"]) -> Float[Array, ""] | Float[Array, " k"]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gflow._description import storable
+from gflow._description import shown, storable
 from gflow._signatures import named
 
 Margin = Callable[[Array], Array]
@@ -31,6 +31,9 @@ class AbstractPerturbation(eqx.Module):
 
     order: eqx.AbstractVar[float]
     radius: eqx.AbstractVar[Any]
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     @abc.abstractmethod
     def __call__(

@@ -142,22 +142,19 @@ class ProjectedGradient(AbstractPerturbation):
         return jnp.minimum(jnp.asarray(self.step_size, unit.dtype) / unit, _LONGEST_STEP)
 
 
-@jax.custom_jvp
 def _kept_in_box(delta: Array, x: Array, low: Array, high: Array) -> Array:
     """`delta` with what rounding left beyond the box removed: `low <= x + delta <= high` exactly.
 
     For x in the box. The difference to an edge is itself rounded, by half a unit in the last place
-    of `delta` at most, so that one unit less is enough. The derivative is that of `delta`.
+    of `delta` at most, so that one unit less is enough. The derivatives are those of `delta`, to
+    which the correction, a constant for them, is added: both are so close that nothing is rounded.
     """
-    delta = jnp.clip(delta, low - x, high - x)
-    reached = x + delta
+    held, x, low, high = map(lax.stop_gradient, (delta, x, low, high))
+    kept = jnp.clip(held, low - x, high - x)
+    reached = x + kept
     beyond = (reached < low) | (reached > high)
-    return jnp.where(beyond, jnp.nextafter(delta, jnp.zeros_like(delta)), delta)
-
-
-@_kept_in_box.defjvp
-def _kept_in_box_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    return _kept_in_box(*primals), tangents[0]
+    kept = jnp.where(beyond, jnp.nextafter(kept, jnp.zeros_like(kept)), kept)
+    return delta + (kept - held)
 
 
 @named()

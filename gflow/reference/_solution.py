@@ -78,6 +78,16 @@ class MaxMargin:
     feasible: bool
     message: str
 
+    def __repr__(self) -> str:
+        attack = f"radius={self.radius:g}, order={self.order:g}"
+        if not self.feasible:
+            largest = f"largest_feasible_radius={self.largest_feasible_radius:.6g}"
+            return f"MaxMargin(infeasible, {attack}, {largest})"
+        return (
+            f"MaxMargin(margin={self.margin:.6g}, {attack}, support {len(self.support)} of "
+            f"{self.multipliers.size}, duality_gap={self.duality_gap:.2g})"
+        )
+
     @property
     def weights(self) -> Array:
         """The minimiser w of the problem above, `direction / margin`. Shapes: (d,)."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gflow._description import storable
+from gflow._description import shown, storable
 from gflow._numerics import one_of
 from gflow._signatures import named
 from gflow.stiff.constrained import Coupled, CoupledField, GapSize, Moved, linearized, step
@@ -95,6 +95,9 @@ class Rosenbrock(FlatSolver):
         self.linear_solver = linear_solver
         # For a `Krylov` that names none: small against any tolerance of a step that is in use.
         self.tolerance = np.asarray(1e-8)
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     @property
     def tableau(self) -> Tableau:

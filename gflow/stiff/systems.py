@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from gflow._description import storable
+from gflow._description import shown, storable
 from gflow._numerics import is_integer, is_real
 from gflow._signatures import named
 from gflow.stiff.operators import Operator, Preconditioner, Tangent, Vector
@@ -102,6 +102,9 @@ class Krylov(eqx.Module):
         self.most_directions = None if most_directions is None else int(most_directions)
         rank = most_margins if rank is None else rank
         self.rank = None if rank is None else int(rank)
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     @property
     def most_margins(self) -> int | None:

@@ -263,9 +263,12 @@ class Sweep:
         Raises:
             FileNotFoundError: the folder holds no sweep.
             ValueError: a file is damaged, or of another version.
+            TypeError: `folder` is no path.
         """
         from gflow.sweeps.folder import load
 
+        if not isinstance(folder, str | os.PathLike):
+            raise TypeError(f"`Sweep.load({folder!r})`: give the path of a folder.")
         return load(Path(folder))
 
     def _check_settings(self, call: str, names: Any) -> None:
