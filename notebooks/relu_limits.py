@@ -74,7 +74,8 @@ plt.show()
 #
 # The verdict is of second order. *Maximum* and *stable* say that the flow does not leave the point, *within a family* that
 # it is one of many equal ones: neurons that look alike can share their weight in any proportion. *Stable* in place of
-# *maximum* is for frozen perturbations, as in training, where the flow does not climb the margin itself. A basin that is
+# *maximum* is for frozen perturbations, as in training, where the flow does not climb the margin itself, and for points
+# at which a neuron has died out that would grow if it pointed elsewhere. A basin that is
 # *undecided* says that the point is right, but that another tolerance might have led to another one: with kinks that is
 # the rule. `reproduce=True` searches again with a tighter tolerance, a colder cap and less rounding:
 

@@ -6,6 +6,7 @@ rate `D - 1`, `D = sum_i lambda_i y_i a relu(w . x_i)` for unit a and w, and tur
 
 import numpy as np
 import pytest
+from scipy.optimize import linprog
 
 import gflow
 from gflow import losses, networks, perturbations
@@ -127,3 +128,85 @@ def test_derivatives_that_underflow_at_a_dead_neuron_are_0():
     small = at(1e-50)
     np.testing.assert_allclose(at(1e-200).slopes, small.slopes, atol=1e-12)
     np.testing.assert_allclose(at(1e-200).gradients, small.gradients, atol=1e-12)
+
+
+PLANE = networks.mlp((2, 10, 1), smoothing=0.05)
+ANGLES = np.linspace(0, 2 * np.pi, 100_000, endpoint=False)
+
+
+def growth_by_angle(x, y, multipliers):
+    """`|D|` for a neuron that points at each of the angles, in the formula above: smoothed ReLUs
+    are `(v + sqrt(v^2 + mu^2 |w|^2 |x|^2)) / 2`.
+    """
+    v = x @ np.stack([np.cos(ANGLES), np.sin(ANGLES)])
+    rounded = 0.05 * np.linalg.norm(x, axis=1)[:, None]
+    return np.abs((multipliers * y) @ (v + np.sqrt(v**2 + rounded**2))) / 2
+
+
+@pytest.fixture(scope="module")
+def planar():
+    """Limits on ten points of the plane with random labels, and the largest growth of a neuron
+    there.
+    """
+    found = {}
+    for seed in (4, 9, 10):
+        generator = np.random.default_rng(seed)
+        x, y = generator.normal(size=(10, 2)), np.where(generator.random(10) < 0.5, -1, 1)
+        problem = gflow.Problem(PLANE, gflow.Dataset(x, y), loss=losses.exponential())
+        limit = gflow.find_limit(problem, PLANE.init(seed))
+        growth = growth_by_angle(x, y, np.ravel(limit.certificate.multipliers))
+        found[seed] = problem, limit, growth
+    return found
+
+
+def weights_of(limit):
+    layers = [np.array(layer) for layer in limit.direction]
+    return layers, np.linalg.norm(layers[0], axis=1) + np.linalg.norm(layers[1], axis=0)
+
+
+def test_a_maximum_has_no_dead_neuron_that_would_grow_elsewhere(planar):
+    """In the plane all directions can be looked at, so that it is known whether one grows."""
+    words = set()
+    for _, limit, growth in planar.values():
+        _, sizes = weights_of(limit)
+        assert (sizes < 1e-7).any() and growth.max() > 1 - 1e-9
+        assert limit.verdict.endswith("within a family")
+        assert limit.verdict.startswith("stable") == (growth.max() > 1 + 1e-4)
+        words.add(limit.verdict)
+    assert len(words) == 2
+
+
+def test_where_a_dead_neuron_would_grow_the_margin_can_be_raised(planar):
+    """By a small neuron in that direction, after the others have moved by the square of its size."""
+    problem, limit, growth = planar[4]
+    (first, last), sizes = weights_of(limit)
+    dead, size = np.argmin(sizes), 1e-2
+    angle = ANGLES[np.argmax(growth)]
+    first[dead] = np.array([np.cos(angle), np.sin(angle)]) * size / np.sqrt(2)
+    margins = []
+    for sign in (-1, 1):
+        last[0, dead] = sign * size / np.sqrt(2)
+        margins.append(raised(problem, (first, last), size**2))
+    assert max(margins) > limit.margin * (1 + 1e-7)
+
+
+def raised(problem, params, reach):
+    """The largest of the smallest normalized margins on the way of 40 linear programs."""
+    layout, best = Layout.of(params), -np.inf
+    theta = np.asarray(layout.flatten(params))
+    for _ in range(40):
+        unit = theta / np.linalg.norm(theta)
+        margins = np.asarray(problem.margins(layout.unflatten(unit)))
+        if margins.min() > best:
+            best, kept = margins.min(), unit
+        else:
+            theta, reach = kept, reach / 3
+            continue
+        rows = problem.margin_gradients(layout.unflatten(unit), np.arange(len(margins)))
+        rows = np.concatenate([np.reshape(leaf, (len(margins), -1)) for leaf in rows], axis=1)
+        rows = rows - 2 * margins[:, None] * unit  # of q(u)/|u|^2
+        constraint = np.hstack([-rows, np.ones((len(rows), 1))])
+        bounds = [(-reach, reach)] * unit.size + [(None, None)]
+        program = linprog(np.append(np.zeros(unit.size), -1.0), constraint, margins, bounds=bounds)
+        theta = unit + program.x[:-1]
+    return best

@@ -18,7 +18,7 @@ import gflow
 from gflow.__main__ import cli
 from gflow.configuration import Configuration
 from gflow.kkt import strong_attack
-from gflow.kkt.settings import SIZES
+from gflow.kkt.settings import DEAD, SIZES
 from gflow.limit import BasinSettings
 from gflow.limit.basin import BASINS
 from gflow.limit.verdict import VERDICTS
@@ -143,6 +143,12 @@ def test_numbers_of_the_basin_and_of_the_strong_attack_are_those_of_the_code():
     for place in (DOCS / "certificate.md", *(PACKAGE / name for name in code)):
         words = place.read_text()
         assert re.search(attack, words), place
+
+
+def test_the_number_of_directions_of_dead_neurons_is_that_of_the_code():
+    told = f"{DEAD.directions} random"
+    for place in (DOCS / "outcomes.md", DOCS / "mathematics.md", PACKAGE / "limit" / "result.py"):
+        assert told in place.read_text(), place
 
 
 def test_the_commands_on_the_pages_can_be_given():

@@ -8,19 +8,24 @@ direction of y, and in an arbitrary one the curvature may be negative only becau
 So y is turned as the flow turns it, until `u = y / |y|` rests. From then on y grows like
 `exp(growth t)`, `growth = -u . F(u)`: the point is a saddle with respect to this neuron if growth
 is positive.
+
+The growth depends on the direction, which has several rest points. The flow stays if the neuron
+died in one that does not grow. But if it would grow in another, there are points next to the KKT
+point with a larger margin, and it is no maximum (`grows_elsewhere`).
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from scipy.integrate import solve_ivp
+from scipy.sparse.csgraph import connected_components
 
 from gflow._layout import Layout
 from gflow.kkt.curvature import Curvature
-from gflow.kkt.settings import DEAD, DeadSettings
-from gflow.kkt.system import stationarity_and_margins
+from gflow.kkt.settings import DEAD, SIZES, DeadSettings, Sizes
+from gflow.kkt.system import kkt_system, margins_and_rows, stationarity_and_margins
 from gflow.problem import Problem
 
 # Entries of an eigenvector of norm 1 above this are coordinates of its neurons; another eigenvector
@@ -29,6 +34,8 @@ _BELONGS, _MOSTLY = 1e-6, 0.99
 # Turning ends at this speed, in radians per unit of time, or after so long; it is integrated to
 # these tolerances, relative and absolute, as only where it ends matters.
 _AT_REST, _LONGEST, _RELATIVE, _ABSOLUTE = 1e-6, 1e4, 1e-6, 1e-9
+# Entries of the Hessian above this part of the largest couple the weights of a neuron.
+_COUPLED = 1e-4
 # How far a direction that is itself at rest, but not stably, is pushed off to begin with.
 _PUSH = 1e-2
 
@@ -90,6 +97,108 @@ def turned(field: Field, start: np.ndarray) -> np.ndarray:
     tolerances: Any = {"rtol": _RELATIVE, "atol": _ABSOLUTE}
     run = solve_ivp(turning, (0, _LONGEST), start, "BDF", events=event, **tolerances)
     return run.y[:, -1] / np.linalg.norm(run.y[:, -1])
+
+
+def grows_elsewhere(
+    problem: Problem,
+    layout: Layout,
+    theta: np.ndarray,
+    multipliers: np.ndarray,
+    *,
+    dead: DeadSettings = DEAD,
+    sizes: Sizes = SIZES,
+) -> bool:
+    """Whether a dead neuron would grow if it pointed in another direction than the one in which it
+    has died. At a size e of it in that direction the margin can be larger by about `growth e^2`.
+
+    Dead neurons do not act on each other. So all of them are given random directions at once, and
+    each is turned by steps along `-F`; this is repeated. That none grows is found, not proved.
+
+    Args:
+        theta, multipliers: the KKT point, of the margins' own gradients. Shapes (P,), (m,).
+    """
+    largest = np.abs(theta).max()
+    where = np.flatnonzero(np.abs(theta) < dead.weight * largest)
+    if not where.size:
+        return False
+    random, size = np.random.default_rng(0), dead.pointed * largest
+
+    def near(units: np.ndarray) -> np.ndarray:
+        moved = theta.copy()
+        moved[where] = size * units
+        return moved
+
+    def force(units: np.ndarray) -> np.ndarray:
+        return _force(problem, layout, near(units), multipliers, sizes)[where] / size
+
+    draws = random.normal(size=(dead.draws, where.size))
+    neurons = _neurons(problem, layout, map(near, draws), multipliers, where, sizes)
+    rounds = -(-dead.directions // (1 + neurons.max()))
+    starts = (random.normal(size=where.size) for _ in range(rounds))
+    return any(_grows(force, start, neurons, dead) for start in starts)
+
+
+def _neurons(
+    problem: Problem,
+    layout: Layout,
+    points: Iterable[np.ndarray],
+    multipliers: np.ndarray,
+    where: np.ndarray,
+    sizes: Sizes,
+) -> np.ndarray:
+    """The number of the neuron to which each of the dead weights belongs: those that the Hessian
+    couples. In problems too large to form it all count as one. Shape (n,).
+
+    Args:
+        points: with the dead weights at a tiny size, in random directions. A single one does not
+            tell, since it may point to where no example activates the neuron.
+        where: which weights are dead. Shape (n,).
+    """
+    if layout.size > sizes.factored:
+        return np.zeros(where.size, int)
+    coupled = np.zeros((where.size, where.size), bool)
+    for theta in points:
+        hessian = kkt_system(problem, layout, theta, multipliers, sizes=sizes).hessian
+        block = np.abs(hessian[np.ix_(where, where)])
+        coupled |= block > _COUPLED * block.max()
+    return connected_components(coupled, directed=False)[1]
+
+
+def _force(
+    problem: Problem, layout: Layout, theta: np.ndarray, multipliers: np.ndarray, sizes: Sizes
+) -> np.ndarray:
+    """`theta - sum_i lambda_i grad q_i`, by the program that Newton's method has compiled."""
+    if theta.size <= sizes.formed:
+        return theta - multipliers @ np.asarray(margins_and_rows(problem, layout, theta)[2])
+    return np.asarray(stationarity_and_margins(problem, layout, theta, multipliers)[0])
+
+
+def _grows(force: Field, units: np.ndarray, neurons: np.ndarray, dead: DeadSettings) -> bool:
+    """Whether one of the neurons grows after it has been turned, or on the way.
+
+    Args:
+        units: the weights of all of them at the start. Shape (n,).
+        neurons: to which each belongs. Shape (n,).
+    """
+    for _ in range(dead.turns):
+        units = units / np.sqrt(np.bincount(neurons, units**2))[neurons]
+        pull = force(units)
+        growths = -np.bincount(neurons, units * pull)
+        fastest = neurons == np.argmax(growths)
+        if growths.max() > dead.growing and _grows_alone(force, units * fastest, dead):
+            return True
+        across = np.sqrt(np.bincount(neurons, (pull + growths[neurons] * units) ** 2))
+        if across.max() < dead.turned:
+            break
+        # Forces are as large as the multipliers, and a long step would leave the slope it climbs.
+        largest = np.maximum(np.sqrt(np.bincount(neurons, pull**2)), 1.0)
+        units = units - dead.turn * pull / largest[neurons]
+    return False
+
+
+def _grows_alone(force: Field, unit: np.ndarray, dead: DeadSettings) -> bool:
+    """Whether these weights grow by themselves, all others being 0."""
+    return bool(-unit @ force(unit) > dead.growing)
 
 
 def _turning(

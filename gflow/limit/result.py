@@ -97,11 +97,13 @@ class Limit(Outcome):
             held; "maximum within a family", a continuum of points of equal margin, as merged or
             aligned neurons leave; with frozen perturbations, where the flow does not climb the
             margin, "stable rest point" and "stable within a family" instead: there the margin can
-            be raised nearby (`certificate.total_stationarity` is not 0), but the flow returns;
+            be raised nearby (`certificate.total_stationarity` is not 0), but the flow returns.
+            These two also where a neuron has died out that would grow if it pointed elsewhere, and
+            the margin with it: 48 random directions are tried. Further words are
             "degenerate"; "depends on coefficients at kinks", which the KKT conditions leave open
             and `curvature.undecided` names; "saddle", a rest point that the flow leaves; or
-            "unknown", where no KKT point was reached. A neuron that has died out lies on a kink of
-            the network: there it is judged along the direction in which it arrived.
+            "unknown", where no KKT point was reached. Whether the flow leaves is judged with the
+            neurons that have died out in the direction in which they arrived.
         curvature: the eigenvalues behind the verdict, or None.
         stages: what was done.
         heading: whether the margin rises all the way from where the last flow stopped to the

@@ -21,7 +21,7 @@ from gflow.kkt.curvature import Curvature, curvature
 from gflow.kkt.open_curvature import open_curvature, with_coefficients
 from gflow.kkt.point import KKTPoint
 from gflow.kkt.system import kkt_system
-from gflow.limit.dead import with_dead_at_rest
+from gflow.limit.dead import grows_elsewhere, with_dead_at_rest
 from gflow.limit.search_settings import DEFAULT, VerdictSettings
 from gflow.limit.settings import REFINE, RefineSettings
 from gflow.problem import Problem
@@ -119,13 +119,13 @@ def is_maximum(
     """Whether a rest point that nothing leaves is a maximum of the adversarial margin, with every
     switch at a kink held at its coefficient.
 
-    It is one if two things hold. First, `sum_i lambda_i dq_i/dtheta`, with the margins' own
+    It is one if three things hold. First, `sum_i lambda_i dq_i/dtheta`, with the margins' own
     derivatives, equals `sum_i lambda_i grad q_i`, with the gradients of training, to rounding: the
     point is a KKT point of the margin too. Second, no direction is unstable if the Hessian is taken
-    of the margins themselves.
+    of the margins themselves. Third, no neuron that has died out would grow in another direction.
     """
     if problem.gradients_are_slopes:
-        return True
+        return not _grows(problem, layout, point, refine)
     if not _pulls_agree(point, settings):
         return False
     total = Problem(
@@ -137,7 +137,14 @@ def is_maximum(
         rivals=problem.rivals,
     )
     found = _total_curvature(total, layout, point, refine)
-    return not (found.unstable.any() or found.undecided)
+    left = found.unstable.any() or found.undecided
+    return not (left or _grows(total, layout, point, refine))
+
+
+def _grows(problem: Problem, layout: Layout, point: KKTPoint, refine: RefineSettings) -> bool:
+    """Whether the margin can be raised by a neuron that has died out, if it points elsewhere."""
+    given, settings = (point.theta, point.multipliers), {"dead": refine.dead, "sizes": refine.sizes}
+    return grows_elsewhere(problem, layout, *given, **settings)
 
 
 def _pulls_agree(point: KKTPoint, settings: VerdictSettings) -> bool:

@@ -192,10 +192,10 @@ LIMIT_COLUMNS = (
     Column(
         "verdict",
         "verdict",
-        "what kind of point the limit is: a maximum of the adversarial margin or, where the "
-        "perturbation is held fixed while differentiating, a stable rest point of training, near "
-        "which the margin may be a little larger; within a family where merged or aligned neurons "
-        "leave a continuum of equals",
+        "what kind of point the limit is: a maximum of the adversarial margin; or a stable rest "
+        "point, near which the margin may be a little larger, where the perturbation is held fixed "
+        "while differentiating or a neuron that has died out would grow if it pointed elsewhere; "
+        "within a family where merged or aligned neurons leave a continuum of equals",
         None,
     ),
 )
