@@ -177,7 +177,7 @@ def test_a_maximum_has_no_dead_neuron_that_would_grow_elsewhere(planar):
 
 
 def test_where_a_dead_neuron_would_grow_the_margin_can_be_raised(planar):
-    """By a small neuron in that direction, after the others have moved by the square of its size."""
+    """By a small neuron in that direction, once the others have moved by the square of its size."""
     problem, limit, growth = planar[4]
     (first, last), sizes = weights_of(limit)
     dead, size = np.argmin(sizes), 1e-2
