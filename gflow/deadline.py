@@ -50,3 +50,6 @@ class Deadline(NamedTuple):
         if math.isinf(self.moment):
             return None
         return max(self.moment - time.perf_counter(), 1e-9)
+
+
+NEVER = Deadline(math.inf)

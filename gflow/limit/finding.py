@@ -88,7 +88,7 @@ def find_limit(
             A search that spent them goes on with `find_limit(problem, limit)`.
         max_seconds: after so many seconds the search ends, as `seconds_spent`; it can be continued
             from the limit returned. Checked between the segments of the flow and between linear
-            systems.
+            systems; a call that goes on from `checkpoint` finishes at least one of its stages.
         checkpoint: a file, `.npz`, in which the search is kept while it goes on: the results of its
             finished steps, and the flow between two segments. The same call goes on from there, bit
             for bit but for the seconds, or returns the limit with which the search ended. As in

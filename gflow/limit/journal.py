@@ -17,7 +17,14 @@ _Left = TypeVar("_Left")
 
 
 class Journal:
-    """A journal that keeps nothing: every step is computed."""
+    """A journal that keeps nothing: every step is computed.
+
+    Attributes:
+        went_on: whether this call has come further than what was kept when it began. Until then it
+            does not end at its deadline, so that repeated calls with few seconds come to the end.
+    """
+
+    went_on: bool = True
 
     def step(self, make: Callable[[], _Left]) -> _Left:
         """The result of a step: computed now, or kept from before the search was stopped.
@@ -54,6 +61,7 @@ class FileJournal(Journal):
         # Pairs of the result of a step and the number of steps that contain it.
         self._entries: list[tuple[int, Any]] = []
         self._next = self._depth = 0
+        self.went_on = False
         self.place: Content | None = None
         content = saving.content
         if content is None:
@@ -79,6 +87,7 @@ class FileJournal(Journal):
             self._depth = depth
         # The entry of this step replaces those of the steps inside it.
         if not _stopped(left):
+            self.went_on = True
             self._entries[here:] = [(depth, left)]
             self._next, self.place = here + 1, None
             if depth:  # else the search has ended, and `end` writes it
@@ -90,6 +99,7 @@ class FileJournal(Journal):
 
     def keep(self, place: Content, *, now: bool) -> None:
         """Keeps the place of the flow that is run."""
+        self.went_on = True
         self.place = place
         self._saving.offer(self.content, now=now)
 

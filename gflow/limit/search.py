@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 
 from gflow._layout import Layout
-from gflow.deadline import Deadline
+from gflow.deadline import NEVER, Deadline
 from gflow.kkt.curvature import Curvature
 from gflow.kkt.point import KKTPoint
 from gflow.kkt.switches import with_slope_switches
@@ -168,7 +168,8 @@ def _watching(search: Search, step: Step) -> Step:
 
     def made(state: State) -> State:
         margin = state.stages[-1].margin if state.stages else math.nan
-        given = search.deadline, search.flow_options["progress"]
+        deadline = search.deadline if search.journal.went_on else NEVER
+        given = deadline, search.flow_options["progress"]
         with watched(*given, log_kappa=state.flow.log_kappa, margin=margin):
             return step(state)
 
