@@ -113,7 +113,8 @@ def test_5000_weights_reach_a_limit_at_kinks():
     problem = problem_of(100, 50, 12, "clean")
     limit = gflow.find_limit(problem, problem.network.init(0))
     assert limit.kinks.theta.size == 5050 and limit.smoothing == 0
-    assert limit.verdict in ("strict maximum", "maximum within a family")
+    # Of 50 neurons for 12 examples some have died out, and would grow elsewhere.
+    assert limit.verdict == "stable within a family"
     weights, outer = limit.direction
     x, y = np.asarray(problem.dataset.x), np.asarray(problem.dataset.y)
     values = x @ np.asarray(weights).T
