@@ -8,7 +8,8 @@ from typing import Any
 from gflow._files import Locked, locked
 from gflow.commands.reading import UserError
 
-_RESULTS = "results.json"
+RESULTS, CONFIG_NAME, RUNS = "results.json", "config.toml", "runs"
+"""In a folder of results: the numbers, what was asked for, and the limits of a sweep."""
 
 
 class WriteFailed(UserError):
@@ -32,7 +33,7 @@ def claimed(folder: Path, *, overwrite: bool) -> Iterator[None]:
         with contextlib.ExitStack() as held:
             with _writing(folder):
                 held.enter_context(locked(folder))
-            if not overwrite and (folder / _RESULTS).exists():
+            if not overwrite and (folder / RESULTS).exists():
                 raise UserError(
                     f"`{folder}` holds results already: choose another, or add --overwrite."
                 )

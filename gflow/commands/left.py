@@ -4,9 +4,8 @@ import contextlib
 from pathlib import Path
 
 from gflow._files import LOCK_NAME, Locked, locked
+from gflow.commands.folder import CONFIG_NAME, RESULTS, RUNS
 from gflow.commands.reading import UserError
-
-_RESULTS, _CONFIG = "results.json", "config.toml"
 
 
 def check_results(folder: Path) -> None:
@@ -18,8 +17,8 @@ def check_results(folder: Path) -> None:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "is not there"
         raise UserError(f"`{folder}` {what}: give the folder into which `gflow run` wrote.")
-    if not (folder / _RESULTS).exists():
-        raise UserError(f"`{folder}` holds no results yet, no `{_RESULTS}`: {_advice(folder)}")
+    if not (folder / RESULTS).exists():
+        raise UserError(f"`{folder}` holds no results yet, no `{RESULTS}`: {_advice(folder)}")
 
 
 def resume_of(folder: Path) -> str | None:
@@ -27,11 +26,11 @@ def resume_of(folder: Path) -> str | None:
 
     A sweep has its limits in `runs`; a job has results from its beginning on.
     """
-    if not (folder / _CONFIG).is_file():
+    if not (folder / CONFIG_NAME).is_file():
         return None
-    if (folder / "runs").is_dir():
+    if (folder / RUNS).is_dir():
         return f"gflow sweep --resume {folder}"
-    return f"gflow run --resume {folder}" if (folder / _RESULTS).exists() else None
+    return f"gflow run --resume {folder}" if (folder / RESULTS).exists() else None
 
 
 def _advice(folder: Path) -> str:
@@ -40,10 +39,10 @@ def _advice(folder: Path) -> str:
     command = resume_of(folder)
     if command:
         return f"what was run there was ended before. `{command}` goes on with it."
-    if (folder / _CONFIG).is_file():
+    if (folder / CONFIG_NAME).is_file():
         return (
             "what was run there was ended before its first result. Begin it again: "
-            f"`gflow {_asked_by(folder / _CONFIG)} {folder / _CONFIG} --output {folder}`."
+            f"`gflow {_asked_by(folder / CONFIG_NAME)} {folder / CONFIG_NAME} --output {folder}`."
         )
     if (folder / "sweep.npz").exists():
         return f"it is a sweep made from Python, which `gflow.Sweep.load({str(folder)!r})` reads."

@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from gflow.commands.folder import write
+from gflow.commands.folder import CONFIG_NAME, write
 from gflow.commands.left import check_results
 from gflow.commands.reading import UserError
 
@@ -77,7 +77,7 @@ def draw_sweep(record: Any, folder: Path) -> Path:
     """
     from gflow.report.sweep_page import write_sweep_page
 
-    configuration = (folder / "config.toml").read_text(encoding="utf-8")
+    configuration = (folder / CONFIG_NAME).read_text(encoding="utf-8")
     return write_sweep_page(record, folder, configuration=configuration)
 
 
@@ -97,7 +97,7 @@ def draw_report(results: Any, folder: Path) -> Path:
         trajectories = {
             place: load(folder / run.trajectory) for place, run in runs.items() if run.trajectory
         }
-        configuration = (folder / "config.toml").read_text(encoding="utf-8")
+        configuration = (folder / CONFIG_NAME).read_text(encoding="utf-8")
     except (ValueError, TypeError, OSError) as error:
         raise UserError(str(error)) from error
     # Without these there are fewer figures.

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from gflow.commands.folder import CONFIG_NAME
 from gflow.commands.left import check_results, resume_of
 from gflow.commands.reading import UserError, read_configuration
 from gflow.configuration import Configuration
@@ -21,7 +22,7 @@ def read_job(folder: Path, *, others: bool) -> tuple[Configuration, bool]:
             "`gflow run --resume FOLDER` goes on with a job as it was asked for: leave out CONFIG, "
             "--set, --seed, --output, --overwrite and --quick."
         )
-    if not (folder / "config.toml").is_file():
+    if not (folder / CONFIG_NAME).is_file():
         raise UserError(
             f"`{folder}` holds no job to go on with: there is no `config.toml` in it. Begin one "
             f"with `gflow run --output {folder}`."
@@ -36,4 +37,4 @@ def read_job(folder: Path, *, others: bool) -> tuple[Configuration, bool]:
         small = read_results(folder).small
     except ValueError as error:
         raise UserError(str(error)) from error
-    return read_configuration(folder / "config.toml"), small
+    return read_configuration(folder / CONFIG_NAME), small

@@ -16,7 +16,7 @@ from gflow._files import write_text
 from gflow.commands import working
 from gflow.commands.crew import Crew, Programs, set_up_jax
 from gflow.commands.explaining import example_toml
-from gflow.commands.folder import WriteFailed, claimed, write
+from gflow.commands.folder import CONFIG_NAME, WriteFailed, claimed, write
 from gflow.commands.quick import NUM_EXAMPLES, quick
 from gflow.commands.reading import UserError
 from gflow.configuration import Configuration
@@ -154,7 +154,7 @@ def _prepare_folder(job: Job) -> None:
         if not job.options.resumed:
             for path in (job.folder / name).glob(pattern):
                 write(safe, path.unlink)
-    write(safe, write_text, job.folder / "config.toml", example_toml(job.configuration))
+    write(safe, write_text, job.folder / CONFIG_NAME, example_toml(job.configuration))
     if not job.options.resumed:
         _write_results(job, safe)
 

@@ -18,13 +18,13 @@ from rich.text import Text
 from gflow._files import write_text
 from gflow.commands.crew import Programs, set_up_jax
 from gflow.commands.explaining import document_toml
-from gflow.commands.folder import claimed, write
+from gflow.commands.folder import CONFIG_NAME, RUNS, claimed, write
 from gflow.commands.left import resume_of
 from gflow.commands.lists import Entry, entries
 from gflow.commands.reading import UserError, read_document, source_of, told_if_deep
 from gflow.commands.running import ALL_REACHED, INTERRUPTED, NOT_ALL_REACHED, describe_source
 
-CSV_NAME, CONFIG_NAME, RUNS = "sweep.csv", "config.toml", "runs"
+CSV_NAME = "sweep.csv"
 _COMMENT = "A sweep: `gflow sweep config.toml` runs every combination of the lists."
 # A line is written so often at most where the output is no terminal.
 _SECONDS = 10.0

@@ -55,8 +55,8 @@ class Frame(NamedTuple):
 
     def point(self, path: Path) -> tuple[Array, Array]:
         """w, and by how much s has grown since the start of the step."""
-        w, shift = self.moved(path.at[-1].add(-self.log_norm).at[:-1].add(-self.unit))
-        return self.unit + w, shift
+        w = path[:-1]
+        return w, path[-1] - self.log_norm - self.unit @ (w - self.unit)
 
     def polar(self, path: Path) -> Float[Array, " path"]:
         """`(u, log rho)` there."""

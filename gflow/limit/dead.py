@@ -60,19 +60,17 @@ def with_dead_at_rest(
     """
     growing = np.zeros((theta.size, 0))
     size = dead.tried * np.abs(theta).max()
+
+    def force(near: np.ndarray) -> np.ndarray:
+        return np.asarray(stationarity_and_margins(problem, layout, near, multipliers)[0])
+
     for _ in range(curvature.values.size):
         vector = _turning(theta, curvature, growing, dead.weight)
         if vector is None:
             break
         where = np.flatnonzero(np.abs(vector) > _BELONGS)
 
-        def field(y: np.ndarray, where: np.ndarray = where) -> np.ndarray:
-            """F at the size where the neuron is tried."""
-            near = theta.copy()
-            near[where] = size * y
-            force, _ = stationarity_and_margins(problem, layout, near, multipliers)
-            return np.asarray(force)[where] / size
-
+        field = _field_at(force, theta, where, size)
         unit = turned(field, _beside(theta[where], vector[where]))
         value = float(unit @ field(unit))
         curvature, direction = _replaced(curvature, where, value, unit)
@@ -123,19 +121,32 @@ def grows_elsewhere(
         return False
     random, size = np.random.default_rng(0), dead.pointed * largest
 
-    def near(units: np.ndarray) -> np.ndarray:
-        moved = theta.copy()
-        moved[where] = size * units
-        return moved
+    def force(near: np.ndarray) -> np.ndarray:
+        return _force(problem, layout, near, multipliers, sizes)
 
-    def force(units: np.ndarray) -> np.ndarray:
-        return _force(problem, layout, near(units), multipliers, sizes)[where] / size
-
+    field = _field_at(force, theta, where, size)
     draws = random.normal(size=(dead.draws, where.size))
-    neurons = _neurons(problem, layout, map(near, draws), multipliers, where, sizes)
+    points = (_with(theta, where, size * draw) for draw in draws)
+    neurons = _neurons(problem, layout, points, multipliers, where, sizes)
     rounds = -(-dead.directions // (1 + neurons.max()))
     starts = (random.normal(size=where.size) for _ in range(rounds))
-    return any(_grows(force, start, neurons, dead) for start in starts)
+    return any(_grows(field, start, neurons, dead) for start in starts)
+
+
+def _field_at(force: Field, theta: np.ndarray, where: np.ndarray, size: float) -> Field:
+    """F of the dead weights `where`, as a function of them in units of `size`.
+
+    Args:
+        force: `theta - sum_i lambda_i grad q_i` as a function of theta. Shapes: (P,) -> (P,).
+    """
+    return lambda y: force(_with(theta, where, size * y))[where] / size
+
+
+def _with(theta: np.ndarray, where: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """A copy with other values at some places."""
+    moved = theta.copy()
+    moved[where] = values
+    return moved
 
 
 def _neurons(

@@ -125,9 +125,9 @@ def find_limit(
     check_progress(progress, "find_limit")
     deadline = Deadline.after(max_seconds, "find_limit")
     layout, place = started(problem, start)
-    check_size(layout.size, settings, "find_limit(problem, start)")
     if isinstance(start, Limit) and start.successful and eqx.tree_equal(start.problem, problem):
         return start
+    check_size(layout.size, settings, "find_limit(problem, start)")
     flow = flow_options(flow_tolerance, settings, solver=solver, progress=progress)
     same |= {"escape": escape, "cap_log_kappa": log_kappa_of(kappa_cap)}
     search = Search(problem, layout, has_kinks(problem), flow, **same, deadline=deadline)

@@ -125,7 +125,7 @@ def is_maximum(
     of the margins themselves. Third, no neuron that has died out would grow in another direction.
     """
     if problem.gradients_are_slopes:
-        return not _grows(problem, layout, point, refine)
+        return not _revives(problem, layout, point, refine)
     if not _pulls_agree(point, settings):
         return False
     total = Problem(
@@ -138,13 +138,13 @@ def is_maximum(
     )
     found = _total_curvature(total, layout, point, refine)
     left = found.unstable.any() or found.undecided
-    return not (left or _grows(total, layout, point, refine))
+    return not (left or _revives(total, layout, point, refine))
 
 
-def _grows(problem: Problem, layout: Layout, point: KKTPoint, refine: RefineSettings) -> bool:
+def _revives(problem: Problem, layout: Layout, point: KKTPoint, refine: RefineSettings) -> bool:
     """Whether the margin can be raised by a neuron that has died out, if it points elsewhere."""
-    given, settings = (point.theta, point.multipliers), {"dead": refine.dead, "sizes": refine.sizes}
-    return grows_elsewhere(problem, layout, *given, **settings)
+    given = point.theta, point.multipliers
+    return grows_elsewhere(problem, layout, *given, dead=refine.dead, sizes=refine.sizes)
 
 
 def _pulls_agree(point: KKTPoint, settings: VerdictSettings) -> bool:
