@@ -381,7 +381,8 @@ def test_interrupt_keeps_what_was_computed(start):
     assert flow.result_name == "interrupted"
     assert len(flow) > 2
     assert seen[-1]["steps"] == flow.stats["num_steps"]
-    assert set(seen[0]) == {"steps", "log_kappa", "log_loss", "margin", "stationarity"}
+    assert set(seen[0]) == {"stage", "steps", "log_kappa", "log_loss", "margin", "stationarity"}
+    assert seen[0]["stage"] == "flow"
 
 
 def test_progress_line_is_drawn(start, capsys):

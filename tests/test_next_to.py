@@ -158,7 +158,9 @@ def test_limits_at_kinks_tell_both_margins(seed):
     assert limit.held_margin == pytest.approx(length**-2, rel=1e-9)
     assert limit.held_margin == limit.certificate.held_margin
     assert limit.margin == pytest.approx(largest_by_example(limit, 0.15), rel=1e-9)
-    assert limit.certificate.normalized_margin <= limit.margin < (1 - 1e-2) * limit.held_margin
+    # The two are computed by different formulas, which round differently.
+    assert limit.certificate.normalized_margin <= (1 + 1e-12) * limit.margin
+    assert limit.margin < (1 - 1e-2) * limit.held_margin
     for name in ("margin", "held_margin"):
         assert f"{name}={getattr(limit, name):.6g}" in repr(limit)
         assert limit.to_dict()[name] == getattr(limit, name)

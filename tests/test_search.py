@@ -42,7 +42,7 @@ def search_of(**changes: Any) -> Search:
         problem=PROBLEM,
         layout=LAYOUT,
         has_kinks=False,
-        flow_options={"tolerance": 1e-5},
+        flow_options={"tolerance": 1e-5, "progress": False},
         max_steps=100,
         tolerance=1e-8,
         smoothing=0.02,
