@@ -10,7 +10,9 @@ reproduced (`find_limit(reproduce=True)`): by a search with a tighter tolerance 
 handover, and by one with a colder cap. It is not enough to follow the same flow to a later handover
 and to confirm the point if the flow comes ever closer to it: of 30 smoothed ReLU networks 2 were
 then confirmed in a point to which colder caps do not lead, since errors as small as 1/cap_logits
-grow a thousandfold on the way.
+grow a thousandfold on the way. With the bound on the displacement, at a second handover of a tenth
+of the stationarity, 1 of 20 new ones that it confirmed was wrong in the same way
+(`benchmarks/README.md`).
 """
 
 import math
