@@ -1,5 +1,6 @@
 """What a given value is: a number, a list, a key, masked, traced; and numbers that may be swept."""
 
+import math
 import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
