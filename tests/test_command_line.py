@@ -282,6 +282,7 @@ def test_a_full_disk_behind_the_output_is_told_in_a_sentence(arguments):
     assert done.stderr == "gflow: the output cannot be written: No space left on device.\n"
 
 
+@pytest.mark.slow
 def test_a_warning_is_told_in_a_sentence(tmp_path, capsys):
     (tmp_path / "job.toml").write_text(
         "[[network]]\nkind = 'linear'\n[[perturbation]]\nkind = 'fgm'\nradius = 200.0\n"

@@ -136,6 +136,7 @@ def test_half_of_the_limit_is_kept():
     assert process.drops == 100 // 14
 
 
+@pytest.mark.slow
 def test_what_others_hold_does_not_make_every_program_be_dropped():
     process = Maps(1000, others=800)
     for _ in range(100):
@@ -190,6 +191,7 @@ def test_a_hundred_shapes_stay_below_the_limit(monkeypatch):
 # Shapes that nobody uses any more
 
 
+@pytest.mark.slow
 def test_programs_of_problems_that_ended_are_dropped():
     counts = []
     for n in (4, 5, 6, 7, 8):

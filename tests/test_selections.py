@@ -18,7 +18,7 @@ def clusters(seed):
     return gflow.Dataset(x, np.repeat(np.arange(3), 5))
 
 
-@pytest.mark.parametrize("rivals", ["worst", "each"])
+@pytest.mark.parametrize("rivals", [pytest.param("worst", marks=pytest.mark.slow), "each"])
 def test_classes_end_at_the_largest_margin_with_each_rival_attacked(rivals):
     # Two rivals tie at some of these limits: one of the cases that no smooth search polished.
     for seed, radius in ((2, 0.3), (3, 0.1)):
@@ -36,6 +36,7 @@ def test_classes_end_at_the_largest_margin_with_each_rival_attacked(rivals):
         assert limit.margin == pytest.approx(reference.margin, rel=1e-10)
 
 
+@pytest.mark.slow
 def test_large_problems_find_limits_where_no_rivals_tie():
     """Beyond the size of dense systems, with the sizes of that in reach: seed 2 ties, 4 and 5 do
     not."""

@@ -228,6 +228,7 @@ def assert_limit_at_the_kink(problem, limit):
         assert margins_and_gradients(params, data, RADIUS, slopes)[0].min() < limit.margin
 
 
+@pytest.mark.slow
 def test_a_limit_at_a_kink_of_a_slope():
     problem, start = with_limit_at_a_kink()
     named = with_slope_switches(problem)

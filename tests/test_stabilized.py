@@ -145,6 +145,7 @@ def network_and_problem():
     return network, problem
 
 
+@pytest.mark.slow
 def test_the_flow_takes_longer_steps_and_ends_in_the_same_place(network_and_problem):
     network, problem = network_and_problem
     # Beyond the cap, where a few rates are far above the others and the path is nearly at rest.

@@ -40,6 +40,7 @@ def descended(x, y, start, *, step, num_steps):
     return margins.min(), np.log1p(np.exp(-margins)).sum()
 
 
+@pytest.mark.slow
 def test_an_example_at_which_the_last_neuron_switches_off_is_not_separated():
     """One neuron of the wrong sign for the first example, which the second one switches on.
 
