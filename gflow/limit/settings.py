@@ -29,6 +29,8 @@ class NewtonSettings:
         family_rank: singular values that are below the square of the residual and below this part
             of the largest belong to directions along a family of KKT points. The bound by the
             residual is needed because far from a KKT point small singular values mean nothing.
+        isolated: a KKT point whose matrix has at least this reciprocal condition lies in no family.
+            In families it is rounding, 1e-15 to 1e-12, or up to 1e-9 where neurons nearly merge.
         coldest_needed: beyond `Sizes.factored` parameters Newton's method is not tried if cooling
             ended at a higher temperature than this, since so few iterations did not succeed then.
         longest_step: how far a step may move the point: the linear model holds only nearby.
@@ -50,6 +52,7 @@ class NewtonSettings:
     most_iterations_large: int = 5
     most_iterations_nearest: int = 8
     family_rank: float = 1e-6
+    isolated: float = 1e-8
     coldest_needed: float = 1e-8
     longest_step: float = 0.3
     shortest_share: float = 0.125
@@ -92,6 +95,8 @@ class CoolingSettings:
     Attributes:
         steps: how the temperature falls.
         most_iterations: the most iterations at one temperature.
+        most_in_vain: after more corrections in succession than this that end above the least error
+            so far, it gives up: steps then go to and fro between two pieces of ReLU^2, or about.
         few_iterations: a temperature that took no more iterations than this was easy to solve for,
             so that the next one may be much lower.
         most_systems: the most linear systems in all.
@@ -131,9 +136,10 @@ class CoolingSettings:
     """
 
     steps: ContinuationSettings = ContinuationSettings(
-        last=1e-14, first_factor=0.5, least_factor=1e-3, last_factor=1 / 1.05, exponent=1.5
+        last=1e-14, first_factor=0.5, least_factor=1e-7, last_factor=1 / 1.05, exponent=2.0
     )
     most_iterations: int = 60
+    most_in_vain: int = 6
     few_iterations: int = 4
     most_systems: int = 200
     longest_step: float = 0.1
