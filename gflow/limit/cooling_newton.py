@@ -68,9 +68,9 @@ class CoolingNewton:
         for iteration in range(settings.most_iterations + 1):
             if system.error < self._close_enough(system.temperature):
                 return system, iteration
-            if self.spent or not np.isfinite(system.error) or self.time < settings.shortest_time:
+            if self.spent or in_vain > settings.most_in_vain:
                 break
-            if in_vain > settings.most_in_vain:
+            if not np.isfinite(system.error) or self.time < settings.shortest_time:
                 break
             after = self.stepped(system, self.time)
             if after is not None and after.error >= system.error < settings.rounded:
@@ -83,8 +83,10 @@ class CoolingNewton:
             growth = self._growth(system, after)
             system, growth = self.corrected(after) if risen else (after, growth)
             self.time = min(growth * self.time, settings.longest_time)
-            in_vain = in_vain + risen if system.error >= least else 0
-            least = min(least, system.error)
+            if system.error < least:
+                least, in_vain = system.error, 0
+            elif risen:
+                in_vain += 1
         self.time = max(self.time, settings.correcting_time)
         return None, settings.most_iterations
 
