@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gflow._numerics import is_integer, one_of
+from gflow._checks import is_integer, one_of
 
 Sampling = Literal["shuffled", "replacement"]
 

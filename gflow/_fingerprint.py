@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gflow._numerics import on_host
+from gflow._checks import on_host
 
 # Where an object lies in memory, which `repr` tells of functions, differs between processes.
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from gflow._numerics import hypotenuse, norm, ratio
+from gflow._numerics import norm, ratio
+from gflow._rounded import hypotenuse
 
 
 class Selection(NamedTuple):

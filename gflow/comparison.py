@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gflow._checks import is_integer
 from gflow._description import plain
 from gflow._files import checked_path, replacing
-from gflow._numerics import is_integer
 from gflow._signatures import named
 from gflow._typing import Params
 from gflow.descent import backward_error_flow

@@ -4,8 +4,8 @@ import math
 import time
 from typing import Any, NamedTuple
 
+from gflow._checks import is_real
 from gflow._interrupts import raise_dropped
-from gflow._numerics import is_real
 
 
 class Deadline(NamedTuple):

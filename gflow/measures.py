@@ -13,17 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from gflow._checks import is_integer, is_real, scalar
 from gflow._leaves import check_alike, check_params
-from gflow._numerics import (
-    is_integer,
-    is_real,
-    scalar,
-    scaled_margins,
-    tangent,
-    tree_dot,
-    tree_norm,
-    unit,
-)
+from gflow._numerics import scaled_margins, tangent, tree_dot, tree_norm, unit
 from gflow._points import of_point
 from gflow._typing import Params
 from gflow.accuracy import accuracy, robust_accuracy

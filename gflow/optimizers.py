@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from gflow._numerics import one_of, scalar
+from gflow._checks import one_of, scalar
 from gflow._signatures import named
 
 # Lyu & Li 2020, their loss-based scheduling: the factors after a success and after a failure.

@@ -16,20 +16,14 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
+from gflow._checks import check_x64, one_of
 from gflow._description import shown, storable
 from gflow._leaves import check_params, is_array_of_numbers
 from gflow._methods import light
-from gflow._numerics import (
-    check_x64,
-    hypotenuse,
-    norm,
-    one_of,
-    scaled_margins,
-    tree_norm,
-    tree_scale,
-)
+from gflow._numerics import norm, scaled_margins, tree_norm, tree_scale
 from gflow._parts import check_parts, warn_of_radius
 from gflow._programs import PROGRAMS, compiled
+from gflow._rounded import hypotenuse
 from gflow._selection import select_smallest
 from gflow._signatures import named
 from gflow._typing import Inputs, Params, Scalar

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gflow._archive import Damaged, read_archive, write_archive
+from gflow._checks import is_real
 from gflow._files import Locked, checked_path, locked
 from gflow._fingerprint import fingerprint, without_addresses
-from gflow._numerics import is_real
 
 FORMAT = 1
 # Of an argument, in a message.

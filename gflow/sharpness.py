@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
+from gflow._checks import one_of
 from gflow._layout import Layout
-from gflow._numerics import one_of, tree_dot, tree_scale
+from gflow._numerics import tree_dot, tree_scale
 from gflow._points import of_point
 from gflow._programs import compiled
 from gflow._typing import Params

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from gflow._archive import write_archive
+from gflow._checks import check_unmasked
 from gflow._description import plain
 from gflow._files import checked_path
 from gflow._layout import Layout
-from gflow._numerics import check_unmasked
 from gflow._signatures import named
 from gflow._typing import Params
 from gflow.checkpoint import Checkpoint

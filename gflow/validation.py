@@ -7,15 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gflow._checks import check_unmasked, check_untraced, check_x64, whole_or_real
 from gflow._leaves import is_array_of_numbers
-from gflow._numerics import (
-    check_unmasked,
-    check_untraced,
-    check_x64,
-    tree_norm,
-    tree_scale,
-    whole_or_real,
-)
+from gflow._numerics import tree_norm, tree_scale
 from gflow._programs import compiled_for_few_calls, is_tracing
 from gflow._typing import Params
 from gflow.networks import MLP, Convolutional, DeepLinear, Diagonal

@@ -172,6 +172,11 @@ def test_a_maximum_has_no_dead_neuron_that_would_grow_elsewhere(planar):
         assert (sizes < 1e-7).any() and growth.max() > 1 - 1e-9
         assert limit.verdict.endswith("within a family")
         assert limit.verdict.startswith("stable") == (growth.max() > 1 + 1e-4)
+        if limit.no_maximum:
+            # Printed with two digits.
+            rate = float(limit.no_maximum.rsplit(" ", 1)[1])
+            assert 1e-4 < rate <= 1.05 * (growth.max() - 1)
+            assert f"because  {limit.no_maximum}\n" in str(limit)
         words.add(limit.verdict)
     assert len(words) == 2
 

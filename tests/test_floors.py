@@ -19,7 +19,7 @@ PACKAGE = Path(gflow.__file__).parent
 # another, it stands half a floor higher. `__init__` holds the public names: it may import all that
 # is below it, and only what is written as a user would write it stands above it.
 FLOORS = [
-    {"_complement", "_files", "_interrupts", "_methods", "_programs", "_typing"},
+    {"_checks", "_complement", "_files", "_interrupts", "_methods", "_programs", "_typing"},
     {
         "_description",
         "_interior",
@@ -31,6 +31,7 @@ FLOORS = [
         "progress",
         "results",
     },
+    {"_rounded"},
     {
         "_archive",
         "_balls",

@@ -442,6 +442,8 @@ def test_words(limits):
     for limit in kept:
         assert limit.verdict in (verdict.STRICT[1 - maximum], verdict.WITHIN_FAMILY[1 - maximum])
         assert repr(limit).startswith(f"Limit({limit.verdict}, ")
+        assert bool(limit.no_maximum) is not maximum
+        assert limit.to_dict()["no_maximum"] == limit.no_maximum
 
 
 def test_total_residual_is_that_of_finite_differences(limits):

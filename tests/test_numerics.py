@@ -14,7 +14,9 @@ from _oracles import steepest as steepest_by_definition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gflow import _checks as checks
 from gflow import _numerics as numerics
+from gflow import _rounded as rounded
 
 EPS = np.finfo(np.float64).eps
 TINY = np.finfo(np.float64).tiny
@@ -29,7 +31,7 @@ steepest = jax.jit(numerics.steepest, static_argnums=1)
 steepest_jacobian = jax.jit(jax.jacfwd(numerics.steepest), static_argnums=1)
 smoothed_sign = jax.jit(numerics.smoothed_sign)
 smoothed_sign_jacobian = jax.jit(jax.jacrev(numerics.smoothed_sign))
-smoothed_relu = jax.jit(numerics.smoothed_relu)
+smoothed_relu = jax.jit(rounded.smoothed_relu)
 
 vectors = st.lists(st.floats(-1e3, 1e3), min_size=5, max_size=5).map(np.array)
 law = settings(max_examples=60)
@@ -228,7 +230,7 @@ def test_smoothed_relu(value, width, log_size):
 def test_smoothed_relu_without_width():
     value = np.array([-2.0, -1e-170, 0.0, 1e-170, 3.0])
     np.testing.assert_array_equal(smoothed_relu(value, ZERO), np.maximum(value, 0))
-    slope = jax.jit(jax.grad(lambda v, w: jnp.sum(numerics.smoothed_relu(v, w)), argnums=(0, 1)))
+    slope = jax.jit(jax.grad(lambda v, w: jnp.sum(rounded.smoothed_relu(v, w)), argnums=(0, 1)))
     np.testing.assert_allclose(slope(value, ZERO)[0], [0, 0, 0.5, 1, 1], atol=EPS)
     assert np.isfinite(slope(value, ZERO)[1]).all()
 
@@ -239,10 +241,10 @@ def test_smoothed_relu_without_width():
     ids=lambda value: type(value).__name__,
 )
 def test_scalar_keeps_numbers_as_numpy(value):
-    number = numerics.scalar(value, "radius")
+    number = checks.scalar(value, "radius")
     assert isinstance(number, np.ndarray) and number.dtype == np.float64 and number.shape == ()
     assert number == 0.5
-    assert numerics.scalar(2, "radius") == 2.0
+    assert checks.scalar(2, "radius") == 2.0
 
 
 @pytest.mark.parametrize(
@@ -256,18 +258,18 @@ def test_scalar_keeps_numbers_as_numpy(value):
 )
 def test_scalar_refuses(value, error):
     with pytest.raises(error, match="`radius="):
-        numerics.scalar(value, "radius")
+        checks.scalar(value, "radius")
 
 
 def test_scalar_lets_tracers_through():
-    doubled = eqx.filter_jit(jax.vmap(lambda radius: 2.0 * numerics.scalar(radius, "radius")))
+    doubled = eqx.filter_jit(jax.vmap(lambda radius: 2.0 * checks.scalar(radius, "radius")))
     np.testing.assert_array_equal(doubled(np.array([1.0, 2.0])), [2.0, 4.0])
 
 
 @pytest.mark.parametrize("zero", [0, 0.0, np.float32(0), np.array(0.0), jnp.asarray(0.0)], ids=repr)
 def test_zero_smoothing_is_none(zero):
-    assert numerics.smoothing_leaf(zero) is None
-    assert numerics.smoothing_leaf(zero + 0.5) == 0.5
+    assert checks.smoothing_leaf(zero) is None
+    assert checks.smoothing_leaf(zero + 0.5) == 0.5
 
 
 def test_single_precision_is_kept():

@@ -7,7 +7,7 @@ import pytest
 
 import gflow
 from gflow import losses, networks
-from gflow._numerics import rounded_square
+from gflow._rounded import rounded_square
 from gflow.kkt.switches import (
     has_kinks,
     passes,

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from gflow._checks import is_integer, is_list
 from gflow._interrupts import interruptible
 from gflow._layout import Layout
-from gflow._numerics import is_integer, is_list
 from gflow._signatures import named
 from gflow._typing import Params
 from gflow.batch.certificates import certificates

@@ -7,8 +7,8 @@ import equinox as eqx
 import numpy as np
 
 from gflow._batches import Batches, Sampling, check_batches
+from gflow._checks import check_unmasked, check_untraced, is_integer
 from gflow._description import storable
-from gflow._numerics import check_unmasked, check_untraced, is_integer
 from gflow._signatures import named
 from gflow._typing import Inputs, Labels
 

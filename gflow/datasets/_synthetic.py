@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from gflow._numerics import is_integer, is_real
+from gflow._checks import is_integer, is_real
 from gflow._signatures import named
 from gflow.datasets._dataset import Dataset
 

@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.optimize import brentq
 
+from gflow._checks import is_integer, is_real, one_of, scalar
 from gflow._layout import Layout
-from gflow._numerics import is_integer, is_real, one_of, scalar, tree_norm, tree_scale
+from gflow._numerics import tree_norm, tree_scale
 from gflow._programs import compiled
 from gflow._signatures import named
 from gflow._typing import Params

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gflow._numerics import is_key, on_host
+from gflow._checks import is_key, on_host
 from gflow.descent.history import HistoryMemory
 from gflow.descent.reading import read_between
 from gflow.descent.stepping import Point, Saved

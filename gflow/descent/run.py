@@ -12,10 +12,10 @@ import numpy as np
 import optax
 
 from gflow._batches import Batches, Sampling, check_batches
+from gflow._checks import is_integer, one_of
 from gflow._description import encode_structure
 from gflow._interrupts import interruptible
 from gflow._layout import Layout
-from gflow._numerics import is_integer, one_of
 from gflow._signatures import named
 from gflow._typing import Params
 from gflow.deadline import Deadline

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import diffrax
 import numpy as np
 
-from gflow._numerics import Default
+from gflow._checks import Default
 from gflow.checkpoint import Checkpoint
 from gflow.flow.chattering import Sliding
 from gflow.flow.field import Field

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import diffrax
 import numpy as np
 
+from gflow._checks import Default
 from gflow._interrupts import interruptible
 from gflow._layout import Layout
-from gflow._numerics import Default
 from gflow._signatures import named
 from gflow._typing import Params
 from gflow.deadline import Deadline

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from gflow._checks import Default
 from gflow._description import encode_structure
-from gflow._numerics import Default
 from gflow._typing import Params
 from gflow.flow.continuing import Given
 from gflow.flow.reading import read_between

@@ -6,7 +6,7 @@ from typing import Any
 import diffrax
 import numpy as np
 
-from gflow._numerics import is_integer, is_real
+from gflow._checks import is_integer, is_real
 from gflow.flow.solvers import fitted
 from gflow.flow.until import Until
 from gflow.measures import MAX_LOG_KAPPA

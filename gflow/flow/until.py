@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gflow._checks import check_untraced, is_real
 from gflow._description import shown
 from gflow._methods import light
-from gflow._numerics import check_untraced, is_real
 from gflow._signatures import named
 from gflow._typing import Scalar
 from gflow.measures import MAX_LOG_KAPPA, PointMeasures

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gflow._checks import check_unmasked
 from gflow._description import plain
-from gflow._numerics import check_unmasked, unit
+from gflow._numerics import unit
 from gflow._programs import compiled_for_few_calls
 from gflow._signatures import named
 from gflow._typing import Params

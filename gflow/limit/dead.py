@@ -11,7 +11,7 @@ is positive.
 
 The growth depends on the direction, which has several rest points. The flow stays if the neuron
 died in one that does not grow. But if it would grow in another, there are points next to the KKT
-point with a larger margin, and it is no maximum (`grows_elsewhere`).
+point with a larger margin, and it is no maximum (`growth_elsewhere`).
 """
 
 import dataclasses
@@ -97,7 +97,7 @@ def turned(field: Field, start: np.ndarray) -> np.ndarray:
     return run.y[:, -1] / np.linalg.norm(run.y[:, -1])
 
 
-def grows_elsewhere(
+def growth_elsewhere(
     problem: Problem,
     layout: Layout,
     theta: np.ndarray,
@@ -105,9 +105,10 @@ def grows_elsewhere(
     *,
     dead: DeadSettings = DEAD,
     sizes: Sizes = SIZES,
-) -> bool:
-    """Whether a dead neuron would grow if it pointed in another direction than the one in which it
-    has died. At a size e of it in that direction the margin can be larger by about `growth e^2`.
+) -> float:
+    """How fast a dead neuron would grow if it pointed in another direction than the one in which it
+    has died: the first rate > 0 that is found, or 0. At a size e of it in that direction the margin
+    can be larger by about `growth e^2`.
 
     Dead neurons do not act on each other. So all of them are given random directions at once, and
     each is turned by steps along `-F`; this is repeated. That none grows is found, not proved.
@@ -118,7 +119,7 @@ def grows_elsewhere(
     largest = np.abs(theta).max()
     where = np.flatnonzero(np.abs(theta) < dead.weight * largest)
     if not where.size:
-        return False
+        return 0.0
     random, size = np.random.default_rng(0), dead.pointed * largest
 
     def force(near: np.ndarray) -> np.ndarray:
@@ -130,7 +131,7 @@ def grows_elsewhere(
     neurons = _neurons(problem, layout, points, multipliers, where, sizes)
     rounds = -(-dead.directions // (1 + neurons.max()))
     starts = (random.normal(size=where.size) for _ in range(rounds))
-    return any(_grows(field, start, neurons, dead) for start in starts)
+    return next((rate for start in starts if (rate := _growth(field, start, neurons, dead))), 0.0)
 
 
 def _field_at(force: Field, theta: np.ndarray, where: np.ndarray, size: float) -> Field:
@@ -184,8 +185,8 @@ def _force(
     return np.asarray(stationarity_and_margins(problem, layout, theta, multipliers)[0])
 
 
-def _grows(force: Field, units: np.ndarray, neurons: np.ndarray, dead: DeadSettings) -> bool:
-    """Whether one of the neurons grows after it has been turned, or on the way.
+def _growth(force: Field, units: np.ndarray, neurons: np.ndarray, dead: DeadSettings) -> float:
+    """How fast one of the neurons grows after it has been turned, or on the way; 0 if none does.
 
     Args:
         units: the weights of all of them at the start. Shape (n,).
@@ -196,20 +197,22 @@ def _grows(force: Field, units: np.ndarray, neurons: np.ndarray, dead: DeadSetti
         pull = force(units)
         growths = -np.bincount(neurons, units * pull)
         fastest = neurons == np.argmax(growths)
-        if growths.max() > dead.growing and _grows_alone(force, units * fastest, dead):
-            return True
+        if growths.max() > dead.growing:
+            alone = _growth_alone(force, units * fastest)
+            if alone > dead.growing:
+                return alone
         across = np.sqrt(np.bincount(neurons, (pull + growths[neurons] * units) ** 2))
         if across.max() < dead.turned:
             break
         # Forces are as large as the multipliers, and a long step would leave the slope it climbs.
         largest = np.maximum(np.sqrt(np.bincount(neurons, pull**2)), 1.0)
         units = units - dead.turn * pull / largest[neurons]
-    return False
+    return 0.0
 
 
-def _grows_alone(force: Field, unit: np.ndarray, dead: DeadSettings) -> bool:
-    """Whether these weights grow by themselves, all others being 0."""
-    return bool(-unit @ force(unit) > dead.growing)
+def _growth_alone(force: Field, unit: np.ndarray) -> float:
+    """How fast these weights grow by themselves, all others being 0."""
+    return float(-unit @ force(unit))
 
 
 def _turning(

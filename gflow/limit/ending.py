@@ -42,6 +42,7 @@ def limit_of(
         trajectory=state.flow.trajectory,
         result=earned(result, certificate, residual, search.tolerance, state.verdict),
         verdict=state.verdict,
+        no_maximum="" if state.found is None else state.found.no_maximum,
         curvature=None if state.found is None else state.found.curvature,
         stages=state.stages,
         heading=state.heading,

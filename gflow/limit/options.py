@@ -6,7 +6,7 @@ from typing import Any
 
 import diffrax
 
-from gflow._numerics import is_integer, is_real
+from gflow._checks import is_integer, is_real
 from gflow.limit.search_settings import DEFAULT, LimitSettings
 from gflow.stiff.rosenbrock import Rosenbrock
 from gflow.stiff.traits import traits_of

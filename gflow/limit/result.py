@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from gflow._checks import is_real
 from gflow._description import plain
-from gflow._numerics import is_real
 from gflow._typing import Params
 from gflow.kkt.certificate import Certificate
 from gflow.kkt.curvature import Curvature
@@ -104,6 +104,7 @@ class Limit(Outcome):
             and `curvature.undecided` names; "saddle", a rest point that the flow leaves; or
             "unknown", where no KKT point was reached. Whether the flow leaves is judged with the
             neurons that have died out in the direction in which they arrived.
+        no_maximum: why a "stable" point is no maximum of the margin, in words; "" of others.
         curvature: the eigenvalues behind the verdict, or None.
         stages: what was done.
         heading: whether the margin rises all the way from where the last flow stopped to the
@@ -154,6 +155,7 @@ class Limit(Outcome):
     itinerary: tuple[Visit, ...] = field(repr=False, default=())
     differing: tuple["Limit", ...] = field(repr=False, default=())
     sides_sampled: bool = False
+    no_maximum: str = ""
 
     def __repr__(self) -> str:
         same = not abs(self.held_margin - self.margin) > _SHOWN * abs(self.margin)
@@ -170,6 +172,7 @@ class Limit(Outcome):
     def __str__(self) -> str:
         lines = [
             f"Limit ({self.result_name}): {self.verdict}",
+            f"  no maximum, because  {self.no_maximum}" if self.no_maximum else "",
             f"  normalized margin    {self.margin:+.6e}" + "   sides sampled" * self.sides_sampled,
             f"  with its kinks held  {self.held_margin:+.6e}" if self.kinks is not None else "",
             f"  stationarity         {self.certificate.stationarity:.3e}   of the total gradient "
@@ -229,6 +232,7 @@ class Limit(Outcome):
                 "result": self.result_name,
                 "message": self.message,
                 "verdict": self.verdict,
+                "no_maximum": self.no_maximum,
                 "eigenvalues": values,
                 "symmetric": None if self.curvature is None else self.curvature.symmetric,
                 "heading": self.heading,

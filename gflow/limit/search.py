@@ -48,7 +48,7 @@ from gflow.limit.itinerary import Visit, noted
 from gflow.limit.journal import KEEPS_NOTHING, Journal
 from gflow.limit.search_settings import LimitSettings
 from gflow.limit.state import Found, State, Step, taken
-from gflow.limit.verdict import DEPENDS, in_family, is_maximum, verdict
+from gflow.limit.verdict import DEPENDS, in_family, no_maximum, verdict
 from gflow.problem import Problem
 from gflow.results import RESULTS
 from gflow.watch import watched
@@ -183,12 +183,12 @@ def judge(refiner: Refiner, state: State) -> State:
     assert state.found is not None
     search, point = refiner.search, state.found.point
     curvature, settings = refiner.curvature(state, point), search.settings.verdict
-    words = verdict(
+    words, reason = verdict(
         curvature,
         lambda: in_family(point, curvature, refiner.beside, settings),
-        lambda: is_maximum(search.problem, search.layout, point, settings, search.settings.refine),
+        lambda: no_maximum(search.problem, search.layout, point, settings, search.settings.refine),
     )
-    found, visits = Found(point, curvature, words), _visited(search, state, words)
+    found, visits = Found(point, curvature, words, reason), _visited(search, state, words)
     state = replace(state, found=found, visits=visits)
     return state if words == "saddle" else state.ended(_settled(state))
 

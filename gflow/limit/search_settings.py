@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from gflow._numerics import is_integer, is_real
+from gflow._checks import is_integer, is_real
 from gflow._signatures import named
 from gflow.limit.settings import REFINE, RefineSettings
 

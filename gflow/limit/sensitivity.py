@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gflow._checks import check_unmasked
 from gflow._layout import Layout
 from gflow._minimum_norm import minimum_norm
-from gflow._numerics import check_unmasked
 from gflow._signatures import named
 from gflow._typing import Params
 from gflow.kkt.kinked_system import kinked_system_within, traced_residuals

@@ -111,12 +111,13 @@ class Found:
     Attributes:
         point: with its multipliers, at unit margin.
         curvature: the eigenvalues of the flow there; None before it is judged.
-        verdict: see `gflow.limit.verdict`.
+        verdict, no_maximum: see `Limit`.
     """
 
     point: KKTPoint
     curvature: Curvature | None = None
     verdict: str = "unknown"
+    no_maximum: str = ""
 
     @property
     def unstable(self) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ maximum. Whether a point satisfies both is measured at the point, whatever the k
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from gflow.kkt.curvature import Curvature, curvature
 from gflow.kkt.open_curvature import open_curvature, with_coefficients
 from gflow.kkt.point import KKTPoint
 from gflow.kkt.system import kkt_system
-from gflow.limit.dead import grows_elsewhere, with_dead_at_rest
+from gflow.limit.dead import growth_elsewhere, with_dead_at_rest
 from gflow.limit.search_settings import DEFAULT, VerdictSettings
 from gflow.limit.settings import REFINE, RefineSettings
 from gflow.problem import Problem
@@ -39,17 +39,34 @@ saddle; `Curvature.undecided` names their kinks."""
 VERDICTS = (*STRICT, *WITHIN_FAMILY, "degenerate", DEPENDS, "saddle", "unknown")
 """Every verdict that a limit can have."""
 
+OTHER_GRADIENT = "the margin's own gradient, through the perturbations, is not that of training"
+OTHER_CURVATURE = "the margin's own curvature, through the perturbations, is not that of training"
+DEAD_GROWS = "a dead neuron would grow if it pointed elsewhere, at a rate of {:.2g}"
+"""Why a point that nothing leaves is no maximum of the margin; see `no_maximum`."""
+
+
+class Verdict(NamedTuple):
+    """What kind of point a KKT point is.
+
+    Attributes:
+        words: one of `VERDICTS`.
+        no_maximum: why a point that nothing leaves is no maximum of the margin; "" of others.
+    """
+
+    words: str
+    no_maximum: str = ""
+
 
 def verdict(
-    curvature: Curvature, in_family: Callable[[], bool], maximum: Callable[[], bool]
-) -> str:
+    curvature: Curvature, in_family: Callable[[], bool], no_maximum: Callable[[], str]
+) -> Verdict:
     """The verdict on a KKT point.
 
     Args:
         curvature: the eigenvalues of the flow there.
         in_family: whether KKT points of the same margin lie along its neutral directions; asked
             only where there are some.
-        maximum: whether a point that nothing leaves is a maximum of the margin, `is_maximum`; asked
+        no_maximum: why a point that nothing leaves is no maximum of the margin, `no_maximum`; asked
             only of such a point.
 
     Returns:
@@ -58,15 +75,16 @@ def verdict(
         `WITHIN_FAMILY`.
     """
     if curvature.undecided:
-        return DEPENDS
+        return Verdict(DEPENDS)
     if curvature.unstable.any():
-        return "saddle"
+        return Verdict("saddle")
     words = STRICT
     if curvature.neutral.any():
         if not in_family():
-            return "degenerate"
+            return Verdict("degenerate")
         words = WITHIN_FAMILY
-    return words[0] if maximum() else words[1]
+    reason = no_maximum()
+    return Verdict(words[1], reason) if reason else Verdict(words[0])
 
 
 def in_family(
@@ -109,42 +127,38 @@ def beside_along(
         yield step, shifted / np.linalg.norm(shifted)
 
 
-def is_maximum(
+def no_maximum(
     problem: Problem,
     layout: Layout,
     point: KKTPoint,
     settings: VerdictSettings = DEFAULT.verdict,
     refine: RefineSettings = REFINE,
-) -> bool:
-    """Whether a rest point that nothing leaves is a maximum of the adversarial margin, with every
-    switch at a kink held at its coefficient.
+) -> str:
+    """Why a rest point that nothing leaves is no maximum of the adversarial margin, with every
+    switch at a kink held at its coefficient; "" if it is one.
 
     It is one if three things hold. First, `sum_i lambda_i dq_i/dtheta`, with the margins' own
     derivatives, equals `sum_i lambda_i grad q_i`, with the gradients of training, to rounding: the
     point is a KKT point of the margin too. Second, no direction is unstable if the Hessian is taken
     of the margins themselves. Third, no neuron that has died out would grow in another direction.
     """
-    if problem.gradients_are_slopes:
-        return not _revives(problem, layout, point, refine)
-    if not _pulls_agree(point, settings):
-        return False
-    total = Problem(
-        problem.network,
-        problem.dataset,
-        loss=problem.loss,
-        perturbation=problem.perturbation,
-        gradient="total",
-        rivals=problem.rivals,
-    )
-    found = _total_curvature(total, layout, point, refine)
-    left = found.unstable.any() or found.undecided
-    return not (left or _revives(total, layout, point, refine))
-
-
-def _revives(problem: Problem, layout: Layout, point: KKTPoint, refine: RefineSettings) -> bool:
-    """Whether the margin can be raised by a neuron that has died out, if it points elsewhere."""
+    if not problem.gradients_are_slopes:
+        if not _pulls_agree(point, settings):
+            return OTHER_GRADIENT
+        problem = Problem(
+            problem.network,
+            problem.dataset,
+            loss=problem.loss,
+            perturbation=problem.perturbation,
+            gradient="total",
+            rivals=problem.rivals,
+        )
+        found = _total_curvature(problem, layout, point, refine)
+        if found.unstable.any() or found.undecided:
+            return OTHER_CURVATURE
     given = point.theta, point.multipliers
-    return grows_elsewhere(problem, layout, *given, dead=refine.dead, sizes=refine.sizes)
+    growth = growth_elsewhere(problem, layout, *given, dead=refine.dead, sizes=refine.sizes)
+    return DEAD_GROWS.format(growth) if growth > 0 else ""
 
 
 def _pulls_agree(point: KKTPoint, settings: VerdictSettings) -> bool:

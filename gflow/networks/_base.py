@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gflow._checks import is_integer, scalar, whole_or_real
 from gflow._description import shown
-from gflow._numerics import is_integer, rounded_square, scalar, smoothed_relu, whole_or_real
 from gflow._programs import compiled
+from gflow._rounded import rounded_square, smoothed_relu
 from gflow._selection import select_largest
 from gflow._signatures import named
 from gflow._typing import Params

@@ -9,8 +9,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from gflow._checks import smoothing_leaf
 from gflow._description import storable
-from gflow._numerics import row_norms, smoothing_leaf
+from gflow._numerics import row_norms
 from gflow._selection import select_largest
 from gflow._signatures import named
 from gflow._typing import Params

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from gflow._checks import whole_or_real
 from gflow._description import storable
-from gflow._numerics import whole_or_real
 from gflow._signatures import named
 from gflow._typing import Params
 from gflow.networks._base import AbstractNetwork, is_integer

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from gflow._checks import smoothing_leaf
 from gflow._description import storable
-from gflow._numerics import norm, row_norms, smoothing_leaf
+from gflow._numerics import norm, row_norms
 from gflow._signatures import named
 from gflow._typing import Params
 from gflow.networks._base import (

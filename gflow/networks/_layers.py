@@ -10,8 +10,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from gflow._checks import one_of
 from gflow._description import storable
-from gflow._numerics import one_of, window_norms
+from gflow._numerics import window_norms
 from gflow._signatures import named
 from gflow.networks._base import is_integer
 from gflow.networks._convolve import convolve

@@ -14,8 +14,8 @@ from jaxtyping import Array
 from optax import projections
 
 from gflow._balls import onto_unit_ball, uniform_in_unit_ball
+from gflow._checks import is_integer, scalar, smoothing_leaf
 from gflow._description import storable
-from gflow._numerics import is_integer, scalar, smoothing_leaf
 from gflow._signatures import named
 from gflow.perturbations._base import AbstractPerturbation, Margin, SwitchedMargin
 from gflow.perturbations._steps import (

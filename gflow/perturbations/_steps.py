@@ -7,7 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from gflow._numerics import norm, smoothed_sign, steepest, whole_or_real
+from gflow._checks import whole_or_real
+from gflow._numerics import norm, smoothed_sign, steepest
 from gflow._selection import select_peak
 
 

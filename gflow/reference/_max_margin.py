@@ -6,7 +6,8 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-from gflow._numerics import check_unmasked, check_untraced, dual_order, whole_or_real
+from gflow._checks import check_unmasked, check_untraced, whole_or_real
+from gflow._numerics import dual_order
 from gflow._signatures import named
 from gflow.reference._classes import largest_radius_of_classes, max_margin_of_classes
 from gflow.reference._cones import max_margin_by_cones

@@ -16,8 +16,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from gflow._checks import is_integer, is_real
 from gflow._description import storable
-from gflow._numerics import is_integer, is_real
 from gflow._signatures import named
 from gflow.stiff.subspace import ImplicitPart, Subspace, implicit_part, random_subspace, renewed
 from gflow.stiff.traits import FlatSolver, Gains, Traits

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gflow._checks import one_of
 from gflow._description import shown, storable
-from gflow._numerics import one_of
 from gflow._signatures import named
 from gflow.stiff.constrained import Coupled, CoupledField, GapSize, Moved, linearized, step
 from gflow.stiff.operators import Preconditioner

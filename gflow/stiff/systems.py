@@ -14,8 +14,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from gflow._checks import is_integer, is_real
 from gflow._description import shown, storable
-from gflow._numerics import is_integer, is_real
 from gflow._signatures import named
 from gflow.stiff.operators import Operator, Preconditioner, Tangent, Vector
 from gflow.stiff.recycling import Recycling

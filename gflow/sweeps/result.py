@@ -8,8 +8,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, overload
 
+from gflow._checks import is_list, one_of
 from gflow._files import checked_path, write_text
-from gflow._numerics import is_list, one_of
 from gflow._signatures import nearest
 from gflow.limit import Limit
 from gflow.sweeps.table import COLUMNS, cell, spread, written

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gflow._checks import check_x64, is_integer
 from gflow._fingerprint import without_addresses
 from gflow._interrupts import interruptible
-from gflow._numerics import check_x64, is_integer
 from gflow._signatures import named
 from gflow.batch import find_limits
 from gflow.batch.finding import check_layout

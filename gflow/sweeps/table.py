@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from gflow._checks import is_list
 from gflow._fingerprint import without_addresses
-from gflow._numerics import is_list
 
 Row = Mapping[str, Any]
 
