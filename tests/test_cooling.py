@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import types
 from unittest import mock
 
 import jax
@@ -108,11 +107,11 @@ def test_an_isolated_point_is_polished_once(arrived, monkeypatch):
 
 
 def test_within_a_family_the_nearest_point_is_sought():
-    """The limit of a deep linear network on one example, at rest but for its norm: the layers can
-    be turned against one another.
+    """Of a deep linear network whose limit one example decides: the layers can be turned against
+    one another.
     """
     network = networks.deep_linear((2, 2, 1))
-    data = gflow.Dataset(np.array([[3.0, 4.0]]), [1])
+    data = gflow.Dataset(np.array([[3.0, 4.0], [-6.0, -8.0]]), [1, -1])
     problem = gflow.Problem(network, data, loss=losses.exponential())
     layout = Layout.of(network.init(0))
     turned, across = np.array([0.6, 0.8]), np.array([1.0, 1.0]) / np.sqrt(2)
@@ -125,7 +124,7 @@ def test_within_a_family_the_nearest_point_is_sought():
         return search(*given, **options)
 
     with mock.patch.object(polishing, "polish", counted):
-        found = polish_capped(problem, layout, direction, np.ones(1), 7.0)
+        found = polish_capped(problem, layout, direction, np.array([1.0, 1e-9]), 7.0)
     assert found.converged and len(asked) == 2
     np.testing.assert_allclose(found.direction, direction, atol=1e-8)
 
@@ -160,17 +159,21 @@ def test_one_matrix_serves_steps_of_all_lengths(arrived, cooled, monkeypatch):
     assert np.linalg.norm(second[: len(system.theta)]) < np.linalg.norm(first[: len(system.theta)])
 
 
-def test_steps_to_and_fro_end_soon(arrived, cooled):
+def test_steps_to_and_fro_end_soon(arrived):
     trained, flow = arrived
     errors = itertools.cycle([7e-3, 1e-3])
+
+    class OfError(cooling_system.CoolingSystem):
+        def __init__(self, error):
+            self.error, self.temperature = error, 1e-5
 
     class ToAndFro(CoolingNewton):
         def stepped(self, system, time):
             self.num_iterations += 1
-            return types.SimpleNamespace(error=next(errors), temperature=system.temperature)
+            return OfError(next(errors))
 
     newton = ToAndFro(trained, flow.layout, 1.0, REFINE)
-    found, _ = newton.rest(types.SimpleNamespace(error=1e-3, temperature=1e-5))
+    found, _ = newton.rest(OfError(1e-3))
     assert found is None
     # A step and a correction each.
     assert newton.num_iterations == 2 * (REFINE.cooling.most_in_vain + 1)
