@@ -58,13 +58,13 @@ class Evaluated:
         sizes: Sizes,
     ):
         self._given, self._sizes = (problem, layout, theta, multipliers), sizes
-        self.rows = None
+        self.rows: tuple[Any, Any, Any] | None = None
         if len(theta) > sizes.formed:
-            found = map(np.asarray, stationarity_and_margins(*self._given))
-            self.stationarity, self.margins = found
+            stationarity, margins = stationarity_and_margins(*self._given)
+            self.stationarity, self.margins = np.asarray(stationarity), np.asarray(margins)
             return
-        self.rows = tuple(map(np.asarray, margins_and_rows(problem, layout, theta)))
-        self.margins, _, gradients = self.rows
+        margins, slopes, gradients = map(np.asarray, margins_and_rows(problem, layout, theta))
+        self.rows, self.margins = (margins, slopes, gradients), margins
         self.stationarity = theta - multipliers @ gradients
 
     @cached_property
