@@ -30,9 +30,7 @@ def minimum_norm(matrix: np.ndarray, right: np.ndarray, *, rank: float = 0.0) ->
     """
     rank = max(rank, _RANK)
     if len(matrix) >= _SMALL and matrix.shape[0] == matrix.shape[1]:
-        (factorised,) = get_lapack_funcs(("getrf",), (matrix,))
-        factors, pivots, singular = factorised(matrix)
-        inverse = _Inverse(factors, pivots, np.abs(matrix).sum(axis=0).max())
+        inverse, singular = _inverted(matrix)
         if not singular and inverse.condition > max(rank, _WELL_CONDITIONED):
             return inverse.applied(right)
         found = _beside_kernel(matrix, right, inverse)
@@ -40,6 +38,11 @@ def minimum_norm(matrix: np.ndarray, right: np.ndarray, *, rank: float = 0.0) ->
             return found
     solution: Any = lstsq(matrix, right, cond=rank, lapack_driver="gelsy", check_finite=False)
     return solution[0]
+
+
+def reciprocal_condition(matrix: np.ndarray) -> float:
+    """An estimate of `1 / (|A|_1 |A^-1|_1)` of a square matrix A; 0 where it is singular."""
+    return _inverted(matrix)[0].condition
 
 
 class _Inverse(NamedTuple):
@@ -64,6 +67,13 @@ class _Inverse(NamedTuple):
         """The inverse, or its transpose, times a vector or the columns of a matrix."""
         (solved,) = get_lapack_funcs(("getrs",), (self.factors, right))
         return solved(self.factors, self.pivots, right, trans=int(transposed))[0]
+
+
+def _inverted(matrix: np.ndarray) -> tuple[_Inverse, bool]:
+    """The inverse of a square matrix, and whether it is singular."""
+    (factorised,) = get_lapack_funcs(("getrf",), (matrix,))
+    factors, pivots, singular = factorised(matrix)
+    return _Inverse(factors, pivots, np.abs(matrix).sum(axis=0).max()), singular > 0
 
 
 def _beside_kernel(matrix: np.ndarray, right: np.ndarray, inverse: _Inverse) -> np.ndarray | None:

@@ -1,6 +1,8 @@
 """The temperature led to 0: it ends where Newton's method on the right active margins does."""
 
 import dataclasses
+import itertools
+from unittest import mock
 
 import jax
 import numpy as np
@@ -11,6 +13,8 @@ from gflow import losses, networks, perturbations
 from gflow._layout import Layout
 from gflow.kkt import system as kkt
 from gflow.kkt.settings import Sizes
+from gflow.limit import cooling_system
+from gflow.limit import polish as polishing
 from gflow.limit.cooling import cool
 from gflow.limit.cooling_newton import CoolingNewton
 from gflow.limit.polish import polish, polish_capped
@@ -87,6 +91,92 @@ def test_newton_with_the_right_margins_ends_there_too(arrived, cooled):
     # Rounding of sums over 12 examples and 50 weights, after one step more than 1e-12 needs.
     assert exact.residual < 3e-14
     assert np.linalg.norm(exact.direction - point) < 1e-6
+
+
+def test_an_isolated_point_is_polished_once(arrived, monkeypatch):
+    trained, flow = arrived
+    weights = np.asarray(trained.ascent(flow.direction, LOG_CAP).weights)
+    given = trained, flow.layout, flow.vectors[-1], weights, LOG_CAP
+    found = polish_capped(*given)
+    monkeypatch.setattr(polishing, "reciprocal_condition", lambda matrix: 0.0)
+    twice = polish_capped(*given)
+    assert found.converged and twice.converged
+    assert found.num_iterations < twice.num_iterations
+    # Both to the rounding of sums over 12 examples, by a matrix with a condition of some hundreds.
+    np.testing.assert_allclose(found.direction, twice.direction, atol=1e-11)
+
+
+def test_within_a_family_the_nearest_point_is_sought():
+    """Of a deep linear network whose limit one example decides: the layers can be turned against
+    one another.
+    """
+    network = networks.deep_linear((2, 2, 1))
+    data = gflow.Dataset(np.array([[3.0, 4.0], [-6.0, -8.0]]), [1, -1])
+    problem = gflow.Problem(network, data, loss=losses.exponential())
+    layout = Layout.of(network.init(0))
+    turned, across = np.array([0.6, 0.8]), np.array([1.0, 1.0]) / np.sqrt(2)
+    direction = np.concatenate([np.outer(across, turned).ravel(), across]) / np.sqrt(2)
+    asked = []
+    search = polishing.polish
+
+    def counted(*given, **options):
+        asked.append(options["most_iterations"])
+        return search(*given, **options)
+
+    with mock.patch.object(polishing, "polish", counted):
+        found = polish_capped(problem, layout, direction, np.array([1.0, 1e-9]), 7.0)
+    assert found.converged and len(asked) == 2
+    np.testing.assert_allclose(found.direction, direction, atol=1e-8)
+
+
+def test_where_the_residual_does_not_halve_it_may_give_up(arrived):
+    trained, flow = arrived
+    early = np.flatnonzero((flow.stationarity < 0.2) & (flow.log_kappa > LOG_CAP))[0]
+    weights = np.asarray(trained.ascent(flow.direction, LOG_CAP).weights)
+    given = trained, flow.layout, flow.vectors[early], weights
+    systems = [polish(*given, patient=patient).num_iterations for patient in (True, False)]
+    assert systems[1] < systems[0]
+
+
+def test_one_matrix_serves_steps_of_all_lengths(arrived, cooled, monkeypatch):
+    trained, flow = arrived
+    formed = []
+
+    def counted(*given, **options):
+        formed.append(given)
+        return kkt.kkt_system(*given, **options)
+
+    monkeypatch.setattr(cooling_system, "kkt_system", counted)
+    newton = CoolingNewton(trained, flow.layout, cooled.multipliers.max(), REFINE)
+    system = newton.at(1.01 * cooled.theta, cooled.multipliers, 1e-2)
+    first, second = system.solve(1e9), system.solve(1.0)
+    colder = newton.at(system.theta, system.multipliers, 1e-3, known=system.known)
+    third = colder.solve(1.0)
+    assert len(formed) == 1
+    fresh = newton.at(system.theta, system.multipliers, 1e-3).solve(1.0)
+    assert len(formed) == 2
+    np.testing.assert_array_equal(third, fresh)
+    assert np.linalg.norm(second[: len(system.theta)]) < np.linalg.norm(first[: len(system.theta)])
+
+
+def test_steps_to_and_fro_end_soon(arrived):
+    trained, flow = arrived
+    errors = itertools.cycle([7e-3, 1e-3])
+
+    class OfError(cooling_system.CoolingSystem):
+        def __init__(self, error):
+            self.error, self.temperature = error, 1e-5
+
+    class ToAndFro(CoolingNewton):
+        def stepped(self, system, time):
+            self.num_iterations += 1
+            return OfError(next(errors))
+
+    newton = ToAndFro(trained, flow.layout, 1.0, REFINE)
+    found, _ = newton.rest(OfError(1e-3))
+    assert found is None
+    # A step and a correction each.
+    assert newton.num_iterations == 2 * (REFINE.cooling.most_in_vain + 1)
 
 
 def test_iterations_are_as_good_as_factors(arrived, cooled):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gflow import _minimum_norm
-from gflow._minimum_norm import by_factors, minimum_norm
+from gflow._minimum_norm import by_factors, minimum_norm, reciprocal_condition
 
 
 @pytest.mark.parametrize("size", [30, 240])
@@ -54,6 +54,20 @@ def test_rank_revealing_factors_decide_on_what_is_not_rounding(small, kept):
     expected = np.linalg.lstsq(matrix, wanted, rcond=1e-10 if kept else 1e-7)[0]
     # A condition of 1e9, or of 1e5 and the ratio of both small values, times rounding.
     np.testing.assert_allclose(minimum_norm(matrix, wanted), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("small", [1e-2, 1e-6, 1e-10])
+def test_the_reciprocal_condition(small):
+    matrix = _with_values(np.geomspace(1.0, small, 30), 0)
+    exact = 1 / np.linalg.cond(matrix, 1)
+    # An estimate of the norm of an inverse is never above it, and mostly within a factor of 3.
+    assert 0.99 * exact < reciprocal_condition(matrix) < 3 * exact
+
+
+def test_the_reciprocal_condition_of_a_singular_matrix():
+    matrix = _with_values(np.append(np.geomspace(1.0, 0.1, 29), 0.0), 0)
+    assert reciprocal_condition(matrix) < 1e-15
+    assert reciprocal_condition(np.zeros((3, 3))) == 0
 
 
 def test_more_equations_than_unknowns():

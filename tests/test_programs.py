@@ -274,6 +274,25 @@ def test_small_programs_on_cpu_are_compiled_fast():
     assert compiler_options(large) == {}
 
 
+@pytest.mark.usefixtures("no_flags")
+def test_hessians_are_optimised_a_little_beyond_tiny_sizes():
+    def level(num_examples, num_weights):
+        problem = problem_of(num_examples)
+        options = program._options(((problem, np.zeros(num_weights)), {}))
+        return options.get("xla_backend_optimization_level")
+
+    program = _programs.compiled_for_hessians(cubed)
+    # Tiny, small, and as large as other programs that a search calls some ten times.
+    bound = _programs._SMALL_HESSIAN * _programs._SMALL
+    many = int(np.sqrt(bound / 7))
+    assert level(7, many) == 0
+    assert level(7, many + 1) == 1
+    assert level(7, _programs._CALLED_LESS * _programs._SMALL) is None
+    # Other programs take no Hessian.
+    program = _programs.compiled_for_some_calls(cubed)
+    assert level(7, many + 1) == 0
+
+
 def test_flags_of_the_user_come_before_options(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=2")
     assert compiler_options(1) == {}

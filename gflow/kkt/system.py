@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gflow._layout import Layout
-from gflow._programs import compiled_for_some_calls
+from gflow._programs import compiled_for_hessians, compiled_for_some_calls
 from gflow._typing import Params
 from gflow.kkt.settings import SIZES, Sizes
 from gflow.problem import GradientMode, Problem
@@ -197,7 +197,7 @@ def only_pushing(problem: Problem, pushing: np.ndarray) -> tuple[Problem, np.nda
     return fewer, np.arange(pushing.size).reshape(pushing.shape)[kept].ravel()
 
 
-@compiled_for_some_calls
+@compiled_for_hessians
 def _lagrangian(
     problem: Problem, multipliers: Any, layout: Layout, theta: Any
 ) -> tuple[Array, Array]:

@@ -9,13 +9,11 @@ Source: Kelley & Keyes 1998, "Convergence analysis of pseudo-transient continuat
 Anal. 35.
 """
 
-from typing import Any
-
 import numpy as np
 
 from gflow._layout import Layout
 from gflow.kkt.system import without_dead
-from gflow.limit.cooling_system import TINY, CoolingSystem
+from gflow.limit.cooling_system import TINY, CoolingSystem, Evaluated
 from gflow.limit.settings import RefineSettings
 from gflow.problem import Problem
 from gflow.watch import looked
@@ -39,7 +37,11 @@ class CoolingNewton:
         self.num_iterations, self.time = 0, settings.cooling.longest_time
 
     def at(
-        self, theta: np.ndarray, multipliers: np.ndarray, temperature: float, known: Any = None
+        self,
+        theta: np.ndarray,
+        multipliers: np.ndarray,
+        temperature: float,
+        known: Evaluated | None = None,
     ) -> CoolingSystem:
         """The equations at a point without its dead neurons, and a temperature; with what is known
         there from another one (`CoolingSystem.known`).
@@ -62,11 +64,13 @@ class CoolingNewton:
 
     def rest(self, system: CoolingSystem) -> tuple[CoolingSystem | None, int]:
         """The rest point at the temperature of a system, or None; and the iterations."""
-        settings = self.settings
+        settings, least, in_vain = self.settings, system.error, 0
         for iteration in range(settings.most_iterations + 1):
             if system.error < self._close_enough(system.temperature):
                 return system, iteration
-            if self.spent or not np.isfinite(system.error) or self.time < settings.shortest_time:
+            if self.spent or in_vain > settings.most_in_vain:
+                break
+            if not np.isfinite(system.error) or self.time < settings.shortest_time:
                 break
             after = self.stepped(system, self.time)
             if after is not None and after.error >= system.error < settings.rounded:
@@ -79,6 +83,10 @@ class CoolingNewton:
             growth = self._growth(system, after)
             system, growth = self.corrected(after) if risen else (after, growth)
             self.time = min(growth * self.time, settings.longest_time)
+            if system.error < least:
+                least, in_vain = system.error, 0
+            elif risen:
+                in_vain += 1
         self.time = max(self.time, settings.correcting_time)
         return None, settings.most_iterations
 

@@ -12,6 +12,7 @@ t_i is not tiny.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, cast
 
 import jax
@@ -25,6 +26,7 @@ from gflow._minimum_norm import by_factors
 from gflow._programs import compiled_for_some_calls
 from gflow.kkt.settings import Sizes
 from gflow.kkt.system import (
+    KKTSystem,
     kkt_system,
     margins_and_rows,
     only_pushing,
@@ -39,6 +41,38 @@ from gflow.watch import in_time
 TINY = 1e-300
 
 
+class Evaluated:
+    """What the equations at an iterate share, whatever the temperature and the length of a step.
+
+    Attributes:
+        rows: `margins_and_rows`, or None where no matrix will be formed.
+        stationarity, margins: of the KKT system, the margins flattened.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        layout: Layout,
+        theta: np.ndarray,
+        multipliers: np.ndarray,
+        sizes: Sizes,
+    ):
+        self._given, self._sizes = (problem, layout, theta, multipliers), sizes
+        self.rows: tuple[Any, Any, Any] | None = None
+        if len(theta) > sizes.formed:
+            stationarity, margins = stationarity_and_margins(*self._given)
+            self.stationarity, self.margins = np.asarray(stationarity), np.asarray(margins)
+            return
+        margins, slopes, gradients = map(np.asarray, margins_and_rows(problem, layout, theta))
+        self.rows, self.margins = (margins, slopes, gradients), margins
+        self.stationarity = theta - multipliers @ gradients
+
+    @cached_property
+    def linearized(self) -> KKTSystem:
+        """The KKT system with its matrices."""
+        return kkt_system(*self._given, sizes=self._sizes, rows=self.rows)
+
+
 class CoolingSystem:
     """The equations at an iterate.
 
@@ -46,7 +80,7 @@ class CoolingSystem:
         theta, multipliers: the iterate. Shapes (P,), (m,).
         temperature: 1/s.
         largest: lambda_max, the same number for all iterates and temperatures.
-        known: `evaluated` there, where it is at hand.
+        known: of the same iterate at another temperature, where it is at hand.
 
     Attributes:
         margins: q, flattened.
@@ -65,32 +99,21 @@ class CoolingSystem:
         temperature: float,
         largest: float,
         settings: RefineSettings,
-        known: tuple[Any, np.ndarray, np.ndarray] | None = None,
+        known: Evaluated | None = None,
     ):
         self.problem, self.layout, self.settings = problem, layout, settings
         self.theta, self.multipliers, self.temperature = theta, multipliers, temperature
         weight = multipliers / temperature
         self.rows, self.own = weight / (1 + weight), 1 / (1 + weight)
-        self.known = self.evaluated() if known is None else known
-        self.linear_rows, self.stationarity, self.margins = self.known
+        given = problem, layout, theta, multipliers, settings.sizes
+        self.known = Evaluated(*given) if known is None else known
+        self.stationarity, self.margins = self.known.stationarity, self.known.margins
         logarithm = np.log(np.maximum(multipliers / largest, TINY))
         barrier = self.own * multipliers * logarithm
         margins = self.rows * (self.margins - 1) + barrier
         self.right = -np.concatenate([self.stationarity, margins])
         relative = np.linalg.norm(self.stationarity) / np.linalg.norm(theta)
         self.error = max(relative, np.abs(margins).max())
-
-    def evaluated(self) -> tuple[Any, np.ndarray, np.ndarray]:
-        """What is evaluated at the iterate: `margins_and_rows`, or None where no matrix will be
-        formed; the stationarity; and the margins.
-        """
-        given = self.problem, self.layout, self.theta
-        if len(self.theta) > self.sizes.formed:
-            across, margins = stationarity_and_margins(*given, self.multipliers)
-            return None, np.asarray(across), np.asarray(margins)
-        margins, slopes, gradients = map(np.asarray, margins_and_rows(*given))
-        stationarity = self.theta - self.multipliers @ gradients
-        return (margins, slopes, gradients), stationarity, margins
 
     @property
     def sizes(self) -> Sizes:
@@ -105,8 +128,7 @@ class CoolingSystem:
 
     def direct(self, time: float) -> np.ndarray:
         """The step with the matrix itself. Memory: 8 (P + m)^2 bytes."""
-        given = self.problem, self.layout, self.theta, self.multipliers
-        at = kkt_system(*given, sizes=self.sizes, rows=self.linear_rows)
+        at = self.known.linearized
         size, pushing = len(self.theta), self.rows > self.settings.cooling.no_row
         # The row of a margin that does not push has an entry for its own multiplier only.
         alone = np.where(pushing, 0.0, self.right[size:] / self.own)

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from gflow._layout import Layout
-from gflow._minimum_norm import by_factors, minimum_norm
+from gflow._minimum_norm import by_factors, minimum_norm, reciprocal_condition
 from gflow.kkt.point import KKTPoint, active_residual
-from gflow.kkt.system import KKTSystem, kkt_system
+from gflow.kkt.system import KKTSystem, kkt_system, margins_and_rows
 from gflow.kkt.variables import at_unit_margin, margins_at
 from gflow.limit.cooling import cool, cooled_again
 from gflow.limit.drift import Drift
@@ -63,13 +63,17 @@ def polish_capped(
         start, support = (direction, weights), newton.flow_support
     given = {"support": support, "tolerance": tolerance, "most_iterations": most}
     found = polish(problem, layout, *start, **given, settings=settings)
-    nearest = found
-    if found.converged and not large:
-        nearest = _nearest(problem, layout, direction, found, tolerance, settings)
+    if found.converged and not large and _may_be_in_family(found, newton):
+        found = _nearest(problem, layout, direction, found, tolerance, settings)
     systems = cooled.num_iterations + found.num_iterations
-    if nearest is not found:
-        systems += nearest.num_iterations
-    return dataclasses.replace(nearest, num_iterations=systems)
+    return dataclasses.replace(found, num_iterations=systems)
+
+
+def _may_be_in_family(point: KKTPoint, newton: NewtonSettings) -> bool:
+    """Whether other KKT points of the same active set may lie next to this one: not where the
+    matrix of Newton's method is far from singular.
+    """
+    return reciprocal_condition(point.jacobian) < newton.isolated
 
 
 def _nearest(
@@ -80,7 +84,8 @@ def _nearest(
     tolerance: float | None,
     settings: RefineSettings,
 ) -> KKTPoint:
-    """`found`, or the KKT point of the same active set that is closer to where the flow stopped.
+    """`found`, or the KKT point of the same active set that is closer to where the flow stopped;
+    with the systems of both.
 
     Cooling drifts along a family of KKT points, such as those of a deep linear network. Newton's
     steps of minimum norm from the flow's own end, with the multipliers found, stay close to it.
@@ -93,11 +98,14 @@ def _nearest(
         support=settings.newton.support,
         tolerance=tolerance,
         most_iterations=settings.newton.most_iterations_nearest,
+        patient=False,
         settings=settings,
     )
     gaps = (np.linalg.norm(point.direction - direction) for point in (again, found))
     closer = next(gaps) < next(gaps)
-    return again if again.converged and closer else found
+    nearest = again if again.converged and closer else found
+    systems = found.num_iterations + again.num_iterations
+    return dataclasses.replace(nearest, num_iterations=systems)
 
 
 def polish_drifted(
@@ -169,6 +177,7 @@ def polish(
     support: float | None = None,
     tolerance: float | None = None,
     most_iterations: int | None = None,
+    patient: bool = True,
     refined: bool = True,
     settings: RefineSettings = REFINE,
 ) -> KKTPoint:
@@ -183,6 +192,7 @@ def polish(
         tolerance: of the residual; `rounded` by default. It is aimed at 1e-12, or at the tolerance
             if that is less.
         most_iterations: systems at most.
+        patient: whether it goes on, by parts of steps, where the residual does not halve.
         refined: whether to make one more step at the end, which may lower the residual further.
     """
     newton = settings.newton
@@ -191,7 +201,7 @@ def polish(
     active = weights > (newton.flow_support if support is None else support) * weights.max()
     start = at_unit_margin(problem, layout, direction, np.where(active, weights, 0.0))
     now = Iterate(start.theta, start.multipliers, active)
-    found = _iterated(problem, layout, now, tolerance, most, settings)
+    found = _iterated(problem, layout, now, tolerance, most, patient, settings)
     return _refined(problem, layout, found, settings) if refined else found
 
 
@@ -201,6 +211,7 @@ def _iterated(
     now: Iterate,
     tolerance: float,
     most: int,
+    patient: bool,
     settings: RefineSettings,
 ) -> KKTPoint:
     """Newton steps and corrections of the active set in turn, until the active set is right."""
@@ -215,7 +226,8 @@ def _iterated(
         close = error <= min(newton.aim, tolerance)
         close |= stalls and error <= min(newton.rounded, tolerance)
         mended = _mended(at.margins, now, newton) if close else now.active
-        if mended is None or iteration == most or not np.isfinite(error):
+        given_up = iteration == most or (stalls and not close and not patient)
+        if mended is None or given_up or not np.isfinite(error):
             return KKTPoint(*now, error, mended is None, iteration, at)
         looked(error)
         stepping, before = mended is now.active, error
@@ -226,7 +238,9 @@ def _iterated(
 def _refined(
     problem: Problem, layout: Layout, found: KKTPoint, settings: RefineSettings
 ) -> KKTPoint:
-    """The point after one more step, if that lowers the residual further."""
+    """The point after one more step, if that lowers the residual further; with the Hessian of
+    before, since it has hardly moved.
+    """
     if not found.converged or layout.size > settings.sizes.factored:
         return found
     before = Iterate(found.theta, found.multipliers, found.active)
@@ -234,9 +248,11 @@ def _refined(
     # Rounding may make the equations look inconsistent.
     if now.active is not before.active:
         return found
-    at = kkt_system(problem, layout, now.theta, now.multipliers, sizes=settings.sizes)
-    error = now.error(at.stationarity, at.margins)
-    right = _mended(at.margins, now, settings.newton) is None
+    margins, slopes, gradients = map(np.asarray, margins_and_rows(problem, layout, now.theta))
+    stationarity = now.theta - now.multipliers @ gradients
+    at = KKTSystem(stationarity, margins, found.linearized.hessian, slopes, gradients)
+    error = now.error(stationarity, margins)
+    right = _mended(margins, now, settings.newton) is None
     if not (error < found.residual and right):
         return found
     return KKTPoint(*now, error, True, found.num_iterations + 1, at)
