@@ -52,7 +52,7 @@ _QUICK = {
     "xla_cpu_parallel_codegen_split_count": 1,
 }
 # The same with the first level of LLVM's optimisation. A Hessian compiled so takes a third to a
-# seventh of the time, as long as with all optimisation, and compiling it 10 to 15 percent longer.
+# seventh of the time, nearly as little as with all optimisation.
 _FAIRLY_QUICK = _QUICK | {"xla_backend_optimization_level": 1}
 # Up to so many examples times weights a program is compiled fast. In CPU seconds on a busy machine,
 # 30 examples and 64 weights: the first limit 14 instead of 34, each further one 0.9 instead of

@@ -39,8 +39,8 @@ saddle; `Curvature.undecided` names their kinks."""
 VERDICTS = (*STRICT, *WITHIN_FAMILY, "degenerate", DEPENDS, "saddle", "unknown")
 """Every verdict that a limit can have."""
 
-OTHER_GRADIENT = "the margin's own gradient, through the perturbations, is not that of training"
-OTHER_CURVATURE = "the margin's own curvature, through the perturbations, is not that of training"
+OTHER_GRADIENT = "training holds perturbations fixed: its gradient is not the margin's"
+OTHER_CURVATURE = "training holds perturbations fixed: its curvature is not the margin's"
 DEAD_GROWS = "a dead neuron would grow if it pointed elsewhere, at a rate of {:.2g}"
 """Why a point that nothing leaves is no maximum of the margin; see `no_maximum`."""
 
