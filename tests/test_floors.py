@@ -69,6 +69,12 @@ FLOORS = [
 # The files of a folder, from the ground up, likewise. A folder without a table here may be in any
 # order inside.
 FOLDERS = {
+    "configuration": [
+        {"values"},
+        {"data", "networks", "perturbations", "tables"},
+        {"job"},
+        {"__init__"},
+    ],
     "stiff": [
         {"operators", "subspace", "tableaus"},
         {"recycling"},
