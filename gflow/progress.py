@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from gflow._programs import while_compiling
+from gflow._compiling import while_compiling
 
 Report = Callable[[dict[str, Any]], None]
 

@@ -10,15 +10,9 @@ import optax
 import pytest
 
 import gflow
-from gflow import _programs, losses, networks
-from gflow._programs import (
-    PROGRAMS,
-    Programs,
-    compiled,
-    compiler_options,
-    while_compiling,
-    work_of,
-)
+from gflow import _compiling, _programs, losses, networks
+from gflow._compiling import compiler_options, while_compiling, work_of
+from gflow._programs import PROGRAMS, Programs, compiled
 from gflow.progress import reporter
 
 NETWORK = networks.linear(2)
@@ -269,7 +263,7 @@ def cubed(x):
 
 @pytest.mark.usefixtures("no_flags")
 def test_small_programs_on_cpu_are_compiled_fast():
-    small, large = _programs._SMALL, _programs._SMALL + 1
+    small, large = _compiling._SMALL, _compiling._SMALL + 1
     assert compiler_options(small)["xla_backend_optimization_level"] == 0
     assert compiler_options(large) == {}
 
@@ -283,11 +277,11 @@ def test_hessians_are_optimised_a_little_beyond_tiny_sizes():
 
     program = _programs.compiled_for_hessians(cubed)
     # Tiny, small, and as large as other programs that a search calls some ten times.
-    bound = _programs._SMALL_HESSIAN * _programs._SMALL
+    bound = _compiling._SMALL_HESSIAN * _compiling._SMALL
     many = int(np.sqrt(bound / 7))
     assert level(7, many) == 0
     assert level(7, many + 1) == 1
-    assert level(7, _programs._CALLED_LESS * _programs._SMALL) is None
+    assert level(7, _compiling.CALLED_LESS * _compiling._SMALL) is None
     # Other programs take no Hessian.
     program = _programs.compiled_for_some_calls(cubed)
     assert level(7, many + 1) == 0
@@ -334,7 +328,7 @@ def test_with_options_the_results_are_the_same_wherever_it_is_called():
 
 @pytest.mark.usefixtures("no_flags")
 def test_options_that_this_jaxlib_does_not_know_are_dropped(monkeypatch):
-    monkeypatch.setattr(_programs, "_QUICK", {"xla_no_such_option": 1})
+    monkeypatch.setattr(_compiling, "_QUICK", {"xla_no_such_option": 1})
     np.testing.assert_array_equal(compiled(cubed)(jnp.arange(3.0)), [0.0, 1.0, 8.0])
 
 
@@ -352,7 +346,7 @@ def test_errors_of_the_function_pass_through():
 @pytest.fixture
 def slow(monkeypatch):
     """A function that takes far longer to compile than is waited for until it is said."""
-    monkeypatch.setattr(_programs, "NOTICE_SECONDS", 0.01)
+    monkeypatch.setattr(_compiling, "NOTICE_SECONDS", 0.01)
 
     def cubed_slowly(x):
         time.sleep(0.5)
@@ -372,7 +366,7 @@ def test_what_compiles_for_long_is_named_until_it_is_compiled(slow):
 
 
 def test_what_compiles_fast_is_not_named(monkeypatch):
-    monkeypatch.setattr(_programs, "NOTICE_SECONDS", 1e6)
+    monkeypatch.setattr(_compiling, "NOTICE_SECONDS", 1e6)
     told = []
     with while_compiling(told.append):
         compiled(cubed)(1.0)

@@ -149,7 +149,7 @@ def _do(function: Callable[..., Any], number: int, *arguments: Any) -> Any:
 @contextlib.contextmanager
 def _naming(tell: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """Within, what has been compiling for long is told by its name."""
-    from gflow._programs import while_compiling
+    from gflow._compiling import while_compiling
 
     def compiling(name: str | None) -> None:
         if name is not None:

@@ -29,7 +29,7 @@ INTERRUPTED = 130
 _FOLDERS = dict.fromkeys(("trajectories", "ends", "evaluations"), "*.npz")
 _DESCENTS = {"descents": "*.npz"}
 
-# With so many seeds compiling fast is cheaper than running fast (`gflow._programs.for_one_limit`).
+# With so many seeds compiling fast is cheaper than running fast (`gflow._compiling.for_one_limit`).
 _FEW_SEEDS = 3
 
 
@@ -316,7 +316,7 @@ def _carry_out(configuration: Configuration, order: working.Order, report: Any) 
 
 def _programs_for(configuration: Configuration) -> contextlib.AbstractContextManager[None]:
     """How programs are compiled: each serves all seeds of its network and attack."""
-    from gflow._programs import for_one_limit
+    from gflow._compiling import for_one_limit
 
     return for_one_limit() if len(configuration.seeds) <= _FEW_SEEDS else contextlib.nullcontext()
 

@@ -281,7 +281,7 @@ class _Display:
         self._task = self.bars.add_task("searching", total=runs, state="")
 
     def __enter__(self) -> "_Display":
-        from gflow._programs import while_compiling
+        from gflow._compiling import while_compiling
 
         self._compiling = while_compiling(self._compile)
         self._compiling.__enter__()

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gflow._programs import while_compiling
+from gflow._compiling import while_compiling
 from gflow.progress import Report
 
 
