@@ -34,7 +34,11 @@ def in_units(network, scale, start):
     return tuple(scale ** (power / network.degree) * np.asarray(leaf) for leaf in start)
 
 
-@pytest.mark.parametrize("network", [SHALLOW, DEEP], ids=["ReLU^2", "deep linear"])
+@pytest.mark.parametrize(
+    "network",
+    [SHALLOW, pytest.param(DEEP, marks=pytest.mark.slow)],
+    ids=["ReLU^2", "deep linear"],
+)
 def test_units_do_not_matter(network):
     """Data, radius and start in other units: the same limit, and about as many steps."""
     start = network.init(2)

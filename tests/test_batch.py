@@ -126,6 +126,7 @@ def test_a_bad_run_among_good_ones_spoils_none(together):
     assert failure.value.limit.problem is bad
 
 
+@pytest.mark.slow
 def test_mixed_structures_come_back_in_order(together):
     """A linear predictor among two-layer networks, and a problem with kinks."""
     linear = networks.linear(3)

@@ -113,6 +113,7 @@ def test_refusals_come_before_jax_and_before_the_folder(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["job.toml"]
 
 
+@pytest.mark.slow
 def test_large_data_in_a_file_are_checked_once_they_are_read(tmp_path, capsys):
     np.savez(tmp_path / "data.npz", x=np.zeros((2, 30_000)), y=[1, -1])
     text = '[data]\nkind = "npz"\npath = "data.npz"\n' + MLP + "hidden = [10000]"

@@ -608,7 +608,9 @@ def test_a_convolutional_network_is_built_as_described():
 
 
 @pytest.mark.parametrize(
-    "name", ["dopri8", "kvaerno3", "kvaerno5", "rosenbrock", "runge_kutta_chebyshev", "automatic"]
+    "name",
+    ["dopri8", "rosenbrock", "runge_kutta_chebyshev", "automatic"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("kvaerno3", "kvaerno5")],
 )
 def test_every_solver_reaches_the_same_point(job, tmp_path, name):
     (tmp_path / "job.toml").write_text(JOB)

@@ -112,6 +112,7 @@ def test_the_table_of_pandas(found):
 # Steps normalised by the loss
 
 
+@pytest.mark.slow
 def test_the_corrected_flow_of_steps_on_the_log_loss(runs):
     """Time, too, is then one of second order: the steps' time is a sum of step / loss."""
     distances, times = [], []
@@ -132,6 +133,7 @@ def test_the_corrected_flow_of_steps_on_the_log_loss(runs):
         assert np.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.2)
 
 
+@pytest.mark.slow
 def test_the_corrected_field_is_a_gradient_where_f_is_one():
     """`f - (h/2) f' f = -grad(Loss + (h/4) |grad Loss|^2)` on clean data, by finite differences."""
     clean = gflow.Problem(NETWORK, DATA, loss=losses.logistic())
@@ -160,6 +162,7 @@ def test_the_corrected_field_is_a_gradient_where_f_is_one():
     assert flow.successful
 
 
+@pytest.mark.slow
 def test_the_corrected_flow_is_read_and_stored(tmp_path):
     corrected = gflow.backward_error_flow(PROBLEM, START, step_size=0.05, num_steps=20, save=5)
     np.testing.assert_allclose(np.expm1(corrected.log1p_time), np.linspace(0, 1, 5), atol=1e-9)

@@ -68,7 +68,9 @@ def at_fixed_kappa(problem, start, unit, log_kappa, span, tolerance):
     return run.y[:, -1] / np.linalg.norm(run.y[:, -1])
 
 
-@pytest.mark.parametrize("attack", [perturbations.clean(), perturbations.fgm(0.1)])
+@pytest.mark.parametrize(
+    "attack", [pytest.param(perturbations.clean(), marks=pytest.mark.slow), perturbations.fgm(0.1)]
+)
 def test_a_linear_network_drifts_to_the_maximum_margin(attack):
     """From anywhere with positive margins: any weights, any direction."""
     data = gflow.datasets.gaussian(12, 4, gap=0.7, seed=0)

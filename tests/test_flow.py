@@ -173,6 +173,7 @@ def first_control(until):
     return make_controller(np.float64(1e-8), np.int64(1), until)
 
 
+@pytest.mark.slow
 def test_a_loaded_flow_is_read_in_a_process_of_its_own(start, tmp_path):
     flow = gflow.integrate(PROBLEM, start, until=Until(log_loss=-2.0))
     path = flow.save(tmp_path / "flow")

@@ -112,7 +112,7 @@ def test_ji_telgarsky_bound_holds_at_every_saved_point(three_layers):
 
 
 @pytest.mark.parametrize("attack", ["l2", "linf"])
-@pytest.mark.parametrize("degree", [2, 3])
+@pytest.mark.parametrize("degree", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_deep_linear_limit_is_the_max_margin_direction(degree, attack):
     order = {"l2": 2, "linf": np.inf}[attack]
     data = gflow.datasets.gaussian(20, 2, gap=0.8, seed=4)

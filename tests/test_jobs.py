@@ -138,6 +138,7 @@ def sentence(capsys):
     return error
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_ends_in_a_sentence(tmp_path, arguments, capsys, monkeypatch):
     follow, saved = working.follow, []
 

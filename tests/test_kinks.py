@@ -103,7 +103,10 @@ def assert_sparse(problem, reference):
     return limit
 
 
-@pytest.mark.parametrize(("share", "seed"), [(0.9, 0), (0.99, 0), (0.95, 1), (0.97, 7)])
+@pytest.mark.parametrize(
+    ("share", "seed"),
+    [pytest.param(0.9, 0, marks=pytest.mark.slow), (0.99, 0), (0.95, 1), (0.97, 7)],
+)
 def test_sparse_predictors_end_with_exact_zeros(share, seed):
     problem, reference = sparse_problem(1, share, seed)
     limit = assert_sparse(problem, reference)

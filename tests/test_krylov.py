@@ -87,7 +87,7 @@ def examined(field, path, shift, rights):
     return jacobian, at_weights, part, jnp.stack(solutions), jnp.stack(counts)
 
 
-@pytest.mark.parametrize("name", ["clean", "classes"])
+@pytest.mark.parametrize("name", ["clean", pytest.param("classes", marks=pytest.mark.slow)])
 def test_the_jacobian_is_known_and_its_systems_solved(name):
     field, path = point(PROBLEMS[name])
     rights = GENERATOR.normal(size=(2, path.size))

@@ -130,6 +130,7 @@ def test_a_matrix_is_drawn_only_where_there_is_one(job, tmp_path, capsys):
     assert not list(tmp_path.glob("matrix*"))
 
 
+@pytest.mark.slow
 def test_a_batch_larger_than_the_data_is_refused(tmp_path, capsys):
     (tmp_path / "job.toml").write_text(SEVERAL.replace("batch_size = 4", "batch_size = 7"))
     assert main(["run", str(tmp_path / "job.toml"), "-o", str(tmp_path / "out")]) == 2

@@ -77,7 +77,7 @@ def test_diagonal_networks_under_linf_attacks_end_at_the_sparse_maximum(seed, sh
 
 
 @pytest.mark.parametrize("share", [0.3, 0.8])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2))])
 def test_a_weight_that_cannot_grow_ends_at_a_saddle_where_it_would_help(seed, share):
     # Weights that begin at 0 stay there. The point is a maximum only where w_j = 0 is best.
     data, signed = signed_data(seed)
@@ -298,6 +298,7 @@ def gated_limit(signal, weight, escape=False):
     return gflow.find_limit(problem, start, escape=escape, throw=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signal", "verdict"),
     [(0.3, "strict maximum"), (0.4, "depends on coefficients at kinks"), (0.7, "saddle")],

@@ -50,7 +50,9 @@ def holds(flow, until, problem):
     return any(reached)
 
 
-@pytest.mark.parametrize("net", [LINE, NET], ids=["linear", "deep"])
+@pytest.mark.parametrize(
+    "net", [LINE, pytest.param(NET, marks=pytest.mark.slow)], ids=["linear", "deep"]
+)
 def test_success_holds_at_the_last_point_whatever_was_asked_of_whatever_data(net):
     counts = {True: 0, False: 0}
     targets = Until(log_loss=-2.0), Until(log_loss=0.2), Until(time=3.0), Until(log_kappa=3.0)
@@ -146,6 +148,7 @@ def test_starts_beyond_floating_point_numbers():
     assert flow.stats["stopped_by"] == "log_kappa"
 
 
+@pytest.mark.slow
 def test_every_target_is_landed_on_after_a_long_rest():
     # Margins of 1e-4 at the start: the clock runs to 1e8 before the loss falls.
     data = gflow.datasets.random_labels(10, 4, seed=1)

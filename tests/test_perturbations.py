@@ -177,7 +177,7 @@ def test_box_is_kept(name):
     assert (outside < 0).any() or (outside > 1).any()  # the box did something
 
 
-@pytest.mark.parametrize("order", [1, 2, math.inf])
+@pytest.mark.parametrize("order", [1, pytest.param(2, marks=pytest.mark.slow), math.inf])
 def test_a_box_has_second_derivatives(order):
     """By the parameters, through the attack, as stiff steps of the total gradient need them."""
     attack = perturbations.pgd(RADIUS, order=order, num_steps=3, step_size=0.2, box=(0.0, 1.0))

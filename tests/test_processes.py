@@ -100,7 +100,7 @@ def killed_after(child, path):
     child.send_signal(signal.SIGKILL)
 
 
-@pytest.mark.parametrize("index", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("index", [pytest.param(index, marks=pytest.mark.slow) for index in (0, 1)])
 def test_one_is_killed_and_the_job_ends_in_a_sentence_and_goes_on(tmp_path, begin, alone, index):
     children = begin(asked(tmp_path), slow=index)
     runs = tmp_path / "out" / "runs"

@@ -121,6 +121,7 @@ class Maps:
         self.programs.keep_within_limit()
 
 
+@pytest.mark.slow
 def test_half_of_the_limit_is_kept():
     process = Maps(1000, others=100)
     for _ in range(100):

@@ -63,6 +63,7 @@ def test_large_problems_find_limits_where_no_rivals_tie():
     assert results == ["not_at_kink", "successful", "successful"]
 
 
+@pytest.mark.slow
 def test_an_attack_of_order_1_ends_where_its_largest_coordinates_tie():
     rng = np.random.default_rng(7)
     truth = rng.normal(size=3)

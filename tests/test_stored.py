@@ -114,6 +114,7 @@ def test_a_run_of_the_former_format_goes_on_from_its_checkpoint():
     np.testing.assert_allclose(further.vectors[-1][:5], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_restores_solvers_and_reads_between_points():
     program = (
         "import sys, gflow\n"

@@ -72,8 +72,8 @@ def test_a_margin_of_which_rounding_takes_most_digits_is_found(gap):
     assert gap > 1e-6 or limit.basin == "undecided"
 
 
-@pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("gap", [1e-5, 1e-7, -1e-6])
+@pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("gap", [pytest.param(1e-5, marks=pytest.mark.slow), 1e-7, -1e-6])
 def test_the_radius_is_called_too_large_only_where_it_is(depth, gap):
     """Exact signs: the search may lose so small a margin, but must not say that there is none."""
     data = gflow.datasets.gaussian(20, 4, gap=0.5, seed=1)

@@ -363,6 +363,7 @@ gflow.sweep(make, SETTINGS, folder={folder!r}, chunk=2)
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_goes_on_bit_for_bit(found, tmp_path):
     folder = tmp_path / "sweep"
     code = CHILD.format(tests=os.path.dirname(__file__), folder=str(folder))
