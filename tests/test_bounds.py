@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def test_nested_overrides_are_refused(override):
 
 def test_an_endless_file_is_refused():
     with pytest.raises(UserError):
-        read_configuration(tables.Path("/dev/zero"))
+        read_configuration(Path("/dev/zero"))
 
 
 def test_refusals_come_before_jax_and_before_the_folder(tmp_path):
