@@ -103,7 +103,7 @@ def compiler_options(work: float, hessian: float = 0) -> dict[str, Any]:
 
     Args:
         work: examples times weights, see `work_of`; 0 for a program that runs a few times only.
-        hessian: of a program that takes a Hessian, examples times the square of the weights.
+        hessian: the work of the Hessian that a program takes; 0 if it takes none.
     """
     if work > _BOUND.get() or jax.default_backend() != "cpu":
         return {}
@@ -113,24 +113,21 @@ def compiler_options(work: float, hessian: float = 0) -> dict[str, Any]:
     return dict(_FAIRLY_QUICK if hessian > _SMALL_HESSIAN * _BOUND.get() else _QUICK)
 
 
-def work_of(arguments: Any) -> int:
+def work_of(arguments: Any, power: int = 1) -> int:
     """How much a program with these arguments works on, from their sizes: the number of examples of
     the problem among them, times the largest array that is none of its data. That is of the size of
     the weights, so the product is nearly the cost of one gradient. Of a table with a row for each
     example, such as the angles of switches at kinks, one row counts; indices do not.
+
+    Args:
+        power: of the size of that array: 2 for the work of a Hessian.
     """
-    examples, largest = sizes_of(arguments)
-    return examples * largest
-
-
-def sizes_of(arguments: Any) -> tuple[int, int]:
-    """The two factors of `work_of`."""
     leaves, _ = jax.tree.flatten(arguments, is_leaf=_is_dataset)
     examples = max((len(leaf.x) for leaf in leaves if _is_dataset(leaf)), default=1)
     arrays = [leaf for leaf in leaves if isinstance(leaf, (np.ndarray, jax.Array))]
     # Of JAX, which knows the types of random keys too.
     arrays = [leaf for leaf in arrays if jax.numpy.issubdtype(leaf.dtype, np.floating)]
-    return examples, max((_size_of(leaf, examples) for leaf in arrays), default=1)
+    return examples * max((_size_of(leaf, examples) for leaf in arrays), default=1) ** power
 
 
 def _size_of(array: Any, examples: int) -> int:

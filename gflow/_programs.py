@@ -25,7 +25,7 @@ import equinox as eqx
 import jax
 from jax.core import Tracer
 
-from gflow._compiling import CALLED_LESS, compiler_options, noticed, sizes_of
+from gflow._compiling import CALLED_LESS, compiler_options, noticed, work_of
 
 _MAPS = Path("/proc/self/maps")
 _MOST_MAPS = Path("/proc/sys/vm/max_map_count")
@@ -156,11 +156,8 @@ class _Program:
             return {}
         if self._few_calls:
             return compiler_options(0)
-        examples, largest = sizes_of(arguments)
-        work = examples * largest
-        if not self._some_calls:
-            return compiler_options(work)
-        return compiler_options(work / CALLED_LESS, work * largest if self._hessian else 0)
+        work = work_of(arguments) / (CALLED_LESS if self._some_calls else 1)
+        return compiler_options(work, work_of(arguments, power=2) if self._hessian else 0)
 
     def lower(self, *args: Any, **options: Any) -> Any:
         """The program for these arguments before it is compiled, as of `jax.jit`."""

@@ -72,7 +72,7 @@ FLOORS = [
 FOLDERS = {
     "configuration": [
         {"values"},
-        {"data", "networks", "perturbations", "tables"},
+        {"data", "methods", "networks", "perturbations"},
         {"job"},
         {"__init__"},
     ],

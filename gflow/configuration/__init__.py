@@ -11,6 +11,7 @@ from gflow.configuration.job import (
     Configuration,
     labels,
 )
+from gflow.configuration.methods import DescentTable, LimitTable, SolverTable, UntilTable
 from gflow.configuration.networks import (
     Conv,
     DeepLinear,
@@ -21,7 +22,6 @@ from gflow.configuration.networks import (
     NetworkTable,
 )
 from gflow.configuration.perturbations import Clean, Fgm, Fgsm, Perturbation, PerturbationTable, Pgd
-from gflow.configuration.tables import DescentTable, LimitTable, SolverTable, UntilTable
 from gflow.configuration.values import MANY, ONE, Table
 
 __all__ = [

@@ -5,9 +5,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from gflow.configuration.data import Data, Digits
+from gflow.configuration.methods import DescentTable, LimitTable, SolverTable, UntilTable
 from gflow.configuration.networks import DeepLinear, Mlp, Network
 from gflow.configuration.perturbations import Clean, Fgm, Fgsm, Perturbation, Pgd
-from gflow.configuration.tables import DescentTable, LimitTable, SolverTable, UntilTable
 from gflow.configuration.values import MOST_CASES, Positive, Seeds, Table
 
 MAIN_NETWORKS: list[Network] = [

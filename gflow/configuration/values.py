@@ -1,12 +1,14 @@
 """Kinds of values that the fields of a configuration hold, and what every table has."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 ONE, MANY = "<one>", "<many>"
 """What Pydantic's locations call the two forms of a field that takes a value or a list of them."""
+
+_Value = TypeVar("_Value")
 
 
 def _form(value: Any) -> str:
@@ -35,26 +37,19 @@ MOST_LAYERS = 100
 MOST_STEPS = 10_000
 _MOST_WINDOW = 10_000
 MOST_CASES = 1000
-Seeds = Annotated[
-    Annotated[Seed, Tag(ONE)]
+# A value, or a list of distinct ones: a run for each.
+OneOrMany = Annotated[
+    Annotated[_Value, Tag(ONE)]
     | Annotated[
-        list[Seed],
+        list[_Value],
         Field(min_length=1, max_length=MOST_CASES),
         AfterValidator(_distinct),
         Tag(MANY),
     ],
     Discriminator(_form),
 ]
-Radius = Annotated[
-    Annotated[NotNegative, Tag(ONE)]
-    | Annotated[
-        list[NotNegative],
-        Field(min_length=1, max_length=MOST_CASES),
-        AfterValidator(_distinct),
-        Tag(MANY),
-    ],
-    Discriminator(_form),
-]
+Seeds = OneOrMany[Seed]
+Radius = OneOrMany[NotNegative]
 Widths = Annotated[list[Count], Field(max_length=MOST_LAYERS)]
 Window = Annotated[int, Field(ge=1, le=_MOST_WINDOW)]
 Tolerance = Annotated[float, Field(ge=1e-14, le=0.1)]

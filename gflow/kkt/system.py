@@ -174,6 +174,19 @@ def kkt_system(
     return KKTSystem(stationarity, margins, hessian, slopes, gradients)
 
 
+def with_hessian(
+    problem: Problem,
+    layout: Layout,
+    theta: np.ndarray,
+    multipliers: np.ndarray,
+    hessian: np.ndarray,
+) -> KKTSystem:
+    """`kkt_system` at a point, but with the Hessian that is given, as of a point next to it."""
+    theta = without_dead(theta)
+    margins, slopes, gradients = map(np.asarray, margins_and_rows(problem, layout, theta))
+    return KKTSystem(theta - multipliers @ gradients, margins, hessian, slopes, gradients)
+
+
 def only_pushing(problem: Problem, pushing: np.ndarray) -> tuple[Problem, np.ndarray]:
     """The problem without the examples of which no margin pushes; and which margins are left.
 

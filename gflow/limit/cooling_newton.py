@@ -46,15 +46,11 @@ class CoolingNewton:
         """The equations at a point without its dead neurons, and a temperature; with what is known
         there from another one (`CoolingSystem.known`).
         """
+        if known is None:
+            given = self.problem, self.layout, without_dead(theta), multipliers
+            known = Evaluated(*given, self.all_settings.sizes)
         return CoolingSystem(
-            self.problem,
-            self.layout,
-            without_dead(theta),
-            multipliers,
-            temperature=temperature,
-            largest=self.largest,
-            settings=self.all_settings,
-            known=known,
+            known, temperature=temperature, largest=self.largest, settings=self.all_settings
         )
 
     @property

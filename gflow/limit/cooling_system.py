@@ -42,7 +42,11 @@ TINY = 1e-300
 
 
 class Evaluated:
-    """What the equations at an iterate share, whatever the temperature and the length of a step.
+    """An iterate, and what the equations there share at any temperature and length of a step.
+
+    Args:
+        theta, multipliers: the iterate, without dead neurons. Shapes (P,), (m,).
+        sizes: from which on the algorithm changes.
 
     Attributes:
         rows: `margins_and_rows`, or None where no matrix will be formed.
@@ -57,10 +61,12 @@ class Evaluated:
         multipliers: np.ndarray,
         sizes: Sizes,
     ):
-        self._given, self._sizes = (problem, layout, theta, multipliers), sizes
+        self.problem, self.layout, self.sizes = problem, layout, sizes
+        self.theta, self.multipliers = theta, multipliers
         self.rows: tuple[Any, Any, Any] | None = None
         if len(theta) > sizes.formed:
-            stationarity, margins = stationarity_and_margins(*self._given)
+            given = problem, layout, theta, multipliers
+            stationarity, margins = stationarity_and_margins(*given)
             self.stationarity, self.margins = np.asarray(stationarity), np.asarray(margins)
             return
         margins, slopes, gradients = map(np.asarray, margins_and_rows(problem, layout, theta))
@@ -70,17 +76,17 @@ class Evaluated:
     @cached_property
     def linearized(self) -> KKTSystem:
         """The KKT system with its matrices."""
-        return kkt_system(*self._given, sizes=self._sizes, rows=self.rows)
+        given = self.problem, self.layout, self.theta, self.multipliers
+        return kkt_system(*given, sizes=self.sizes, rows=self.rows)
 
 
 class CoolingSystem:
     """The equations at an iterate.
 
     Args:
-        theta, multipliers: the iterate. Shapes (P,), (m,).
+        known: the iterate, evaluated.
         temperature: 1/s.
         largest: lambda_max, the same number for all iterates and temperatures.
-        known: of the same iterate at another temperature, where it is at hand.
 
     Attributes:
         margins: q, flattened.
@@ -90,24 +96,14 @@ class CoolingSystem:
     """
 
     def __init__(
-        self,
-        problem: Problem,
-        layout: Layout,
-        theta: np.ndarray,
-        multipliers: np.ndarray,
-        *,
-        temperature: float,
-        largest: float,
-        settings: RefineSettings,
-        known: Evaluated | None = None,
+        self, known: Evaluated, *, temperature: float, largest: float, settings: RefineSettings
     ):
-        self.problem, self.layout, self.settings = problem, layout, settings
-        self.theta, self.multipliers, self.temperature = theta, multipliers, temperature
+        self.known, self.temperature, self.settings = known, temperature, settings
+        self.problem, self.layout = known.problem, known.layout
+        theta, multipliers = self.theta, self.multipliers = known.theta, known.multipliers
         weight = multipliers / temperature
         self.rows, self.own = weight / (1 + weight), 1 / (1 + weight)
-        given = problem, layout, theta, multipliers, settings.sizes
-        self.known = Evaluated(*given) if known is None else known
-        self.stationarity, self.margins = self.known.stationarity, self.known.margins
+        self.stationarity, self.margins = known.stationarity, known.margins
         logarithm = np.log(np.maximum(multipliers / largest, TINY))
         barrier = self.own * multipliers * logarithm
         margins = self.rows * (self.margins - 1) + barrier

@@ -17,7 +17,7 @@ import numpy as np
 from gflow._layout import Layout
 from gflow._minimum_norm import by_factors, minimum_norm, reciprocal_condition
 from gflow.kkt.point import KKTPoint, active_residual
-from gflow.kkt.system import KKTSystem, kkt_system, margins_and_rows
+from gflow.kkt.system import KKTSystem, kkt_system, with_hessian
 from gflow.kkt.variables import at_unit_margin, margins_at
 from gflow.limit.cooling import cool, cooled_again
 from gflow.limit.drift import Drift
@@ -248,11 +248,10 @@ def _refined(
     # Rounding may make the equations look inconsistent.
     if now.active is not before.active:
         return found
-    margins, slopes, gradients = map(np.asarray, margins_and_rows(problem, layout, now.theta))
-    stationarity = now.theta - now.multipliers @ gradients
-    at = KKTSystem(stationarity, margins, found.linearized.hessian, slopes, gradients)
-    error = now.error(stationarity, margins)
-    right = _mended(margins, now, settings.newton) is None
+    hessian = found.linearized.hessian
+    at = with_hessian(problem, layout, now.theta, now.multipliers, hessian)
+    error = now.error(at.stationarity, at.margins)
+    right = _mended(at.margins, now, settings.newton) is None
     if not (error < found.residual and right):
         return found
     return KKTPoint(*now, error, True, found.num_iterations + 1, at)
