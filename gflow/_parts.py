@@ -1,4 +1,4 @@
-"""The parts that a problem is made of: of the right kind, and in units that fit each other."""
+"""Checks of the parts of a problem: of the right kind, and in units that fit each other."""
 
 import inspect
 import sys
@@ -10,11 +10,13 @@ import numpy as np
 from jax.core import Tracer
 
 from gflow import losses, networks, perturbations
+from gflow._checks import one_of
 from gflow._signatures import nearest
 from gflow.datasets import Dataset
 from gflow.losses import AbstractLoss
 from gflow.networks import AbstractNetwork
-from gflow.perturbations import AbstractPerturbation
+from gflow.perturbations import AbstractPerturbation, Clean
+from gflow.rivals import RIVALS, Rivals
 
 
 class _Part(NamedTuple):
@@ -116,6 +118,19 @@ def _hint(part: _Part, value: Any) -> str:
     if value.__name__ in part.names or isinstance(value, type):
         return f" Call it first: `{value.__name__}(...)`."  # `losses.logistic`, without brackets
     return f" {part.own}" if part.own else ""
+
+
+def chosen_rivals(rivals: Any, dataset: Dataset, perturbation: AbstractPerturbation) -> Rivals:
+    """What `rivals` comes to: without a choice "runner_up".
+
+    Raises:
+        ValueError: it is unknown.
+    """
+    if not one_of(rivals, RIVALS):
+        names = "'worst', 'runner_up' or 'each'"
+        raise ValueError(f"`Problem(rivals={rivals!r})`: choose {names}.")
+    choice = dataset.num_outputs > 2 and not isinstance(perturbation, Clean)
+    return rivals if choice else "runner_up"
 
 
 def warn_of_radius(perturbation: AbstractPerturbation, inputs: np.ndarray) -> None:

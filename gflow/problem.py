@@ -1,7 +1,7 @@
 """A problem: network, data set, loss and perturbation, and what they say of parameters.
 
-The only place where one example becomes all of them (`vmap`). Every function is pure; the public
-methods are compiled on first use.
+The only place where one example (`gflow._one_example`) becomes all of them, by `vmap`. Every
+function is pure; the public methods are compiled on first use.
 """
 
 import copy
@@ -20,10 +20,10 @@ from gflow._checks import check_x64, one_of
 from gflow._description import shown, storable
 from gflow._leaves import check_params, is_array_of_numbers
 from gflow._methods import light
-from gflow._numerics import norm, scaled_margins, tree_norm, tree_scale
-from gflow._parts import check_parts, warn_of_radius
+from gflow._numerics import scaled_margins, tree_scale
+from gflow._one_example import Attack, OneExample
+from gflow._parts import check_parts, chosen_rivals, warn_of_radius
 from gflow._programs import PROGRAMS, compiled
-from gflow._rounded import hypotenuse
 from gflow._selection import select_smallest
 from gflow._signatures import named
 from gflow._typing import Inputs, Params, Scalar
@@ -31,7 +31,7 @@ from gflow.datasets import Dataset
 from gflow.losses import AbstractLoss
 from gflow.networks import AbstractNetwork
 from gflow.perturbations import AbstractPerturbation, Clean, clean
-from gflow.rivals import RIVALS, Rivals, margins_of_worst, own_margins
+from gflow.rivals import Rivals
 
 GradientMode = Literal["frozen", "total"]
 
@@ -48,20 +48,6 @@ class Ascent(NamedTuple):
     weights: Float[Array, "n ..."]
     log_weight: Float[Array, ""]
     vector: Params
-
-
-class Attack(NamedTuple):
-    """The attack on an example, or on each of several.
-
-    Attributes:
-        delta: the perturbation, (d,), of all examples that of the label 1 where
-            `Problem.one_attack`; where every rival class has its own and the choice among them is
-            none or rounded, (k - 1, d).
-        choice: of the worst rival: its index, or the angles of the rounded choice; else None.
-    """
-
-    delta: Array
-    choice: Array | None
 
 
 @storable("Problem")
@@ -128,7 +114,7 @@ class Problem(eqx.Module):
         check_parts(network=network, dataset=dataset, loss=loss, perturbation=perturbation)
         if not one_of(gradient, ("frozen", "total")):
             raise ValueError(f"`Problem(gradient={gradient!r})`: choose 'frozen' or 'total'.")
-        rivals = _chosen(rivals, dataset, perturbation)
+        rivals = chosen_rivals(rivals, dataset, perturbation)
         network.check_fits(dataset.x.shape[1], dataset.num_outputs)
         perturbation.check_fits(np.asarray(dataset.x))
         warn_of_radius(perturbation, np.asarray(dataset.x))
@@ -159,7 +145,9 @@ class Problem(eqx.Module):
             ValueError: `rivals` is unknown.
         """
         changed = copy.copy(self)
-        object.__setattr__(changed, "rivals", _chosen(rivals, self.dataset, self.perturbation))
+        object.__setattr__(
+            changed, "rivals", chosen_rivals(rivals, self.dataset, self.perturbation)
+        )
         return changed
 
     @property
@@ -176,7 +164,7 @@ class Problem(eqx.Module):
     @property
     def separate(self) -> bool:
         """Whether an attack is made against each rival class separately."""
-        return self.rivals != "runner_up"
+        return self._one.separate
 
     @compiled
     def perturbations(self, params: Params) -> Float[Array, "n ..."]:
@@ -189,7 +177,8 @@ class Problem(eqx.Module):
             return self._examples()[1][:, None] * attack.delta
         if attack.choice is None or self.rival_smoothing is None:
             return attack.delta
-        own = jax.vmap(self._own_margins, (None, 0, 0, 0))(params, *self._examples(), attack.delta)
+        examples = self._examples()
+        own = jax.vmap(self._one.own_margins, (None, 0, 0, 0))(params, *examples, attack.delta)
         found = select_smallest(own, self.rival_smoothing)
         return jnp.einsum("nr,nrd->nd", found.coefficients, attack.delta)
 
@@ -221,8 +210,8 @@ class Problem(eqx.Module):
         self._check_point(params)
         self._check_delta(delta)
         if delta.ndim == 3:
-            return jax.vmap(self._own_margins, (None, 0, 0, 0))(params, x, y, delta)
-        return jax.vmap(self._margin, (None, 0, 0))(params, x + delta, y)
+            return jax.vmap(self._one.own_margins, (None, 0, 0, 0))(params, x, y, delta)
+        return jax.vmap(self._one.margin, (None, 0, 0))(params, x + delta, y)
 
     @compiled
     def log_loss(self, params: Params) -> Float[Array, ""]:
@@ -313,13 +302,10 @@ class Problem(eqx.Module):
         Shapes: leaves (m, *leaf.shape); for classes (m, k - 1, *leaf.shape).
         """
         total = (gradient or self.gradient_mode) == "total"
-        x, y = self._examples()
         if self.one_attack:
+            x, y = self._examples()
             return self._gradients_under_one(total, params, x[examples], y[examples])
-        starts = None if self.starts is None else jnp.asarray(self.starts)[examples]
-        axes = (None, 0, 0, None if starts is None else 0)
-        one = partial(self._margin_gradient, total)
-        return jax.vmap(one, axes)(params, x[examples], y[examples], starts)
+        return self._mapped(partial(self._one.margin_gradient, total), params, examples)
 
     def margins_and_rows(self, params: Params) -> tuple[Array, Params, Params]:
         """The margins, `dq_i/dparams` through the perturbations, and `grad q_i` in the problem's
@@ -327,38 +313,8 @@ class Problem(eqx.Module):
 
         Shapes: that of `margins`; leaves (n, k - 1, *leaf.shape), with k - 1 = 1 for two labels.
         """
-        x, y = self._examples()
-        starts = None if self.starts is None else jnp.asarray(self.starts)
-        axes = (None, 0, 0, None if starts is None else 0)
-        return jax.vmap(self._margin_and_rows, axes)(params, x, y, starts)
-
-    def _margin_and_rows(
-        self, params: Params, x: Array, y: Array, start: Array | None
-    ) -> tuple[Array, Params, Params]:
-        def attack(free: Params) -> tuple[Any, Any]:
-            return eqx.partition(self._attack(free, x, y, start), eqx.is_inexact_array)
-
-        def margin(free: Params, moving: Any) -> Array:
-            return self._attacked_margin(free, x, y, eqx.combine(moving, fixed))
-
-        moving, pull_attack, fixed = jax.vjp(attack, params, has_aux=True)
-        value, pull_margin = jax.vjp(margin, params, moving)
-        units = jnp.eye(value.size, dtype=value.dtype).reshape(-1, *value.shape)
-        gradients, by_attack = jax.vmap(pull_margin)(units)
-        (through,) = jax.vmap(pull_attack)(by_attack)
-        slopes = jax.tree.map(jnp.add, gradients, through)
-        return value, slopes, slopes if self.gradients_are_slopes else gradients
-
-    def _margin_gradient(
-        self, total: bool, params: Params, x: Array, y: Array, start: Array | None
-    ) -> Params:
-        fixed = self._attack(params, x, y, start)
-
-        def margin(free: Params) -> Array:
-            attack = self._attack(free, x, y, start) if total else fixed
-            return self._attacked_margin(free, x, y, attack)
-
-        return jax.jacrev(margin)(params)
+        margins, slopes, gradients = self._mapped(self._one.margin_and_rows, params)
+        return margins, slopes, slopes if self.gradients_are_slopes else gradients
 
     def _gradients_under_one(self, total: bool, params: Params, x: Array, y: Array) -> Params:
         """`margin_gradients` of examples where the attack is one."""
@@ -367,8 +323,18 @@ class Problem(eqx.Module):
         def of_attack(free: Params) -> Array:
             return self.network.apply(free, (self._attacks(free) if total else fixed).delta)
 
-        clean = jax.vmap(jax.grad(self._margin), (None, 0, 0))(params, x, y)
+        clean = jax.vmap(jax.grad(self._one.margin), (None, 0, 0))(params, x, y)
         return jax.tree.map(lambda rows, part: rows + part, clean, jax.grad(of_attack)(params))
+
+    def _mapped(
+        self, function: Callable[..., Any], params: Params, chosen: Array | None = None
+    ) -> Any:
+        """`function(params, x, y, start)` of every example, or of those chosen."""
+        examples: Any = *self._examples(), self.starts
+        if chosen is not None:
+            examples = jax.tree.map(lambda values: jnp.asarray(values)[chosen], examples)
+        axes = (None, 0, 0, None if self.starts is None else 0)
+        return jax.vmap(function, axes)(params, *examples)
 
     def _examples(self) -> tuple[Array, Array]:
         # Every method comes by here, and is compiled anew where x64 is switched on or off.
@@ -389,149 +355,45 @@ class Problem(eqx.Module):
                 f"the shape {' or '.join(map(str, shapes))}."
             )
 
+    @property
+    def _one(self) -> OneExample:
+        return OneExample(
+            self.dataset.num_outputs,
+            self.network,
+            self.perturbation,
+            self.rivals,
+            self.rival_smoothing,
+            self.attack_floor,
+            self.attacked_network,
+        )
+
     def margin_of(self, output: Array, y: Array) -> Array:
         """The margin of one example: `y f`, or for classes `f_y - f_j`. Shapes: () or (k - 1,)."""
-        return y * output if self.dataset.binary else _against_others(output, y)
+        return self._one.margin_of(output, y)
 
     def attacked(self, margin: Array) -> Array:
         """The margin that the attack lowers: for classes, that against the runner-up."""
-        if self.dataset.binary:
-            return margin
-        if self.rival_smoothing is not None:
-            return select_smallest(margin, self.rival_smoothing).largest
-        # Indexing rather than the minimum, whose gradient at a tie is a mean over the rivals.
-        return margin[jnp.argmin(margin)]
-
-    def _margin(self, params: Params, x: Array, y: Array) -> Array:
-        return _margin_of_one(self._without_examples, params, x, y)
+        return self._one.lowered(margin)
 
     @property
     def followed(self) -> AbstractNetwork:
         """The network whose gradients the attack follows."""
-        return self.network if self.attacked_network is None else self.attacked_network
-
-    def _followed_margin(self, params: Params, x: Array, y: Array) -> Array:
-        return self.margin_of(self.followed.apply(params, x), y)
-
-    def _table(self, params: Params, x: Array, y: Array, delta: Array) -> Array:
-        """All margins at each of several perturbations. Shapes: delta (r, d) -> (r, k - 1)."""
-        return jax.vmap(self._margin, (None, 0, None))(params, x + delta, y)
-
-    def _own_margins(self, params: Params, x: Array, y: Array, delta: Array) -> Array:
-        return own_margins(self._table(params, x, y, delta))
+        return self._one.followed
 
     def _attacks(self, params: Params) -> Attack:
-        x, y = self._examples()
         self._check_point(params)
         if self.one_attack:
-            return self._attack(params, jnp.zeros_like(x[0]), jnp.ones_like(y[0]), None)
-        starts = None if self.starts is None else jnp.asarray(self.starts)
-        axes = (None, 0, 0, None if starts is None else 0)
-        return jax.vmap(self._attack, axes)(params, x, y, starts)
+            x, y = self._examples()
+            return self._one.attack(params, jnp.zeros_like(x[0]), jnp.ones_like(y[0]), None)
+        return self._mapped(self._one.attack, params)
 
     def _attacked_margins(self, params: Params, attack: Attack) -> Array:
         axes, examples = (None, 0, 0, 0), self._examples()
         if self.one_attack:
-            clean = jax.vmap(self._margin, axes[:-1])(params, *examples)
+            clean = jax.vmap(self._one.margin, axes[:-1])(params, *examples)
             return clean + self.network.apply(params, attack.delta)
-        return jax.vmap(self._attacked_margin, axes)(params, *examples, attack)
-
-    @property
-    def _without_examples(self) -> "Problem":
-        """What is known of one example; see `_margin_of_one`."""
-        return eqx.tree_at(
-            lambda p: (p.dataset.x, p.dataset.y, p.starts), self, (None,) * 3, is_leaf=_is_none
-        )
-
-    def _attack(self, params: Params, x: Array, y: Array, start: Array | None) -> Attack:
-        return _attack_on_one(self._without_examples, params, x, y, start)
-
-    def _attack_of(self, params: Params, x: Array, y: Array, start: Array | None) -> Attack:
-        if not self.separate:
-
-            def attacked(point: Array) -> Array:
-                return self.attacked(self._followed_margin(params, point, y))
-
-            return Attack(self._perturbation(attacked, params, x, start), None)
-
-        def against(rival: Array) -> Array:
-            return self._perturbation(
-                lambda at: rival @ self._followed_margin(params, at, y), params, x, start
-            )
-
-        delta = jax.vmap(against)(jnp.eye(self.dataset.num_outputs - 1))
-        if self.rivals == "each":
-            return Attack(delta, None)
-        own = self._own_margins(params, x, y, delta)
-        if self.rival_smoothing is None:
-            worst = jnp.argmin(own)
-            return Attack(delta[worst], worst)
-        return Attack(delta, select_smallest(own, self.rival_smoothing).angles)
-
-    def _perturbation(
-        self, margin: Callable[[Array], Array], params: Params, x: Array, start: Array | None
-    ) -> Array:
-        """The perturbation of an example; with a floor s, `|g| / sqrt(|g|^2 + (s |params|^L)^2)` of
-        it, for the gradient g of its margin at x. Without, an attack along g jumps where g is 0.
-        """
-        delta = self.perturbation(margin, x, start)
-        if self.attack_floor is None:
-            return delta
-        size = norm(jax.grad(margin)(x))
-        floor = self.attack_floor * tree_norm(params) ** self.degree
-        return delta * size / hypotenuse(size, floor)
-
-    def _attacked_margin(self, params: Params, x: Array, y: Array, attack: Attack) -> Array:
-        """The margins under an attack that is held fixed."""
-        if not self.separate:
-            return self._margin(params, x + attack.delta, y)
-        if attack.choice is None:
-            return self._own_margins(params, x, y, attack.delta)
-        if self.rival_smoothing is None:
-            return jnp.roll(self._margin(params, x + attack.delta, y), -attack.choice)
-        table = self._table(params, x, y, attack.delta)
-        return margins_of_worst(table, self.rival_smoothing, attack.choice)[0]
-
-
-def _chosen(rivals: Any, dataset: Dataset, perturbation: AbstractPerturbation) -> Rivals:
-    """What `rivals` comes to: without a choice "runner_up".
-
-    Raises:
-        ValueError: it is unknown.
-    """
-    if not one_of(rivals, RIVALS):
-        names = "'worst', 'runner_up' or 'each'"
-        raise ValueError(f"`Problem(rivals={rivals!r})`: choose {names}.")
-    choice = dataset.num_outputs > 2 and not isinstance(perturbation, Clean)
-    return rivals if choice else "runner_up"
-
-
-# Functions of one example. A program holds margins and attacks in several places, and JAX traces,
-# differentiates and batches a compiled function once for all of them.
-
-
-@eqx.filter_jit
-def _margin_of_one(problem: Problem, params: Params, x: Array, y: Array) -> Array:
-    return problem.margin_of(problem.network.apply(params, x), y)
-
-
-@eqx.filter_jit
-def _attack_on_one(
-    problem: Problem, params: Params, x: Array, y: Array, start: Array | None
-) -> Attack:
-    return problem._attack_of(params, x, y, start)
+        return jax.vmap(self._one.attacked_margin, axes)(params, *examples, attack)
 
 
 def _as_they_are(margins: Array) -> Array:
     return margins
-
-
-def _is_none(node: Any) -> bool:
-    return node is None
-
-
-def _against_others(output: Float[Array, " k"], y: Int[Array, ""]) -> Float[Array, " c"]:
-    """`f_y - f_j` for the k - 1 other classes j = y+1, .., y+k-1 (mod k)."""
-    num_classes = output.shape[0]
-    others = (y + jnp.arange(1, num_classes, dtype=y.dtype)) % num_classes
-    return output[y] - output[others]

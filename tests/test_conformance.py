@@ -204,8 +204,8 @@ def test_compiled_and_mapped_as_plain_and_alone(case):
     start = None if problem.starts is None else jnp.asarray(problem.starts[index])
     with jax.disable_jit():
         params = jax.tree.map(jnp.asarray, case.params)
-        attack = problem._attack(params, x, y, start)
-        margin = problem._attacked_margin(params, x, y, attack)
+        attack = problem._one.attack(params, x, y, start)
+        margin = problem._one.attacked_margin(params, x, y, attack)
     np.testing.assert_allclose(case.delta[index], attack.delta, rtol=0, atol=1e-13)
     np.testing.assert_allclose(case.ascent.margins[index], margin, rtol=0, atol=1e-13)
 

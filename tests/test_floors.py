@@ -45,7 +45,7 @@ FLOORS = [
     },
     {"rivals", "saving", "watch"},
     {"datasets", "losses", "networks", "perturbations", "stiff"},
-    {"_parts"},
+    {"_one_example", "_parts"},
     {"problem"},
     {"_points"},
     {"accuracy", "sharpness"},
