@@ -135,7 +135,7 @@ def test_the_sizes_are_those_of_the_code():
 def test_numbers_of_the_basin_and_of_the_strong_attack_are_those_of_the_code():
     pages = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("outcomes", "mathematics"))]
     basin = f"{BasinSettings().displacement:g}"
-    for place in (*pages, PACKAGE / "report" / "record.py"):
+    for place in (*pages, PACKAGE / "report" / "columns.py"):
         assert re.search(rf"(within|less than) {basin}\b", place.read_text()), place
     number = {3: "three"}[strong_attack._NUM_RANDOM]
     attack = rf"{strong_attack._NUM_STEPS} steps,?\s+from\s+0\s+and\s+(from\s+)?{number}\b"

@@ -17,8 +17,9 @@ from matplotlib.path import Path as Line
 import gflow
 from gflow import losses, networks, perturbations, report
 from gflow.report.drawing import SIDE, View
-from gflow.report.explorer import places_on, view_of
+from gflow.report.explorer import view_of
 from gflow.report.plane import heights, window_around
+from gflow.report.slider import places_on
 from gflow.results import RESULTS
 
 RADIUS = 0.2

@@ -10,8 +10,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from gflow.report.columns import columns_of, significant, write_cell
 from gflow.report.evaluation import Evaluation, largest, margins_shown
-from gflow.report.record import Record, Results, columns_of, significant, write_cell
+from gflow.report.record import Record, Results
 from gflow.report.spread import Spread, spreads
 
 # Headings and words that fit 80 columns.

@@ -4,6 +4,7 @@ Needs the extra `plot`. Every `plot_*` function draws one quantity of one trajec
 new figure without one) and returns the axes, for notebooks and papers alike.
 """
 
+from gflow.report.columns import FLOW_COLUMNS, LIMIT_COLUMNS
 from gflow.report.explorer import explorer
 from gflow.report.figures import (
     plot_direction_convergence,
@@ -20,8 +21,6 @@ from gflow.report.overview import margins_figure, overview_figure
 from gflow.report.page import write_page
 from gflow.report.plane import plot_plane
 from gflow.report.record import (
-    FLOW_COLUMNS,
-    LIMIT_COLUMNS,
     Record,
     Results,
     read_results,

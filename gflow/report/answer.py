@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gflow.report.columns import significant
 from gflow.report.evaluation import Evaluation
-from gflow.report.record import Results, seeks_limits, significant
+from gflow.report.record import Results, seeks_limits
 from gflow.report.spread import spreads
 
 # Two margins closer than this, relative, are told to be equal: they come from one limit.

@@ -10,20 +10,14 @@ import numpy as np
 from gflow._files import write_text
 from gflow.report import answer as words
 from gflow.report import tables
+from gflow.report.columns import columns_of, significant, write_cell
 from gflow.report.end import End
 from gflow.report.evaluation import Evaluation, largest
 from gflow.report.explorer import view_of
 from gflow.report.images import images
 from gflow.report.panels import Panel, View, panels
 from gflow.report.prose import prose
-from gflow.report.record import (
-    Record,
-    Results,
-    columns_of,
-    seeks_limits,
-    significant,
-    write_cell,
-)
+from gflow.report.record import Record, Results, seeks_limits
 from gflow.report.spread import Spread, spreads
 from gflow.report.style import look
 from gflow.report.vector import drawn

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gflow._files import replacing
+from gflow.report.columns import significant
 from gflow.report.evaluation import Evaluation, largest, margins_shown
-from gflow.report.record import significant
 from gflow.report.spread import spreads
 
 # Inches of a cell and around the cells.

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gflow._files import write_text
+from gflow.report.columns import significant as _significant
 from gflow.report.record import FILE_NAME, plain_json, read_content, versions
-from gflow.report.record import significant as _significant
 from gflow.sweeps.table import spread
 
 SCHEMA = 1

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from gflow.report.answer import comparisons as compared
+from gflow.report.columns import columns_of
 from gflow.report.evaluation import Evaluation
-from gflow.report.record import Results, columns_of
+from gflow.report.record import Results
 from gflow.report.spread import Spread
 from gflow.sweeps.table import written
 
