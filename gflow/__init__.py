@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from gflow.datasets import Dataset
     from gflow.descent import backward_error_flow, descend
     from gflow.flow import Until, integrate
-    from gflow.kkt.certificate import Certificate, certify
+    from gflow.kkt.certificate import Certificate
+    from gflow.kkt.certifying import certify
     from gflow.limit import (
         Limit,
         LimitFailed,
@@ -89,7 +90,7 @@ _HOMES = {
     "Sweep": "sweeps",
     "Trajectory": "trajectory",
     "Until": "flow",
-    "certify": "kkt.certificate",
+    "certify": "kkt.certifying",
     "data_sensitivity": "limit",
     "descend": "descent",
     "find_limit": "limit",

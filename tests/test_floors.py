@@ -98,12 +98,12 @@ FOLDERS = {
         {"__init__"},
     ],
     "kkt": [
-        {"__init__", "semidefinite", "settings", "strong_attack", "subspace", "variables"},
+        {"__init__", "certificate", "semidefinite", "settings", "strong_attack", "subspace", "variables"},
         {"switches", "system"},
         {"kinked_system", "point"},
         {"subgradients"},
         {"curvature", "margin_next_to", "multipliers", "open_coefficients"},
-        {"certificate", "second_order"},
+        {"certifying", "second_order"},
         {"open_curvature"},
     ],
     "batch": [

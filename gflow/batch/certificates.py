@@ -13,7 +13,8 @@ from gflow._layout import Layout
 from gflow._programs import compiled_for_many_steps
 from gflow._typing import Params
 from gflow.batch.stacked import Runs, row_of, spread_over, stacked, taken_rows
-from gflow.kkt.certificate import Certificate, certificate_of, certify, examine
+from gflow.kkt.certificate import Certificate
+from gflow.kkt.certifying import certificate_of, certify, examine
 from gflow.kkt.strong_attack import PROJECTED_ORDERS, smallest_margins, strongly_attacked
 from gflow.kkt.subgradients import MOST_MARGINS, probes_about
 from gflow.kkt.system import slopes_and_gradients

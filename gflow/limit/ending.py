@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from gflow._typing import Params
-from gflow.kkt.certificate import Certificate, certify
+from gflow.kkt.certificate import Certificate
+from gflow.kkt.certifying import certify
 from gflow.kkt.margin_next_to import margin_next_to
 from gflow.limit.approach import params_at
 from gflow.limit.earned import earned, unrefuted
