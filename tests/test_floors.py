@@ -98,7 +98,15 @@ FOLDERS = {
         {"__init__"},
     ],
     "kkt": [
-        {"__init__", "certificate", "semidefinite", "settings", "strong_attack", "subspace", "variables"},
+        {
+            "__init__",
+            "certificate",
+            "semidefinite",
+            "settings",
+            "strong_attack",
+            "subspace",
+            "variables",
+        },
         {"switches", "system"},
         {"kinked_system", "point"},
         {"subgradients"},
@@ -108,6 +116,8 @@ FOLDERS = {
     ],
     "batch": [
         {"lanes", "stacked"},
+        {"steps"},
+        {"control"},
         {"certificates", "flow", "points", "states"},
         {"judging"},
         {"finding"},

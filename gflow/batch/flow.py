@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from gflow._layout import Layout
 from gflow._programs import compiled_for_few_calls, compiled_for_many_steps
-from gflow.batch.lanes import ACTIVE, Goals, Lane, starting, stepped, under_way
+from gflow.batch.control import starting, stepped, under_way
+from gflow.batch.lanes import ACTIVE, Goals, Lane
 from gflow.batch.stacked import Runs, spread_over, taken_rows
 from gflow.deadline import Deadline
 from gflow.problem import Problem
