@@ -17,10 +17,12 @@ from rich.console import Console
 
 from gflow import descend, load
 from gflow.__main__ import main
-from gflow.commands import running, working
+from gflow.commands import working
 from gflow.commands.crew import Crew, Programs
+from gflow.commands.job import Job, Options
 from gflow.commands.reading import UserError
 from gflow.commands.resuming import read_job
+from gflow.commands.schedule import Schedule
 from gflow.configuration import Configuration
 from gflow.reference import max_margin
 from gflow.report import read_results
@@ -247,16 +249,16 @@ def test_a_run_whose_time_is_spent_has_no_verdict(job, tmp_path, capsys):
 
 
 def shares(waiting, size, elapsed, whole=100.0, cases=10):
-    job = running.Job(
+    job = Job(
         Configuration(max_seconds=whole),
         Path(),
         Console(),
-        running.Options(),
+        Options(),
         [None] * cases,
         None,
         time.perf_counter() - elapsed,
     )
-    schedule = running._Schedule(job, Crew(size, Programs(kept=False), lambda *_: None), None)
+    schedule = Schedule(job, Crew(size, Programs(kept=False), lambda *_: None), None)
     schedule.waiting = list(waiting)
     return schedule._share()
 

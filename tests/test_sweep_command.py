@@ -12,10 +12,10 @@ import pytest
 import gflow
 from gflow.__main__ import main
 from gflow._files import locked
+from gflow.commands.asking import read_sweep
 from gflow.commands.explaining import document_toml
 from gflow.commands.lists import MOST_RUNS, entries
 from gflow.commands.reading import UserError
-from gflow.commands.sweeping import read_sweep
 from gflow.configuration import Configuration
 from gflow.report.multiples import multiples, numbers_of
 from gflow.report.sweep_record import read_record

@@ -1,1 +1,1 @@
-"""What the commands of the command line do; `gflow.__main__` only declares them."""
+"""What the commands of the command line do; `command_line` only declares them."""

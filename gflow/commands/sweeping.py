@@ -9,25 +9,26 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
 from gflow._files import write_text
+from gflow.commands.asking import Asked
 from gflow.commands.crew import Programs, set_up_jax
 from gflow.commands.explaining import document_toml
 from gflow.commands.folder import CONFIG_NAME, RUNS, claimed, write
-from gflow.commands.left import resume_of
-from gflow.commands.lists import Entry, entries
-from gflow.commands.reading import UserError, read_document, source_of, told_if_deep
-from gflow.commands.running import ALL_REACHED, INTERRUPTED, NOT_ALL_REACHED, describe_source
+from gflow.commands.lists import Entry
+from gflow.commands.reading import UserError
+from gflow.commands.sweep_display import SweepDisplay, print_sweep
+from gflow.commands.telling import (
+    ALL_REACHED,
+    INTERRUPTED,
+    NOT_ALL_REACHED,
+    describe_source,
+    say,
+)
 
 CSV_NAME = "sweep.csv"
 _COMMENT = "A sweep: `gflow sweep config.toml` runs every combination of the lists."
-# A line is written so often at most where the output is no terminal.
-_SECONDS = 10.0
 # Of [limit], what the search of a sweep is told.
 _SEARCH = (
     "tolerance",
@@ -61,72 +62,6 @@ class Options:
     distributed: bool = False
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a file asks for: the file's content, where it comes from, and every run."""
-
-    document: dict[str, Any]
-    source: str
-    runs: list[Entry]
-
-
-def read_sweep(path: Path | None, overrides: Sequence[str] = (), *, saved: bool = False) -> Asked:
-    """The sweep that a file describes.
-
-    Args:
-        saved: whether the file is one of gflow's own, which has no field where none was given.
-
-    Raises:
-        UserError: the file cannot be read, or a field or value is wrong.
-    """
-    with told_if_deep(source := source_of(path)):
-        document = read_document(path, overrides, saved=saved)
-        runs = entries(document, source)
-    _check_limit(runs[0])
-    return Asked(document, source, runs)
-
-
-def read_saved(folder: Path, *, others: bool) -> Asked:
-    """The sweep in `folder`, as it was asked for.
-
-    Args:
-        others: whether options were given that belong to a new sweep.
-
-    Raises:
-        UserError: they were, or the folder holds no sweep.
-    """
-    if others:
-        raise UserError(
-            "`gflow sweep --resume FOLDER` goes on with a sweep as it was asked for: leave out "
-            "CONFIG, --set, --output, --overwrite and --chunk."
-        )
-    command = resume_of(folder)
-    if command and command.startswith("gflow run"):
-        raise UserError(f"`{folder}` holds a job, no sweep: `{command}` goes on with it.")
-    if not (folder / CONFIG_NAME).is_file() or not (folder / RUNS).is_dir():
-        raise UserError(
-            f"`{folder}` holds no sweep to go on with: there is no `{CONFIG_NAME}` or no `{RUNS}` "
-            f"in it. Begin one with `gflow sweep CONFIG --output {folder}`."
-        )
-    return read_sweep(folder / CONFIG_NAME, saved=True)
-
-
-def _check_limit(run: Entry) -> None:
-    """A sweep runs to limits, by one search each, within the seconds of the whole."""
-    limit = run.configuration.limit
-    refused = {
-        "enabled": (not limit.enabled, "a sweep runs to limits; `gflow run` stops before"),
-        "reproduce": (limit.reproduce, "a sweep searches once; `gflow run` searches again"),
-        "max_seconds": (
-            limit.max_seconds is not None,
-            "a sweep has seconds for all its runs together, `max_seconds` at the top of the file",
-        ),
-    }
-    for name, (given, words) in refused.items():
-        if given:
-            raise UserError(f"`limit.{name}`: {words}.")
-
-
 def run_sweep(asked: Asked, folder: Path, console: Console, options: Options) -> int:
     """Runs the sweep, prints its table, writes the folder; the exit code of the command.
 
@@ -144,7 +79,7 @@ def run_sweep(asked: Asked, folder: Path, console: Console, options: Options) ->
 def _run(asked: Asked, folder: Path, console: Console, options: Options) -> int:
     with claimed(folder, overwrite=options.overwrite or options.resumed):
         begun = time.perf_counter()
-        _say(console, _announcement(asked, folder))
+        say(console, _announcement(asked, folder))
         with console.status("Loading JAX, data and networks"):
             set_up_jax(options.programs)
             make = maker(asked.runs)
@@ -236,7 +171,7 @@ def _searched(asked: Asked, make: Any, folder: Path, console: Console, options: 
 
     configuration = asked.runs[0].configuration
     search = {name: getattr(configuration.limit, name) for name in _SEARCH}
-    with _Display(console, len(asked.runs)) as display:
+    with SweepDisplay(console, len(asked.runs)) as display:
         try:
             return write(
                 f"Chunks that were finished are safe in `{folder}`; go on with `gflow sweep "
@@ -262,50 +197,6 @@ def _mesh() -> Any:
 
     devices = jax.local_devices()
     return jax.sharding.Mesh(devices, ("runs",)) if len(devices) > 1 else None
-
-
-class _Display:
-    """Live progress: runs done of all, arrived, failed, and their rate."""
-
-    def __init__(self, console: Console, runs: int):
-        self.console, self._told = console, float("-inf")
-        self.bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} runs{task.fields[state]}"),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-        )
-        self._task = self.bars.add_task("searching", total=runs, state="")
-
-    def __enter__(self) -> "_Display":
-        from gflow._compiling import while_compiling
-
-        self._compiling = while_compiling(self._compile)
-        self._compiling.__enter__()
-        self.bars.start()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.bars.stop()
-        self._compiling.__exit__(*error)
-
-    def update(self, status: Mapping[str, Any]) -> None:
-        """Shows how far the sweep has come."""
-        state = (
-            f", {status['arrived']} arrived, {status['failed']} failed, {status['rate']:.3g} runs/s"
-        )
-        self.bars.update(self._task, completed=status["done"], total=status["runs"], state=state)
-        late = time.perf_counter() - self._told > _SECONDS or status["done"] == status["runs"]
-        if not self.console.is_terminal and late:
-            self._told = time.perf_counter()
-            _say(self.console, f"{status['done']}/{status['runs']} runs{state}")
-
-    def _compile(self, name: str | None) -> None:
-        words = "searching" if name is None else f"compiling {name}"
-        self.bars.update(self._task, description=words)
 
 
 def _conclude(
@@ -337,11 +228,11 @@ def _conclude(
 
         with console.status("Drawing figures"):
             paths.append(write(safe, draw_sweep, record, folder))
-    _print(console, record)
-    _say(console, repr(found))
+    print_sweep(console, record)
+    say(console, repr(found))
     for outcome, message in _failures(found).items():
-        _say(console, f"{outcome}: {message}")
-    _say(console, f"In {seconds:.0f} s. Written: {', '.join(map(str, paths))}")
+        say(console, f"{outcome}: {message}")
+    say(console, f"In {seconds:.0f} s. Written: {', '.join(map(str, paths))}")
     _say_unfinished(found, folder, console)
     return _code(found)
 
@@ -355,7 +246,7 @@ def _say_unfinished(found: Any, folder: Path, console: Console) -> None:
     left.pop(NOT_BEGUN_MESSAGE, None)
     why = " ".join(left) or ("Interrupted." if _interrupted(found) else "The seconds are spent.")
     if unfinished:
-        _say(
+        say(
             console,
             f"{unfinished} run(s) are not finished. {why} Go on with `gflow sweep --resume "
             f"{folder}`.",
@@ -378,26 +269,3 @@ def _failures(found: Any) -> dict[str, str]:
 
     failed = [run for run in found.failed if run.outcome not in UNFINISHED]
     return {run.outcome: run.message for run in reversed(failed)}
-
-
-def _print(console: Console, record: Any) -> None:
-    """The margin over the seeds, a line for every other combination of settings."""
-    from gflow.report.sweep_record import over_seeds, significant
-
-    names, rows = over_seeds(record)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in names:
-        table.add_column(name)
-    for title in ("arrived", "mean margin", "smallest", "largest", "std"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in rows:
-        cells = ["" if row[name] is None else str(row[name]) for name in names]
-        numbers = [significant(row[key]) for key in ("mean", "min", "max", "std")]
-        style = "" if row["arrived"] == row["runs"] else "red"
-        count = f"{row['arrived']}/{row['runs']}"
-        table.add_row(*(Text(cell, style=style) for cell in (*cells, count)), *numbers)
-    console.print(table)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
