@@ -19,11 +19,12 @@ from jaxtyping import Array, Float, Int
 from gflow._checks import check_x64, one_of
 from gflow._description import shown, storable
 from gflow._leaves import check_params, is_array_of_numbers
+from gflow._memory_maps import PROGRAMS
 from gflow._methods import light
 from gflow._numerics import scaled_margins, tree_scale
 from gflow._one_example import Attack, OneExample
 from gflow._parts import check_parts, chosen_rivals, warn_of_radius
-from gflow._programs import PROGRAMS, compiled
+from gflow._programs import compiled
 from gflow._selection import select_smallest
 from gflow._signatures import named
 from gflow._typing import Inputs, Params, Scalar

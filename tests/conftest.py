@@ -47,7 +47,7 @@ def own_words():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-from gflow import _programs  # noqa: E402
+from gflow import _memory_maps  # noqa: E402
 
 # Tracing makes many objects that live long, and collections walk all of them.
 gc.set_threshold(50_000, 20, 50)
@@ -63,8 +63,8 @@ def _keep_compiled_programs(request):
     """
     with pytest.MonkeyPatch.context() as patch:
         if request.module.__name__ != "test_programs":
-            patch.setattr(_programs.PROGRAMS, "serve", lambda problem: None)
+            patch.setattr(_memory_maps.PROGRAMS, "serve", lambda problem: None)
         yield
-    held, most = _programs._num_maps(), _programs._most_maps()
+    held, most = _memory_maps._num_maps(), _memory_maps._most_maps()
     if held is None or most is None or held > most / 4:
         jax.clear_caches()

@@ -19,7 +19,16 @@ PACKAGE = Path(gflow.__file__).parent
 # another, it stands half a floor higher. `__init__` holds the public names: it may import all that
 # is below it, and only what is written as a user would write it stands above it.
 FLOORS = [
-    {"_checks", "_compiling", "_complement", "_files", "_interrupts", "_methods", "_typing"},
+    {
+        "_checks",
+        "_compiling",
+        "_complement",
+        "_files",
+        "_interrupts",
+        "_memory_maps",
+        "_methods",
+        "_typing",
+    },
     {"_programs"},
     {
         "_description",

@@ -10,9 +10,10 @@ import optax
 import pytest
 
 import gflow
-from gflow import _compiling, _programs, losses, networks
+from gflow import _compiling, _memory_maps, _programs, losses, networks
 from gflow._compiling import compiler_options, while_compiling, work_of
-from gflow._programs import PROGRAMS, Programs, compiled
+from gflow._memory_maps import PROGRAMS, Programs
+from gflow._programs import compiled
 from gflow.progress import reporter
 
 NETWORK = networks.linear(2)
@@ -34,7 +35,7 @@ def loss_of(problem):
 
 def num_maps():
     gc.collect()
-    found = _programs._num_maps()
+    found = _memory_maps._num_maps()
     if found is None:
         pytest.skip("this system does not tell its memory maps")
     return found
@@ -160,7 +161,7 @@ def many_shapes(monkeypatch, count):
     problems = [problem_of(n) for n in range(3, 3 + count)]
     problems[0].log_loss(START)
     PROGRAMS.forget()
-    base, all_maps = num_maps(), _programs._num_maps
+    base, all_maps = num_maps(), _memory_maps._num_maps
     monkeypatch.setattr(PROGRAMS, "_num_maps", lambda: (all_maps() or 0) - base)
     monkeypatch.setattr(PROGRAMS, "_most_maps", lambda: 300)
     peak = 0
