@@ -239,7 +239,7 @@ def _conclude(
 
 def _say_unfinished(found: Any, folder: Path, console: Console) -> None:
     """A sentence on the runs that are not finished, where there are any."""
-    from gflow.sweeps.result import NOT_BEGUN, NOT_BEGUN_MESSAGE, UNFINISHED
+    from gflow.sweeps.run import NOT_BEGUN, NOT_BEGUN_MESSAGE, UNFINISHED
 
     unfinished = sum(run.outcome in UNFINISHED for run in found)
     left = dict.fromkeys(run.message for run in found if run.outcome == NOT_BEGUN)
@@ -265,7 +265,7 @@ def _code(found: Any) -> int:
 
 def _failures(found: Any) -> dict[str, str]:
     """Of each outcome of finished runs that did not arrive, the first one's sentence."""
-    from gflow.sweeps.result import UNFINISHED
+    from gflow.sweeps.run import UNFINISHED
 
     failed = [run for run in found.failed if run.outcome not in UNFINISHED]
     return {run.outcome: run.message for run in reversed(failed)}

@@ -23,7 +23,8 @@ from gflow._files import Locked, locked
 from gflow._fingerprint import checksum_of
 from gflow.limit.stored import Arrays, get, put
 from gflow.problem import Problem
-from gflow.sweeps.result import UNFINISHED, Run, Sweep, not_begun
+from gflow.sweeps.result import Sweep
+from gflow.sweeps.run import UNFINISHED, Run, not_begun
 from gflow.sweeps.table import cell
 
 FORMAT = 1

@@ -19,7 +19,8 @@ from gflow.limit.options import check_options
 from gflow.progress import Report, check_progress
 from gflow.sweeps import folder as files
 from gflow.sweeps.processes import SHOWN_AFTER, Companions, Group, group
-from gflow.sweeps.result import Run, Sweep, not_begun
+from gflow.sweeps.result import Sweep
+from gflow.sweeps.run import Run, not_begun
 from gflow.sweeps.searching import Job, Make, all_runs, check_same, kept
 from gflow.sweeps.table import rows_of
 from gflow.sweeps.telling import telling

@@ -19,7 +19,7 @@ from gflow.kkt.point import KKTPoint
 from gflow.limit import Limit
 from gflow.problem import Problem
 from gflow.sweeps import folder as files
-from gflow.sweeps.result import NOT_BEGUN, REFUSED, Run, not_begun
+from gflow.sweeps.run import NOT_BEGUN, REFUSED, Run, not_begun
 from gflow.sweeps.telling import Count, Tell
 from gflow.trajectory import Trajectory
 from gflow.validation import check_start
