@@ -15,7 +15,12 @@ from gflow._typing import Params
 from gflow.batch.stacked import Runs, row_of, spread_over, stacked, taken_rows
 from gflow.kkt.certificate import Certificate
 from gflow.kkt.certifying import certificate_of, certify, examine
-from gflow.kkt.strong_attack import PROJECTED_ORDERS, smallest_margins, strongly_attacked
+from gflow.kkt.strong_attack import (
+    PROJECTED_ORDERS,
+    ball_of,
+    smallest_margins,
+    strongly_attacked,
+)
 from gflow.kkt.subgradients import MOST_MARGINS, probes_about
 from gflow.kkt.system import slopes_and_gradients
 from gflow.problem import Problem
@@ -56,18 +61,17 @@ def _num_margins(problem: Problem) -> int:
 def _attacked(runs: Runs, problems: list[Problem]) -> tuple[Problem, np.ndarray] | None:
     """All problems under a stronger attack, and its starts, stacked; None where there is none.
 
-    An attack is made once for each radius and box, the rest of the problem is that of the runs.
+    An attack is made once for each ball, the rest of the problem is that of the runs.
     """
-    order = problems[0].perturbation.order
-    if order not in PROJECTED_ORDERS:
+    if problems[0].perturbation.order not in PROJECTED_ORDERS:
         return None
     made: dict[tuple[bytes, ...], tuple[Problem, np.ndarray]] = {}
     every = []
     for problem in problems:
-        radius, box = problem.perturbation.radius, getattr(problem.perturbation, "box", None)
-        key = tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((radius, box)))
+        ball = ball_of(problem.perturbation)
+        key = tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(ball))
         if key not in made:
-            made[key] = strongly_attacked(problem, order, radius, box)
+            made[key] = strongly_attacked(problem, ball)
         every.append(made[key])
     attacks = stacked([problem.perturbation for problem, _ in every])
     firsts = np.stack([np.asarray(problem.starts) for problem, _ in every])

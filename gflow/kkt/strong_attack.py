@@ -3,7 +3,7 @@ strong because gradients vanish (gradient masking).
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from gflow._programs import compiled_for_few_calls
 from gflow._typing import Params
 from gflow.accuracy import under
-from gflow.perturbations import pgd
+from gflow.perturbations import AbstractPerturbation, pgd
 from gflow.problem import Problem
 
 PROJECTED_ORDERS = (1.0, 2.0, math.inf)
@@ -23,6 +23,24 @@ PROJECTED_ORDERS = (1.0, 2.0, math.inf)
 # Steps of projected gradient descent, and random points that it starts from.
 _NUM_STEPS = 40
 _NUM_RANDOM = 3
+
+
+class Ball(NamedTuple):
+    """What an attack may do: its l_p ball and, where it has one, its box (low, high)."""
+
+    order: float
+    radius: Any
+    box: tuple[Any, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """Such as `strong l2 0.3`."""
+        return f"strong l{self.order:g} {self.radius:g}"
+
+
+def ball_of(attack: AbstractPerturbation) -> Ball:
+    """The ball that an attack keeps to."""
+    return Ball(attack.order, attack.radius, getattr(attack, "box", None))
 
 
 def strong_margins(
@@ -44,25 +62,22 @@ def strong_margins(
     if weak is None:
         weak = np.minimum(problem.margins(params), problem.clean_margins(params))
     weak = np.asarray(weak)
-    perturbation = problem.perturbation
-    if perturbation.order not in PROJECTED_ORDERS or not np.any(perturbation.radius):
+    ball = ball_of(problem.perturbation)
+    if ball.order not in PROJECTED_ORDERS or not np.any(ball.radius):
         return weak
-    box = getattr(perturbation, "box", None)
-    attacked, starts = strongly_attacked(problem, perturbation.order, perturbation.radius, box)
+    attacked, starts = strongly_attacked(problem, ball)
     return np.minimum(weak, _smallest(attacked, params, starts))
 
 
-def strongly_attacked(
-    problem: Problem, order: float, radius: Any, box: tuple[Any, Any] | None
-) -> tuple[Problem, Float[np.ndarray, "s n d"]]:
+def strongly_attacked(problem: Problem, ball: Ball) -> tuple[Problem, Float[np.ndarray, "s n d"]]:
     """The problem under projected gradient descent in a ball, and the points to start it from: 0
     and three random ones. The same program runs from each; see `smallest_margins`.
 
     Args:
-        order: one of `PROJECTED_ORDERS`.
+        ball: its order is one of `PROJECTED_ORDERS`.
     """
-    options = {"order": order, "num_steps": _NUM_STEPS, "box": box}
-    attacks = [pgd(radius, random_start=seed, **options) for seed in range(_NUM_RANDOM)]
+    options: Any = {"order": ball.order, "num_steps": _NUM_STEPS, "box": ball.box}
+    attacks = [pgd(ball.radius, random_start=seed, **options) for seed in range(_NUM_RANDOM)]
     shape = problem.dataset.x.shape
     random: list[Any] = [attack.starts(*shape) for attack in attacks]
     return under(problem, attacks[0]), np.stack([np.zeros(shape), *random])

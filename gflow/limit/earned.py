@@ -7,6 +7,7 @@ end, have to show that the point is a KKT point.
 import numpy as np
 
 from gflow.kkt.certificate import Certificate
+from gflow.kkt.strong_attack import ball_of
 from gflow.limit.verdict import STRICT, WITHIN_FAMILY
 from gflow.problem import Problem
 from gflow.reference import largest_feasible_radius
@@ -59,8 +60,8 @@ def separable(problem: Problem) -> bool:
     """Whether some direction is known to separate the perturbed examples: of a network that is
     linear in its inputs, under an attack in an l_p ball, by the convex reference.
     """
-    attack = problem.perturbation
-    if not problem.network.linear_in_inputs or getattr(attack, "box", None) is not None:
+    ball = ball_of(problem.perturbation)
+    if not problem.network.linear_in_inputs or ball.box is not None:
         return False
-    largest = largest_feasible_radius(problem.dataset, order=attack.order)
-    return bool(np.max(attack.radius) < largest)
+    largest = largest_feasible_radius(problem.dataset, order=ball.order)
+    return bool(np.max(ball.radius) < largest)

@@ -16,7 +16,13 @@ from gflow._layout import Layout
 from gflow._programs import compiled_for_few_calls
 from gflow.accuracy import under
 from gflow.datasets import Dataset
-from gflow.kkt.strong_attack import PROJECTED_ORDERS, smallest_margins, strongly_attacked
+from gflow.kkt.strong_attack import (
+    PROJECTED_ORDERS,
+    Ball,
+    ball_of,
+    smallest_margins,
+    strongly_attacked,
+)
 from gflow.perturbations import AbstractPerturbation, Clean
 from gflow.problem import Problem
 from gflow.report.end import End
@@ -28,20 +34,6 @@ _ARRAYS = ("limit", "stopped", "accuracy")
 _SAME = 1e-4
 # Points of a flow at which every attack is tried, and the work that this may be: products.
 _FEWEST_POINTS, _MOST_POINTS, _MOST_WORK = 8, 40, 2e11
-
-
-@dataclass(frozen=True)
-class Ball:
-    """What an attack may do: its l_p ball and, where it has one, its box."""
-
-    order: float
-    radius: float
-    box: tuple[float, float] | None = None
-
-    @property
-    def name(self) -> str:
-        """Such as `strong l2 0.3`."""
-        return f"strong l{self.order:g} {self.radius:g}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,13 +123,11 @@ def _pair(box: Any) -> tuple[float, float] | None:
     return None if box is None else (float(box[0]), float(box[1]))
 
 
-def ball_of(attack: AbstractPerturbation) -> Ball | None:
-    """The ball that an attack keeps to; None where it does nothing."""
-    radius = float(attack.radius)
-    if radius == 0:
-        return None
-    box = getattr(attack, "box", None)
-    return Ball(float(attack.order), radius, None if box is None else _pair(np.asarray(box)))
+def _ball_of(attack: AbstractPerturbation) -> Ball | None:
+    """The ball that an attack keeps to, as plain numbers; None where it does nothing."""
+    ball = ball_of(attack)
+    radius = float(ball.radius)
+    return None if radius == 0 else Ball(float(ball.order), radius, _pair(ball.box))
 
 
 def evaluate(
@@ -172,7 +162,7 @@ def evaluate(
         name: np.asarray(_margins(_attacked(union, attack, first), layout, vectors))
         for name, attack in attacks.items()
     }
-    balls = {name: ball_of(attack) for name, attack in attacks.items()}
+    balls = {name: _ball_of(attack) for name, attack in attacks.items()}
     count = len(first.dataset)
     strong = _strong(union, layout, vectors[: 2 * len(rows)], margins, balls)
     every = [each[: 2 * len(rows)] for each in (*margins.values(), *strong.values())]
@@ -277,7 +267,7 @@ def _strong(
     for ball in dict.fromkeys(one for one in balls.values() if one is not None):
         if ball.order not in PROJECTED_ORDERS:
             continue
-        problem, starts = strongly_attacked(union, ball.order, ball.radius, ball.box)
+        problem, starts = strongly_attacked(union, ball)
         least = np.asarray(_smallest(problem, layout, vectors, jnp.asarray(starts)))
         for name, each in margins.items():
             if balls[name] in (None, ball):
