@@ -126,6 +126,7 @@ def test_the_sizes_are_those_of_the_code():
     page = " ".join((DOCS / "performance.md").read_text().split())
     for told in (
         f"Up to {SIZES.formed} parameters the search forms its matrices, up to {SIZES.factored} it",
+        f"At kinks the systems are formed up to {SIZES.formed_at_kinks} parameters; beyond, only",
         f"led to 0 for at most {SIZES.at_kinks} parameters",
         f"Limits are sought for at most {SIZES.judged} parameters",
     ):

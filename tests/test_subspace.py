@@ -17,7 +17,7 @@ from gflow.limit.complementarity import FREE, ComplementaritySystem
 from gflow.limit.settings import REFINE
 
 ATTACKS = {"clean": perturbations.clean(), "fgm": perturbations.fgm(0.3)}
-WITHIN = dataclasses.replace(REFINE, smoothing=dataclasses.replace(REFINE.smoothing, formed=10))
+WITHIN = dataclasses.replace(REFINE, sizes=dataclasses.replace(REFINE.sizes, formed_at_kinks=10))
 
 
 def problem_of(d, width, n, attack, seed=0):

@@ -12,6 +12,8 @@ class Sizes:
     Attributes:
         formed: up to here cooling forms its matrix, from all examples. Beyond, GMRES solves its
             systems, and second derivatives leave out the examples that do not push.
+        formed_at_kinks: up to here the matrices of systems at kinks are formed. Beyond, they are
+            formed only within a subspace that holds the solution (`gflow.kkt.subspace`).
         factored: up to here systems that lack rank are solved by rank-revealing factors, all
             eigenvalues are computed, and the flow at infinite kappa is followed. At 1500 a
             rank-revealing QR takes 0.3 s and all eigenvalues 1.2 s of one core, and they grow like
@@ -23,6 +25,7 @@ class Sizes:
     """
 
     formed: int = 1000
+    formed_at_kinks: int = 2000
     factored: int = 1500
     at_kinks: int = 10000
     judged: int = 15000

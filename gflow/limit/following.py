@@ -21,7 +21,7 @@ from gflow.kkt.point import KKTPoint, active_residual
 from gflow.kkt.switches import alive
 from gflow.kkt.variables import Variables
 from gflow.limit.kinked_newton import KinkedNewton
-from gflow.limit.settings import REFINE, SmoothingSettings
+from gflow.limit.settings import REFINE, RefineSettings
 from gflow.problem import Problem
 
 
@@ -32,7 +32,7 @@ def follow(
     smoothing: float,
     *,
     tolerance: float | None = None,
-    settings: SmoothingSettings = REFINE.smoothing,
+    settings: RefineSettings = REFINE,
 ) -> KKTPoint:
     """The KKT point at kinks to which a KKT point of the smoothed problem leads.
 
@@ -45,10 +45,10 @@ def follow(
             and angles. The weights of dead neurons are tiny and not 0, since their direction
             decides the slopes.
         smoothing: mu > 0.
-        tolerance: of the residual of the exact point; that of `settings` by default.
+        tolerance: of the residual of the exact point; that of `settings.smoothing` by default.
     """
     newton = KinkedNewton(problem, layout, float(start.multipliers.max()), tolerance, settings)
-    now, smoothing = newton.lowered(start, smoothing, settings.steps.first_factor)
+    now, smoothing = newton.lowered(start, smoothing, settings.smoothing.steps.first_factor)
     return concluded(newton, now, smoothing)
 
 
@@ -67,7 +67,7 @@ def follow_back(
     theta: np.ndarray,
     *,
     tolerance: float | None = None,
-    settings: SmoothingSettings = REFINE.smoothing,
+    settings: RefineSettings = REFINE,
 ) -> KKTPoint:
     """The KKT point with the same kinks near `theta`, which lies beside `point.theta`."""
     newton = KinkedNewton(problem, layout, float(point.multipliers.max()), tolerance, settings)

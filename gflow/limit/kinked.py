@@ -94,11 +94,11 @@ def search_off_kinks(search: Search, state: State, smoothing: float) -> tuple[St
 
 def lies_at_kink(search: Search, point: KKTPoint) -> bool:
     """Whether a switch of an example that pushes stands at its kink, to rounding."""
-    problem, layout, settings = search.problem, search.layout, search.settings.refine.smoothing
+    problem, layout, settings = search.problem, search.layout, search.settings.refine
     newton = KinkedNewton(problem, layout, float(point.multipliers.max()), settings=settings)
     here = start_at(problem, layout, point.theta, point.multipliers, 0.0)
     at = newton.residuals(here, 0.0)
-    near = (np.abs(at.values) <= settings.near * at.scales) & at.alive
+    near = (np.abs(at.values) <= settings.smoothing.near * at.scales) & at.alive
     return bool(np.any(near & newton.pushing(point.multipliers, 0.0)[:, None]))
 
 
@@ -168,7 +168,7 @@ class Kinked(Refiner):
             point,
             theta,
             tolerance=search.tolerance,
-            settings=search.settings.refine.smoothing,
+            settings=search.settings.refine,
         )
 
     def leave(self, state: State) -> State:
@@ -189,7 +189,7 @@ class Kinked(Refiner):
             start,
             self.smoothing,
             tolerance=search.tolerance,
-            settings=search.settings.refine.smoothing,
+            settings=search.settings.refine,
         )
         return self._with("kinks", kinks, state, time.perf_counter() - begin)
 

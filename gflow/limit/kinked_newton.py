@@ -21,7 +21,7 @@ from gflow.kkt.system import KKTSystem
 from gflow.kkt.variables import Variables
 from gflow.limit.complementarity import FREE, Anchor, ComplementaritySystem, far_from_active
 from gflow.limit.continuation import continued
-from gflow.limit.settings import REFINE, SmoothingSettings
+from gflow.limit.settings import REFINE, RefineSettings
 from gflow.problem import Problem
 from gflow.watch import looked
 
@@ -31,9 +31,10 @@ class KinkedNewton:
 
     Args:
         strength: the unit of multipliers, about the largest of them.
-        tolerance: of the residual of an exact point; that of `settings` by default.
+        tolerance: of the residual of an exact point; that of `settings.smoothing` by default.
 
     Attributes:
+        large: whether matrices are formed within a subspace only.
         num_iterations: systems solved so far, all calls together.
     """
 
@@ -43,22 +44,18 @@ class KinkedNewton:
         layout: Layout,
         strength: float,
         tolerance: float | None = None,
-        settings: SmoothingSettings = REFINE.smoothing,
+        settings: RefineSettings = REFINE,
     ):
         self.problem, self.layout = problem, layout
-        self.strength, self.settings = strength, settings
-        self.tolerance = settings.tolerance if tolerance is None else tolerance
+        self.strength, self.settings = strength, settings.smoothing
+        self.large = layout.size > settings.sizes.formed_at_kinks
+        self.tolerance = self.settings.tolerance if tolerance is None else tolerance
         self.per_example = max(problem.dataset.num_outputs - 1, 1)
         self.num_iterations = 0
 
     def residuals(self, variables: Variables, smoothing: float) -> Residuals:
         """The KKT system at a point, without derivatives."""
         return kinked_residuals(self.problem, self.layout, variables, smoothing)
-
-    @property
-    def large(self) -> bool:
-        """Whether matrices are formed within a subspace only."""
-        return self.layout.size > self.settings.formed
 
     def linearized(
         self, variables: Variables, smoothing: float, index: np.ndarray, **within: Any

@@ -209,16 +209,14 @@ class SmoothingSettings:
             attack that turns there between the two sides moves the margins.
         no_part: a switch counts as independent of a weight if the derivative by it is less than
             this part of the switch's gradient.
-        formed: up to so many parameters the matrices of the systems are formed; beyond, only within
-            a subspace (`gflow.kkt.subspace`).
-        far: such a system has no unknown for the multiplier of a margin far above 1, where the
-            derivative by the margin is below about this;
+        far: beyond `Sizes.formed_at_kinks` a system has no unknown for the multiplier of a margin
+            far above 1, where the derivative by the margin is below about this;
         bent: and none for the angle of a switch so far from its kink that it adds less than about
             this to the Hessian. In widths, it adds 1/(2 mu) over their cube.
         dead: switches with a scale below this part of the largest count as of dead neurons there,
             which the equations lead to 0: the rows of a neuron are as large as its inverse;
-        drop: directions of that subspace that move the equations by less than this are left out,
-            which makes a step of Newton's method one of nearly that;
+        drop: directions of the subspace (`gflow.kkt.subspace`) that move the equations by less than
+            this are left out, which makes a step one of nearly Newton's method;
         drop_exact: the same at the last smoothing, in exact systems and for eigenvalues.
     """
 
@@ -246,7 +244,6 @@ class SmoothingSettings:
     vanished: float = 1e-5
     near: float = 1e-6
     no_part: float = 1e-6
-    formed: int = 2000
     far: float = 1e-6
     bent: float = 0.03
     dead: float = 1e-4

@@ -55,7 +55,7 @@ def slide(
         when it was last farther than 1e-3 from there. Shape (P,).
     """
     strength = float(start.multipliers.max())
-    newton = KinkedNewton(problem, layout, strength, tolerance, settings.smoothing)
+    newton = KinkedNewton(problem, layout, strength, tolerance, settings)
     sliding = _Slide(newton, start, smoothing, settings)
     conclude = concluded if sliding.run(rate) else unfinished
     point = conclude(newton, sliding.now, settings.smoothing.steps.last)
