@@ -13,7 +13,7 @@ from _two_layer import flat
 
 import gflow
 from gflow import datasets, losses, networks
-from gflow.comparison import step_size_of
+from gflow.comparison.distances import step_size_of
 from gflow.perturbations import fgm
 
 DATA = datasets.gaussian(8, 3, gap=0.5, seed=1)
