@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 import gflow
 from gflow import losses, networks, perturbations
-from gflow.batch import finding
+from gflow.batch import arguments
 from gflow.batch import flow as batch_flow
 
 SQUARED = networks.mlp((3, 6, 1), power=2)
@@ -265,7 +265,7 @@ def test_meshes_that_cannot_be_meant_are_refused():
     three = SimpleNamespace(axis_names=("runs", "examples"), shape={"runs": 1, "examples": 3})
     three.devices = np.array(jax.devices())
     with pytest.raises(ValueError, match=r"10 examples of problems\[1\] cannot be spread evenly"):
-        finding._check_mesh(three, [problem_of(0, num_examples=9), PROBLEMS[0]])
+        arguments._check_mesh(three, [problem_of(0, num_examples=9), PROBLEMS[0]])
     with pytest.raises(ValueError, match="has 3 axes"):
         gflow.find_limits(
             PROBLEMS, STARTS, mesh=Mesh(np.reshape(jax.devices(), (1, 1, 1)), ("a", "b", "c"))
@@ -273,4 +273,4 @@ def test_meshes_that_cannot_be_meant_are_refused():
     others = SimpleNamespace(devices=np.array([SimpleNamespace(process_index=1)]))
     others.axis_names = ("runs",)
     with pytest.raises(ValueError, match="holds devices of other processes"):
-        finding._check_mesh(others, PROBLEMS)
+        arguments._check_mesh(others, PROBLEMS)

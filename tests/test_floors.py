@@ -124,11 +124,12 @@ FOLDERS = {
         {"open_curvature"},
     ],
     "batch": [
-        {"lanes", "stacked"},
+        {"arguments", "lanes", "stacked"},
         {"steps"},
         {"control"},
         {"certificates", "flow", "points", "states"},
         {"judging"},
+        {"together"},
         {"finding"},
         {"__init__"},
     ],

@@ -13,7 +13,7 @@ from gflow._fingerprint import without_addresses
 from gflow._interrupts import interruptible
 from gflow._signatures import named
 from gflow.batch import find_limits
-from gflow.batch.finding import check_layout
+from gflow.batch.arguments import check_layout
 from gflow.deadline import Deadline
 from gflow.limit.options import check_options
 from gflow.progress import Report, check_progress
