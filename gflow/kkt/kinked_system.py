@@ -124,9 +124,7 @@ def kinked_system_within(
         return vectors - _by_batches(_products, given, vectors.T, size).T
 
     # By their own lengths: columns of small neurons are short, and so is the force near the end.
-    start = np.column_stack([columns[:size], force])
-    lengths = np.linalg.norm(start, axis=0)
-    start = start[:, lengths > 0] / lengths[lengths > 0]
+    start = _of_length_one(np.column_stack([columns[:size], force]))
     basis, mapped = invariant(images, start, drop, whole=whole)
     return KKTSystem(
         stationarity=residuals.stationarity,
@@ -142,6 +140,12 @@ def kinked_system_within(
         ),
         basis=basis,
     )
+
+
+def _of_length_one(columns: np.ndarray) -> np.ndarray:
+    """The columns that are not 0, each divided by its length."""
+    lengths = np.linalg.norm(columns, axis=0)
+    return columns[:, lengths > 0] / lengths[lengths > 0]
 
 
 def switch_rows(
