@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 from jax.core import Tracer
 
-from gflow._compiling import CALLED_LESS, compiler_options, noticed, work_of
+from gflow._compiling import CALLED_LESS, compiler_options, noticed, without_collections, work_of
 from gflow._memory_maps import PROGRAMS
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -106,7 +106,7 @@ class _Program:
             return self._traced(*args, **options)
         if key in self._calls:
             return self._calls[key](_arrays(leaves))
-        with noticed(self.__name__):
+        with noticed(self.__name__), without_collections():
             result = self._first_call(key, leaves, structure, self._options((args, options)))
         PROGRAMS.keep_within_limit()
         return result
