@@ -17,6 +17,7 @@ from gflow._programs import compiled, compiled_for_few_calls
 from gflow.flow.clocked import ClockedRosenbrock
 from gflow.flow.control import ControlState, FlowController, rewound, starting
 from gflow.flow.field import Field, State, unit_direction, vector_field
+from gflow.flow.solvers import with_tolerances
 from gflow.measures import PointMeasures
 from gflow.record import Row
 
@@ -155,7 +156,7 @@ def _integrated(
     from JAX's differentiation. The measures of a point, for the targets and the record, are taken
     from the evaluation of the field that a step makes there anyway.
     """
-    solver = _with_tolerances(solver, controller)
+    solver = with_tolerances(solver, controller)
     order: Any = solver.error_order(diffrax.ODETerm(vector_field))
 
     def going_on(made: _Made) -> Array:
@@ -276,27 +277,6 @@ def _nothing_made(
 def _put(all_: Array, one: Any, index: Any) -> Array:
     """The rows with one of them replaced. A scatter, as of `.at[].set`, takes more operations."""
     return lax.dynamic_update_index_in_dim(all_, one, index, 0)
-
-
-def _with_tolerances(
-    solver: diffrax.AbstractSolver, controller: FlowController
-) -> diffrax.AbstractSolver:
-    """The solver; an implicit one of diffrax with the tolerances of the controller for its
-    equations, where it has none of its own.
-    """
-    if not isinstance(solver, diffrax.AbstractImplicitSolver):
-        return solver
-    unnamed = diffrax.with_stepsize_controller_tols(diffrax.VeryChord)().rtol
-    names = ("rtol", "atol", "norm")
-    open_ = [name for name in names if getattr(solver.root_finder, name) is unnamed]
-    if not open_:
-        return solver
-    return eqx.tree_at(
-        lambda s: [getattr(s.root_finder, name) for name in open_],
-        solver,
-        [getattr(controller, name) for name in open_],
-        is_leaf=lambda node: node is unnamed,
-    )
 
 
 def _rows(

@@ -3,9 +3,11 @@
 from functools import singledispatch
 
 import diffrax
+import equinox as eqx
 
 from gflow._description import storable
 from gflow.flow.clocked import ClockedRosenbrock
+from gflow.flow.control import FlowController
 from gflow.stiff import SOLVERS
 from gflow.stiff.rosenbrock import Rosenbrock
 
@@ -25,6 +27,27 @@ def _(solver: Rosenbrock, tolerance: float) -> diffrax.AbstractSolver:
     """The method with physical time by quadrature and the margins as unknowns of their own."""
     linear_solver = solver.linear_solver
     return ClockedRosenbrock(solver.method, linear_solver=linear_solver, tolerance=tolerance)
+
+
+def with_tolerances(
+    solver: diffrax.AbstractSolver, controller: FlowController
+) -> diffrax.AbstractSolver:
+    """The solver; an implicit one of diffrax with the tolerances of the controller for its
+    equations, where it has none of its own.
+    """
+    if not isinstance(solver, diffrax.AbstractImplicitSolver):
+        return solver
+    unnamed = diffrax.with_stepsize_controller_tols(diffrax.VeryChord)().rtol
+    names = ("rtol", "atol", "norm")
+    open_ = [name for name in names if getattr(solver.root_finder, name) is unnamed]
+    if not open_:
+        return solver
+    return eqx.tree_at(
+        lambda s: [getattr(s.root_finder, name) for name in open_],
+        solver,
+        [getattr(controller, name) for name in open_],
+        is_leaf=lambda node: node is unnamed,
+    )
 
 
 def first_solver() -> diffrax.AbstractSolver:
