@@ -396,5 +396,11 @@ class Problem(eqx.Module):
         return jax.vmap(self._one.attacked_margin, axes)(params, *examples, attack)
 
 
+def by_example(problem: Problem) -> list[Any]:
+    """The arrays of a problem with a row for each example, as `equinox.tree_at` asks for them."""
+    found: list[Any] = [problem.dataset.x, problem.dataset.y]
+    return found if problem.starts is None else [*found, problem.starts]
+
+
 def _as_they_are(margins: Array) -> Array:
     return margins

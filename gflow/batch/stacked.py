@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gflow._layout import Layout
-from gflow.problem import Problem
+from gflow.problem import Problem, by_example
 
 # Runs in one call of a program, and where fewer are left. Wider ones are no faster a run on one CPU
 # core; every width is compiled by itself.
@@ -50,8 +50,8 @@ class Runs(NamedTuple):
             return problem
         # The compiler makes collectives of sums over the examples.
         spread = NamedSharding(self.mesh, PartitionSpec(*self.mesh.axis_names))
-        placed = [jax.device_put(each, spread) for each in _by_example(problem)]
-        return eqx.tree_at(_by_example, problem, placed)
+        placed = [jax.device_put(each, spread) for each in by_example(problem)]
+        return eqx.tree_at(by_example, problem, placed)
 
     def placed(self, tree: Any) -> Any:
         """Stacked arrays, spread over the mesh where there is one."""
@@ -59,12 +59,6 @@ class Runs(NamedTuple):
             return tree
         spread = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0]))
         return jax.tree.map(lambda leaf: jax.device_put(leaf, spread), tree)
-
-
-def _by_example(problem: Problem) -> list[Any]:
-    """The arrays of a problem with a row for each example."""
-    found: list[Any] = [problem.dataset.x, problem.dataset.y]
-    return found if problem.starts is None else [*found, problem.starts]
 
 
 def structure_of(problem: Problem, params: Any) -> Hashable:

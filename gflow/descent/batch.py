@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from gflow._numerics import tree_scale
 from gflow._typing import Params
 from gflow.losses import example_margins
-from gflow.problem import Problem
+from gflow.problem import Problem, by_example
 
 Objective = Literal["loss", "log_loss"]
 
@@ -150,9 +150,5 @@ def _part(problem: Problem, rules: Rules, indices: Array | None) -> _Part:
 
 def examples_of(problem: Problem, indices: Int[Array, " b"]) -> Problem:
     """The problem of these examples alone, in which a class may be missing."""
-    whole = problem.dataset
-    inputs, labels = jnp.asarray(whole.x)[indices], jnp.asarray(whole.y)[indices]
-    batch = eqx.tree_at(lambda p: (p.dataset.x, p.dataset.y), problem, (inputs, labels))
-    if problem.starts is None:
-        return batch
-    return eqx.tree_at(lambda p: p.starts, batch, jnp.asarray(problem.starts)[indices])
+    chosen = [jnp.asarray(rows)[indices] for rows in by_example(problem)]
+    return eqx.tree_at(by_example, problem, chosen)

@@ -29,7 +29,7 @@ from gflow._programs import compiled_for_some_calls
 from gflow._selection import select_smallest
 from gflow._typing import Params
 from gflow.networks import Decided
-from gflow.problem import Problem
+from gflow.problem import Problem, by_example
 from gflow.rivals import margins_of_worst, own_margins
 
 # A switch whose scale w is below this part of the largest scale belongs to a dead neuron: no slope
@@ -310,10 +310,5 @@ def alive(scales: np.ndarray) -> np.ndarray:
 
 def alone_with(problem: Problem, index: Any) -> Problem:
     """The problem of one example alone, whose index may be traced."""
-
-    def fields(problem: Problem) -> list[Any]:
-        found = [problem.dataset.x, problem.dataset.y]
-        return found if problem.starts is None else [*found, problem.starts]
-
-    own = [jnp.asarray(field)[index][None] for field in fields(problem)]
-    return eqx.tree_at(fields, problem, own)
+    own = [jnp.asarray(field)[index][None] for field in by_example(problem)]
+    return eqx.tree_at(by_example, problem, own)
