@@ -1,8 +1,7 @@
 """One example of a problem: its margins, the attack on it, and the gradients of both.
 
-`gflow.problem` makes all examples of this one, by `vmap`. The two methods that are compiled by
-themselves stand in several places of a program, and JAX traces, differentiates and batches each
-once for all of these.
+`gflow.problem` maps these functions over all examples. Two of them stand in several places of a
+program: as compiled functions JAX traces, differentiates and batches each once for all places.
 """
 
 from collections.abc import Callable

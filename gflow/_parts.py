@@ -121,7 +121,7 @@ def _hint(part: _Part, value: Any) -> str:
 
 
 def chosen_rivals(rivals: Any, dataset: Dataset, perturbation: AbstractPerturbation) -> Rivals:
-    """What `rivals` comes to: without a choice "runner_up".
+    """The rivals that an attack is made against: "runner_up" where there is no choice.
 
     Raises:
         ValueError: it is unknown.

@@ -1,7 +1,7 @@
-"""A problem: network, data set, loss and perturbation, and what they say of parameters.
+"""A problem: network, data set, loss and perturbation, and its margins at given parameters.
 
-The only place where one example (`gflow._one_example`) becomes all of them, by `vmap`. Every
-function is pure; the public methods are compiled on first use.
+The functions of one example (`gflow._one_example`) are mapped over all examples here and nowhere
+else. Every function is pure; the public methods are compiled on first use.
 """
 
 import copy

@@ -107,7 +107,7 @@ def stepped(problem: Problem, layout: Layout, goals: Goals, lane: Lane, *, stiff
 def _judged(
     problem: Problem, goals: Goals, lane: Lane, arrived: Array, stuck: Array, finite: Array
 ) -> Lane:
-    """With how it stands now."""
+    """The run with its status: how it stands after this step."""
     capped = jnp.isfinite(lane.log_cap)
     far = capped & (problem.degree * lane.path[-1] >= lane.log_cap + goals.farthest)
     beyond = ~capped & (problem.degree * lane.path[-1] >= MAX_LOG_KAPPA)
@@ -120,7 +120,7 @@ def _judged(
 
 
 def _turned(problem: Problem, goals: Goals, lane: Lane, turns: Array) -> Lane:
-    """On the second leg where it turns there: with its temperature capped from here on."""
+    """The run; where it `turns`, on its second leg, with its temperature capped from here on."""
     margin = jnp.min(lane.point.margins)
     coldest = jnp.log(goals.most_logits) - jnp.log(jnp.where(margin > 0, margin, 1.0))
     log_cap = jnp.minimum(problem.degree * lane.path[-1], jnp.minimum(coldest, MAX_LOG_KAPPA))
@@ -148,7 +148,7 @@ def _logits_left(problem: Problem, goals: Goals, lane: Lane) -> Array:
 
 
 def _distance(problem: Problem, goals: Goals, lane: Lane) -> tuple[Array, Array]:
-    """To the target of the leg, and how closely that is to be met."""
+    """How far the run is from the target of its leg, and how closely that is to be met."""
     capped = jnp.isfinite(lane.log_cap)
     still = jnp.log(jnp.maximum(lane.point.stationarity, 1e-300)) - jnp.log(goals.handover)
     distance = jnp.where(capped, still, _logits_left(problem, goals, lane))

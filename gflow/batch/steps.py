@@ -50,7 +50,7 @@ def _unit(path: Array) -> Array:
 
 
 def point_of(problem: Problem, layout: Layout, path: Array, log_cap: Array) -> Point:
-    """What is computed of a path."""
+    """Margins, slope and stationarity at a path."""
     unit = _unit(path)
     ascent = problem.ascent(layout.unflatten(unit), _log_kappa(problem, path, log_cap))
     vector = layout.flatten(ascent.vector)
@@ -94,7 +94,7 @@ def implicit(
 
 
 def _size(goals: Goals, lane: Lane, error: Array) -> Array:
-    """Of an error of the path; that along u is none."""
+    """The size of an error of the path, in units of the tolerance. One along u counts as none."""
     unit = _unit(lane.path)
     across = error[:-1] - (unit @ error[:-1]) * unit
     return jnp.maximum(jnp.linalg.norm(across), jnp.abs(error[-1])) / goals.tolerance

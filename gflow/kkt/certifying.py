@@ -134,8 +134,8 @@ def examine(problem: Problem, params: Params) -> Examined:
 
 
 def _examined(problem: Problem, params: Params) -> Examined:
-    """The same, with margins and gradients from the program of `Problem.ascent`, which a search has
-    compiled already.
+    """What `examine` computes, with margins and gradients from the program of `Problem.ascent`,
+    which a search has compiled already.
     """
     vector = _flat(params)
     largest = np.abs(vector).max()

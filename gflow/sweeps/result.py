@@ -54,7 +54,7 @@ class Sweep:
 
     @property
     def failed(self) -> "Sweep":
-        """The others."""
+        """The runs whose limit was not found."""
         return replace(self, runs=tuple(run for run in self.runs if not run.arrived))
 
     def __len__(self) -> int:
