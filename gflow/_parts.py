@@ -124,7 +124,7 @@ def chosen_rivals(rivals: Any, dataset: Dataset, perturbation: AbstractPerturbat
     """The rivals that an attack is made against: "runner_up" where there is no choice.
 
     Raises:
-        ValueError: it is unknown.
+        ValueError: `rivals` is unknown.
     """
     if not one_of(rivals, RIVALS):
         names = "'worst', 'runner_up' or 'each'"

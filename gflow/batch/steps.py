@@ -78,7 +78,7 @@ def explicit(
 def implicit(
     problem: Problem, layout: Layout, goals: Goals, lane: Lane
 ) -> tuple[Array, Array, int]:
-    """Likewise an implicit one, whose error is bounded in the logits too."""
+    """The same of an implicit step, whose error is bounded in the logits too."""
     a, C, m, e = map(jnp.asarray, (ROS34PW2.a, ROS34PW2.C, ROS34PW2.m, ROS34PW2.e))
     h, rows = lane.step, _rows(problem, layout, lane)
     solve = _inverse(lane, rows, 1 / (h * ROS34PW2.gamma))
