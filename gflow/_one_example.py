@@ -35,8 +35,10 @@ class Attack(NamedTuple):
     choice: Array | None
 
 
-class OneExample(eqx.Module):
+class OneExample(NamedTuple):
     """What a problem says of one example (x, y), whichever it is.
+
+    A named tuple, since making an `equinox.Module` takes a hundred times as long.
 
     Attributes:
         num_outputs: 1 for two labels, or the number of classes k.
@@ -44,10 +46,10 @@ class OneExample(eqx.Module):
             `gflow.Problem`.
     """
 
-    num_outputs: int = eqx.field(static=True)
+    num_outputs: int
     network: AbstractNetwork
     perturbation: AbstractPerturbation
-    rivals: Rivals = eqx.field(static=True)
+    rivals: Rivals
     rival_smoothing: Any
     attack_floor: Any
     attacked_network: AbstractNetwork | None
