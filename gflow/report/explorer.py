@@ -124,18 +124,9 @@ def view_of(
     points = _points(trajectory, places, end)
     view = View(window_around(problem))
     shown = np.sort(np.argsort(points.margins[-1], kind="stable")[:_MOST_EXAMPLES])
-    attacked = bool(points.deltas.any())
     graph = graph_of(trajectory, places, points.least, has_limit=end is not None)
     frames = [
-        {
-            **text,
-            "margin": significant(float(points.least[i])).replace("-", "−"),
-            "pushing": f"{points.pushing[i].sum()} of {len(problem.dataset)}",
-            "place": graph["x"][i],
-            **_lines(view, points.heights[i], float(points.least[i])),
-            "moved": view.points((problem.dataset.x + points.deltas[i])[shown] if attacked else []),
-            "sizes": _sizes(points.weights[i][shown], points.pushing[i][shown]),
-        }
+        {**text, "place": graph["x"][i], **_frame(problem, view, points, i, shown)}
         for i, text in enumerate(texts(trajectory, places, has_limit=end is not None))
     ]
     return {
@@ -150,7 +141,7 @@ def view_of(
         "marks": _marks(view),
         "graph": graph,
         "has_limit": end is not None,
-        "attacked": attacked,
+        "attacked": points.attacked,
     }
 
 
@@ -163,6 +154,11 @@ class _Points(NamedTuple):
     weights: np.ndarray
     least: np.ndarray
     pushing: np.ndarray
+
+    @property
+    def attacked(self) -> bool:
+        """Whether any example is moved."""
+        return bool(self.deltas.any())
 
 
 def _points(trajectory: Trajectory, places: np.ndarray, end: Any) -> _Points:
@@ -179,6 +175,20 @@ def _points(trajectory: Trajectory, places: np.ndarray, end: Any) -> _Points:
     pushing = weights >= _PUSHES * weights.max(axis=1, keepdims=True)
     found = heights(problem, layout, vectors, window_around(problem))
     return _Points(found, deltas, margins, weights, least, pushing)
+
+
+def _frame(
+    problem: Problem, view: View, points: _Points, i: int, shown: np.ndarray
+) -> dict[str, Any]:
+    """What is drawn at the i-th place of the slider."""
+    moved = (problem.dataset.x + points.deltas[i])[shown] if points.attacked else []
+    return {
+        "margin": significant(float(points.least[i])).replace("-", "−"),
+        "pushing": f"{points.pushing[i].sum()} of {len(problem.dataset)}",
+        **_lines(view, points.heights[i], float(points.least[i])),
+        "moved": view.points(moved),
+        "sizes": _sizes(points.weights[i][shown], points.pushing[i][shown]),
+    }
 
 
 def _lines(view: View, found: np.ndarray, margin: float) -> dict[str, Any]:
