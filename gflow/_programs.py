@@ -71,25 +71,12 @@ class _Program:
     `equinox.filter_jit`.
 
     Args:
-        few_calls: whether it is called a few times in a run, so that compiling it is what it costs,
-            whatever its size.
-        some_calls: whether it is called some ten times, so that compiling it is what it costs up to
-            a size ten times that of others.
-        hessian: whether one of its calls takes a Hessian, as many gradients as there are weights.
-        many_steps: whether one call makes so many steps that running it is what it costs.
+        function: a pure one.
+        options_for: options of the compiler for a call with these positional and keyword arguments.
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        *,
-        few_calls: bool = False,
-        some_calls: bool = False,
-        hessian: bool = False,
-        many_steps: bool = False,
-    ):
-        self._function, self._few_calls, self._many_steps = function, few_calls, many_steps
-        self._some_calls, self._hessian = some_calls, hessian
+    def __init__(self, function: Callable[..., Any], options_for: Callable[[Any], dict[str, Any]]):
+        self._function, self._options = function, options_for
         self._traced: Any = eqx.filter_jit(function)
         self._calls: dict[Hashable, _Call] = {}
         self.__wrapped__ = function
@@ -129,14 +116,6 @@ class _Program:
             result = call(arrays)
         self._calls[key] = call
         return result
-
-    def _options(self, arguments: Any) -> dict[str, Any]:
-        if self._many_steps:
-            return {}
-        if self._few_calls:
-            return compiler_options(0)
-        work = work_of(arguments) / (CALLED_LESS if self._some_calls else 1)
-        return compiler_options(work, work_of(arguments, power=2) if self._hessian else 0)
 
     def lower(self, *args: Any, **options: Any) -> Any:
         """The program for these arguments before it is compiled, as of `jax.jit`."""
@@ -190,28 +169,40 @@ def _signature(leaves: Any, structure: Any) -> Hashable | None:
 
 def compiled(function: _Function) -> _Function:
     """Compiled as by `equinox.filter_jit`, for functions of gflow itself; see the module."""
-    return _Program(function)  # pyright: ignore[reportReturnType]
+    return _program(function, lambda given: compiler_options(work_of(given)))
 
 
 def compiled_for_few_calls(function: _Function) -> _Function:
     """The same for a function that a run or a search calls a few times, as a check or a certificate
-    does: on CPU it is compiled fast whatever its size.
+    does, so that compiling it is what it costs: on CPU it is compiled fast whatever its size.
     """
-    return _Program(function, few_calls=True)  # pyright: ignore[reportReturnType]
+    return _program(function, lambda _: compiler_options(0))
 
 
 def compiled_for_some_calls(function: _Function) -> _Function:
     """The same for a function that a search calls some ten times, as Newton's method does: compiled
     fast up to ten times the size.
     """
-    return _Program(function, some_calls=True)  # pyright: ignore[reportReturnType]
+    return _program(function, lambda given: compiler_options(work_of(given) / CALLED_LESS))
 
 
 def compiled_for_hessians(function: _Function) -> _Function:
-    """The same for one that takes a Hessian: optimised a little where that is not tiny."""
-    return _Program(function, some_calls=True, hessian=True)  # pyright: ignore[reportReturnType]
+    """The same for one of these that takes a Hessian, as many gradients as there are weights:
+    optimised a little where that is not tiny.
+    """
+
+    def options_for(given: Any) -> dict[str, Any]:
+        return compiler_options(work_of(given) / CALLED_LESS, work_of(given, power=2))
+
+    return _program(function, options_for)
 
 
 def compiled_for_many_steps(function: _Function) -> _Function:
-    """The same for a loop of thousands of steps in one call, as of descent: always optimised."""
-    return _Program(function, many_steps=True)  # pyright: ignore[reportReturnType]
+    """The same for a loop of thousands of steps in one call, as of descent, so that running it is
+    what it costs: always optimised.
+    """
+    return _program(function, lambda _: {})
+
+
+def _program(function: _Function, options_for: Callable[[Any], dict[str, Any]]) -> _Function:
+    return _Program(function, options_for)  # pyright: ignore[reportReturnType]
