@@ -13,6 +13,7 @@ import numpy as np
 from gflow._checks import is_integer
 from gflow._description import plain
 from gflow._files import checked_path, replacing
+from gflow._interrupts import interruptible
 from gflow._signatures import named
 from gflow._typing import Params
 from gflow.descent import backward_error_flow
@@ -154,6 +155,7 @@ def _draw(axes: Any, rows: list[Mapping[str, Any]], equal: str) -> None:
 
 
 @named()
+@interruptible
 def compare(
     flow: Trajectory,
     *runs: Trajectory,
@@ -286,6 +288,7 @@ def _label(run: Trajectory) -> str:
 
 
 @named()
+@interruptible
 def sharpness_along(run: Trajectory, *, num_points: int = 16) -> dict[str, np.ndarray]:
     """The sharpness of the loss at points of a run, evenly spread over those saved.
 

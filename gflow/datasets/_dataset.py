@@ -150,8 +150,8 @@ def _checked_indices(indices: Any) -> np.ndarray:
         )
     if array.dtype.kind not in "iu":
         raise TypeError(
-            f"`Dataset.take(indices)`: `indices` has dtype {array.dtype}, expected integers. A mask "
-            "of truth values becomes indices by `np.flatnonzero(mask)`."
+            f"`Dataset.take(indices)`: `indices` has dtype {array.dtype}, expected integers. A "
+            "mask of truth values becomes indices by `np.flatnonzero(mask)`."
         )
     if array.ndim != 1:
         raise ValueError(

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from gflow._checks import check_unmasked
 from gflow._description import plain
+from gflow._interrupts import interruptible
 from gflow._numerics import unit
 from gflow._programs import compiled_for_few_calls
 from gflow._signatures import named
@@ -155,6 +156,7 @@ class Certificate:
 
 
 @named()
+@interruptible
 def certify(
     problem: Problem, params: Params, *, coefficients: np.ndarray | None = None
 ) -> Certificate:

@@ -7,6 +7,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 
 from gflow._checks import check_unmasked, check_untraced, whole_or_real
+from gflow._interrupts import interruptible
 from gflow._numerics import dual_order
 from gflow._signatures import named
 from gflow.reference._classes import largest_radius_of_classes, max_margin_of_classes
@@ -35,6 +36,7 @@ _CLOSE = 1e-7
 
 
 @named()
+@interruptible
 def max_margin(dataset: Any, *, radius: SupportsFloat = 0.0, order: SupportsFloat = 2) -> MaxMargin:
     """The direction of largest margin under an l_p attack, `p = order`, of the given radius.
 
