@@ -73,7 +73,7 @@ class Spread:
 
         return np.vectorize(told, otypes=[object])(values.least, values.most, values.count).tolist()
 
-    def fewer(self, count: int) -> str:
+    def fewer(self, count: int | np.integer) -> str:
         """`(2 of 3)` where only some of the seeds have a value."""
         return f"({count} of {self.planned})" if 0 < count < self.planned else ""
 
