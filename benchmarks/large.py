@@ -33,6 +33,8 @@ KINKED = (("clean", 16), ("clean", 33), ("clean", 77), ("FGM 0.3", 16), ("FGM 0.
 NEWTON = ("newton", "kinks", "sliding")
 # Of initial weights, for the limits.
 NUM_SEEDS = 3
+# Of the 357 images, in the small form.
+FEW_IMAGES = 40
 
 
 def measure(smoke: bool) -> dict[str, Any]:
@@ -50,15 +52,17 @@ def digits_rows(smoke: bool) -> list[dict[str, Any]]:
     rows = []
     for name in list(DIGITS_ATTACKS)[: 1 if smoke else 3]:
         for cap in (1e3,) if smoke else (1e3, 1e4):
-            row = in_fresh_process(digits_row, name, cap, 24 if smoke else 250)
+            row = in_fresh_process(digits_row, name, cap, *((24, FEW_IMAGES) if smoke else (250,)))
             rows.append({"problem": "digits", "attack": name, **row})
             show(rows[-1], COLUMNS)
     return rows
 
 
-def digits_row(attack: str, cap: float, budget: int) -> dict[str, Any]:
+def digits_row(
+    attack: str, cap: float, budget: int, num_images: int | None = None
+) -> dict[str, Any]:
     """The flow to a stationarity of 1e-3."""
-    problem, start = digits_problem(attack)
+    problem, start = digits_problem(attack, num_images=num_images)
     return flow_row(problem, start, gflow.Rosenbrock(), cap, 1e5, budget)
 
 
@@ -70,15 +74,15 @@ def limit_rows(smoke: bool) -> list[dict[str, Any]]:
     rows = []
     for name in list(DIGITS_ATTACKS)[: 1 if smoke else 3]:
         for seed in range(1 if smoke else NUM_SEEDS):
-            row = in_fresh_process(limit_row, name, seed, 4 if smoke else 64)
+            row = in_fresh_process(limit_row, name, seed, *((4, FEW_IMAGES) if smoke else (64,)))
             rows.append({"attack": name, "seed": seed, **row})
             show(rows[-1], columns)
     return rows
 
 
-def limit_row(attack: str, seed: int, width: int) -> dict[str, Any]:
+def limit_row(attack: str, seed: int, width: int, num_images: int | None = None) -> dict[str, Any]:
     """Compilation included."""
-    problem, start = digits_problem(attack, seed, width)
+    problem, start = digits_problem(attack, seed, width, num_images)
     begin = time.perf_counter()
     limit = gflow.find_limit(problem, start, max_steps=600, throw=False)
     seconds = time.perf_counter() - begin
@@ -96,8 +100,8 @@ def kinked_rows(smoke: bool) -> list[dict[str, Any]]:
     columns += ("stationarity", "margin", "seconds", "peak_gb")
     show({}, columns, header=True)
     rows = []
-    for attack, width in [("clean", 4)] if smoke else KINKED:
-        row = in_fresh_process(kinked_row, attack, width, 12 if smoke else 60)
+    for attack, width in [("clean", 2)] if smoke else KINKED:
+        row = in_fresh_process(kinked_row, attack, width, 8 if smoke else 60)
         rows.append({"attack": attack, **row})
         show(rows[-1], columns)
     return rows
@@ -128,12 +132,15 @@ def found_row(problem: gflow.Problem, start: Any) -> dict[str, Any]:
     return row | {"stationarity": limit.certificate.stationarity, "limit": limit.to_dict()}
 
 
-def digits_problem(attack: str, seed: int = 0, width: int = 64) -> tuple[gflow.Problem, Any]:
+def digits_problem(
+    attack: str, seed: int = 0, width: int = 64, num_images: int | None = None
+) -> tuple[gflow.Problem, Any]:
     """Digits 3 against 8 under an attack, and the initial weights of a network 64-width-1."""
     network = networks.mlp((64, width, 1), smoothing=0.05)
+    digits = gflow.datasets.digits()
     problem = gflow.Problem(
         network,
-        gflow.datasets.digits(),
+        gflow.Dataset(digits.x[:num_images], digits.y[:num_images]),
         loss=losses.exponential(),
         perturbation=DIGITS_ATTACKS[attack],
     )
@@ -146,13 +153,13 @@ def crossover(smoke: bool) -> list[dict[str, Any]]:
     show({}, columns, header=True)
     rows = []
     for width in (4,) if smoke else (4, 8, 16, 32):
-        rows.append(crossover_row(width, 1 if smoke else 7))
+        rows.append(crossover_row(width, *((1, FEW_IMAGES) if smoke else (7,))))
         show(rows[-1], columns)
     return rows
 
 
-def crossover_row(width: int, repeats: int) -> dict[str, Any]:
-    problem, start = digits_problem("FGM 0.3", width=width)
+def crossover_row(width: int, repeats: int, num_images: int | None = None) -> dict[str, Any]:
+    problem, start = digits_problem("FGM 0.3", width=width, num_images=num_images)
     flow = gflow.integrate(
         problem,
         start,

@@ -1,10 +1,11 @@
-"""How much the compiler is to optimise a program, and who is told that it compiles.
+"""How a program is compiled: how much it is optimised, who is told, and what waits meanwhile.
 
 On CPU the level is chosen for each program by sizes that are known before it is compiled, so that
 no result depends on a clock.
 """
 
 import contextlib
+import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -95,6 +96,22 @@ def noticed(name: str) -> Iterator[None]:
         timer.join()  # it may be about to tell
         if shown.is_set():
             show(None)
+
+
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Within, Python does not search for cycles of references. Tracing makes some hundred thousand
+    objects, nearly all of which stay: the searches were 8 % of the first limit with programs that
+    an earlier process had compiled, and found next to nothing.
+    """
+    if not gc.isenabled():  # the caller's choice, or another thread is within
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def compiler_options(work: float, hessian: float = 0) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import equinox as eqx
 import jax
 from jax.core import Tracer
 
-from gflow._compiling import CALLED_LESS, compiler_options, noticed, work_of
+from gflow._compiling import CALLED_LESS, compiler_options, noticed, without_collections, work_of
 
 _MAPS = Path("/proc/self/maps")
 _MOST_MAPS = Path("/proc/sys/vm/max_map_count")
@@ -127,7 +127,7 @@ class _Program:
             return self._traced(*args, **options)
         if key in self._calls:
             return self._calls[key](_arrays(leaves))
-        with noticed(self.__name__):
+        with noticed(self.__name__), without_collections():
             result = self._first_call(key, leaves, structure, self._options((args, options)))
         PROGRAMS.keep_within_limit()
         return result

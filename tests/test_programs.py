@@ -2,6 +2,7 @@
 
 import gc
 import time
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -331,6 +332,29 @@ def test_with_options_the_results_are_the_same_wherever_it_is_called():
 def test_options_that_this_jaxlib_does_not_know_are_dropped(monkeypatch):
     monkeypatch.setattr(_compiling, "_QUICK", {"xla_no_such_option": 1})
     np.testing.assert_array_equal(compiled(cubed)(jnp.arange(3.0)), [0.0, 1.0, 8.0])
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_garbage_is_not_collected_while_a_program_is_traced(allowed, fails):
+    """And is again afterwards, where the caller has it collected at all."""
+    seen = []
+
+    def looked(x):
+        seen.append(gc.isenabled())
+        if fails:
+            raise ValueError("as asked for")
+        return x + 1
+
+    program = compiled(looked)
+    (gc.enable if allowed else gc.disable)()
+    try:
+        with pytest.raises(ValueError, match="as asked for") if fails else nullcontext():
+            program(jnp.ones(3))
+        assert seen == [False]
+        assert gc.isenabled() == allowed
+    finally:
+        gc.enable()
 
 
 def test_errors_of_the_function_pass_through():
