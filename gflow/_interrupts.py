@@ -4,7 +4,7 @@ Ctrl-C raises `KeyboardInterrupt` in whatever Python runs at that moment. Where 
 of the garbage collector or of a weak reference, of which JAX has many, Python prints "Exception
 ignored" and goes on: the user has asked for an end and nothing happens. While one of gflow's long
 calls runs, such an interrupt is remembered, and raised between two compiled segments
-(`gflow.deadline`).
+(`gflow.deadline`), or at the end of the call if none came after it.
 """
 
 import functools
@@ -16,6 +16,8 @@ _Callable = TypeVar("_Callable", bound=Callable[..., Any])
 
 # One entry for each interrupt that was dropped and has not been raised since.
 _dropped: list[type[BaseException]] = []
+# One entry for each that was raised since the outermost call began, which ends by it.
+_raised: list[type[BaseException]] = []
 # The calls that run, each within the one before. An interrupt that came in an inner call is raised
 # in the outer one.
 _calls: list[Callable[..., Any]] = []
@@ -23,6 +25,9 @@ _calls: list[Callable[..., Any]] = []
 
 def interruptible(function: _Callable) -> _Callable:
     """The function, during which dropped interrupts are remembered for `raise_dropped`.
+
+    One that came when nothing was left to be interrupted is raised at the end of the outermost
+    call, as it would have been if Python had not dropped it: a loop around the call ends too.
 
     Python hands exceptions that it drops to `sys.unraisablehook`; the user's is restored at the end
     of the call, and gets all others.
@@ -41,12 +46,16 @@ def interruptible(function: _Callable) -> _Callable:
 
         sys.unraisablehook = hook
         try:
-            return function(*args, **options)
+            result = function(*args, **options)
+            if len(_calls) == 1 and not _raised:
+                raise_dropped()
+            return result
         finally:
             sys.unraisablehook = before
             _calls.pop()
             if not _calls:
                 _dropped.clear()
+                _raised.clear()
 
     return remembering  # pyright: ignore[reportReturnType]
 
@@ -58,5 +67,6 @@ def raise_dropped() -> None:
         KeyboardInterrupt: as at the keyboard, a little later.
     """
     if _dropped:
+        _raised.extend(_dropped)
         _dropped.clear()
         raise KeyboardInterrupt

@@ -46,6 +46,6 @@ class Layout(eqx.Module):
         leaves, start = [], 0
         for shape in self.shapes:
             end = start + math.prod(shape)
-            leaves.append(vector[..., start:end].reshape(*vector.shape[:-1], *shape))
+            leaves.append(vector[..., start:end].reshape((*vector.shape[:-1], *shape)))
             start = end
         return jax.tree.unflatten(self.structure, leaves)

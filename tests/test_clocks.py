@@ -44,6 +44,15 @@ def test_what_starts_after_the_other_ended_is_another():
 
 
 @pytest.mark.parametrize("limit", [1.0, np.nan])
+def test_a_run_that_rests_has_a_second_clock_of_some_width(limit):
+    """Its loss does not fall, so that all its points are at one place of the second clock."""
+    rests = Curve("rests", TIME + LAST_DECADE, np.full_like(TIME, 0.3), rising(), limit)
+    figure = draw([rests], "margin", guide=-1.0)  # matplotlib warns of an axis without width
+    low, high = figure.axes[1].get_xlim()
+    assert low == 0.3 < high
+
+
+@pytest.mark.parametrize("limit", [1.0, np.nan])
 def test_the_second_clock_begins_where_the_first_ends(limit):
     with rc_context(SETTINGS):
         figure = draw([one("a", rising(), limit), one("b", rising(0.5), limit, 1)], "margin")

@@ -16,6 +16,8 @@ from gflow.report import tables
 from gflow.report.answer import answer, comparisons, in_numbers, reading
 from gflow.report.end import End, end_of, load_end
 from gflow.report.evaluation import Ball, evaluate, largest, load_evaluation
+from gflow.report.images import portraits
+from gflow.report.picture import matrices
 from gflow.report.record import Record, Results
 from gflow.report.spread import seeded, spreads, unseeded
 
@@ -367,3 +369,31 @@ def test_the_console_shows_the_spread(found):
     assert "mean over 2 seeds, ± half of the range" in text and "seed 0" not in text
     limit = found[2].limit[0, 0]
     assert f"{1.5 * limit:#.4g}" in text and f"± {0.5 * abs(limit):.2g}" in text
+
+
+@pytest.mark.parametrize("planned", [2, 3])
+def test_a_mean_over_fewer_seeds_than_asked_for_says_over_how_many(found, planned):
+    one, other = seeds_of(found[2], (1.0, 2.0))
+    other = dataclasses.replace(other, limit=np.full_like(other.limit, np.nan))
+    settings = {"seed": list(range(planned))}
+    console = Console(width=160, record=True, file=io.StringIO())
+    print_matrix(console, [one, other], settings)
+    text = console.export_text()
+    # Of one value there is no range.
+    assert f"(1 of {planned})" in text and "± 0" not in text and "which the brackets count" in text
+    (matrix,) = matrices([one, other], settings)
+    known = np.isfinite(one.limit)
+    expected = np.where(known, f"(1 of {planned})", "")
+    np.testing.assert_array_equal(np.array(matrix.below), expected)
+    table = tables.matrix([one, other], spreads([one, other], settings), "limit")
+    rows = [row for row in csv.DictReader(io.StringIO(table)) if "seeds with" in row["network"]]
+    for row, expected in zip(rows, known, strict=True):
+        assert [float(row[column]) for column in one.columns] == expected.tolist()
+
+
+def test_networks_without_hidden_layers_have_a_portrait():
+    weights = np.arange(5.0)[None]
+    for bias, seen in ((False, weights[0]), (True, weights[0, :4])):
+        network = networks.mlp((len(seen), 1), bias=bias)
+        (image,) = portraits(network, (weights,), len(seen))
+        np.testing.assert_array_equal(image, seen)

@@ -8,7 +8,7 @@ import pytest
 from _sweeps import DATA, NETWORK, make
 
 import gflow
-from gflow import losses, perturbations
+from gflow import losses, networks, perturbations
 
 PROBLEM = gflow.Problem(
     NETWORK, DATA, loss=losses.exponential(), perturbation=perturbations.fgm(0.05)
@@ -56,6 +56,41 @@ def test_a_dropped_interrupt_ends_the_call(name):
     outcomes = [None if one is None else one.result_name for one in CALLS[name]()]
     assert "interrupted" in outcomes or outcomes == [None, None]
     assert sys.unraisablehook is hook
+
+
+class Radius(float):
+    """A radius that is asked for once the call has begun, when it drops an interrupt."""
+
+    def __float__(self):
+        interrupt()
+        return 0.1
+
+
+def interrupting(problem):
+    """The problem, its network one whose evaluation drops an interrupt while it is traced."""
+
+    def apply(params, x):
+        interrupt()
+        return problem.network.apply(params, x)
+
+    return gflow.Problem(
+        networks.custom(apply, degree=1), DATA, loss=problem.loss, perturbation=problem.perturbation
+    )
+
+
+SHORT = {
+    "certify": lambda: gflow.certify(interrupting(PROBLEM), START),
+    "backward_error_flow": lambda: gflow.backward_error_flow(
+        interrupting(PROBLEM), START, step_size=0.1, num_steps=3
+    ),
+    "max_margin": lambda: gflow.max_margin(DATA, radius=Radius()),
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_an_interrupt_that_comes_last_is_not_lost(name):
+    with pytest.raises(KeyboardInterrupt):
+        SHORT[name]()
 
 
 def test_other_exceptions_go_to_the_hook_of_the_user(monkeypatch):

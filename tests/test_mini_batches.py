@@ -95,6 +95,24 @@ def test_a_part_of_the_classes_keeps_their_number():
         CLASSES.take([7])
 
 
+NO_INDICES = {
+    "a mask": (np.arange(6) < 2, TypeError, "flatnonzero"),
+    "halves": ([0.5], TypeError, "expected integers"),
+    "none": ([], ValueError, "no indices"),
+    "one number": (3, ValueError, r"`take\(\[index\]\)`"),
+    "a table": ([[0, 1]], ValueError, r"shape \(1, 2\)"),
+    "a slice": (slice(2), TypeError, "expected integers"),
+    "masked": (np.ma.masked_array([0, 1], [True, False]), ValueError, "masked"),
+}
+
+
+@pytest.mark.parametrize(("indices", "error", "words"), NO_INDICES.values(), ids=NO_INDICES)
+def test_what_is_no_list_of_indices_takes_nothing(indices, error, words):
+    with pytest.raises(error, match=words) as refusal:
+        CLASSES.take(indices)
+    assert "`Dataset.take(indices)`" in str(refusal.value)
+
+
 # Their gradients
 
 

@@ -145,8 +145,7 @@ def print_matrix(
     """
     several = spreads(evaluations, settings)
     for spread in several:
-        shown = spread.shown()
-        _print_one(console, spread, shown.mean, (shown.most - shown.least) / 2)
+        _print_one(console, spread, spread.shown().mean, spread.below())
     if not several:
         for each in evaluations:
             _print_one(console, each, margins_shown(each), None)
@@ -155,10 +154,12 @@ def print_matrix(
         "any attack tried in the ball finds); * the largest of a column"
     )
     seeds = f"; mean over {len(settings['seed'])} seeds, ± half of the range" if several else ""
+    if any(spread.fewer(count) for spread in several for count in spread.shown().count.flat):
+        seeds += ", or over those that have a value, which the brackets count"
     console.print(Text(f"{text}{seeds}.", style="dim"), soft_wrap=True)
 
 
-def _print_one(console: Console, matrix: Evaluation | Spread, margins: Any, around: Any) -> None:
+def _print_one(console: Console, matrix: Evaluation | Spread, margins: Any, below: Any) -> None:
     table = _table()
     table.columns[0].header = f"{matrix.network}\ntrained under"
     for name in matrix.columns:
@@ -168,8 +169,8 @@ def _print_one(console: Console, matrix: Evaluation | Spread, margins: Any, arou
         cells = []
         for j, (value, mark) in enumerate(zip(margins[i], marks[i], strict=True)):
             text = _cell(value) + ("*" if mark else " ")
-            if around is not None:
-                text += f"\n± {around[i, j]:.2g} " if math.isfinite(value) else "\n"
+            if below is not None:
+                text += f"\n{below[i][j]} "
             cells.append(Text(text, style="bold" if mark else ""))
         table.add_row(Text(f" {row}"), *cells)
     console.print(table)

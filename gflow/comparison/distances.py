@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gflow._checks import is_integer
+from gflow._interrupts import interruptible
 from gflow._signatures import named
 from gflow._typing import Params
 from gflow.comparison.result import CORRECTED, EQUAL, FLOW, Comparison
@@ -20,6 +21,7 @@ _CONSTANT = 1e-9
 
 
 @named()
+@interruptible
 def compare(
     flow: Trajectory,
     *runs: Trajectory,

@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 
 from gflow._checks import is_integer
+from gflow._interrupts import interruptible
 from gflow._signatures import named
 from gflow.measures import sharpness
 from gflow.trajectory import Trajectory
 
 
 @named()
+@interruptible
 def sharpness_along(run: Trajectory, *, num_points: int = 16) -> dict[str, np.ndarray]:
     """The sharpness of the loss at points of a run, evenly spread over those saved.
 

@@ -61,11 +61,16 @@ class Dataset(eqx.Module):
 
         Some of the classes may be missing among them, as in a batch.
 
+        Shapes: indices (m,), m >= 1.
+
         Raises:
+            TypeError: `indices` is no list of integers; a mask of truth values is none.
+            ValueError: it is empty, or has another shape.
             IndexError: an index that is none of 0 .. n - 1, nor -n .. -1.
         """
+        chosen = _checked_indices(indices)
         try:
-            x, y = self.x[np.asarray(indices, int)], self.y[np.asarray(indices, int)]
+            x, y = self.x[chosen], self.y[chosen]
         except IndexError as error:
             raise IndexError(f"`Dataset.take(indices)`: {error}.") from None
         for array in (x, y):
@@ -132,6 +137,26 @@ def _checked_inputs(x: Any) -> np.ndarray:
         raise ValueError(
             f"`Dataset(x, y)`: {bad.sum()} entries of `x` are NaN or infinite, the first at "
             f"x[{row}, {column}]. Remove or impute those examples."
+        )
+    return array
+
+
+def _checked_indices(indices: Any) -> np.ndarray:
+    check_unmasked(indices, "`Dataset.take(indices)`")
+    array = np.asarray(indices)
+    if array.size == 0:
+        raise ValueError(
+            "`Dataset.take(indices)`: there are no indices. Data need an example at least."
+        )
+    if array.dtype.kind not in "iu":
+        raise TypeError(
+            f"`Dataset.take(indices)`: `indices` has dtype {array.dtype}, expected integers. A "
+            "mask of truth values becomes indices by `np.flatnonzero(mask)`."
+        )
+    if array.ndim != 1:
+        raise ValueError(
+            f"`Dataset.take(indices)`: `indices` has shape {array.shape}, expected (m,). One "
+            "example is taken by `take([index])`."
         )
     return array
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from scipy.optimize import brentq
 
 from gflow._checks import is_integer, is_real, one_of, scalar
+from gflow._interrupts import interruptible
 from gflow._layout import Layout
 from gflow._numerics import tree_norm, tree_scale
 from gflow._programs import compiled
@@ -37,6 +38,7 @@ class _State(NamedTuple):
 
 
 @named()
+@interruptible
 def backward_error_flow(
     problem: Problem,
     params: Params,

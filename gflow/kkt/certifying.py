@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gflow._checks import check_unmasked
+from gflow._interrupts import interruptible
 from gflow._numerics import unit
 from gflow._programs import compiled_for_few_calls
 from gflow._signatures import named
@@ -31,6 +32,7 @@ from gflow.validation import check_start
 
 
 @named()
+@interruptible
 def certify(
     problem: Problem, params: Params, *, coefficients: np.ndarray | None = None
 ) -> Certificate:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gflow._checks import check_unmasked
+from gflow._interrupts import interruptible
 from gflow._layout import Layout
 from gflow._minimum_norm import minimum_norm
 from gflow._signatures import named
@@ -31,6 +32,7 @@ from gflow.problem import Problem
 
 
 @named()
+@interruptible
 def radius_sensitivity(limit: Limit) -> Params:
     """`d(direction)/d(radius)` at a strict limit, with the structure of the direction.
 
@@ -59,6 +61,7 @@ def radius_sensitivity(limit: Limit) -> Params:
 
 
 @named()
+@interruptible
 def data_sensitivity(limit: Limit, change: Float[np.ndarray, "n d"]) -> Params:
     """`d(direction)/ds` at a strict limit where the inputs are `x + s change`.
 

@@ -2,6 +2,7 @@
 
 from typing import Any, SupportsFloat
 
+from gflow._interrupts import interruptible
 from gflow._signatures import named
 from gflow.reference._arguments import checked_examples, checked_order, checked_radius
 from gflow.reference._classes import largest_radius_of_classes, max_margin_of_classes
@@ -10,6 +11,7 @@ from gflow.reference._solution import MaxMargin
 
 
 @named()
+@interruptible
 def max_margin(dataset: Any, *, radius: SupportsFloat = 0.0, order: SupportsFloat = 2) -> MaxMargin:
     """The direction of largest margin under an l_p attack, `p = order`, of the given radius.
 

@@ -221,7 +221,8 @@ def _heights(axes: Any, shown: Sequence[Curve], bounds: tuple[float | None, floa
 def _finish_far(axes: Any, shown: Sequence[Curve], guide: float | None) -> None:
     values = np.concatenate([one.log10_far[_is_beyond(one)] for one in shown])
     low, high = float(values.min()), float(values.max())
-    edge = high + 0.22 * (high - low)
+    # All in one place: curves of runs that rest, whose loss does not fall any more.
+    edge = high + 0.22 * (high - low or 1.0)
     for one in shown:
         if np.isfinite(one.limit):
             colour = one.style.get("color")

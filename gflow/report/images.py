@@ -54,8 +54,9 @@ def _panel(view: View, run: str, problem: Any, side: int) -> Panel:
 
 
 def portraits(network: Any, params: Any, num_inputs: int) -> list[np.ndarray]:
-    """What the network looks for, as images: of a linear one the product of its layers; of others
-    the weights of the two hidden units that count most. None where layers are no matrices.
+    """What the network looks for, as images: of a linear one, or one without hidden layers, the
+    product of its layers; of others the weights of the two hidden units that count most. None where
+    layers are no matrices.
 
     Shapes: (num_inputs,) each.
     """
@@ -65,6 +66,8 @@ def portraits(network: Any, params: Any, num_inputs: int) -> list[np.ndarray]:
     first = layers[0][:, :num_inputs]
     if isinstance(network, DeepLinear):
         return [reduce(lambda below, above: above @ below, layers)[0]]
+    if len(layers) == 1:
+        return [first[0]]
     strength = np.linalg.norm(first, axis=1) * np.linalg.norm(layers[1], axis=0)
     order = np.argsort(-strength, kind="stable")[:2]
     return [first[unit] for unit in order]

@@ -171,13 +171,13 @@ def _group(each: Evaluation, values: np.ndarray, write: Any) -> dict[str, Any]:
 
 def _spread_group(spread: Spread, name: str, write: Any) -> dict[str, Any]:
     """The mean over seeds, and below it the range."""
-    values, planned = spread.of(name), len(spread.evaluations)
+    values = spread.of(name)
     marks = largest(values.mean)
 
     def cell(row: int, column: int) -> dict[str, Any]:
         mean, least, most, count = (each[row, column] for each in values)
-        fewer = f" ({count} of {planned})" if 0 < count < planned else ""
-        span = f"{_written(least, write)} to {_written(most, write)}{fewer}" if count else ""
+        span = f"{_written(least, write)} to {_written(most, write)} {spread.fewer(count)}"
+        span = span.rstrip() if count else ""
         return {"text": _written(mean, write), "most": bool(marks[row, column]), "range": span}
 
     columns = range(len(spread.columns))
@@ -185,7 +185,10 @@ def _spread_group(spread: Spread, name: str, write: Any) -> dict[str, Any]:
         _matrix_row(number, row, [cell(number, column) for column in columns])
         for number, row in enumerate(spread.rows)
     ]
-    return {"network": f"{spread.network}: mean over {planned} seeds, and range", "rows": rows}
+    return {
+        "network": f"{spread.network}: mean over {spread.planned} seeds, and range",
+        "rows": rows,
+    }
 
 
 def _written(value: float, write: Any) -> str:

@@ -22,14 +22,15 @@ class Matrix(NamedTuple):
 
     Attributes:
         margins: normalized margins, over seeds their mean. Shape (r, c).
-        around: half of the range over seeds, or None for one seed. Shape (r, c).
+        below: half of the range over seeds, and over how many, where not over all; None for one
+            seed. Shape (r, c).
     """
 
     network: str
     rows: list[str]
     columns: list[str]
     margins: np.ndarray
-    around: np.ndarray | None
+    below: list[list[str]] | None
 
 
 def matrices(evaluations: Sequence[Evaluation], settings: Mapping[str, Any]) -> list[Matrix]:
@@ -44,10 +45,8 @@ def matrices(evaluations: Sequence[Evaluation], settings: Mapping[str, Any]) -> 
             Matrix(one.network, one.rows, one.columns, margins_shown(one), None)
             for one in evaluations
         ]
-    shown = [(one, one.shown()) for one in several]
     return [
-        Matrix(one.network, one.rows, one.columns, values.mean, (values.most - values.least) / 2)
-        for one, values in shown
+        Matrix(one.network, one.rows, one.columns, one.shown().mean, one.below()) for one in several
     ]
 
 
@@ -73,7 +72,7 @@ def matrix_figure(evaluations: Sequence[Evaluation], settings: Mapping[str, Any]
             "no run came to its limit or to the loss that was asked for: there is no margin to "
             "draw."
         )
-    height = [len(one.rows) * _CELL[1] * (1 if one.around is None else 1.5) for one in drawn]
+    height = [len(one.rows) * _CELL[1] * (1 if one.below is None else 1.5) for one in drawn]
     width = _LEFT + max(len(one.columns) for one in drawn) * _CELL[0]
     layout: Any = LAYOUT | {"figure.constrained_layout.use": True}
     with rc_context(layout):
@@ -90,8 +89,8 @@ def _draw(axes: Any, matrix: Matrix, *, named: bool) -> None:
     axes.imshow(_shades(values), cmap="Blues", vmin=0.0, vmax=1 / _DARKEST, aspect="auto")
     for row, column in np.argwhere(np.isfinite(values)):
         text = significant(float(values[row, column]))
-        if matrix.around is not None:
-            text += f"\n± {matrix.around[row, column]:.2g}"
+        if matrix.below is not None:
+            text += f"\n{matrix.below[row][column]}"
         weight = "bold" if marks[row, column] else "normal"
         axes.text(column, row, text, ha="center", va="center", color="black", weight=weight, size=9)
     columns = [name.replace("strong ", "strong\n") for name in matrix.columns]

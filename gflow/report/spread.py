@@ -42,13 +42,15 @@ class Spread:
         network: its name, without a seed.
         rows: the perturbations that it was trained under.
         columns: the attacks.
-        evaluations: one for each seed.
+        evaluations: one for each seed that was attacked.
+        planned: how many seeds were asked for.
     """
 
     network: str
     rows: list[str]
     columns: list[str]
     evaluations: list[Evaluation]
+    planned: int
 
     def of(self, name: str) -> Values:
         """The mean and the range of a matrix of `Evaluation`, such as "limit"."""
@@ -58,6 +60,22 @@ class Spread:
         """Of the margins at the limits; where no seed came to one, where the flows stopped."""
         some = any(np.isfinite(each.limit).any() for each in self.evaluations)
         return self.of("limit" if some else "stopped")
+
+    def below(self) -> list[list[str]]:
+        """What stands below each mean of `shown`: half of the range over seeds, and of how many
+        seeds it is where some have no value. Shape (r, c).
+        """
+        values = self.shown()
+
+        def told(least: float, most: float, count: int) -> str:
+            around = f"± {(most - least) / 2:.2g} " if count > 1 else ""
+            return (around + self.fewer(count)).rstrip()
+
+        return np.vectorize(told, otypes=[object])(values.least, values.most, values.count).tolist()
+
+    def fewer(self, count: int | np.integer) -> str:
+        """`(2 of 3)` where only some of the seeds have a value."""
+        return f"({count} of {self.planned})" if 0 < count < self.planned else ""
 
     def _over(self, matrices: Sequence[np.ndarray]) -> Values:
         table = np.full((len(matrices), len(self.rows), len(self.columns)), np.nan)
@@ -88,7 +106,13 @@ def spreads(evaluations: Sequence[Evaluation], settings: Mapping[str, Any]) -> l
     for each in evaluations:
         by_network.setdefault(unseeded(each.network, seeds), []).append(each)
     return [
-        Spread(network, _union([one.rows for one in some]), _union([o.columns for o in some]), some)
+        Spread(
+            network,
+            _union([one.rows for one in some]),
+            _union([one.columns for one in some]),
+            some,
+            len(seeds),
+        )
         for network, some in by_network.items()
     ]
 

@@ -32,7 +32,8 @@ def comparisons(evaluations: Sequence[Evaluation]) -> str:
 
 
 def matrix(evaluations: Sequence[Evaluation], several: Sequence[Spread], name: str) -> str:
-    """Trained under x attacked by: every matrix, and over seeds their mean, smallest and largest.
+    """Trained under x attacked by: every matrix; over seeds their mean, smallest, largest, and how
+    many seeds have a value.
 
     Args:
         name: the attribute of `Evaluation`.
@@ -42,6 +43,7 @@ def matrix(evaluations: Sequence[Evaluation], several: Sequence[Spread], name: s
         values = spread.of(name)
         for word, table in (("mean", values.mean), ("least", values.least), ("most", values.most)):
             matrices.append((f"{spread.network}, {word} over seeds", spread.rows, table))
+        matrices.append((f"{spread.network}, seeds with a value", spread.rows, values.count))
     columns = evaluations[0].columns
     return written(
         [
