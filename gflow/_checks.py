@@ -97,8 +97,8 @@ def check_unmasked(values: Any, name: str) -> None:
     hidden = num_masked(values)
     if hidden:
         raise ValueError(
-            f"{name}: masked entries ({hidden}), and what lies beneath a mask is no data. Leave "
-            "those examples out, or fill them in with `.filled(...)`."
+            f"{name}: masked entries ({hidden}), and what lies beneath a mask is no number. Fill "
+            "them in with `.filled(...)`, or, of a data set, leave those examples out."
         )
 
 
