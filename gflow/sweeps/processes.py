@@ -81,7 +81,7 @@ class _File:
 
     path: Path
     content: dict[str, Any]
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: contextlib.AbstractContextManager = field(default_factory=threading.Lock)
 
     def tell(self, **news: Any) -> None:
         with self.lock:
