@@ -63,6 +63,15 @@ def _set_option(example: str) -> Callable[[Any], Any]:
     )
 
 
+def _output_option(default: str, *names: str) -> Callable[[Any], Any]:
+    return click.option(
+        "-o",
+        *names,
+        type=click.Path(path_type=Path, file_okay=False),
+        help=f"Folder of the results.  [default: {default}, or the next that is free]",
+    )
+
+
 def _resume_option(what: str) -> Callable[[Any], Any]:
     """The option that goes on with a job or a sweep."""
     return click.option(
@@ -77,12 +86,7 @@ def _resume_option(what: str) -> Callable[[Any], Any]:
 @_CONFIG
 @_set_option("until.log_loss=-5")
 @click.option("--seed", type=click.IntRange(min=0), help="The same as --set seed=...")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    help=f"Folder of the results.  [default: {_DEFAULT_FOLDER}, or the next that is free]",
-)
+@_output_option(_DEFAULT_FOLDER, "--output")
 @_resume_option("job")
 @_OVERWRITE
 @click.option("--quick", is_flag=True, help="A small form of the job, to see whether it runs.")
@@ -150,13 +154,7 @@ def run(
 @cli.command(cls=_RunCommand)
 @_CONFIG
 @_set_option("seed=[0,1,2]")
-@click.option(
-    "-o",
-    "--output",
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    help=f"Folder of the results.  [default: {_SWEEP_FOLDER}, or the next that is free]",
-)
+@_output_option(_SWEEP_FOLDER, "--output", "--out")
 @_resume_option("sweep")
 @_OVERWRITE
 @_NO_REPORT
