@@ -53,6 +53,7 @@ class AbstractLoss(eqx.Module):
         return slope[:, None] + jax.nn.log_softmax(-margins, axis=-1)
 
 
+@named()
 def example_margins(margins: Float[Array, "n ..."]) -> Float[Array, " n"]:
     """One margin an example: itself, or `-log sum_j exp(-m_j)` over the other classes."""
     return margins if margins.ndim == 1 else -logsumexp(-margins, axis=-1)

@@ -2,6 +2,8 @@
 
 import decimal
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -112,6 +114,21 @@ def logistic_inverse(log_loss):
         return -log_loss
     with decimal.localcontext(_DIGITS):
         return float(-(decimal.Decimal(log_loss).exp().exp() - 1).ln())
+
+
+class LossInDigits(NamedTuple):
+    """A loss in 300 digits: `log l(q)`, `log(-l'(q))`, and the margin of a `log l`; of floats."""
+
+    log_value: Callable[[float], float]
+    log_slope: Callable[[float], float]
+    inverse: Callable[[float], float]
+
+
+# By the names of the functions of `gflow.losses`.
+LOSSES = {
+    "exponential": LossInDigits(lambda q: -q, lambda q: -q, lambda log_loss: -log_loss),
+    "logistic": LossInDigits(logistic_log_value, logistic_log_slope, logistic_inverse),
+}
 
 
 def logsumexp(values):

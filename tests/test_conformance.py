@@ -2,9 +2,9 @@
 
 Everything about a row comes from one compiled function, called at several parameters. The losses
 and the gradient modes see nothing of network and perturbation but margins and their gradients:
-their four pairs are spread over the table like the colours of a map, so that every network and
-every perturbation meets every pair. Every network under one attack, and one network under an attack
-of each kind, have all four, for the laws of the gradient. Rows outside a core are marked slow, for
+their pairs are spread over the table like the colours of a map, so that every network and every
+perturbation meets every pair. Every network under one attack, and one network under an attack of
+each kind, have all pairs, for the laws of the gradient. Rows outside a core are marked slow, for
 their compilation.
 """
 
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from _oracles import central_difference, lp_norm
+from _oracles import LOSSES, central_difference, lp_norm
 
 import gflow.losses
 import gflow.networks
@@ -67,8 +67,9 @@ PERTURBATIONS = {
 # With a `predictor`, which gives the margins in closed form.
 LINEAR = ["linear", "deep_linear", "diagonal"]
 EXACT_ON_LINEAR = ["clean", "fgm_1", "fgm_1.3", "fgm_2", "fgsm", "pgd_1"]
+# Every loss in every gradient mode.
 COLOURS = list(
-    itertools.product((gflow.losses.exponential(), gflow.losses.logistic()), ("frozen", "total"))
+    itertools.product([getattr(gflow.losses, name)() for name in LOSSES], ("frozen", "total"))
 )
 
 
@@ -85,7 +86,7 @@ def table(*, core):
 
 
 def other_colours(*, rows):
-    """The three other colours of the rows where `rows(network, perturbation)`; slow but for one."""
+    """The other colours of the rows where `rows(network, perturbation)`; slow but for one."""
     for network, perturbation in itertools.product(NETWORKS, PERTURBATIONS):
         if not rows(network, perturbation):
             continue
@@ -102,9 +103,9 @@ def other_colours(*, rows):
 
 
 def colours_from(network, perturbation):
-    """The four colours, the row's own first."""
+    """All colours, the row's own first."""
     first = list(NETWORKS).index(network) + list(PERTURBATIONS).index(perturbation)
-    return [COLOURS[(first + k) % 4] for k in range(4)]
+    return [COLOURS[(first + k) % len(COLOURS)] for k in range(len(COLOURS))]
 
 
 @functools.cache

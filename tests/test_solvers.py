@@ -59,7 +59,7 @@ SOLVERS = {
     ),
     "chebyshev": Row(gflow.RungeKuttaChebyshev(5), 2, dense=2, estimate=3),
     "chebyshev_damped": Row(gflow.RungeKuttaChebyshev(2, damping=1.0), 2, dense=2, estimate=3),
-    "chebyshev_implicit": Row(gflow.RungeKuttaChebyshev(5, num_implicit=2), 1, dense=1, estimate=3),
+    "chebyshev_implicit": Row(gflow.RungeKuttaChebyshev(5, num_implicit=2), 1, dense=1, estimate=2),
 }
 STIFF = [name for name, row in SOLVERS.items() if row.stiff is not None]
 
@@ -168,8 +168,9 @@ def test_what_is_at_rest_stays_to_the_last_bit(name):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_the_error_estimate_falls_with_the_step(name):
-    sizes = [np.linalg.norm(walked(name, count, made=1).error) for count in (32, 64)]
-    assert observed_order(sizes) == pytest.approx(SOLVERS[name].estimate, abs=0.3)
+    # Of the second step: in the first a stabilised method knows no stiff directions yet.
+    sizes = [np.linalg.norm(walked(name, count, made=2).error) for count in (32, 64)]
+    assert observed_order(sizes) == pytest.approx(SOLVERS[name].estimate, abs=0.35)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -216,7 +217,7 @@ def test_what_is_stiff_is_damped_at_once(name):
 def test_what_a_solver_says_of_itself(name):
     row = SOLVERS[name]
     solver, traits = row.solver, traits_of(row.solver, 7)
-    assert row.solver.order(TERM) == row.order
+    assert (solver.order(TERM), solver.error_order(TERM)) == (row.order, row.estimate)
     if row.stiff is not None:
         assert traits.implicit
     # A run by this name, as of a file, has a solver of the same kind that answers to it.

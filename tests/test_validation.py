@@ -12,7 +12,7 @@ import gflow.losses
 from gflow import networks, validation
 from gflow._numerics import norm
 from gflow.datasets import Dataset, gaussian
-from gflow.perturbations import AbstractPerturbation, clean, fgm, pgd
+from gflow.perturbations import AbstractPerturbation, FastGradient, clean, fgm, pgd
 from gflow.problem import Problem
 from gflow.validation import check_start, check_x64
 
@@ -261,16 +261,48 @@ def test_attacks_of_gflow_are_not_looked_at(monkeypatch):
         check_start(trained, WEIGHTS)
 
 
-@pytest.mark.parametrize(
-    "network",
-    [
-        networks.linear(3, num_outputs=3),
-        networks.deep_linear((3, 5, 1)),
-        networks.mlp((3, 4, 2, 1), bias=True),
-        networks.diagonal(3, 2),
-        networks.conv((1, 3, 1), [networks.Convolution(2, (2, 1)), networks.Dense(1)]),
-    ],
-)
+OWN_NETWORKS = [
+    networks.linear(3),
+    networks.deep_linear((3, 5, 1)),
+    networks.mlp((3, 4, 2, 1), bias=True),
+    networks.diagonal(3, 2),
+    networks.conv((1, 3, 1), [networks.Convolution(2, (2, 1)), networks.Dense(1)]),
+]
+
+
+@pytest.mark.parametrize("network", OWN_NETWORKS)
+def test_networks_of_gflow_are_not_looked_at(network, monkeypatch):
+    """They are homogeneous by construction."""
+    monkeypatch.setattr(validation, "_degree_error", None)
+    check_start(problem(network), network.init(0))
+
+
+class Shifted(networks.MLP):
+    """A user's subclass, which is not homogeneous."""
+
+    def apply(self, params, x):
+        return super().apply(params, x) + 1.0
+
+
+class Stretched(FastGradient):
+    """A user's subclass, which depends on the norm of the parameters."""
+
+    def __call__(self, margin, x, start):
+        return super().__call__(margin, x, start) + 0.01 * jax.grad(margin)(x)
+
+
+def test_a_users_subclass_of_a_class_of_gflow_is_looked_at():
+    own = Shifted((3, 2, 1), 1, False, None)
+    with pytest.raises(ValueError, match="not homogeneous of degree 2"):
+        check_start(problem(own), WEIGHTS)
+    trained = Problem(
+        MLP, BINARY, loss=gflow.losses.logistic(), perturbation=Stretched(0.1, 2.0, None)
+    )
+    with pytest.raises(ValueError, match="not scale invariant"):
+        check_start(trained, WEIGHTS)
+
+
+@pytest.mark.parametrize("network", [networks.linear(3, num_outputs=3), *OWN_NETWORKS[1:]])
 def test_parameters_have_the_shapes_that_the_network_says(network):
     shapes = [leaf.shape for leaf in jax.tree.leaves(network.init(0))]
     assert shapes == network.parameter_shapes

@@ -6,7 +6,7 @@ ordinary machines hold, some gigabytes, and of what compiles at all.
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 from gflow import configuration as tables
 from gflow.configuration import Configuration
@@ -94,6 +94,8 @@ def _layers(network: tables.Network, size: Size) -> Iterator[Layer]:
             yield from _convolutions(network, size)
         case tables.DeepLinear() | tables.Mlp():
             yield from _dense(size.inputs, network.hidden, size.outputs)
+        case _:
+            assert_never(network)
 
 
 def _dense(inputs: int, hidden: list[int], outputs: int) -> Iterator[Layer]:

@@ -30,11 +30,16 @@ def quick(configuration: Configuration) -> Configuration:
 
 def _narrow(table: tables.Network) -> tables.Network:
     narrowed = {
-        name: [min(width, _WIDTH) for width in getattr(table, name)]
+        name: _at_most(getattr(table, name), _WIDTH)
         for name in ("hidden", "channels")
         if hasattr(table, name)
     }
     return table.model_copy(update=narrowed)
+
+
+def _at_most(widths: int | list[int], most: int) -> int | list[int]:
+    """A width, or each of a list, cut down to `most`."""
+    return min(widths, most) if isinstance(widths, int) else [min(one, most) for one in widths]
 
 
 def _shorter(table: tables.DescentTable) -> tables.DescentTable:
