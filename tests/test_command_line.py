@@ -10,13 +10,15 @@ import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
+from _oracles import LOSSES as IN_DIGITS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gflow import Dataset, load, measures, networks
+from gflow import Dataset, load, measures, networks, stiff
 from gflow import configuration as tables
 from gflow.__main__ import main
 from gflow.commands import working
@@ -333,6 +335,29 @@ EVERY_TABLE = Configuration(
 )
 
 
+@pytest.mark.parametrize(
+    ("union", "used"),
+    [(tables.Network, EVERY_TABLE.network), (tables.Perturbation, EVERY_TABLE.perturbation)],
+    ids=["network", "perturbation"],
+)
+def test_every_kind_is_in_the_table_of_this_file(union, used):
+    kinds = get_args(get_args(union)[0])
+    assert set(kinds) == {type(table) for table in used}, "A new kind has a row in EVERY_TABLE."
+    assert all(getattr(tables, kind.__name__) is kind for kind in kinds)
+
+
+def choices(table, field):
+    return set(get_args(table.model_fields[field].annotation))
+
+
+def test_every_loss_and_solver_of_gflow_can_be_asked_for():
+    assert choices(Configuration, "loss") == IN_DIGITS.keys()
+    names = choices(tables.SolverTable, "name")
+    solvers = [working._solver(name) for name in names - {"automatic"}]
+    own = {type(make()) for make in stiff.SOLVERS.values()}
+    assert own <= {type(solver) for solver in solvers}
+
+
 def test_every_table_reads_back(tmp_path):
     assert read(tmp_path, example_toml(EVERY_TABLE)) == EVERY_TABLE
 
@@ -437,6 +462,17 @@ def test_quick_keeps_every_case():
     assert all(max(table.hidden) <= 4 for table in small.network)
     (conv,) = quick(Configuration(network=[tables.Conv(channels=[9, 2])])).network
     assert conv.channels == [4, 2]
+
+
+class OneWidth(tables.Linear):
+    """A kind of network whose hidden layers all have one width."""
+
+    hidden: int = 9
+
+
+def test_quick_narrows_a_width_that_is_one_number():
+    configuration = Configuration().model_copy(update={"network": [OneWidth()]})
+    assert [table.hidden for table in quick(configuration).network] == [4]
 
 
 JOB = """

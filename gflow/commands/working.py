@@ -158,18 +158,18 @@ def follow(
 
 
 def _solver(name: str) -> Any:
+    """The solver of a configuration's name: the class of gflow, or of diffrax, that is so called
+    but for capitals and underscores; None where `integrate` is to choose.
+    """
     import diffrax
 
-    from gflow.stiff import Rosenbrock, RungeKuttaChebyshev
+    from gflow import stiff
 
-    match name:
-        case "automatic":
-            return None
-        case "rosenbrock":
-            return Rosenbrock()
-        case "runge_kutta_chebyshev":
-            return RungeKuttaChebyshev()
-    return getattr(diffrax, name.capitalize())()  # diffrax writes the same names with a capital
+    if name == "automatic":
+        return None
+    own = {public.lower(): getattr(stiff, public) for public in stiff.__all__}
+    solver = own.get(name.replace("_", "")) or getattr(diffrax, name.capitalize())
+    return solver()
 
 
 def seek(
