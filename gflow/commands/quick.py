@@ -49,6 +49,7 @@ def _shorter(table: tables.DescentTable) -> tables.DescentTable:
 
 
 def _short(table: tables.Perturbation) -> tables.Perturbation:
-    if not isinstance(table, tables.Pgd):
+    num_steps = getattr(table, "num_steps", None)
+    if num_steps is None:
         return table
-    return table.model_copy(update={"num_steps": min(table.num_steps, _NUM_STEPS)})
+    return table.model_copy(update={"num_steps": min(num_steps, _NUM_STEPS)})

@@ -50,7 +50,8 @@ class AbstractPerturbation(eqx.Module):
     @property
     def follows_gradient(self) -> bool:
         """Whether it depends on the example through gradients of its margin alone, and turns round
-        with them: `delta(-g) = -delta(g)`.
+        with them: `delta(-g) = -delta(g)`. Where the network is linear in its inputs, one attack
+        then serves all examples, up to their labels.
         """
         return False
 
@@ -91,8 +92,10 @@ class AbstractPerturbation(eqx.Module):
         Shapes: g gradients, s switches of the margin, e = `num_switches(d)`.
 
         Returns:
-            the perturbation; what decides the margin's switches, as from `margin` with g gradients
-            as the first axis; and the values v and scales w that decide those of the steps.
+            `(delta, decided, (values, scales))`: the perturbation (d,); what decides the margin's
+            switches, as `margin` gives it, with a row for each gradient, (g, s); and the values v
+            and scales w that decide the switches of the steps, with a row for each gradient too,
+            (g, e).
         """
         del start, smoothing
         nothing = jax.vmap(lambda row: margin(x, row)[1])(angles)
