@@ -44,22 +44,22 @@ _ORDER = 5
 _CROSSINGS = 2
 
 
-class Sliding(NamedTuple):
-    """The state of a `Watch` between two segments.
+class ChatterMemory(NamedTuple):
+    """The state of a `ChatterWatch` between two segments.
 
     Attributes:
         state, clock: at the last examination.
         steps: steps since then.
-        sliding: for how many steps the examinations have found the run sliding.
+        sliding_steps: for how many steps the examinations have found the run sliding.
     """
 
     state: np.ndarray
     clock: float = 0.0
     steps: int = 0
-    sliding: int = 0
+    sliding_steps: int = 0
 
 
-class Watch:
+class ChatterWatch:
     """Finds out, between segments, whether the run chatters.
 
     Args:
@@ -72,17 +72,17 @@ class Watch:
         self.field = field
         self._accuracy = np.float64(tolerance ** (1 / _ORDER))
         self._state, self._clock = np.asarray(start), 0.0
-        self._steps = self._sliding = 0
+        self._steps = self._sliding_steps = 0
 
-    def memory(self) -> Sliding:
+    def memory(self) -> ChatterMemory:
         """Its state, for a checkpoint."""
-        return Sliding(self._state, self._clock, self._steps, self._sliding)
+        return ChatterMemory(self._state, self._clock, self._steps, self._sliding_steps)
 
     @classmethod
-    def recalled(cls, field: Field, tolerance: float, memory: Sliding) -> "Watch":
+    def recalled(cls, field: Field, tolerance: float, memory: ChatterMemory) -> "ChatterWatch":
         """The watch with the state of a checkpoint."""
         watch = cls(field, tolerance, memory.state)
-        watch._clock, watch._steps, watch._sliding = memory[1:]
+        watch._clock, watch._steps, watch._sliding_steps = memory[1:]
         return watch
 
     def chatters(
@@ -99,16 +99,16 @@ class Watch:
         self._steps += num_steps
         if self._steps < _STEPS:
             return False
-        sliding = self._hardly_moves(cursor, explicit) and self._jumps(points, explicit)
-        self._sliding = self._sliding + self._steps if sliding else 0
+        slides = self._hardly_moves(cursor, explicit) and self._jumps(points, explicit)
+        self._sliding_steps = self._sliding_steps + self._steps if slides else 0
         self._state, self._clock = np.asarray(cursor.state), float(cursor.clock)
         self._steps = 0
-        return self._sliding >= _PATIENCE
+        return self._sliding_steps >= _PATIENCE
 
     @property
-    def sliding(self) -> bool:
+    def found_sliding(self) -> bool:
         """Whether the three conditions held at the last examination."""
-        return self._sliding > 0
+        return self._sliding_steps > 0
 
     def _hardly_moves(self, cursor: Any, explicit: bool) -> bool:
         """Conditions 1 and 2, on average over the steps since the last examination."""

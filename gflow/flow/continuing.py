@@ -15,7 +15,7 @@ import numpy as np
 
 from gflow._checks import Default
 from gflow.checkpoint import Checkpoint
-from gflow.flow.chattering import Sliding
+from gflow.flow.chattering import ChatterMemory
 from gflow.flow.field import Field
 from gflow.flow.options import checked_cap, checked_solver
 from gflow.flow.outcome import targets_met
@@ -242,10 +242,10 @@ def _at_last_point(
         np.int64(last.num_accepted),
     )
     budget = first_budget(path.field, solver)
-    sliding = Sliding(np.asarray(cursor.state), float(last.clock))
+    chatter = ChatterMemory(np.asarray(cursor.state), float(last.clock))
     passage = PassageMemory(spans=trajectory.stats.get("through_zero", []))
     counts = stiff_from, num_steps, len(trajectory) - 1, budget
-    return Place(cursor, solver, watch, sliding, *counts, passage)
+    return Place(cursor, solver, watch, chatter, *counts, passage)
 
 
 def _part(trajectory: Trajectory) -> dict[str, Any]:

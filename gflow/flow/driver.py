@@ -15,7 +15,7 @@ from gflow._layout import Layout
 from gflow._signatures import named
 from gflow._typing import Params
 from gflow.deadline import Deadline
-from gflow.flow.chattering import Sliding
+from gflow.flow.chattering import ChatterMemory
 from gflow.flow.continuing import Given, already_met, cap_going_on, continued
 from gflow.flow.ended import reached_before, stopped_before, trajectory_of
 from gflow.flow.field import Field
@@ -208,8 +208,8 @@ def _begun(problem: Problem, params: Params, until: Until, given: Given, how: _H
     cursor = start_cursor(path.field, solver, control_of(solver, tolerances, 1, until), params)
     path = path.scaled(np.asarray(cursor.state)[-1, ...])
     watch = StiffnessWatch() if chosen is None else None
-    sliding, budget = Sliding(np.asarray(cursor.state)), first_budget(path.field, solver)
-    place = Place(cursor, solver, watch, sliding, budget=budget)
+    chatter, budget = ChatterMemory(np.asarray(cursor.state)), first_budget(path.field, solver)
+    place = Place(cursor, solver, watch, chatter, budget=budget)
     run = Run(path, until, place, Record(how.save))
     return _followed(run, how, [])
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gflow.checkpoint import Checkpoint
-from gflow.flow.chattering import Sliding
+from gflow.flow.chattering import ChatterMemory
 from gflow.flow.field import Field
 from gflow.flow.passage import Passage, PassageMemory
 from gflow.flow.segment import Cursor, begin
@@ -51,13 +51,13 @@ class Place(NamedTuple):
         num_segments: so far.
         budget: steps of the next segment.
         passage: through 0, see `gflow.flow.passage`.
-        sliding: along kinks, see `gflow.flow.chattering`.
+        chatter: what is known of sliding along kinks, see `gflow.flow.chattering`.
     """
 
     cursor: Cursor
     solver: diffrax.AbstractSolver
     watch: StiffnessWatch | None
-    sliding: Sliding
+    chatter: ChatterMemory
     stiff_from: int | None = None
     num_steps: int = 0
     num_segments: int = 0
@@ -145,7 +145,7 @@ def _described(structure: Any, *leaves: tuple[type, Any]) -> str:
 def written(path: Path, place: Place, record: Record) -> Checkpoint | None:
     """The place as a checkpoint for a file; None if the solver's state is not all plain arrays."""
     try:
-        parts = place.cursor, place.sliding.state
+        parts = place.cursor, place.chatter.state
         arrays = [leaf for leaf in jax.tree.leaves(parts) if eqx.is_array(leaf)]
         leaves = tuple(np.asarray(leaf) for leaf in arrays)
     except TypeError:  # keys of random numbers
@@ -160,7 +160,7 @@ def written(path: Path, place: Place, record: Record) -> Checkpoint | None:
         "stiff_from": place.stiff_from,
         "watch": None if place.watch is None else list(place.watch),
         "passage": list(place.passage),
-        "sliding": list(place.sliding[1:]),
+        "sliding": list(place.chatter[1:]),
         "solver": describe(place.solver),
         "log_cap": None if np.isinf(log_cap) else log_cap,
     }
@@ -185,7 +185,7 @@ def read(path: Path, solver: diffrax.AbstractSolver, checkpoint: Checkpoint) -> 
         cursor,
         solver,
         None if facts["watch"] is None else StiffnessWatch(*facts["watch"]),
-        Sliding(np.asarray(state), *facts["sliding"]),
+        ChatterMemory(np.asarray(state), *facts["sliding"]),
         facts["stiff_from"],
         facts["num_steps"],
         max(len(checkpoint.log_losses) - 1, 0),

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from gflow.deadline import Deadline
-from gflow.flow.chattering import POINTS, Watch, num_at_jumps, num_chattering
+from gflow.flow.chattering import POINTS, ChatterWatch, num_at_jumps, num_chattering
 from gflow.flow.outcome import hopeless, not_finite_ahead, outcome_at, unseparated_result
 from gflow.flow.passage import Passage
 from gflow.flow.place import Path, Place, landing, next_place
@@ -48,7 +48,7 @@ class Run:
         self.capacity = row_capacity(path.field.layout.size)
         tolerance = path.tolerances.tolerance
         self.passage = Passage.recalled(path.field, place.passage)
-        self.sliding = Watch.recalled(path.field, tolerance, place.sliding)
+        self.chatter_watch = ChatterWatch.recalled(path.field, tolerance, place.chatter)
         self._landing = False
         self._num_chattering: int | None = None
 
@@ -102,7 +102,7 @@ class Run:
     def _arrive(self) -> None:
         """Takes the end of a segment as the place where the next one begins."""
         passage = self.passage.memory()
-        before = self.now._replace(passage=passage, sliding=self.sliding.memory())
+        before = self.now._replace(passage=passage, chatter=self.chatter_watch.memory())
         short = self._may_fade() or passage.solver is not None
         self.now = next_place(self.path, before, self.cursor, self.num_steps, fading=short)
         self.place = self.place if self._landing else self.now
@@ -171,7 +171,8 @@ class Run:
         """Whether the run slides along kinks, and has done so for long."""
         if self.passage.solver is not None:
             return False
-        return self.sliding.chatters(self.cursor, num_steps, self._explicit(), self._next_states)
+        given = self.cursor, num_steps, self._explicit(), self._next_states
+        return self.chatter_watch.chatters(*given)
 
     def _explicit(self) -> bool:
         return not traits_of(self.now.solver).implicit
@@ -203,10 +204,10 @@ class Run:
         """`num_chattering`: by the switches where kinks have names, else by jumps of gradients."""
         field, named = self.path.field, has_kinks(self.path.field.problem)
         finite = np.all(np.isfinite(self.record.last().state))
-        if not (named or self.sliding.sliding) or not finite:
+        if not (named or self.chatter_watch.found_sliding) or not finite:
             return 0
         states = self._next_states()
         count = num_chattering(field.problem, field.layout, states[:, :-2]) if named else 0
-        if count or not self.sliding.sliding:
+        if count or not self.chatter_watch.found_sliding:
             return count
         return num_at_jumps(field, states, self.path.tolerances.tolerance, self._explicit())

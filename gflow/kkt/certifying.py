@@ -209,7 +209,7 @@ def _subgradients(
     """
     found = Subgradients(problem, point.direction, margins, rows)
     named = with_slope_switches(problem)
-    if named is problem or not len(found.unnamed):
+    if named is problem or not len(found.at_unnamed):
         return found
     return Subgradients(named, point.direction, margins)
 

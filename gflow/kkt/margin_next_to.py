@@ -26,7 +26,7 @@ from scipy.optimize import linprog
 from gflow._layout import Layout
 from gflow._programs import compiled_for_few_calls
 from gflow._typing import Params
-from gflow.kkt.subgradients import Pattern, decided
+from gflow.kkt.subgradients import Pattern, pattern_at
 from gflow.kkt.switches import alone_with, passes, switched_margins
 from gflow.kkt.variables import margins_at
 from gflow.problem import Problem
@@ -94,7 +94,7 @@ class _Sides:
         self.direction = self.layout.flatten_on_host(direction)
         self.held = np.clip(coefficients, -1.0, 1.0)
         self.num_under = passes(problem).num_under
-        pattern = decided(problem, self.layout, self.direction, self.held)
+        pattern = pattern_at(problem, self.layout, self.direction, self.held)
         jumps = (pattern.free & pattern.alive)[:, : self.num_under]
         self.places = {
             int(example): np.flatnonzero(jumps[example])
@@ -136,12 +136,12 @@ class _Sides:
         given[:, self.num_under :] = self.held[:, self.num_under :]
         for example, (signs, _) in chosen.items():
             given[example, self.places[example]] = signs
-        pattern = decided(self.problem, self.layout, self.direction, given)
+        pattern = pattern_at(self.problem, self.layout, self.direction, given)
         nothing = pattern.free & ~pattern.alive
         nothing[:, self.num_under :] = False
         if not nothing.any():
             return pattern
-        return decided(self.problem, self.layout, self.direction, np.where(nothing, 0.0, given))
+        return pattern_at(self.problem, self.layout, self.direction, np.where(nothing, 0.0, given))
 
     def reachable(self, pattern: Pattern, examples: list[int]) -> bool:
         """Whether some h leads into this side for all these examples."""

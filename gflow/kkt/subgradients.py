@@ -82,7 +82,7 @@ class Subgradients:
     Attributes:
         owner: (columns,) the flat index of the margin that each column belongs to.
         examples: the examples examined.
-        unnamed: those with a kink that has no name.
+        at_unnamed: those of them at a kink that has no name.
         examined: number of margins.
         named: whether the problem has kinks that have names.
         per_example: margins of each example; num_margins: of all.
@@ -117,7 +117,7 @@ class Subgradients:
         """
         shape = len(self._margins), passes(self.problem).size if self.named else 0
         given = np.zeros(shape) if coefficients is None else np.clip(coefficients, -1.0, 1.0)
-        return self._decided(self.direction, given)
+        return self._pattern_at(self.direction, given)
 
     def at(self, pattern: Pattern) -> np.ndarray:
         """The columns under a pattern. Shape (columns, P)."""
@@ -178,13 +178,13 @@ class Subgradients:
     def examples_at_kink(self, pattern: Pattern) -> np.ndarray:
         """Examples, of those examined, at a kink, with a name or without."""
         named = self.examples[(pattern.free & pattern.alive)[self.examples].any(axis=1)]
-        return np.union1d(named, self.unnamed)
+        return np.union1d(named, self.at_unnamed)
 
-    def _decided(self, vector: np.ndarray, given: np.ndarray) -> Pattern:
+    def _pattern_at(self, vector: np.ndarray, given: np.ndarray) -> Pattern:
         if not self.named:
             nothing = np.zeros(given.shape, bool)
             return Pattern(given, nothing, nothing, self._margins)
-        return decided(self.problem, self.layout, vector, given)
+        return pattern_at(self.problem, self.layout, vector, given)
 
     def _gradients(self, vector: np.ndarray, pattern: Pattern) -> np.ndarray:
         """Shapes: (margins, P)."""
@@ -216,20 +216,20 @@ class Subgradients:
         named = centre.free.any(axis=1)
         sides, jumps = [], np.zeros(self.examined, bool)
         for probe in probes_about(self.direction):
-            there = self._decided(probe, centre.coefficients)
+            there = self._pattern_at(probe, centre.coefficients)
             side = self._gradients(probe, there)
             named = named | np.any(there.coefficients != centre.coefficients, axis=1)
             jumps |= np.linalg.norm(side - gradients, axis=1) > _JUMP * size
             sides.append(side)
         self._sided = jumps & ~np.asarray(named)[self._all_owners // self.per_example]
         self._sides = [side[self._sided] for side in sides]
-        self.unnamed = np.unique(self._all_owners[self._sided] // self.per_example)
+        self.at_unnamed = np.unique(self._all_owners[self._sided] // self.per_example)
         owners = self._all_owners
         repeated = [owners[self._sided] for _ in sides]
         self.owner = np.concatenate([owners[~self._sided], *repeated])
 
 
-def decided(problem: Problem, layout: Layout, vector: np.ndarray, given: np.ndarray) -> Pattern:
+def pattern_at(problem: Problem, layout: Layout, vector: np.ndarray, given: np.ndarray) -> Pattern:
     """The pattern at a direction with given coefficients at the kinks, all else decided.
 
     Shapes: vector (P,), given (n, s).

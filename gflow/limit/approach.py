@@ -28,7 +28,7 @@ HALTING = ("interrupted", "not_finite", "kappa_overflow", "seconds_spent")
 _NEARLY = ("successful", "step_underflow", "chattering")
 
 # Results of a run that was stopped at a kink. Newton's method finds nothing there where the kinks
-# have no names yet (`Search.has_unnamed_kinks`).
+# have no names yet (`Search.may_name_slope_kinks`).
 _STUCK = ("step_underflow", "chattering")
 
 # Results of a run that may have been held up where the attack on an example vanishes; and those by
@@ -200,7 +200,7 @@ def _to_handover(search: Search, state: State) -> State:
     unseparated = unseparated_result(search.problem, *margins)
     if unseparated is not None:
         return state.ended(unseparated, final=True)
-    if trajectory.result_name in _STUCK and search.has_unnamed_kinks:
+    if trajectory.result_name in _STUCK and search.may_name_slope_kinks:
         return state.ended(trajectory.result)
     state = circles(search, state, trajectory)
     shortened = trajectory.result_name == "step_budget_spent" and not run.halted

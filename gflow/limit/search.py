@@ -91,7 +91,7 @@ class Search:
     journal: Journal = KEEPS_NOTHING
 
     @property
-    def has_unnamed_kinks(self) -> bool:
+    def may_name_slope_kinks(self) -> bool:
         """Whether its attack has kinks that could be named and are not; see `slopes`."""
         return with_slope_switches(self.problem) is not self.problem
 

@@ -35,7 +35,7 @@ def limit_or_more(
     """
     assert state.result is not None
     large = search.layout.size > search.settings.refine.sizes.at_kinks
-    if large or name_of(state.result) not in _STUCK or not search.has_unnamed_kinks:
+    if large or name_of(state.result) not in _STUCK or not search.may_name_slope_kinks:
         return limit_of(search, state, smoothing, certificate)
     again = replace(search, problem=with_slope_switches(search.problem), has_kinks=True)
     limit = limit_of(again, *search_at_kinks(again, _taken_up(search, state)))
