@@ -129,8 +129,8 @@ def descend(
     }
     params = check_start(problem, params)
     call = _Call(problem, optimizer, Layout.of(params), settings)
-    decides = partial(_arguments_of, call, params)
-    with saving_to(checkpoint, checkpoint_seconds, "descend", decides) as saving:
+    arguments = partial(_arguments_of, call, params)
+    with saving_to(checkpoint, checkpoint_seconds, "descend", arguments) as saving:
         trajectory = _kept(call, params, deadline, progress, saving)
     if throw and trajectory.result_name in ("diverged", "seconds_spent"):
         raise RunFailed(trajectory)

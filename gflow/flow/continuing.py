@@ -36,7 +36,7 @@ from gflow.trajectory import Trajectory
 PATH_SETTINGS = ("solver", "tolerance", "rtol_direction", "atol_logit", "kappa_cap")
 
 
-class Given(NamedTuple):
+class PathOptions(NamedTuple):
     """The options of a call of `integrate` that decide the path, as they were given."""
 
     solver: diffrax.AbstractSolver | None
@@ -64,7 +64,7 @@ def already_met(problem: Problem, trajectory: Trajectory, log_cap: Any, until: U
     return targets_met(until, field, last_row(trajectory))
 
 
-def cap_going_on(trajectory: Trajectory, given: Given, until: Until) -> np.ndarray:
+def cap_going_on(trajectory: Trajectory, options: PathOptions, until: Until) -> np.ndarray:
     """`log kappa_c`: that which is given, or else that of the trajectory.
 
     Another cap may be given as long as kappa has not reached either of the two, since up to there
@@ -78,16 +78,16 @@ def cap_going_on(trajectory: Trajectory, given: Given, until: Until) -> np.ndarr
     # The checkpoint holds log kappa_c exactly; computed from kappa_c it would differ by rounding.
     own = facts.get("log_cap", None if cap is None else np.log(cap))
     own = np.asarray(np.inf if own is None else own)
-    if given.kappa_cap is None:
+    if options.kappa_cap is None:
         if not np.isfinite(own):
-            checked_cap(None, given.atol_logit, until)
+            checked_cap(None, options.atol_logit, until)
         return own
-    asked = checked_cap(given.kappa_cap, given.atol_logit, until)
+    asked = checked_cap(options.kappa_cap, options.atol_logit, until)
     if asked != own and np.max(trajectory.log_kappa) > min(asked, own):
         raise ValueError(
-            f"`integrate(problem, trajectory, kappa_cap={given.kappa_cap!r})`: the trajectory has "
-            f"followed the flow with kappa_cap={cap!r} beyond where the two are the same. Leave "
-            "`kappa_cap` out to go on with its own."
+            f"`integrate(problem, trajectory, kappa_cap={options.kappa_cap!r})`: the trajectory "
+            f"has followed the flow with kappa_cap={cap!r} beyond where the two are the same. "
+            "Leave `kappa_cap` out to go on with its own."
         )
     return asked
 
@@ -95,16 +95,16 @@ def cap_going_on(trajectory: Trajectory, given: Given, until: Until) -> np.ndarr
 def continued(
     problem: Problem,
     trajectory: Trajectory,
-    given: Given,
+    options: PathOptions,
     log_cap: np.ndarray,
     until: Until,
     save: int | None,
 ) -> Continued:
     """The run that goes on from a trajectory, about to make its first segment."""
-    tolerances = _tolerances(trajectory, given)
+    tolerances = _tolerances(trajectory, options)
     scale = np.asarray(trajectory.settings.get("log_time_scale", 0.0))
     path = Path(Field(problem, trajectory.layout, log_cap, scale), tolerances)
-    solver = _solver(trajectory, given, tolerances)
+    solver = _solver(trajectory, options, tolerances)
     earlier = list(trajectory.settings.get("earlier", []))
     checkpoint = trajectory.checkpoint
     if checkpoint is not None and _same_options(trajectory, checkpoint, solver, tolerances):
@@ -117,16 +117,17 @@ def continued(
     return Continued(Run(path, until, place, record), [*earlier, _part(trajectory)])
 
 
-def _tolerances(trajectory: Trajectory, given: Given) -> Tolerances:
+def _tolerances(trajectory: Trajectory, options: PathOptions) -> Tolerances:
     """The tolerances that are given, or else those of the trajectory."""
     settings = trajectory.settings
-    tolerance, across = given.tolerance, given.rtol_direction
+    tolerance, across = options.tolerance, options.rtol_direction
     if isinstance(tolerance, Default):
         tolerance = settings["tolerance"]
         # Files of earlier versions have one tolerance for all.
         across = settings.get("rtol_direction", tolerance) if across is None else across
     across = tolerance if across is None else across
-    logit = settings["atol_logit"] if isinstance(given.atol_logit, Default) else given.atol_logit
+    logit = options.atol_logit
+    logit = settings["atol_logit"] if isinstance(logit, Default) else logit
     return Tolerances(float(tolerance), float(across), float(logit))
 
 
@@ -138,11 +139,11 @@ def _is_automatic(trajectory: Trajectory) -> bool:
 
 
 def _solver(
-    trajectory: Trajectory, given: Given, tolerances: Tolerances
+    trajectory: Trajectory, options: PathOptions, tolerances: Tolerances
 ) -> diffrax.AbstractSolver | None:
     """The solver that is given, or else that of the trajectory; None where gflow chooses it."""
-    if given.solver is not None:
-        return checked_solver(given.solver, tolerances.tolerance)
+    if options.solver is not None:
+        return checked_solver(options.solver, tolerances.tolerance)
     if _is_automatic(trajectory):
         return None
     checkpoint, name = trajectory.checkpoint, trajectory.settings["solver"]

@@ -16,7 +16,7 @@ from gflow._signatures import named
 from gflow._typing import Params
 from gflow.deadline import Deadline
 from gflow.flow.chattering import ChatterMemory
-from gflow.flow.continuing import Given, already_met, cap_going_on, continued
+from gflow.flow.continuing import PathOptions, already_met, cap_going_on, continued
 from gflow.flow.ended import reached_before, stopped_before, trajectory_of
 from gflow.flow.field import Field
 from gflow.flow.keeping import arguments_of, content_of, kept_trajectory
@@ -135,16 +135,16 @@ def integrate(
     """
     check_options(until, tolerance, rtol_direction, save, max_steps)
     check_progress(progress, "integrate")
-    how = _How(
+    call = _CallOptions(
         None if save is None else int(save),
         int(max_steps),
         Deadline.after(max_seconds, "integrate"),
         progress,
     )
-    given = Given(solver, tolerance, rtol_direction, atol_logit, kappa_cap)
-    decides = partial(arguments_of, problem, params, until, given, how.save, how.max_steps)
-    with saving_to(checkpoint, checkpoint_seconds, "integrate", decides) as saving:
-        trajectory = _run(problem, params, until, given, how._replace(saving=saving))
+    options = PathOptions(solver, tolerance, rtol_direction, atol_logit, kappa_cap)
+    arguments = partial(arguments_of, problem, params, until, options, call.save, call.max_steps)
+    with saving_to(checkpoint, checkpoint_seconds, "integrate", arguments) as saving:
+        trajectory = _run(problem, params, until, options, call._replace(saving=saving))
     if throw and trajectory.result_name not in ("successful", "interrupted"):
         raise RunFailed(trajectory)
     return trajectory
@@ -168,11 +168,12 @@ def integrate_into(
     never throws.
     """
     deadline = Deadline.after(max_seconds, "integrate")
-    given = Given(solver, tolerance, None, atol_logit, kappa_cap)
-    return _run(problem, params, until, given, _How(_SAVE, max_steps, deadline, progress, saving))
+    options = PathOptions(solver, tolerance, None, atol_logit, kappa_cap)
+    call = _CallOptions(_SAVE, max_steps, deadline, progress, saving)
+    return _run(problem, params, until, options, call)
 
 
-class _How(NamedTuple):
+class _CallOptions(NamedTuple):
     """The options of a call that do not decide the path."""
 
     save: int | None
@@ -183,94 +184,111 @@ class _How(NamedTuple):
 
 
 def _run(
-    problem: Problem, params: Params | Trajectory, until: Until, given: Given, how: _How
+    problem: Problem,
+    params: Params | Trajectory,
+    until: Until,
+    options: PathOptions,
+    call: _CallOptions,
 ) -> Trajectory:
     """The run of a call, from its beginning or from where it was kept."""
-    content = how.saving.content
+    content = call.saving.content
     if content is not None:
-        with how.saving.reading():
+        with call.saving.reading():
             kept = kept_trajectory(problem, content)
-        return kept if content.finished else _taken_up(problem, params, kept, until, given, how)
+        if content.finished:
+            return kept
+        return _from_kept(problem, params, kept, until, options, call)
     if isinstance(params, Trajectory):
-        return _gone_on(problem, params, until, given, how)
-    return _begun(problem, params, until, given, how)
+        return _from_trajectory(problem, params, until, options, call)
+    return _from_parameters(problem, params, until, options, call)
 
 
-def _begun(problem: Problem, params: Params, until: Until, given: Given, how: _How) -> Trajectory:
-    """A run from parameters."""
-    log_cap = checked_cap(given.kappa_cap, given.atol_logit, until)
-    chosen = checked_solver(given.solver, given.tolerance)
+def _from_parameters(
+    problem: Problem, params: Params, until: Until, options: PathOptions, call: _CallOptions
+) -> Trajectory:
+    """The trajectory of a run that begins at parameters."""
+    log_cap = checked_cap(options.kappa_cap, options.atol_logit, until)
+    chosen = checked_solver(options.solver, options.tolerance)
     params = check_start(problem, params)
-    across = given.tolerance if given.rtol_direction is None else given.rtol_direction
-    tolerances = Tolerances(given.tolerance, across, given.atol_logit)
+    across = options.tolerance if options.rtol_direction is None else options.rtol_direction
+    tolerances = Tolerances(options.tolerance, across, options.atol_logit)
     path = Path(Field(problem, Layout.of(params), log_cap), tolerances)
     solver = first_solver() if chosen is None else chosen
     cursor = start_cursor(path.field, solver, control_of(solver, tolerances, 1, until), params)
+    # At t = 0 the last entry of the state, log(T + t), is the logarithm of the time scale T.
     path = path.scaled(np.asarray(cursor.state)[-1, ...])
     watch = StiffnessWatch() if chosen is None else None
     chatter, budget = ChatterMemory(np.asarray(cursor.state)), first_budget(path.field, solver)
     place = Place(cursor, solver, watch, chatter, budget=budget)
-    run = Run(path, until, place, Record(how.save))
-    return _followed(run, how, [])
+    run = Run(path, until, place, Record(call.save))
+    return _followed(run, call, [])
 
 
-def _gone_on(
-    problem: Problem, before: Trajectory, until: Until, given: Given, how: _How
+def _from_trajectory(
+    problem: Problem,
+    start: Trajectory,
+    until: Until,
+    options: PathOptions,
+    call: _CallOptions,
 ) -> Trajectory:
     """The trajectory of a run that goes on from another, joined with that."""
-    check_continuable(problem, before)
-    log_cap = cap_going_on(before, given, until)
-    met = already_met(problem, before, log_cap, until)
+    check_continuable(problem, start)
+    log_cap = cap_going_on(start, options, until)
+    met = already_met(problem, start, log_cap, until)
+    # `kappa_overflow` is the end of the numbers and nothing that was asked for: met alone, it is
+    # left to the run, which ends with it as its outcome.
     if met and met != ["kappa_overflow"]:
-        return reached_before(before, until, met[0])
-    run, earlier = continued(problem, before, given, log_cap, until, how.save)
-    return _followed(run, how, earlier, before, before)
+        return reached_before(start, until, met[0])
+    run, earlier = continued(problem, start, options, log_cap, until, call.save)
+    return _followed(run, call, earlier, start, start)
 
 
-def _taken_up(
+def _from_kept(
     problem: Problem,
     start: Params | Trajectory,
     kept: Trajectory,
     until: Until,
-    given: Given,
-    how: _How,
+    options: PathOptions,
+    call: _CallOptions,
 ) -> Trajectory:
-    """The run of a call that was stopped, from where it was kept."""
+    """The trajectory of a call that was stopped, from where its file keeps it."""
     check_continuable(problem, kept)
-    log_cap = cap_going_on(kept, given, until)
-    run, earlier = continued(problem, kept, given, log_cap, until, how.save)
-    before = start if isinstance(start, Trajectory) else None
-    return _followed(run, how, earlier, before, kept)
+    log_cap = cap_going_on(kept, options, until)
+    run, earlier = continued(problem, kept, options, log_cap, until, call.save)
+    return _followed(run, call, earlier, start if isinstance(start, Trajectory) else None, kept)
 
 
 def _followed(
     run: Run,
-    how: _How,
+    call: _CallOptions,
     earlier: list[dict[str, Any]],
-    before: Trajectory | None = None,
-    latest: Trajectory | None = None,
+    start: Trajectory | None = None,
+    resumed: Trajectory | None = None,
 ) -> Trajectory:
-    """The trajectory of a run, which is also kept in a file on its way (`_How.saving`).
+    """The trajectory of a run, which is also kept in a file on its way (`_CallOptions.saving`).
 
     Args:
         earlier: options of earlier parts of the run that were made with other options.
-        before: the trajectory that the call goes on with, if any.
-        latest: the trajectory from which the run is resumed, if it is.
+        start: the trajectory that the call goes on with, if any.
+        resumed: the trajectory from which the run is resumed, if it is: `start`, or what the file
+            of the call keeps.
     """
-    begin, so_far = time.perf_counter(), 0.0 if latest is None else latest.stats["seconds"]
-    max_steps = how.max_steps + (0 if before is None else before.stats["num_steps"])
+    begin, so_far = time.perf_counter(), 0.0 if resumed is None else resumed.stats["seconds"]
+    max_steps = call.max_steps + (0 if start is None else start.stats["num_steps"])
 
-    def left(result: Any) -> Trajectory:
+    def recorded_as(result: Any) -> Trajectory:
         seconds = so_far + time.perf_counter() - begin
-        return trajectory_of(run, result, seconds, how.max_steps, earlier)
+        return trajectory_of(run, result, seconds, call.max_steps, earlier)
 
     def keep() -> None:
-        how.saving.offer(lambda: content_of(left(RESULTS.interrupted)))
+        call.saving.offer(lambda: content_of(recorded_as(RESULTS.interrupted)))
 
-    with reporter(how.progress, "flow") as report:
-        result = run.go(max_steps, how.deadline, report, keep)
-    ends = [each for each in (latest, before) if each is not None]
-    behind = [each for each in ends if run.behind(each.clock[-1])]
-    trajectory = stopped_before(behind[0], run.until, result) if behind else left(result)
-    how.saving.offer(lambda: content_of(trajectory), now=True)
+    with reporter(call.progress, "flow") as report:
+        result = run.go(max_steps, call.deadline, report, keep)
+    # The steps before a target that was landed on are made again. A run that is stopped during
+    # these leaves what was recorded already.
+    known = [each for each in (resumed, start) if each is not None]
+    longer = [each for each in known if run.ends_before(each.clock[-1])]
+    trajectory = stopped_before(longer[0], run.until, result) if longer else recorded_as(result)
+    call.saving.offer(lambda: content_of(trajectory), now=True)
     return trajectory

@@ -5,7 +5,7 @@ from typing import Any
 from gflow._checks import Default
 from gflow._description import encode_structure
 from gflow._typing import Params
-from gflow.flow.continuing import Given
+from gflow.flow.continuing import PathOptions
 from gflow.flow.reading import read_between
 from gflow.flow.until import Until
 from gflow.problem import Problem
@@ -19,7 +19,7 @@ def arguments_of(
     problem: Problem,
     start: Params | Trajectory,
     until: Until,
-    given: Given,
+    options: PathOptions,
     save: int | None,
     max_steps: int,
 ) -> dict[str, Any]:
@@ -28,16 +28,16 @@ def arguments_of(
     Raises:
         TypeError: parameters that a file cannot hold.
     """
-    options = given._asdict()
+    named = options._asdict()
     if isinstance(start, Trajectory):
         # An option that is not given is that of the trajectory, and not its default.
-        own = {name: None for name, value in options.items() if isinstance(value, Default)}
-        options, start = options | own, identity_of(start)
+        own = {name: None for name, value in named.items() if isinstance(value, Default)}
+        named, start = named | own, identity_of(start)
     else:
         encode_structure(start)
     targets = {**until.as_dict(), "accuracy": float(until.accuracy)}
     stops = {"until": targets, "save": save, "max_steps": max_steps}
-    return {"problem": problem, "params": start, **stops, **options}
+    return {"problem": problem, "params": start, **stops, **named}
 
 
 def identity_of(trajectory: Trajectory) -> tuple[Any, ...]:

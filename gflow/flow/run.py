@@ -157,7 +157,7 @@ class Run:
         first, last = self.record.first(), self.record.last()
         return bool(last.measures.margin <= 0 and last.state[-2] < first.state[-2])
 
-    def behind(self, clock: float) -> bool:
+    def ends_before(self, clock: float) -> bool:
         """Whether the record ends before this clock."""
         return not len(self.record) or bool(self.record.last().clock < clock)
 

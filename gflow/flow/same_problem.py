@@ -17,8 +17,11 @@ from gflow.validation import check_start
 # The margins recorded at the end of a trajectory, and those computed again for the same problem,
 # differ by less than this, relative.
 _SAME = 1e-6
-# What messages call the parts of a problem whose names are no words.
-_WORDS = {"starts": "random starts of the attack", "gradient_mode": "gradient mode"}
+# What messages say of the parts of a problem whose names are no words.
+_WORDS = {
+    "starts": "the random starts of the attack differ",
+    "gradient_mode": "the gradient mode differs",
+}
 
 
 def check_continuable(problem: Any, trajectory: Trajectory) -> None:
@@ -36,19 +39,19 @@ def check_continuable(problem: Any, trajectory: Trajectory) -> None:
         )
     params = check_start(problem, trajectory.direction)
     if Layout.of(params) != trajectory.layout:
-        raise ValueError(_another("parameters"))
+        raise ValueError(_another("the parameters differ"))
     if trajectory.problem is None:
         _check_by_its_margins(problem, trajectory)
         return
     for name in ("network", "dataset", "loss", "perturbation", "starts", "gradient_mode"):
         if not _equal(getattr(problem, name), getattr(trajectory.problem, name)):
-            raise ValueError(_another(_WORDS.get(name, name)))
+            raise ValueError(_another(_WORDS.get(name, f"the {name} differs")))
 
 
 def _another(what: str) -> str:
     return (
-        f"`integrate(problem, trajectory)`: the trajectory is that of another problem: the {what} "
-        "differ. Go on with `trajectory.problem`; or begin the flow of this problem where the "
+        f"`integrate(problem, trajectory)`: the trajectory is that of another problem: {what}. "
+        "Go on with `trajectory.problem`; or begin the flow of this problem where the "
         "trajectory ended, with `integrate(problem, trajectory.params, ...)`. (A network of an own "
         "function is the same only where the function is the same object.)"
     )
@@ -65,7 +68,7 @@ def _check_by_its_margins(problem: Problem, trajectory: Trajectory) -> None:
     could not hold its problem.
     """
     if trajectory.settings.get("gradient") not in (None, problem.gradient_mode):
-        raise ValueError(_another("gradient mode"))
+        raise ValueError(_another(_WORDS["gradient_mode"]))
     field = Field(problem, trajectory.layout)
     last = last_row(trajectory)
     found = _measures(field, last.state)
@@ -73,7 +76,8 @@ def _check_by_its_margins(problem: Problem, trajectory: Trajectory) -> None:
     for name in ("margin", "clean_margin", "smoothed_margin"):
         value, recorded = float(getattr(found, name)), float(getattr(last.measures, name))
         if not abs(value - recorded) <= _SAME * max(abs(recorded), _SAME * scale):
-            words = f"{name.replace('_', ' ')}s at its last point ({value:.6g}, not {recorded:.6g})"
+            numbers = f"{value:.6g}, not {recorded:.6g}"
+            words = f"the {name.replace('_', ' ')}s at its last point ({numbers}) differ"
             raise ValueError(_another(words))
 
 

@@ -136,7 +136,7 @@ def _nearest(
     at: KKTSystem, active: np.ndarray, settings: CurvatureSettings
 ) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues nearest to -aside, by Arnoldi's method for the inverse of `P (H + aside)`. The
-    inverse maps r to the x that solves `(H + aside) x - G^T mu = r, S x = 0`.
+    inverse maps r to the x that solves `(H + aside) x - G^T nu = r, S x = 0`.
     """
     size, count = len(at.stationarity), np.count_nonzero(active)
     # Slopes may be linearly dependent, as those of an example that occurs twice. The small numbers

@@ -225,7 +225,7 @@ def _columns(
     across = variables.theta.size + variables.multipliers.size
     batch = _SMALL_BATCH if across <= _SMALL else _BATCH
     found, residuals = np.empty((len(columns), len(kept))), ()
-    for chunk, padded in _padded(columns, batch):
+    for chunk, padded in padded_chunks(columns, batch, -1):
         residuals, products = _linearized(problem, layout, variables, smoothing, padded)
         found[chunk] = np.asarray(products)[: chunk.stop - chunk.start, kept]
     return Residuals(*map(np.asarray, residuals)), found
@@ -236,19 +236,20 @@ def _by_batches(
 ) -> Float[np.ndarray, "b P"]:
     """What a program returns for each of these rows, some at a time."""
     found = np.empty((len(rows), size))
-    for chunk, padded in _padded(rows, _SMALL_BATCH):
+    for chunk, padded in padded_chunks(rows, _SMALL_BATCH, -1):
         found[chunk] = np.asarray(program(*given, padded))[: chunk.stop - chunk.start]
     return found
 
 
-def _padded(rows: np.ndarray, batch: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Slices of so many rows, and the rows there; of the last with -1 for those that are missing,
-    which stands for no column.
+def padded_chunks(rows: np.ndarray, batch: int, filling: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Slices of so many rows, and the rows there, always `batch` of them, so that one program
+    serves: of the last with `filling` in place of those that are missing. A column of -1 stands for
+    none.
     """
     for start in range(0, len(rows), batch):
         chunk = slice(start, min(start + batch, len(rows)))
         short = [(0, batch - (chunk.stop - start)), *[(0, 0)] * (rows.ndim - 1)]
-        yield chunk, np.pad(rows[chunk], short, constant_values=-1)
+        yield chunk, np.pad(rows[chunk], short, constant_values=filling)
 
 
 @compiled_for_some_calls

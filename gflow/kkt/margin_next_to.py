@@ -26,6 +26,7 @@ from scipy.optimize import linprog
 from gflow._layout import Layout
 from gflow._programs import compiled_for_few_calls
 from gflow._typing import Params
+from gflow.kkt.kinked_system import padded_chunks
 from gflow.kkt.subgradients import Pattern, pattern_at
 from gflow.kkt.switches import alone_with, passes, switched_margins
 from gflow.kkt.variables import margins_at
@@ -200,13 +201,11 @@ class _Sides:
 
     def rows(self, pattern: Pattern, places: np.ndarray) -> np.ndarray:
         """`dv_k/dtheta` of these switches. Shapes: places (k, 2) -> (k, P)."""
-        parts = []
-        for start in range(0, len(places), _CHUNK):
-            chunk = places[start : start + _CHUNK]
-            padded = np.pad(chunk, ((0, _CHUNK - len(chunk)), (0, 0)))
-            found = _rows(self.problem, self.layout, self.direction, pattern.coefficients, padded)
-            parts.append(np.asarray(found)[: len(chunk)])
-        return np.concatenate(parts)
+        given = self.problem, self.layout, self.direction, pattern.coefficients
+        found = np.empty((len(places), self.layout.size))
+        for chunk, padded in padded_chunks(places, _CHUNK, 0):
+            found[chunk] = np.asarray(_rows(*given, padded))[: chunk.stop - chunk.start]
+        return found
 
 
 def _signs(count: int) -> list[np.ndarray]:

@@ -4,10 +4,10 @@ Minimised over `lambda >= 0` and patterns `sin phi` in [-1, 1] is
 
     |u - sum_i lambda_i grad q_i(u, phi)|^2 + sum_i (L lambda_i (q_i(u, phi) - gamma))^2.
 
-Let s_ik be the coefficients of the best pattern so far. With `mu_ik = lambda_i (sin phi_ik - s_ik)`
+Let s_ik be the coefficients of the best pattern so far. With `nu_ik = lambda_i (sin phi_ik - s_ik)`
 in place of phi the first term is a quadratic form wherever a gradient is affine in each
 coefficient, as for the ReLUs of one hidden layer. Then this is a convex problem, with the
-constraints `-(1 + s_ik) lambda_i <= mu_ik <= (1 - s_ik) lambda_i`. Elsewhere gradients are
+constraints `-(1 + s_ik) lambda_i <= nu_ik <= (1 - s_ik) lambda_i`. Elsewhere gradients are
 linearised about the pattern. What is found is then evaluated without linearisation, so that the
 value returned is always that of an admissible pattern. Interior-point methods stop a little off the
 solution; plain least squares for the unknowns that are not at a bound gives the last digits.
@@ -208,7 +208,7 @@ class _LeastSquares:
     def moved(
         self, now: Solution, weights: np.ndarray, moves: np.ndarray, places: np.ndarray
     ) -> np.ndarray:
-        """The coefficients for which mu has the values `moves`, with these weights."""
+        """The coefficients for which nu has the values `moves`, with these weights."""
         coefficients = now.pattern.coefficients.copy()
         totals = self.totals(weights)[places[:, 0]]
         steps = np.divide(moves, totals, out=np.zeros_like(moves), where=totals > 0)
@@ -218,9 +218,9 @@ class _LeastSquares:
     def bounded(
         self, now: Solution, turns: np.ndarray, places: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The convex problem about a pattern: weights and mu."""
+        """The convex problem about a pattern: weights and nu."""
         # `owned` sums the weights of the columns of an example, its multipliers; `below` and
-        # `above` are the bounds of mu by these, `sign` is `weights >= 0`.
+        # `above` are the bounds of nu by these, `sign` is `weights >= 0`.
         count = len(now.weights)
         matrix, right = _equations(now.columns, now.slack, self.sub.direction, turns)
         owned = sparse.csc_matrix(self.example[None] == places[:, :1], dtype=float)

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from gflow._layout import Layout
 from gflow._programs import compiled_for_some_calls
+from gflow.kkt.kinked_system import padded_chunks
 from gflow.kkt.point import KKTPoint
 from gflow.kkt.switches import alone_with, switched_margins
 from gflow.problem import Problem
@@ -89,17 +90,13 @@ class OpenSwitches:
         """
         places = self.places if which is None else self.places[which]
         vectors = np.broadcast_to(vectors, (len(places), vectors.shape[-1]))
-        parts = []
-        for start in range(0, len(places), _CHUNK):
-            chunk = slice(start, min(start + _CHUNK, len(places)))
-            short = _CHUNK - (chunk.stop - start)
-            given = np.pad(places[chunk], ((0, short), (0, 0)))
-            along = np.pad(vectors[chunk], ((0, short), (0, 0)))
+        effects = Effects(*[np.empty(vectors.shape) for _ in Effects._fields])
+        chunks = padded_chunks(places, _CHUNK, 0), padded_chunks(vectors, _CHUNK, 0)
+        for (chunk, given), (_, along) in zip(*chunks, strict=True):
             found = _effects(self._problem, self._layout, self.variables, given, along)
-            parts.append([np.asarray(part)[: chunk.stop - start] for part in found])
-        if not parts:
-            return Effects(*[np.zeros((0, vectors.shape[-1]))] * 4)
-        return Effects(*map(np.concatenate, zip(*parts, strict=True)))
+            for whole, part in zip(effects, found, strict=True):
+                whole[chunk] = np.asarray(part)[: chunk.stop - chunk.start]
+        return effects
 
 
 def _candidates(point: KKTPoint) -> np.ndarray:

@@ -89,6 +89,8 @@ class SecondOrder:
         free: the projector onto combinations of the coefficients of `best` that stationarity leaves
             open. Shape (b, b), b the number of `best`.
         blocks: sets of coordinates that the ranges couple; each block is judged by itself.
+        labels: of the ranges, those of `best` first: equal for two that act on one block.
+        block_labels: of the blocks, likewise: a range acts on the block with its label.
     """
 
     def __init__(self, switches: OpenSwitches, at_point: Curvature):
@@ -101,7 +103,7 @@ class SecondOrder:
         if self.best:
             columns = np.column_stack([each.column for each in self.best])
         self.free = dependent(columns)
-        self.blocks = self.found_blocks()
+        self.blocks, self.block_labels, self.labels = self.found_blocks()
 
     def found_ranges(self) -> list[Range]:
         """The open switches, those that are multiples of each other together."""
@@ -124,10 +126,10 @@ class SecondOrder:
         for best, which in ((True, attacks), (False, ~attacks & self.switches.vanishing)):
             index = np.flatnonzero(which & np.any(turned, axis=1))
             for members, ratios in multiples(turned[index]) if len(index) else []:
-                ranges.append(self.range(best, index[members], ratios, turned))
+                ranges.append(self.as_range(best, index[members], ratios, turned))
         return ranges
 
-    def range(
+    def as_range(
         self, best: bool, members: np.ndarray, ratios: np.ndarray, turned: np.ndarray
     ) -> Range:
         """Switches whose D_k are multiples of that of the first, as one range."""
@@ -144,9 +146,10 @@ class SecondOrder:
         column = total * lead[2 * size :]
         return Range(members, ratios, best, 0.5 * (matrix + matrix.T), column, present)
 
-    def found_blocks(self) -> list[np.ndarray]:
+    def found_blocks(self) -> tuple[list[np.ndarray], list[int], np.ndarray]:
         """Sets of coordinates that are coupled, either by the matrices of the ranges or because
-        stationarity binds coefficients to each other.
+        stationarity binds coefficients to each other; a label for each; and for each range the
+        label of the set on which it acts.
         """
         size, count = len(self.values), len(self.best) + len(self.rest)
         graph = np.zeros((size + count, size + count), bool)
@@ -156,9 +159,8 @@ class SecondOrder:
         graph[size:end, size:end] = self.free != 0
         number, label = connected_components(sparse.csr_matrix(graph), directed=False)
         blocks = [np.flatnonzero(label[:size] == each) for each in range(number)]
-        self.labels = label[size:]
-        self.block_labels = [label[block[0]] for block in blocks if len(block)]
-        return [block for block in blocks if len(block)]
+        blocks = [block for block in blocks if len(block)]
+        return blocks, [int(label[block[0]]) for block in blocks], label[size:]
 
     def form(self, number: int) -> tuple[Form, list[Range]]:
         """The form of a block in the coefficients of `best`, and the ranges of `rest` in it, which
@@ -173,9 +175,9 @@ class SecondOrder:
             each for each, here in zip(self.rest, inside[len(self.best) :], strict=True) if here
         ]
         present = np.array([each.present for each in best])
-        parts = np.array([each.matrix[inner] for each in best]).reshape(
-            -1, *inner[0].shape[:1], len(block)
-        )
+        # The shape is given, for a block that no range touches.
+        parts = np.array([each.matrix[inner] for each in best])
+        parts = parts.reshape(len(best), len(block), len(block))
         # Stationarity fixes the combinations of coefficients that are not free: these rows.
         held = np.eye(len(best)) - self.free[np.ix_(index, index)]
         _, values, right = np.linalg.svd(held) if len(best) else (0, np.zeros(0), np.zeros((0, 0)))
@@ -209,6 +211,7 @@ class SecondOrder:
         return ~np.any(touched, axis=0) if touched else np.ones(len(self.values), bool)
 
     def curvature(self, values: np.ndarray, vectors: np.ndarray) -> Curvature:
+        """These eigenvalues, of a symmetric matrix, as those of `at_point`."""
         return Curvature(values, vectors, True, self.at_point.tolerance)
 
     def worst_in(self, number: int) -> tuple[np.ndarray, bool]:

@@ -12,7 +12,7 @@ from gflow.kkt.margin_next_to import margin_next_to
 from gflow.limit.approach import params_at
 from gflow.limit.earned import earned, unrefuted
 from gflow.limit.result import Limit
-from gflow.limit.search import Search, surely
+from gflow.limit.search import Search, arrived_close
 from gflow.limit.state import State
 
 
@@ -77,6 +77,6 @@ def _certificate(search: Search, state: State) -> Certificate:
 
 def _basin(search: Search, state: State) -> str:
     """Whether the point found is the limit of this flow; see `gflow.limit.basin`."""
-    sure = state.found is not None and state.left is None and surely(search, state)
+    sure = state.found is not None and state.left is None and arrived_close(search, state)
     sure = sure and not state.by_floor
     return "confirmed" if sure else "undecided"

@@ -118,21 +118,40 @@ def find_limit(
 
     Source: Lyu & Li 2020 and Lyu & Zhu 2022: limits of the direction are KKT points.
     """
-    # Arguments that the search holds under the same names.
-    same: dict[str, Any] = {"tolerance": tolerance, "cap_logits": cap_logits, "settings": settings}
-    same |= {"smoothing": smoothing, "max_rounds": max_rounds, "max_steps": max_steps}
-    check_options(**same, flow_tolerance=flow_tolerance, solver=solver, kappa_cap=kappa_cap)
+    check_options(
+        tolerance=tolerance,
+        cap_logits=cap_logits,
+        flow_tolerance=flow_tolerance,
+        smoothing=smoothing,
+        max_rounds=max_rounds,
+        max_steps=max_steps,
+        solver=solver,
+        kappa_cap=kappa_cap,
+        settings=settings,
+    )
     check_progress(progress, "find_limit")
     deadline = Deadline.after(max_seconds, "find_limit")
     layout, place = started(problem, start)
     if isinstance(start, Limit) and start.successful and eqx.tree_equal(start.problem, problem):
         return start
     check_size(layout.size, settings, "find_limit(problem, start)")
-    flow = flow_options(flow_tolerance, settings, solver=solver, progress=progress)
-    same |= {"escape": escape, "cap_log_kappa": log_kappa_of(kappa_cap)}
-    search = Search(problem, layout, has_kinks(problem), flow, **same, deadline=deadline)
-    decides = partial(_arguments_of, search, start, reproduce)
-    with saving_to(checkpoint, checkpoint_seconds, "find_limit", decides) as saving:
+    search = Search(
+        problem=problem,
+        layout=layout,
+        has_kinks=has_kinks(problem),
+        flow_options=flow_options(flow_tolerance, settings, solver=solver, progress=progress),
+        max_steps=max_steps,
+        tolerance=tolerance,
+        smoothing=smoothing,
+        cap_logits=cap_logits,
+        cap_log_kappa=log_kappa_of(kappa_cap),
+        escape=escape,
+        max_rounds=max_rounds,
+        deadline=deadline,
+        settings=settings,
+    )
+    arguments = partial(_arguments_of, search, start, reproduce)
+    with saving_to(checkpoint, checkpoint_seconds, "find_limit", arguments) as saving:
         limit = _kept(search, place, saving, reproduce=reproduce)
     return _reached(limit, escape=escape) if throw else limit
 

@@ -51,14 +51,14 @@ def polish_capped(
     # A margin of 0 may have been positive by rounding in the program that measured it before. If it
     # is not positive here there is no KKT system.
     if not margins_at(problem, layout, direction).min() > 0:
-        return _without_system(problem, layout, direction, weights)
+        return _without_system(direction, weights)
     newton, large = settings.newton, layout.size > settings.sizes.factored
     most = newton.most_iterations_large if large else newton.most_iterations
     cooled = cool(problem, layout, direction, weights, log_kappa, settings=settings)
     if np.isfinite(cooled.temperature):
         start, support = (cooled.direction, cooled.multipliers), newton.support
         if large and not cooled.temperature < newton.coldest_needed:
-            most = 0
+            most = 0  # the point is only evaluated: so few steps would not succeed from there
     else:
         start, support = (direction, weights), newton.flow_support
     given = {"support": support, "tolerance": tolerance, "most_iterations": most}
@@ -101,9 +101,11 @@ def _nearest(
         patient=False,
         settings=settings,
     )
-    gaps = (np.linalg.norm(point.direction - direction) for point in (again, found))
-    closer = next(gaps) < next(gaps)
-    nearest = again if again.converged and closer else found
+
+    def distance(point: KKTPoint) -> float:
+        return float(np.linalg.norm(point.direction - direction))
+
+    nearest = again if again.converged and distance(again) < distance(found) else found
     systems = found.num_iterations + again.num_iterations
     return dataclasses.replace(nearest, num_iterations=systems)
 
@@ -189,8 +191,9 @@ def polish(
             give the first multipliers (`at_unit_margin`). Shape (m,).
         support: margins with less weight than this part of the largest are not active at first;
             `settings.newton.flow_support` by default.
-        tolerance: of the residual; `rounded` by default. It is aimed at 1e-12, or at the tolerance
-            if that is less.
+        tolerance: of the residual; `settings.newton.rounded` by default. Iterating goes on, below
+            it too, to a residual of `settings.newton.aim`, 1e-12, or until the residual no longer
+            halves.
         most_iterations: systems at most.
         patient: whether it goes on, by parts of steps, where the residual does not halve.
         refined: whether to make one more step at the end, which may lower the residual further.
@@ -225,13 +228,17 @@ def _iterated(
         share = max(0.5 * share, newton.shortest_share) if stalls else 1.0
         close = error <= min(newton.aim, tolerance)
         close |= stalls and error <= min(newton.rounded, tolerance)
-        mended = _mended(at.margins, now, newton) if close else now.active
+        mended = _mended(at.margins, now, newton) if close else None
+        arrived = close and mended is None
         given_up = iteration == most or (stalls and not close and not patient)
-        if mended is None or given_up or not np.isfinite(error):
-            return KKTPoint(*now, error, mended is None, iteration, at)
+        if arrived or given_up or not np.isfinite(error):
+            return KKTPoint(*now, error, arrived, iteration, at)
         looked(error)
-        stepping, before = mended is now.active, error
-        now = _stepped(at, now, share, settings) if stepping else now.with_active(mended)
+        before = error
+        if mended is None:
+            now, _ = _stepped(at, now, share, settings)
+        else:
+            now = now.with_active(mended)
     raise AssertionError  # the loop always returns
 
 
@@ -244,9 +251,8 @@ def _refined(
     if not found.converged or layout.size > settings.sizes.factored:
         return found
     before = Iterate(found.theta, found.multipliers, found.active)
-    now = _stepped(found.linearized, before, 1.0, settings)
-    # Rounding may make the equations look inconsistent.
-    if now.active is not before.active:
+    now, dropped = _stepped(found.linearized, before, 1.0, settings)
+    if dropped:  # rounding may make the equations look inconsistent
         return found
     hessian = found.linearized.hessian
     at = with_hessian(problem, layout, now.theta, now.multipliers, hessian)
@@ -257,19 +263,21 @@ def _refined(
     return KKTPoint(*now, error, True, found.num_iterations + 1, at)
 
 
-def _without_system(
-    problem: Problem, layout: Layout, direction: np.ndarray, weights: np.ndarray
-) -> KKTPoint:
+def _without_system(direction: np.ndarray, weights: np.ndarray) -> KKTPoint:
     """A direction without a positive margin, which cannot be scaled to a margin of 1."""
     none = np.zeros_like(weights)
-    at = kkt_system(problem, layout, direction, none)
-    return KKTPoint(direction, none, np.zeros(len(weights), bool), np.inf, False, 0, at)
+    return KKTPoint(direction, none, np.zeros(len(weights), bool), np.inf, False, 0, None)
 
 
-def _stepped(at: KKTSystem, now: Iterate, most: float, settings: RefineSettings) -> Iterate:
+def _stepped(
+    at: KKTSystem, now: Iterate, most: float, settings: RefineSettings
+) -> tuple[Iterate, bool]:
     """The iterate after the part `most` of a step of minimum norm, or after less of it where the
     step is too long. If the active margins cannot all become equal, no step is made, and the
-    largest of them is no longer active.
+    largest of them is dropped from the active set.
+
+    Returns:
+        the iterate, and whether a margin was dropped.
     """
     newton, active = settings.newton, now.active
     right = -np.concatenate([at.stationarity, at.margins[active] - 1])
@@ -288,8 +296,8 @@ def _stepped(at: KKTSystem, now: Iterate, most: float, settings: RefineSettings)
     if np.count_nonzero(active) > 1 and inconsistent:
         fewer = active.copy()
         fewer[np.argmax(np.where(active, at.margins, -np.inf))] = False
-        return now.with_active(fewer)
-    return now.stepped(step, newton.longest_step, most)
+        return now.with_active(fewer), True
+    return now.stepped(step, newton.longest_step, most), False
 
 
 def _mended(margins: np.ndarray, now: Iterate, newton: NewtonSettings) -> np.ndarray | None:

@@ -149,12 +149,12 @@ def run(refiner: Refiner, state: State, *, approached: bool = False) -> State:
         if not approached:
             state = taken(refiner.approach, state, journal)
         if not (approached and state.found is not None):
-            state = taken(_watching(search, refiner.refine), state, journal)
+            state = taken(_under_watch(search, refiner.refine), state, journal)
         approached = False
         if state.found is None:
             state = taken(refiner.retry, state, journal)
             continue
-        state = taken(_watching(search, partial(judge, refiner)), state, journal)
+        state = taken(_under_watch(search, partial(judge, refiner)), state, journal)
         rounds += 1
         if state.result is None:  # a saddle
             last = rounds == search.max_rounds or not search.escape
@@ -163,7 +163,7 @@ def run(refiner: Refiner, state: State, *, approached: bool = False) -> State:
     return state
 
 
-def _watching(search: Search, step: Step) -> Step:
+def _under_watch(search: Search, step: Step) -> Step:
     """The step, whose linear systems are shown as progress and end at the deadline."""
 
     def made(state: State) -> State:
@@ -193,8 +193,9 @@ def judge(refiner: Refiner, state: State) -> State:
     return state if words == "saddle" else state.ended(_settled(state))
 
 
-def surely(search: Search, state: State) -> bool:
-    """Whether the capped flow came as close to the point that was found as the basin test asks.
+def arrived_close(search: Search, state: State) -> bool:
+    """Whether the capped flow came so close to the point that was found that it ends in no other
+    one (`gflow.limit.basin.close`).
 
     Always False with kinks, since another smoothing of them may lead to another point.
     """
@@ -210,7 +211,7 @@ def _visited(search: Search, state: State, words: str) -> tuple[Visit, ...]:
         arrival=state.flow.log_kappa,
         departure=np.inf,
         growth=0.0,
-        certain=surely(search, state) and not state.by_error,
+        certain=arrived_close(search, state) and not state.by_error,
     )
     return noted(state.visits, visit)
 
