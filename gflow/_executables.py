@@ -4,8 +4,8 @@ JAX's persistent cache keeps what the compiler made, but to find it JAX first tr
 and lowers it, which takes longer than the rest of a first limit. Here a program is found by a name
 that is made of the arguments (`gflow._program_names`), and neither is done.
 
-A file is a head line with a checksum, and a pickle. What stands in the folder is run as a program,
-as what stands in JAX's cache is: it must be the user's own.
+A file is a head line with a checksum, and a compressed pickle. What stands in the folder is run as
+a program, as what stands in JAX's cache is: it must be the user's own.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import pickle
 import re
 import secrets
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,9 @@ _SUFFIX = ".program"
 # loaded the library; of others that is not known.
 _CALLED = re.compile(r"custom_call @(\w+)")
 _LAPACK = "lapack_"
+# The fastest: 99 programs take 11 instead of 52 MB; the largest of them, 7 MB, takes 60 ms of CPU
+# time to compress and 30 to expand.
+_COMPRESSION = 1
 _HIT = "/jax/compilation_cache/cache_hits"
 
 
@@ -94,7 +98,7 @@ def load(name: str, num_arrays: int) -> Kept | None:
 def _read(content: bytes, num_arrays: int) -> Kept:
     from jax.experimental import serialize_executable
 
-    executable, result, places = pickle.loads(content)
+    executable, result, places = pickle.loads(zlib.decompress(content))
     executable, calls_lapack = pickle.loads(executable)
     if calls_lapack:
         _load_lapack()
@@ -148,6 +152,7 @@ def save(name: str, executable: bytes, result: Any, places: list[int]) -> None:
         return
     try:
         content = pickle.dumps((executable, result, places))
+        content = zlib.compress(content, _COMPRESSION)
     except Exception:  # a class or a function that pickle does not find by its name
         return
     size = len(content) + len(_head(content)) + 1

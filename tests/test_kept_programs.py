@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -232,7 +233,7 @@ def test_a_damaged_file_is_made_again(kept_in, loaded, expected, keep):
 def test_a_whole_file_of_another_kind_is_made_again(kept_in, loaded, expected):
     margins()
     (file,) = programs_in(kept_in)
-    content = pickle.dumps("something else")
+    content = zlib.compress(pickle.dumps("something else"))
     file.write_bytes(_executables._head(content) + b"\n" + content)
     np.testing.assert_allclose(forgotten_margins(), expected, rtol=1e-14)
     forgotten_margins()
