@@ -11,11 +11,10 @@ from typing import Any
 
 from rich.console import Console
 
-from gflow._files import write_text
 from gflow.commands.asking import Asked
 from gflow.commands.crew import Programs, set_up_jax
 from gflow.commands.explaining import document_toml
-from gflow.commands.folder import CONFIG_NAME, RUNS, claimed, write
+from gflow.commands.folder import RUNS, claimed, prepare, write
 from gflow.commands.lists import Entry
 from gflow.commands.reading import UserError
 from gflow.commands.sweep_display import SweepDisplay, print_sweep
@@ -83,7 +82,14 @@ def _run(asked: Asked, folder: Path, console: Console, options: Options) -> int:
         with console.status("Loading JAX, data and networks"):
             set_up_jax(options.programs)
             make = maker(asked.runs)
-        _prepare(asked, folder, options)
+        prepare(
+            folder,
+            document_toml(asked.document, _COMMENT),
+            {RUNS: "*.npz"},
+            overwrite=options.overwrite,
+            resumed=options.resumed,
+            safe="Nothing was searched.",
+        )
         found = _searched(asked, make, folder, console, options)
         return _conclude(asked, found, folder, console, options, time.perf_counter() - begun)
 
@@ -153,17 +159,6 @@ def maker(runs: Sequence[Entry]) -> Callable[..., tuple[Any, Any]]:
 
 def _key(row: Mapping[str, Any]) -> str:
     return repr(sorted(row.items()))
-
-
-def _prepare(asked: Asked, folder: Path, options: Options) -> None:
-    """The folder as that of this sweep, with its own runs or with none."""
-    safe = "Nothing was searched."
-    write(safe, (folder / RUNS).mkdir, exist_ok=True)
-    if options.resumed:
-        return
-    for path in (folder / RUNS).glob("*.npz"):
-        write(safe, path.unlink)
-    write(safe, write_text, folder / CONFIG_NAME, document_toml(asked.document, _COMMENT))
 
 
 def _searched(asked: Asked, make: Any, folder: Path, console: Console, options: Options) -> Any:
