@@ -24,7 +24,7 @@ _DEGREE_TOLERANCE = 1e-6
 _MODERATE = 500.0
 # Scale invariant by construction, and held to it by gflow's own tests.
 _SCALE_INVARIANT = Clean, FastGradient, ProjectedGradient
-# Powers of 2 of kappa at which an attack is compared with itself: near and far.
+# Powers of 2 of kappa at which a network and an attack are compared with themselves: near and far.
 _EXPONENTS = np.array([-10.0, -1.0, 1.0, 10.0, 50.0])
 
 
@@ -129,6 +129,12 @@ def _check_output(problem: Problem, params: Params) -> None:
             "squared size, of twice the degree; of integers or truth values take what they were "
             "rounded from."
         )
+    if output.dtype != jnp.float64:
+        raise ValueError(
+            f"`network.apply(params, x)` gives {output.dtype} numbers although parameters and "
+            "inputs are float64. No limit can be found to more than their few digits: take the "
+            "conversion to a smaller type out of the function."
+        )
 
 
 def _check_shapes(problem: Problem, params: Params) -> None:
@@ -162,35 +168,59 @@ def check_values(params: Params) -> None:
 
 
 def _check_degree(problem: Problem, params: Params) -> None:
-    error = float(_degree_error(problem, _nearby_direction(params)))
+    """Refuses a network that is not homogeneous: near norm 1, at that of the start, and far away,
+    where an output that is clipped, or a small constant, shows.
+    """
+    near = np.array([1.0, 0.5, 2.0])
+    own = isinstance(problem.network, _HOMOGENEOUS)
+    factors = near if own else np.append(near, _far_factors(problem, params))
+    error, where = map(float, _degree_error(problem, _nearby_direction(params), factors))
     if np.isnan(error):
         raise ValueError(
-            "The network gives NaN or infinity at parameters of norm 1/2 to 2. Look for a division "
-            "by zero or an overflow in `network.apply(params, x)`."
+            "The network gives NaN or infinity at parameters of norm "
+            f"{'1/2 to 2' if where in near else f'{where:.1e}'}. Look for a division by zero or an "
+            "overflow in `network.apply(params, x)`."
         )
     if error > _DEGREE_TOLERANCE:
         raise ValueError(
             f"The network is not homogeneous of degree {problem.degree:g}: f(x; c params) differs "
-            f"from c^{problem.degree:g} f(x; params) by {error:.1e}, relative to the largest "
-            "output. Usually the claimed degree is wrong, or a bias beyond the first layer, a "
-            "residual connection or a normalisation breaks homogeneity."
+            f"from c^{problem.degree:g} f(x; params) by {error:.1e} at c = {where:g}, |params| = 1,"
+            " relative to the largest output. Usually the claimed degree is wrong, or a bias "
+            "beyond the first layer, a residual connection, a normalisation or a bound on the "
+            "output breaks homogeneity."
         )
 
 
+def _far_factors(problem: Problem, params: Params) -> np.ndarray:
+    """Norms at which a network and its attack are compared with themselves at norm 1: far and near,
+    and about that of the start. Powers of 2, by which margins of whole degree are scaled without
+    rounding.
+    """
+    start = np.clip(np.log2(float(tree_norm(params))) * problem.degree, -100, 100)
+    exponents = np.append(_EXPONENTS, start)
+    powers = np.round(exponents / problem.degree)
+    return 2.0 ** np.where(powers == 0, np.sign(exponents), powers)
+
+
 @compiled_for_few_calls
-def _degree_error(problem: Problem, direction: Params) -> Any:
-    """Largest `|f(x; c u) - c^L f(x; u)|`, c = 1/2 and 2, relative to the largest output."""
+def _degree_error(problem: Problem, direction: Params, factors: Any) -> Any:
+    """Largest `|f(x; c u) - c^L f(x; u)|` relative to the largest output, and its c; NaN, and its
+    c, where an output is NaN or infinite. The first factor is 1.
+    """
     apply = jax.vmap(problem.network.apply, (None, 0))
     inputs = jnp.asarray(problem.dataset.x)[:64]
 
-    factors = jnp.array([1.0, 0.5, 2.0])
+    factors = jnp.asarray(factors)
     # One after another, so that the program holds the network once.
     found = jax.lax.map(lambda factor: apply(tree_scale(factor, direction), inputs), factors)
     powers = jnp.expand_dims(factors**problem.degree, range(1, found.ndim))
     expected = powers * found[0]
     axes = tuple(range(1, found.ndim))
     difference, largest = (jnp.max(jnp.abs(part), axes) for part in (found - expected, expected))
-    return jnp.max(difference / jnp.where(largest == 0, 1.0, largest))
+    errors = difference / jnp.where(largest == 0, 1.0, largest)
+    # The first NaN, if there is one.
+    worst = jnp.argmax(jnp.where(jnp.isnan(errors), jnp.inf, errors))
+    return errors[worst], factors[worst]
 
 
 def _check_scale_invariance(problem: Problem, params: Params) -> None:
@@ -207,17 +237,13 @@ def _check_scale_invariance(problem: Problem, params: Params) -> None:
             f"`perturbation(margin, x, start)` gives the shape {given}, expected that of `x`, "
             f"{inputs[1:]}."
         )
-    # Powers of 2, by which margins of whole degree are scaled without rounding.
-    start = np.clip(np.log2(float(tree_norm(params))) * problem.degree, -100, 100)
-    exponents = np.append(_EXPONENTS, start)
-    powers = np.round(exponents / problem.degree)
-    powers = np.where(powers == 0, np.sign(exponents), powers)
-    error = float(_invariance_error(problem, direction, 2.0**powers))
+    factors = _far_factors(problem, params)
+    error = float(_invariance_error(problem, direction, factors))
     if not error <= _DEGREE_TOLERANCE:
         raise ValueError(
             "The perturbation is not scale invariant: delta(c params) differs from delta(params) "
-            f"by {error:.1e} of the largest, for some c from {2.0 ** powers.min():.1e} to "
-            f"{2.0 ** powers.max():.1e}. The margin theory and the flow on the sphere need an "
+            f"by {error:.1e} of the largest, for some c from {factors.min():.1e} to "
+            f"{factors.max():.1e}. The margin theory and the flow on the sphere need an "
             "attack that depends on the direction of the parameters alone. Usually it steps along "
             "the raw gradient, or along that of a loss: step along `g / |g|` or `sign(g)` of the "
             "margin's gradient g, and take care of g = 0 by `jnp.where`, not by a constant added "

@@ -94,6 +94,28 @@ def normalised(params, x):
     return jnp.sum(params[1] @ (hidden / jnp.linalg.norm(hidden)))
 
 
+def cube(params, x):
+    """Of degree 3."""
+    return params[1][0] @ jax.nn.relu(params[0] @ x) ** 2
+
+
+# At norms from 1/2 to 2 they are homogeneous of degree 3, to the accuracy of the check.
+FAR = {
+    "clipped output": lambda p, x: jnp.clip(cube(p, x), -1e3, 1e3),
+    "saturating output": lambda p, x: 1e6 * jnp.tanh(cube(p, x) / 1e6),
+    "small constant": lambda p, x: cube(p, x) + 1e-8,
+    "NaN far out": lambda p, x: jnp.where(jnp.max(jnp.abs(p[0])) > 1e4, jnp.nan, cube(p, x)),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_homogeneity_is_looked_at_far_from_norm_1_too(name):
+    check_start(custom(cube, 3), WEIGHTS)
+    words = "at parameters of norm" if name.startswith("NaN") else "not homogeneous of degree 3"
+    with pytest.raises(ValueError, match=words):
+        check_start(custom(FAR[name], 3), WEIGHTS)
+
+
 START = {
     "claimed degree": (
         ValueError,
@@ -116,6 +138,11 @@ START = {
         ValueError,
         r"gives shape \(1,\), but the labels need \(\)",
         lambda: (custom(lambda p, x: p[1] @ (p[0] @ x), 2), WEIGHTS),
+    ),
+    "float32": (
+        ValueError,
+        "gives float32 numbers although",
+        lambda: (custom(lambda p, x: jnp.float32(p[1][0] @ (p[0] @ x)), 2), WEIGHTS),
     ),
     "no array": (
         ValueError,
