@@ -6,15 +6,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from gflow._checks import check_unmasked, check_untraced, check_x64, whole_or_real
 from gflow._leaves import is_array_of_numbers
 from gflow._numerics import tree_norm, tree_scale
 from gflow._programs import compiled_for_few_calls, is_tracing
 from gflow._typing import Params
+from gflow.loss_checks import check_loss
+from gflow.losses import Exponential, Logistic
 from gflow.networks import MLP, Convolutional, DeepLinear, Diagonal
 from gflow.perturbations import Clean, FastGradient, ProjectedGradient
 from gflow.problem import Problem
+from gflow.purity import check_pure
 
 # Homogeneous of their degree by construction, and held to it by gflow's own tests.
 _HOMOGENEOUS = MLP, DeepLinear, Diagonal, Convolutional
@@ -24,6 +28,8 @@ _DEGREE_TOLERANCE = 1e-6
 _MODERATE = 500.0
 # Scale invariant by construction, and held to it by gflow's own tests.
 _SCALE_INVARIANT = Clean, FastGradient, ProjectedGradient
+# With an exponential tail, and held to it by gflow's own tests.
+_EXPONENTIAL_TAILS = Exponential, Logistic
 # Powers of 2 of kappa at which a network and an attack are compared with themselves: near and far.
 _EXPONENTS = np.array([-10.0, -1.0, 1.0, 10.0, 50.0])
 
@@ -45,7 +51,8 @@ def check_start(problem: Problem, params: Params) -> Params:
             the call stands within `jax.jit`, `jax.vmap` or `jax.grad`.
         ValueError: x64 is off; `params` is empty, zero, NaN, infinite or masked, or does not fit
             the network; the output has the wrong shape or is not real; the network is not
-            homogeneous of its degree; a perturbation of the user's own is not scale invariant.
+            homogeneous of its degree; a perturbation of the user's own is not scale invariant; one
+            of them is not pure; a loss of the user's own has no exponential tail.
     """
     check_x64()
     check_problem(problem)
@@ -60,8 +67,13 @@ def check_start(problem: Problem, params: Params) -> Params:
         _check_shapes(problem, params)
     check_values(params)
     if not known:
+        check_pure(problem, params)
         _check_degree(problem, params)
+        _check_gradient(problem, params)
+    if type(problem.loss) not in _EXPONENTIAL_TAILS:
+        check_loss(problem.loss)
     if type(problem.perturbation) not in _SCALE_INVARIANT:
+        check_pure(problem, params)
         _check_scale_invariance(problem, params)
     return params
 
@@ -91,8 +103,9 @@ def _as_arrays(params: Params) -> Params:
                 "`limit.trajectory`."
             )
         if not is_array_of_numbers(leaf):
+            shown = f"an array of {leaf.dtype}" if isinstance(leaf, np.ndarray) else repr(leaf)
             raise TypeError(
-                f"`params` holds {leaf!r}; every leaf must be an array of real numbers. Parts of a "
+                f"`params` holds {shown}; every leaf must be an array of real numbers. Parts of a "
                 "module that are no arrays belong into the function, not into its parameters."
             )
         check_unmasked(leaf, "`params`")
@@ -221,6 +234,38 @@ def _degree_error(problem: Problem, direction: Params, factors: Any) -> Any:
     # The first NaN, if there is one.
     worst = jnp.argmax(jnp.where(jnp.isnan(errors), jnp.inf, errors))
     return errors[worst], factors[worst]
+
+
+def _check_gradient(problem: Problem, params: Params) -> None:
+    """Refuses a network whose gradient is not that of its output, by Euler's identity."""
+    error = float(_euler_error(problem, _nearby_direction(params)))
+    if not error <= _DEGREE_TOLERANCE:
+        raise ValueError(
+            f"The gradient of the network violates Euler's identity, <params, grad f> = "
+            f"{problem.degree:g} f, by {error:.1e} of the outputs: it is not the gradient of "
+            "`network.apply(params, x)`. Usually a `jax.lax.stop_gradient`, a rounding or a "
+            "derivative of one's own hides a part of it, or it is NaN where it should be 0."
+        )
+
+
+@compiled_for_few_calls
+def _euler_error(problem: Problem, direction: Params) -> Any:
+    """`|<u, grad s> - L s|` for the sum `s = sum_i c_i f(x_i; u)` with generic coefficients,
+    relative to the sum of the sizes.
+    """
+    inputs = jnp.asarray(problem.dataset.x)[:64]
+
+    def combined(params: Params) -> tuple[Array, Array]:
+        outputs = jax.vmap(problem.network.apply, (None, 0))(params, inputs).ravel()
+        terms = jnp.cos(1 + jnp.arange(outputs.size, dtype=outputs.dtype)) * outputs
+        return jnp.sum(terms), jnp.sum(jnp.abs(terms))
+
+    (value, size), gradient = jax.value_and_grad(combined, has_aux=True)(direction)
+    along = sum(
+        jnp.sum(one * other)
+        for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
+    )
+    return jnp.abs(along - problem.degree * value) / jnp.where(size == 0, 1.0, size)
 
 
 def _check_scale_invariance(problem: Problem, params: Params) -> None:

@@ -206,7 +206,7 @@ def test_every_start_is_looked_at():
     """
     first, second = map(np.asarray, STARTS[0])
     masked = np.ma.masked_array(first, mask=first > 0)
-    for wrong, words in ((masked, "masked"), (first * (1 + 1j), "real"), (first > 0, "real")):
+    for wrong, words in ((masked, "masked"), (first * (1 + 1j), "complex"), (first > 0, "bool")):
         with pytest.raises((TypeError, ValueError), match=rf"run 1: .*{words}"):
             gflow.find_limits(PROBLEMS[:2], [STARTS[0], (wrong, second)])
 

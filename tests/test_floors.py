@@ -57,7 +57,7 @@ FLOORS = [
     {"_one_example", "_parts"},
     {"problem"},
     {"_points"},
-    {"accuracy", "sharpness"},
+    {"accuracy", "loss_checks", "purity", "sharpness"},
     {"measures", "reference", "validation"},
     {"kkt"},
     {"checkpoint", "record"},

@@ -12,6 +12,7 @@ import gflow.losses
 from gflow import networks, validation
 from gflow._numerics import norm
 from gflow.datasets import Dataset, gaussian
+from gflow.loss_checks import check_loss
 from gflow.perturbations import AbstractPerturbation, clean, fgm, pgd
 from gflow.problem import Problem
 from gflow.validation import check_start, check_x64
@@ -116,6 +117,76 @@ def test_homogeneity_is_looked_at_far_from_norm_1_too(name):
         check_start(custom(FAR[name], 3), WEIGHTS)
 
 
+def hidden_gradient(params, x):
+    return cube((jax.lax.stop_gradient(params[0]), params[1]), x)
+
+
+def random_network(params, x):
+    return np.random.default_rng().normal() * cube(params, x)
+
+
+class Random(AbstractPerturbation):
+    """Draws anew whenever it is traced."""
+
+    radius: float = eqx.field(static=True, default=0.1)
+    order: float = eqx.field(static=True, default=2.0)
+
+    def __call__(self, margin, x, start):
+        return jnp.asarray(0.05 * np.random.default_rng().normal(size=x.shape))
+
+
+def test_functions_that_are_not_pure_are_refused():
+    """Each compiled program would hold random numbers of its own, and be right for them."""
+    with pytest.raises(ValueError, match=r"`network.apply\(params, x\)` is another function"):
+        check_start(custom(random_network, 3), WEIGHTS)
+    attacked = Problem(
+        networks.mlp((3, 2, 1)), BINARY, loss=gflow.losses.logistic(), perturbation=Random()
+    )
+    with pytest.raises(ValueError, match=r"`perturbation\(margin, x, start\)` is another function"):
+        check_start(attacked, WEIGHTS)
+
+
+def own_loss(**methods):
+    """An exponential loss in which some methods are others."""
+    return type("Own", (gflow.losses.Exponential,), methods)()
+
+
+TWICE = {
+    "log_value": lambda self, q: -2 * q,
+    "log_slope": lambda self, q: jnp.log(2.0) - 2 * q,
+    "inverse": lambda self, v: -v / 2,
+}
+LOSSES = {
+    "exp(-q^2)": ("no exponential tail", {"log_slope": lambda self, q: -jnp.maximum(q, q**2)}),
+    "a power": (
+        "no exponential tail",
+        {
+            "log_value": lambda self, q: -2 * jnp.log1p(jax.nn.softplus(q)),
+            "log_slope": lambda self, q: (
+                jnp.log(2.0) - 3 * jnp.log1p(jax.nn.softplus(q)) + jax.nn.log_sigmoid(q)
+            ),
+        },
+    ),
+    "hinge": (
+        "infinite at q = 10000",
+        {"log_slope": lambda self, q: jnp.where(q < 1, 0.0, -np.inf)},
+    ),
+    "slope": ("`log_slope` is not", {"log_slope": lambda self, q: 1.0 - q}),
+    "inverse": (r"`inverse\(log_value\(q\)\)` is not q", {"inverse": lambda self, v: v}),
+    "float32": ("gives float32", {"log_value": lambda self, q: -jnp.float32(q)}),
+    "sum": (r"of the shape \(\)", {"log_value": lambda self, q: -jnp.sum(q)}),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_without_an_exponential_tail_or_of_parts_that_do_not_fit_are_refused(name):
+    words, methods = LOSSES[name]
+    check_loss(own_loss())
+    check_loss(own_loss(**TWICE))
+    with pytest.raises(ValueError, match=words):
+        check_loss(own_loss(**methods))
+
+
 START = {
     "claimed degree": (
         ValueError,
@@ -138,6 +209,11 @@ START = {
         ValueError,
         r"gives shape \(1,\), but the labels need \(\)",
         lambda: (custom(lambda p, x: p[1] @ (p[0] @ x), 2), WEIGHTS),
+    ),
+    "hidden gradient": (
+        ValueError,
+        "violates Euler's identity",
+        lambda: (custom(hidden_gradient, 3), WEIGHTS),
     ),
     "float32": (
         ValueError,
@@ -185,7 +261,11 @@ START = {
     "function": (TypeError, "every leaf must be", lambda: (problem(), (jnp.tanh, WEIGHTS[1]))),
     "bool": (TypeError, "`params` holds True", lambda: (problem(), (True, WEIGHTS[1]))),
     "bools": (TypeError, "every leaf must be", lambda: (problem(), (WEIGHTS[0] > 0, WEIGHTS[1]))),
-    "complex": (TypeError, "real numbers", lambda: (problem(), (WEIGHTS[0] * 1j, WEIGHTS[1]))),
+    "complex": (
+        TypeError,
+        "array of complex128; every",
+        lambda: (problem(), (WEIGHTS[0] * 1j, WEIGHTS[1])),
+    ),
     "key": (TypeError, "every leaf", lambda: (problem(), (jax.random.key(0), WEIGHTS[1]))),
     "objects": (
         TypeError,
