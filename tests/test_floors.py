@@ -57,7 +57,7 @@ FLOORS = [
     {"_one_example", "_parts"},
     {"problem"},
     {"_points"},
-    {"accuracy", "loss_checks", "purity", "sharpness"},
+    {"accuracy", "homogeneity", "loss_checks", "purity", "sharpness"},
     {"measures", "reference", "validation"},
     {"kkt"},
     {"checkpoint", "record"},

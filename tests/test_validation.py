@@ -1,5 +1,6 @@
 """What is refused at the door, before anything is integrated, and in which words."""
 
+import math
 from collections.abc import Callable
 
 import equinox as eqx
@@ -143,6 +144,27 @@ def test_functions_that_are_not_pure_are_refused():
         networks.mlp((3, 2, 1)), BINARY, loss=gflow.losses.logistic(), perturbation=Random()
     )
     with pytest.raises(ValueError, match=r"`perturbation\(margin, x, start\)` is another function"):
+        check_start(attacked, WEIGHTS)
+
+
+class Longer(AbstractPerturbation):
+    """Twice as long as its radius says."""
+
+    radius: jax.Array
+    order: float = eqx.field(static=True, default=math.inf)
+
+    def __call__(self, margin, x, start):
+        return -2 * self.radius * jnp.sign(jax.grad(margin)(x))
+
+
+def test_perturbations_keep_to_their_radius():
+    attacked = Problem(
+        networks.mlp((3, 2, 1)),
+        BINARY,
+        loss=gflow.losses.logistic(),
+        perturbation=Longer(jnp.asarray(0.1)),
+    )
+    with pytest.raises(ValueError, match=r"is 0\.2 long .* beyond its `radius` of 0\.1"):
         check_start(attacked, WEIGHTS)
 
 
@@ -337,8 +359,9 @@ REFUSED = [("linear", step) for step in DEPENDENT] + [("ReLU", "raw"), ("ReLU^1.
 
 @pytest.mark.parametrize(("network", "step"), REFUSED)
 def test_attacks_that_depend_on_the_norm_are_refused(network, step):
+    words = "NaN or infinite" if step == "NaN" else "not scale invariant: delta"
     network, step = NETWORKS[network], DEPENDENT[step]
-    with pytest.raises(ValueError, match="not scale invariant: delta"):
+    with pytest.raises(ValueError, match=words):
         check_start(attacked(network, step), network.init(0))
 
 
@@ -357,6 +380,28 @@ def test_an_attack_of_another_shape_is_refused():
         networks.linear(3), BINARY, loss=gflow.losses.logistic(), perturbation=Scalar()
     )
     with pytest.raises(ValueError, match=r"gives the shape \(\), expected that of `x`, \(3,\)"):
+        check_start(trained, networks.linear(3).init(0))
+
+
+class Single(AbstractPerturbation):
+    """An attack in single precision."""
+
+    radius: float = 0.3
+    order: float = 2.0
+
+    def __call__(self, margin, x, start):
+        return jnp.zeros(x.shape, jnp.float32)
+
+
+class Failing(Single):
+    def __call__(self, margin, x, start):
+        return -x if margin(x) > 0 else x
+
+
+@pytest.mark.parametrize(("attack", "words"), [(Single(), "gives float32"), (Failing(), "fails: ")])
+def test_an_attack_that_fails_or_is_of_another_type_is_refused(attack, words):
+    trained = Problem(networks.linear(3), BINARY, loss=gflow.losses.logistic(), perturbation=attack)
+    with pytest.raises(ValueError, match=rf"`perturbation\(margin, x, start\)` {words}"):
         check_start(trained, networks.linear(3).init(0))
 
 
