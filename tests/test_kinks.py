@@ -73,6 +73,26 @@ def test_wedge_ends_on_the_kink_known_in_closed_form():
     np.testing.assert_allclose(slopes, [[1, math.cos(1)], [math.cos(1), 1]], atol=1e-12)
 
 
+@pytest.mark.parametrize("case", ["kinks of the network", "signs of the attack"])
+def test_a_search_goes_on_from_the_end_of_a_trajectory(case):
+    """Of the exact problem, whose flow is not the one that the search follows. It may have ended
+    because it slides along a kink, after which a search is what the message advises.
+    """
+    if case == "signs of the attack":
+        problem, reference = sparse_problem(1, 0.99)
+        start, margin = problem.network.init(0, scale=0.5), reference.margin
+    else:
+        problem, start, margin = relu_problem(wedge(), 2), wedge_start(), math.sin(ANGLE) / 4
+    until = gflow.Until(log_loss=float(problem.log_loss(start)) - 1.0)
+    flow = gflow.integrate(problem, start, until=until, max_steps=300, throw=False)
+    assert len(flow) > 10
+    limit = gflow.find_limit(problem, flow)
+    assert limit.margin == pytest.approx(margin, rel=1e-10)
+    assert limit.verdict == "strict maximum"
+    again = gflow.find_limit(problem, flow.params)
+    assert limit.margin == pytest.approx(again.margin, rel=1e-10)
+
+
 def test_record_of_a_limit_at_kinks_is_json():
     limit = wedge_limit()
     record = json.loads(json.dumps(limit.to_dict(), allow_nan=False))

@@ -61,10 +61,10 @@ def find_limit(
     Args:
         problem: what is minimised.
         start: parameters, of any norm; or a trajectory, from whose end the search goes on (if it is
-            one of the flow of the same problem, its record, steps and time are continued); or a
-            limit. A limit of the same problem is returned as it is if it was successful, and the
-            search goes on from it if not. From a limit of another problem its direction is taken as
-            the start, at the kappa of its own cap.
+            one of the flow of the same problem, which is without kinks, its record, steps and time
+            are continued); or a limit. A limit of the same problem is returned as it is if it was
+            successful, and the search goes on from it if not. From a limit of another problem its
+            direction is taken as the start, at the kappa of its own cap.
         tolerance: of the relative stationarity `|u - sum_i lambda_i grad q_i(u)|` at the limit, at
             least 1e-15.
         cap_logits: the true flow is followed until its smallest margin `kappa min_i q_i(u)` is this

@@ -11,6 +11,7 @@ from gflow._description import encode_structure
 from gflow._layout import Layout
 from gflow._typing import Params
 from gflow.flow.keeping import identity_of
+from gflow.kkt.switches import has_kinks
 from gflow.limit.result import Limit
 from gflow.limit.state import Start
 from gflow.problem import Problem
@@ -41,9 +42,11 @@ def started(problem: Problem, start: Params | Trajectory | Limit) -> tuple[Layou
 
 def _after(problem: Problem, flow: Trajectory) -> Start:
     """A start at the end of a trajectory. If that is the true flow of this problem, the search goes
-    on with it; of any other run only the last direction and its kappa are taken.
+    on with it; of any other run only the last direction and its kappa are taken. So it is where the
+    problem has kinks, since the search follows the flow of another one, which has them rounded.
     """
     true_flow = flow.kind == "flow" and flow.settings.get("kappa_cap") is None
+    true_flow = true_flow and not has_kinks(problem)
     joined = true_flow and flow.problem is not None and eqx.tree_equal(flow.problem, problem)
     vector, log_kappa = np.asarray(flow.vectors[-1]), float(flow.log_kappa[-1])
     return Start(vector, log_kappa, flow if joined else None, goes_on=bool(joined))
