@@ -227,6 +227,17 @@ def test_a_killed_sweep_is_not_begun_anew_by_mistake(swept, tmp_path, capsys):
     assert kept == {path.name: path.read_bytes() for path in (killed / "runs").glob("*.npz")}
 
 
+def test_a_sweep_whose_file_was_changed_is_not_gone_on_with(swept, tmp_path, capsys):
+    """In the words of the command, which knows no function `make`."""
+    changed = tmp_path / "changed"
+    shutil.copytree(swept, changed)
+    text = (changed / "config.toml").read_text()
+    (changed / "config.toml").write_text(text.replace("n = 6", "n = 8"))
+    assert main(["sweep", "--resume", str(changed), "--no-report"]) == 2
+    told = capsys.readouterr().err
+    assert "holds limits of other problems" in told and "make" not in told
+
+
 @pytest.mark.parametrize(
     ("command", "name"),
     [("sweep", "runs/mine.npz"), ("sweep", "config.toml"), ("run", "ends/mine.npz")],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gflow.losses
-from gflow import networks, validation
+from gflow import homogeneity, networks
 from gflow._numerics import norm
 from gflow.datasets import Dataset, gaussian
 from gflow.loss_checks import check_loss
@@ -407,7 +407,7 @@ def test_an_attack_that_fails_or_is_of_another_type_is_refused(attack, words):
 
 def test_attacks_of_gflow_are_not_looked_at(monkeypatch):
     """They are invariant by construction, and compilation is what users wait for."""
-    monkeypatch.setattr(validation, "_invariance_error", None)
+    monkeypatch.setattr(homogeneity, "_invariance_error", None)
     for attack in (clean(), fgm(0.1), pgd(0.1)):
         trained = Problem(MLP, BINARY, loss=gflow.losses.logistic(), perturbation=attack)
         check_start(trained, WEIGHTS)

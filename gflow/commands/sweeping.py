@@ -14,7 +14,7 @@ from rich.console import Console
 from gflow.commands.asking import Asked
 from gflow.commands.crew import Programs, set_up_jax
 from gflow.commands.explaining import document_toml
-from gflow.commands.folder import RUNS, claimed, prepare, write
+from gflow.commands.folder import CONFIG_NAME, RUNS, claimed, prepare, write
 from gflow.commands.lists import Entry
 from gflow.commands.reading import UserError
 from gflow.commands.sweep_display import SweepDisplay, print_sweep
@@ -163,6 +163,7 @@ def _key(row: Mapping[str, Any]) -> str:
 
 def _searched(asked: Asked, make: Any, folder: Path, console: Console, options: Options) -> Any:
     from gflow.sweeps import sweep
+    from gflow.sweeps.searching import Changed
 
     configuration = asked.runs[0].configuration
     search = {name: getattr(configuration.limit, name) for name in _SEARCH}
@@ -182,6 +183,12 @@ def _searched(asked: Asked, make: Any, folder: Path, console: Console, options: 
                 mesh=_mesh(),
                 **search,
             )
+        except Changed as error:
+            raise UserError(
+                f"`{folder}` holds limits of other problems: for {dict(error.row)} its "
+                f"`{CONFIG_NAME}`, the data or this version of gflow give another one than that "
+                "whose limit is kept. Begin the sweep anew in another folder, or undo the change."
+            ) from error
         except (ValueError, RuntimeError) as error:
             raise UserError(str(error)) from error
 
