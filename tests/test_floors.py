@@ -59,7 +59,7 @@ FLOORS = [
     {"_one_example", "_parts"},
     {"problem"},
     {"_points"},
-    {"accuracy", "sharpness"},
+    {"accuracy", "homogeneity", "loss_checks", "purity", "sharpness"},
     {"measures", "reference", "validation"},
     {"kkt"},
     {"checkpoint", "record"},
