@@ -190,3 +190,14 @@ def _beyond_diameter(inputs: np.ndarray, radius: float, order: float) -> bool:
             radius > np.max(np.linalg.norm(inputs[index + 1 :] - example, order, axis=1), initial=0)
             for index, example in enumerate(inputs)
         )
+
+
+def is_of_gflow(part: Any) -> bool:
+    """Whether a network, a perturbation or a loss is one of gflow: its class is defined here, and
+    it holds no function of the user, as `custom` does. It is then homogeneous, scale invariant, or
+    of an exponential tail by construction, and held to it by `tests/test_conformance.py`.
+
+    A user's subclass of a class of gflow is none: it is defined elsewhere.
+    """
+    is_here = type(part).__module__.partition(".")[0] == "gflow"
+    return is_here and not any(callable(value) for value in vars(part).values())

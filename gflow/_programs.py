@@ -12,8 +12,10 @@ import equinox as eqx
 import jax
 from jax.core import Tracer
 
+from gflow import _executables
 from gflow._compiling import CALLED_LESS, compiler_options, noticed, without_collections, work_of
 from gflow._memory_maps import PROGRAMS
+from gflow._program_names import program_name
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -54,9 +56,41 @@ class _Call:
         # What XLA and its messages call the program.
         of_arrays.__name__, of_arrays.__qualname__ = function.__name__, function.__qualname__
         self.jitted: Any = jax.jit(of_arrays, compiler_options=options or None)
+        self._executable: Any = None
+
+    def from_file(self, name: str | None, arrays: list[Any]) -> None:
+        """Takes the program of this name that an earlier process has kept; or compiles it and keeps
+        it for later ones. Without a name JAX does all that at the first call.
+        """
+        if name is None:
+            return
+        kept = _executables.load(name, len(arrays))
+        if kept is not None:
+            self._executable, self._places = kept.run, kept.places
+            self._constants, self._structure = jax.tree.flatten(kept.result)
+            return
+        self._executable, written = _executables.compiled(self.jitted, arrays)
+        if written is not None:
+            result = jax.tree.unflatten(self._structure, self._numbered())
+            _executables.save(name, written, result, self._places)
+
+    def _numbered(self) -> list[Any]:
+        """The leaves of what is returned, with numbers in place of arrays."""
+        found = list(self._constants)
+        for number, place in enumerate(self._places):
+            found[place] = number
+        return found
+
+    def _run(self, arrays: list[Any]) -> list[Any]:
+        if self._executable is not None:
+            try:
+                return self._executable(arrays)
+            except (TypeError, ValueError):  # on another device than those it is compiled for
+                self._executable = None
+        return self.jitted(arrays)
 
     def __call__(self, arrays: list[Any]) -> Any:
-        values = self.jitted(arrays)
+        values = self._run(arrays)
         found = list(self._constants)
         for place, value in zip(self._places, values, strict=True):
             found[place] = value
@@ -108,6 +142,7 @@ class _Program:
         arrays = _arrays(leaves)
         call = _Call(self._function, leaves, structure, chosen)
         try:
+            call.from_file(self._name(leaves, structure, chosen), arrays)
             result = call(arrays)
         except jax.errors.JaxRuntimeError as error:
             if not chosen or "compile option" not in str(error):
@@ -116,6 +151,12 @@ class _Program:
             result = call(arrays)
         self._calls[key] = call
         return result
+
+    def _name(self, leaves: Any, structure: Any, options: dict[str, Any]) -> str | None:
+        """That of the program among those that are kept for later processes, if any are."""
+        if _executables.folder() is None:
+            return None
+        return program_name(self._function, jax.tree.unflatten(structure, leaves), options)
 
     def lower(self, *args: Any, **options: Any) -> Any:
         """The program for these arguments before it is compiled, as of `jax.jit`."""
@@ -157,14 +198,18 @@ def _signature(leaves: Any, structure: Any) -> Hashable | None:
         if isinstance(leaf, Tracer):
             return None
         # Equal constants of several types, such as 1, 1.0 and True, have programs of their own.
-        known = (leaf.shape, leaf.dtype) if eqx.is_array(leaf) else (type(leaf), leaf)
-        parts.append(known)
+        is_array = eqx.is_array(leaf)
+        parts.append(_kind_of_array(leaf) if is_array else (type(leaf), leaf))
     key = tuple(parts)
     try:
         hash(key)
     except TypeError:
         return None
     return key
+
+
+def _kind_of_array(array: Any) -> Hashable:
+    return array.shape, array.dtype, getattr(array, "weak_type", False)
 
 
 def compiled(function: _Function) -> _Function:

@@ -3,7 +3,8 @@
 The first `find_limit` of a process spends most of its time in the compiler; with the programs of an
 earlier process at hand it takes a fraction of that. JAX keeps them in a folder, if it is told which
 one. It is told for the whole process, programs that are not gflow's included, so gflow does it only
-where it is asked to: by `use_compilation_cache`, and in the `gflow` commands.
+where it is asked to: by `use_compilation_cache`, and in the `gflow` commands. Programs of gflow are
+kept in a folder within that one (`gflow._executables`).
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from typing import Any
 
 import platformdirs
 
+from gflow import _executables
 from gflow._signatures import named
 
 OFF = "GFLOW_NO_CACHE"
@@ -33,11 +35,16 @@ def use_compilation_cache(
     """Keeps compiled programs on disk from now on, for this process and later ones.
 
     It sets JAX's persistent compilation cache, which is one for the whole process: programs of your
-    own are kept there too. Call it once, before the first run. Nothing is changed where a cache has
-    been set already (`jax_compilation_cache_dir`, `JAX_COMPILATION_CACHE_DIR`), where JAX's is
-    disabled (`jax_enable_compilation_cache`), or where the environment variable `GFLOW_NO_CACHE` is
-    set. A program that is found there is the one that would have been compiled, so no result
-    depends on the cache.
+    own are kept there too. On a CPU gflow keeps its own programs beside them, by the arguments that
+    they were made for, so that a later process need not trace them either. It does not know again
+    those that contain a network, a loss or an attack of your own: these JAX keeps. What stands in
+    the folder is run, so it must be yours.
+
+    Call it once, before the first run. Nothing is changed where a cache has been set already
+    (`jax_compilation_cache_dir`, `JAX_COMPILATION_CACHE_DIR`), where JAX's is disabled
+    (`jax_enable_compilation_cache`), or where the environment variable `GFLOW_NO_CACHE` is set. A
+    program that is found there is the one that would have been compiled, so no result depends on
+    the cache.
 
     From here on jaxlib logs fatal errors only, unless `TF_CPP_MIN_LOG_LEVEL` or
     `jax_logging_level` is set: on many processors it reports, falsely, pages of processor features
@@ -48,8 +55,8 @@ def use_compilation_cache(
             `XDG_CACHE_HOME` on Linux, `~/Library/Caches` on macOS). Within it the programs stand in
             a folder that names the version of jaxlib and the processor, so that machines of unlike
             processors may share a home.
-        max_bytes: what that folder holds at most; the programs that were not used for longest go
-            first.
+        max_bytes: what that folder holds at most, half of it in programs of gflow and half in
+            others; of each those that were not used for longest go first.
 
     Returns:
         The folder of the programs; None where nothing was changed, or where no folder was given and
@@ -79,7 +86,8 @@ def use_compilation_cache(
         if folder is None:
             return None
         raise
-    _switch_on(jax, kept, max_bytes)
+    _switch_on(jax, kept, max_bytes - max_bytes // 2)
+    _executables.keep_in(kept / "programs", max_bytes // 2)
     return kept
 
 

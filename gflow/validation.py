@@ -9,17 +9,21 @@ import numpy as np
 
 from gflow._checks import check_unmasked, check_untraced, check_x64, whole_or_real
 from gflow._leaves import is_array_of_numbers
-from gflow._numerics import tree_norm, tree_scale
-from gflow._programs import compiled_for_few_calls, is_tracing
+from gflow._parts import is_of_gflow
+from gflow._programs import is_tracing
 from gflow._typing import Params
+from gflow.homogeneity import (
+    check_degree,
+    check_gradient,
+    check_perturbation,
+    check_scale_invariance,
+)
+from gflow.loss_checks import check_loss
 from gflow.problem import Problem
+from gflow.purity import check_pure
 
-# Two evaluations of the same function at c params and at params may differ by rounding only.
-_DEGREE_TOLERANCE = 1e-6
 # The logarithm of a product that is far from an overflow, whatever the number of its terms.
 _MODERATE = 500.0
-# Powers of 2 of kappa at which an attack is compared with itself: near and far.
-_EXPONENTS = np.array([-10.0, -1.0, 1.0, 10.0, 50.0])
 
 
 def check_problem(problem: Any) -> None:
@@ -39,7 +43,8 @@ def check_start(problem: Problem, params: Params) -> Params:
             the call stands within `jax.jit`, `jax.vmap` or `jax.grad`.
         ValueError: x64 is off; `params` is empty, zero, NaN, infinite or masked, or does not fit
             the network; the output has the wrong shape or is not real; the network is not
-            homogeneous of its degree; a perturbation of the user's own is not scale invariant.
+            homogeneous of its degree; a perturbation of the user's own is not scale invariant; one
+            of them is not pure; a loss of the user's own has no exponential tail.
     """
     check_x64()
     check_problem(problem)
@@ -53,28 +58,27 @@ def check_start(problem: Problem, params: Params) -> Params:
         _check_output(problem, params)
         _check_shapes(problem, params)
     check_values(params)
+    users_attack = not is_of_gflow(problem.perturbation)
+    if users_attack:
+        check_perturbation(problem, params)
+    if users_attack or not is_of_gflow(problem.network):
+        check_pure(problem, params)
     if not known:
-        _check_degree(problem, params)
-    if not _is_own(problem.perturbation):
-        _check_scale_invariance(problem, params)
+        check_degree(problem, params)
+        check_gradient(problem, params)
+    if not is_of_gflow(problem.loss):
+        check_loss(problem.loss)
+    if users_attack:
+        check_scale_invariance(problem, params)
     return params
-
-
-def _is_own(part: Any) -> bool:
-    """Whether the class of a network or perturbation is defined in gflow: homogeneous of its degree
-    or scale invariant by construction, and held to it by `tests/test_conformance.py`. A user's
-    subclass of such a class is defined elsewhere, and is checked.
-    """
-    return type(part).__module__.startswith(("gflow.networks.", "gflow.perturbations."))
 
 
 def _is_known(problem: Problem, params: Params) -> bool:
     """Whether these are parameters of a network of gflow's own, as its `init` makes them, and so
-    small with the inputs that nothing in it can overflow. A `custom` network is none: it has no
-    shapes of its own, and its function is the user's.
+    small with the inputs that nothing in it can overflow.
     """
     network = problem.network
-    if not _is_own(network) or network.parameter_shapes is None or not isinstance(params, tuple):
+    if not is_of_gflow(network) or not isinstance(params, tuple):
         return False
     shapes = [np.shape(leaf) for leaf in params]
     largest = np.max(np.abs(np.asarray(problem.dataset.x)), initial=1.0)
@@ -94,8 +98,9 @@ def _as_arrays(params: Params) -> Params:
                 "`limit.trajectory`."
             )
         if not is_array_of_numbers(leaf):
+            shown = f"an array of {leaf.dtype}" if isinstance(leaf, np.ndarray) else repr(leaf)
             raise TypeError(
-                f"`params` holds {leaf!r}; every leaf must be an array of real numbers. Parts of a "
+                f"`params` holds {shown}; every leaf must be an array of real numbers. Parts of a "
                 "module that are no arrays belong into the function, not into its parameters."
             )
         check_unmasked(leaf, "`params`")
@@ -132,6 +137,12 @@ def _check_output(problem: Problem, params: Params) -> None:
             "squared size, of twice the degree; of integers or truth values take what they were "
             "rounded from."
         )
+    if output.dtype != jnp.float64:
+        raise ValueError(
+            f"`network.apply(params, x)` gives {output.dtype} numbers although parameters and "
+            "inputs are float64. No limit can be found to more than their few digits: take the "
+            "conversion to a smaller type out of the function."
+        )
 
 
 def _check_shapes(problem: Problem, params: Params) -> None:
@@ -162,99 +173,3 @@ def check_values(params: Params) -> None:
             "`params` is zero. Zero has no direction and is a stationary point of every "
             "homogeneous network: the flow would stay there. Start from `network.init(key)`."
         )
-
-
-def _check_degree(problem: Problem, params: Params) -> None:
-    error = float(_degree_error(problem, _nearby_direction(params)))
-    if np.isnan(error):
-        raise ValueError(
-            "The network gives NaN or infinity at parameters of norm 1/2 to 2. Look for a division "
-            "by zero or an overflow in `network.apply(params, x)`."
-        )
-    if error > _DEGREE_TOLERANCE:
-        raise ValueError(
-            f"The network is not homogeneous of degree {problem.degree:g}: f(x; c params) differs "
-            f"from c^{problem.degree:g} f(x; params) by {error:.1e}, relative to the largest "
-            "output. Usually the claimed degree is wrong, or a bias beyond the first layer, a "
-            "residual connection or a normalisation breaks homogeneity."
-        )
-
-
-@compiled_for_few_calls
-def _degree_error(problem: Problem, direction: Params) -> Any:
-    """Largest `|f(x; c u) - c^L f(x; u)|`, c = 1/2 and 2, relative to the largest output."""
-    apply = jax.vmap(problem.network.apply, (None, 0))
-    inputs = jnp.asarray(problem.dataset.x)[:64]
-
-    factors = jnp.array([1.0, 0.5, 2.0])
-    # One after another, so that the program holds the network once.
-    found = jax.lax.map(lambda factor: apply(tree_scale(factor, direction), inputs), factors)
-    powers = jnp.expand_dims(factors**problem.degree, range(1, found.ndim))
-    expected = powers * found[0]
-    axes = tuple(range(1, found.ndim))
-    difference, largest = (jnp.max(jnp.abs(part), axes) for part in (found - expected, expected))
-    return jnp.max(difference / jnp.where(largest == 0, 1.0, largest))
-
-
-def _check_scale_invariance(problem: Problem, params: Params) -> None:
-    """Refuses a perturbation that depends on the norm of the parameters.
-
-    It is compared with itself at the norm of the start and at several others, from a direction
-    nearby, so that rounding at a kink decides nothing.
-    """
-    direction = _nearby_direction(params)
-    shape, inputs = _shape_of_perturbations(problem, direction), problem.dataset.x.shape
-    given = shape[2 if problem.rivals == "each" else 1 :]
-    if given != inputs[1:]:
-        raise ValueError(
-            f"`perturbation(margin, x, start)` gives the shape {given}, expected that of `x`, "
-            f"{inputs[1:]}."
-        )
-    # Powers of 2, by which margins of whole degree are scaled without rounding.
-    start = np.clip(np.log2(float(tree_norm(params))) * problem.degree, -100, 100)
-    exponents = np.append(_EXPONENTS, start)
-    powers = np.round(exponents / problem.degree)
-    powers = np.where(powers == 0, np.sign(exponents), powers)
-    error = float(_invariance_error(problem, direction, 2.0**powers))
-    if not error <= _DEGREE_TOLERANCE:
-        raise ValueError(
-            "The perturbation is not scale invariant: delta(c params) differs from delta(params) "
-            f"by {error:.1e} of the largest, for some c from {2.0 ** powers.min():.1e} to "
-            f"{2.0 ** powers.max():.1e}. The margin theory and the flow on the sphere need an "
-            "attack that depends on the direction of the parameters alone. Usually it steps along "
-            "the raw gradient, or along that of a loss: step along `g / |g|` or `sign(g)` of the "
-            "margin's gradient g, and take care of g = 0 by `jnp.where`, not by a constant added "
-            "to the norm."
-        )
-
-
-def _shape_of_perturbations(problem: Problem, direction: Params) -> tuple[int, ...]:
-    return np.shape(eqx.filter_eval_shape(problem.perturbations, direction))
-
-
-@compiled_for_few_calls
-def _invariance_error(problem: Problem, direction: Params, factors: Any) -> Any:
-    """Largest `|delta(c u) - delta(u)|_inf` over the factors c, relative; NaN where delta is."""
-
-    def perturbations(factor: Any) -> Any:
-        return problem.perturbations(tree_scale(factor, direction))
-
-    # One after another, so that the attack is compiled once.
-    found = jax.lax.map(perturbations, jnp.append(1.0, factors))
-    largest = jnp.max(jnp.abs(found))
-    return jnp.max(jnp.abs(found - found[0])) / jnp.where(largest == 0, 1.0, largest)
-
-
-def _nearby_direction(params: Params) -> Params:
-    """A direction near that of `params`, at which biases that are still zero do not hide.
-
-    In NumPy, since a normal draw in JAX takes most of a second to compile.
-    """
-    leaves, structure = jax.tree.flatten(params)
-    flat = np.concatenate([np.ravel(leaf) for leaf in leaves])
-    flat = flat / np.max(np.abs(flat))
-    noise = np.random.default_rng(0).normal(size=flat.size)
-    flat = flat / np.linalg.norm(flat) + 0.1 * noise / np.sqrt(flat.size)
-    parts = np.split(flat / np.linalg.norm(flat), np.cumsum([leaf.size for leaf in leaves])[:-1])
-    shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
-    return structure.unflatten([jnp.asarray(leaf) for leaf in shaped])

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 
 import gflow
 from gflow import losses, networks, perturbations
-from gflow.batch import arguments
+from gflow.batch import arguments, finding
 from gflow.batch import flow as batch_flow
 
 SQUARED = networks.mlp((3, 6, 1), power=2)
@@ -164,6 +165,50 @@ def test_an_interrupt_returns_what_has_arrived(monkeypatch):
     assert len(limits) == len(PROBLEMS)
     for limit in limits:
         assert limit.successful == (limit.result_name == "successful")
+
+
+def test_after_an_interrupt_no_other_run_begins(together, monkeypatch):
+    """Neither one of the same structure that is searched by itself, nor one of another."""
+    begun = []
+
+    def heard(run):
+        begun.append(run)
+        return replace(together[0], result=gflow.RESULTS.interrupted)
+
+    monkeypatch.setattr(finding, "_alone", heard)
+    signs = gflow.Problem(
+        networks.linear(3),
+        PROBLEMS[0].dataset,
+        loss=losses.exponential(),
+        perturbation=perturbations.fgsm(0.05),
+    )
+    starts = [networks.linear(3).init(seed) for seed in range(3)]
+    limits = gflow.find_limits([signs] * 3, starts)
+    assert len(begun) == 1 and [one.result_name for one in limits] == ["interrupted"] * 3
+    for limit, start in zip(limits[1:], starts[1:], strict=True):
+        assert not limit.successful and limit.num_flow_steps == 0
+        unit = start[0] / np.linalg.norm(start[0])
+        np.testing.assert_allclose(limit.direction[0], unit, rtol=1e-15)
+
+
+def test_an_interrupt_is_raised_where_nothing_has_been_found(monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finding, "together", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        gflow.find_limits(PROBLEMS[:1], STARTS[:1])
+
+
+def test_every_start_is_looked_at():
+    """Runs of one structure share a program, not the checks of their values: what lies beneath a
+    mask, and the imaginary part, were dropped from the second one on.
+    """
+    first, second = map(np.asarray, STARTS[0])
+    masked = np.ma.masked_array(first, mask=first > 0)
+    for wrong, words in ((masked, "masked"), (first * (1 + 1j), "complex"), (first > 0, "bool")):
+        with pytest.raises((TypeError, ValueError), match=rf"run 1: .*{words}"):
+            gflow.find_limits(PROBLEMS[:2], [STARTS[0], (wrong, second)])
 
 
 def test_seconds_that_are_spent_end_every_run():

@@ -163,3 +163,34 @@ def test_an_example_of_two_classes_cannot_be_separated():
     answer = max_margin(Dataset(x, np.array([0, 1, 2])))
     assert not answer.feasible and "linear classifier" in answer.message
     assert largest_feasible_radius(Dataset(x, np.array([0, 1, 2]))) == 0
+
+
+@pytest.mark.parametrize("order", [1, 2, math.inf])
+def test_classes_without_an_example_count_as_rivals(order):
+    """Part of a set of four classes. With the examples of one class alone the other rows of W are
+    equal by symmetry, W_j = -W_0 / 3, and W_0 - W_j = 4/3 W_0: the binary problem of `x`, with its
+    margin times sqrt(4/3). With those of two classes it is theirs, with two more rivals.
+    """
+    rng = np.random.default_rng(0)
+    y = np.arange(12) % 4
+    data = Dataset(2 * np.eye(4, 5)[y] + 0.3 * rng.normal(size=(12, 5)), y)
+    one, two = data.take(np.flatnonzero(y == 0)), data.take(np.flatnonzero(y <= 1))
+    found = max_margin(one, radius=0.2, order=order)
+    binary = max_margin(
+        Dataset(np.concatenate([one.x, -one.x]), np.repeat([1, -1], 3)), radius=0.2, order=order
+    )
+    assert found.margin == pytest.approx(math.sqrt(4 / 3) * binary.margin, rel=1e-9)
+    radius = largest_feasible_radius(one, order=order)
+    assert radius == pytest.approx(binary.largest_feasible_radius, rel=1e-7)
+    weights = max_margin(two, radius=0.2, order=order).direction
+    assert weights.shape == (4, 5)
+    dual = {1: math.inf, 2: 2, math.inf: 1}[order]
+    left = [
+        (weights[k] - weights[j]) @ x - 0.2 * np.linalg.norm(weights[k] - weights[j], dual)
+        for x, k in zip(two.x, two.y, strict=True)
+        for j in range(4)
+        if j != k
+    ]
+    assert min(left) == pytest.approx(max_margin(two, radius=0.2, order=order).margin, rel=1e-9)
+    pair = Dataset(two.x, two.y)
+    assert min(left) < max_margin(pair, radius=0.2, order=order).margin * (1 - 1e-3)

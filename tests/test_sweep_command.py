@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -202,6 +203,7 @@ def test_the_sweep_is_gone_on_with_and_its_file_repeats_it(swept, capsys):
     ("arguments", "words"),
     [
         (["{job}", "-o", "{out}"], "holds results already"),
+        (["{job}", "-o", ""], "the path is empty"),
         (["--resume", "{out}", "--set", "seed=1"], "leave out CONFIG"),
         (["--resume", "{out}/runs"], "holds no sweep to go on with"),
         (["{job}", "--set", "seed=[0,0]"], "the values must differ"),
@@ -211,6 +213,46 @@ def test_what_cannot_be_done_is_one_sentence(swept, capsys, arguments, words):
     given = [text.format(job=swept.parent / "job.toml", out=swept) for text in arguments]
     assert main(["sweep", *given]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_killed_sweep_is_not_begun_anew_by_mistake(swept, tmp_path, capsys):
+    """The same command without --resume would delete what it found."""
+    killed = tmp_path / "killed"
+    shutil.copytree(swept, killed)
+    for name in ("results.json", "sweep.csv", "report.html"):
+        (killed / name).unlink()
+    kept = {path.name: path.read_bytes() for path in (killed / "runs").glob("*.npz")}
+    assert main(["sweep", str(swept.parent / "job.toml"), "-o", str(killed)]) == 2
+    assert "`gflow sweep --resume" in capsys.readouterr().err
+    assert kept == {path.name: path.read_bytes() for path in (killed / "runs").glob("*.npz")}
+
+
+def test_a_sweep_whose_file_was_changed_is_not_gone_on_with(swept, tmp_path, capsys):
+    """In the words of the command, which knows no function `make`."""
+    changed = tmp_path / "changed"
+    shutil.copytree(swept, changed)
+    text = (changed / "config.toml").read_text()
+    (changed / "config.toml").write_text(text.replace("n = 6", "n = 8"))
+    assert main(["sweep", "--resume", str(changed), "--no-report"]) == 2
+    told = capsys.readouterr().err
+    assert "holds limits of other problems" in told and "make" not in told
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("sweep", "runs/mine.npz"), ("sweep", "config.toml"), ("run", "ends/mine.npz")],
+)
+def test_files_of_others_are_neither_deleted_nor_replaced(tmp_path, capsys, command, name):
+    """In a folder that no command has written into."""
+    job, mine = tmp_path / "job.toml", tmp_path / name
+    job.write_text(JOB if command == "sweep" else JOB.replace("[1, 2]", "1", 1))
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("# mine")
+    assert main([command, str(job), "-o", str(tmp_path), "--no-report"]) == 2
+    told = capsys.readouterr().err
+    assert "nothing was begun" in told and mine.name in told and "--overwrite" in told
+    assert mine.read_text() == "# mine"
+    assert {path.name for path in tmp_path.iterdir()} <= {"job.toml", name.split("/")[0]}
 
 
 def test_a_folder_in_use_is_refused(swept, capsys):

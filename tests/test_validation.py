@@ -1,5 +1,6 @@
 """What is refused at the door, before anything is integrated, and in which words."""
 
+import math
 from collections.abc import Callable
 
 import equinox as eqx
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 
 import gflow.losses
-from gflow import networks, validation
+from gflow import homogeneity, networks
 from gflow._numerics import norm
+from gflow._parts import is_of_gflow
 from gflow.datasets import Dataset, gaussian
+from gflow.loss_checks import check_loss
 from gflow.perturbations import AbstractPerturbation, FastGradient, clean, fgm, pgd
 from gflow.problem import Problem
 from gflow.validation import check_start, check_x64
@@ -94,6 +97,119 @@ def normalised(params, x):
     return jnp.sum(params[1] @ (hidden / jnp.linalg.norm(hidden)))
 
 
+def cube(params, x):
+    """Of degree 3."""
+    return params[1][0] @ jax.nn.relu(params[0] @ x) ** 2
+
+
+# At norms from 1/2 to 2 they are homogeneous of degree 3, to the accuracy of the check.
+FAR = {
+    "clipped output": lambda p, x: jnp.clip(cube(p, x), -1e3, 1e3),
+    "saturating output": lambda p, x: 1e6 * jnp.tanh(cube(p, x) / 1e6),
+    "small constant": lambda p, x: cube(p, x) + 1e-8,
+    "NaN far out": lambda p, x: jnp.where(jnp.max(jnp.abs(p[0])) > 1e4, jnp.nan, cube(p, x)),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_homogeneity_is_looked_at_far_from_norm_1_too(name):
+    check_start(custom(cube, 3), WEIGHTS)
+    words = "at parameters of norm" if name.startswith("NaN") else "not homogeneous of degree 3"
+    with pytest.raises(ValueError, match=words):
+        check_start(custom(FAR[name], 3), WEIGHTS)
+
+
+def hidden_gradient(params, x):
+    return cube((jax.lax.stop_gradient(params[0]), params[1]), x)
+
+
+def random_network(params, x):
+    return np.random.default_rng().normal() * cube(params, x)
+
+
+class Random(AbstractPerturbation):
+    """Draws anew whenever it is traced."""
+
+    radius: float = eqx.field(static=True, default=0.1)
+    order: float = eqx.field(static=True, default=2.0)
+
+    def __call__(self, margin, x, start):
+        return jnp.asarray(0.05 * np.random.default_rng().normal(size=x.shape))
+
+
+def test_functions_that_are_not_pure_are_refused():
+    """Each compiled program would hold random numbers of its own, and be right for them."""
+    with pytest.raises(ValueError, match=r"`network.apply\(params, x\)` is another function"):
+        check_start(custom(random_network, 3), WEIGHTS)
+    attacked = Problem(
+        networks.mlp((3, 2, 1)), BINARY, loss=gflow.losses.logistic(), perturbation=Random()
+    )
+    with pytest.raises(ValueError, match=r"`perturbation\(margin, x, start\)` is another function"):
+        check_start(attacked, WEIGHTS)
+
+
+class Longer(AbstractPerturbation):
+    """Twice as long as its radius says."""
+
+    radius: jax.Array
+    order: float = eqx.field(static=True, default=math.inf)
+
+    def __call__(self, margin, x, start):
+        return -2 * self.radius * jnp.sign(jax.grad(margin)(x))
+
+
+def test_perturbations_keep_to_their_radius():
+    attacked = Problem(
+        networks.mlp((3, 2, 1)),
+        BINARY,
+        loss=gflow.losses.logistic(),
+        perturbation=Longer(jnp.asarray(0.1)),
+    )
+    with pytest.raises(ValueError, match=r"is 0\.2 long .* beyond its `radius` of 0\.1"):
+        check_start(attacked, WEIGHTS)
+
+
+def own_loss(**methods):
+    """An exponential loss in which some methods are others."""
+    return type("Own", (gflow.losses.Exponential,), methods)()
+
+
+TWICE = {
+    "log_value": lambda self, q: -2 * q,
+    "log_slope": lambda self, q: jnp.log(2.0) - 2 * q,
+    "inverse": lambda self, v: -v / 2,
+}
+LOSSES = {
+    "exp(-q^2)": ("no exponential tail", {"log_slope": lambda self, q: -jnp.maximum(q, q**2)}),
+    "a power": (
+        "no exponential tail",
+        {
+            "log_value": lambda self, q: -2 * jnp.log1p(jax.nn.softplus(q)),
+            "log_slope": lambda self, q: (
+                jnp.log(2.0) - 3 * jnp.log1p(jax.nn.softplus(q)) + jax.nn.log_sigmoid(q)
+            ),
+        },
+    ),
+    "hinge": (
+        "infinite at q = 10000",
+        {"log_slope": lambda self, q: jnp.where(q < 1, 0.0, -np.inf)},
+    ),
+    "slope": ("`log_slope` is not", {"log_slope": lambda self, q: 1.0 - q}),
+    "inverse": (r"`inverse\(log_value\(q\)\)` is not q", {"inverse": lambda self, v: v}),
+    "float32": ("gives float32", {"log_value": lambda self, q: -jnp.float32(q)}),
+    "sum": (r"of the shape \(\)", {"log_value": lambda self, q: -jnp.sum(q)}),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_without_an_exponential_tail_or_of_parts_that_do_not_fit_are_refused(name):
+    words, methods = LOSSES[name]
+    check_loss(own_loss())
+    check_loss(own_loss(**TWICE))
+    with pytest.raises(ValueError, match=words):
+        check_loss(own_loss(**methods))
+
+
 START = {
     "claimed degree": (
         ValueError,
@@ -116,6 +232,16 @@ START = {
         ValueError,
         r"gives shape \(1,\), but the labels need \(\)",
         lambda: (custom(lambda p, x: p[1] @ (p[0] @ x), 2), WEIGHTS),
+    ),
+    "hidden gradient": (
+        ValueError,
+        "violates Euler's identity",
+        lambda: (custom(hidden_gradient, 3), WEIGHTS),
+    ),
+    "float32": (
+        ValueError,
+        "gives float32 numbers although",
+        lambda: (custom(lambda p, x: jnp.float32(p[1][0] @ (p[0] @ x)), 2), WEIGHTS),
     ),
     "no array": (
         ValueError,
@@ -158,7 +284,11 @@ START = {
     "function": (TypeError, "every leaf must be", lambda: (problem(), (jnp.tanh, WEIGHTS[1]))),
     "bool": (TypeError, "`params` holds True", lambda: (problem(), (True, WEIGHTS[1]))),
     "bools": (TypeError, "every leaf must be", lambda: (problem(), (WEIGHTS[0] > 0, WEIGHTS[1]))),
-    "complex": (TypeError, "real numbers", lambda: (problem(), (WEIGHTS[0] * 1j, WEIGHTS[1]))),
+    "complex": (
+        TypeError,
+        "array of complex128; every",
+        lambda: (problem(), (WEIGHTS[0] * 1j, WEIGHTS[1])),
+    ),
     "key": (TypeError, "every leaf", lambda: (problem(), (jax.random.key(0), WEIGHTS[1]))),
     "objects": (
         TypeError,
@@ -230,8 +360,9 @@ REFUSED = [("linear", step) for step in DEPENDENT] + [("ReLU", "raw"), ("ReLU^1.
 
 @pytest.mark.parametrize(("network", "step"), REFUSED)
 def test_attacks_that_depend_on_the_norm_are_refused(network, step):
+    words = "NaN or infinite" if step == "NaN" else "not scale invariant: delta"
     network, step = NETWORKS[network], DEPENDENT[step]
-    with pytest.raises(ValueError, match="not scale invariant: delta"):
+    with pytest.raises(ValueError, match=words):
         check_start(attacked(network, step), network.init(0))
 
 
@@ -253,9 +384,31 @@ def test_an_attack_of_another_shape_is_refused():
         check_start(trained, networks.linear(3).init(0))
 
 
+class Single(AbstractPerturbation):
+    """An attack in single precision."""
+
+    radius: float = 0.3
+    order: float = 2.0
+
+    def __call__(self, margin, x, start):
+        return jnp.zeros(x.shape, jnp.float32)
+
+
+class Failing(Single):
+    def __call__(self, margin, x, start):
+        return -x if margin(x) > 0 else x
+
+
+@pytest.mark.parametrize(("attack", "words"), [(Single(), "gives float32"), (Failing(), "fails: ")])
+def test_an_attack_that_fails_or_is_of_another_type_is_refused(attack, words):
+    trained = Problem(networks.linear(3), BINARY, loss=gflow.losses.logistic(), perturbation=attack)
+    with pytest.raises(ValueError, match=rf"`perturbation\(margin, x, start\)` {words}"):
+        check_start(trained, networks.linear(3).init(0))
+
+
 def test_attacks_of_gflow_are_not_looked_at(monkeypatch):
     """They are invariant by construction, and compilation is what users wait for."""
-    monkeypatch.setattr(validation, "_invariance_error", None)
+    monkeypatch.setattr(homogeneity, "_invariance_error", None)
     for attack in (clean(), fgm(0.1), pgd(0.1)):
         trained = Problem(MLP, BINARY, loss=gflow.losses.logistic(), perturbation=attack)
         check_start(trained, WEIGHTS)
@@ -273,8 +426,15 @@ OWN_NETWORKS = [
 @pytest.mark.parametrize("network", OWN_NETWORKS)
 def test_networks_of_gflow_are_not_looked_at(network, monkeypatch):
     """They are homogeneous by construction."""
-    monkeypatch.setattr(validation, "_degree_error", None)
+    monkeypatch.setattr(homogeneity, "_degree_error", None)
     check_start(problem(network), network.init(0))
+
+
+def test_what_gflow_defines_is_told_from_what_holds_a_function_of_the_user():
+    of_gflow = [*OWN_NETWORKS, clean(), fgm(0.1), pgd(0.1), gflow.losses.logistic()]
+    assert all(map(is_of_gflow, of_gflow))
+    assert not is_of_gflow(networks.custom(lambda p, x: p @ x, degree=1))
+    assert not is_of_gflow(Shifted((3, 2, 1), 1, False, None))
 
 
 class Shifted(networks.MLP):

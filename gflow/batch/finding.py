@@ -1,7 +1,8 @@
 """`find_limits`: the limits of many flows, those of one structure side by side."""
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from jax.sharding import Mesh
@@ -19,11 +20,10 @@ from gflow.limit import Limit, LimitFailed, LimitSettings, find_limit
 from gflow.limit.options import check_options, check_size, flow_options
 from gflow.limit.search import Search
 from gflow.limit.search_settings import DEFAULT
-from gflow.limit.starting import polar, started
+from gflow.limit.starting import started
 from gflow.limit.state import Start
 from gflow.problem import Problem
 from gflow.progress import reporter
-from gflow.validation import check_values
 
 # A run that starts at a log kappa beyond this is followed by itself.
 _FARTHEST_START = 600.0
@@ -81,7 +81,8 @@ def find_limits(
         throw: raise `LimitFailed` for the first run that does not end in a point that nothing
             leaves, once all are done. False returns all limits, each with its own `.result`.
 
-    An interrupt from the keyboard ends runs that are under way as `interrupted`, and returns.
+    An interrupt from the keyboard ends all runs that have not arrived as `interrupted`, and
+    returns; it is raised where nothing has been computed yet that could be returned.
     `Limit.trajectory` has the start and the end of the true flow only, without physical time.
 
     Raises:
@@ -97,8 +98,8 @@ def find_limits(
     check_runs(problems, starts, chunk, mesh, progress)
     same |= {"escape": escape, "deadline": Deadline.after(max_seconds, "find_limits")}
     every = _searches(problems, starts, flow_options(flow_tolerance, settings), same)
-    limits = _side_by_side(every, chunk, mesh, progress)
-    found = [limits[row] if row in limits else _alone(each) for row, each in enumerate(every)]
+    with reporter(progress, "limits") as report:
+        found = _all(every, partial(together, chunk=chunk, mesh=mesh, report=report))
     failed = next((limit for limit in found if not limit.successful), None)
     if throw and failed is not None:
         raise LimitFailed(failed)
@@ -108,22 +109,16 @@ def find_limits(
 def _searches(
     problems: list[Problem], starts: list[Params], flow: dict[str, Any], options: dict[str, Any]
 ) -> list[RunBeside]:
-    """All runs, as checked: of each structure the first one throughout, all by their values."""
+    """All runs, as checked."""
     layouts: dict[Hashable, Layout] = {}
     kinks: dict[Hashable, bool] = {}
     runs = []
-    for problem, params in zip(problems, starts, strict=True):
-        structure = structure_of(problem, params)
+    for row, (problem, params) in enumerate(zip(problems, starts, strict=True)):
+        layout, start = _checked(row, problem, params)
+        structure = structure_of(problem, layout)
         if structure not in layouts:
-            layouts[structure], start = started(problem, params)
-            check_size(
-                layouts[structure].size, options["settings"], "find_limits(problems, starts)"
-            )
-            kinks[structure] = has_kinks(problem)
-        else:
-            check_values(params)
-            vector, log_norm = polar(layouts[structure].flatten_on_host(params).astype(float))
-            start = Start(vector, problem.degree * log_norm)
+            check_size(layout.size, options["settings"], "find_limits(problems, starts)")
+            layouts[structure], kinks[structure] = layout, has_kinks(problem)
         search = Search(
             problem=problem,
             layout=layouts[structure],
@@ -136,26 +131,64 @@ def _searches(
     return runs
 
 
-def _groups(runs: list[RunBeside]) -> list[list[int]]:
-    """The runs that may be beside each other, by their rows."""
+def _checked(row: int, problem: Problem, params: Params) -> tuple[Layout, Start]:
+    """The layout and the start of a run, which is named where they are refused."""
+    try:
+        return started(problem, params)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"`find_limits(problems, starts)`, run {row}: {error}") from error
+
+
+def _is_small(run: RunBeside) -> bool:
+    """Whether a run may be beside others."""
+    small = run.search.layout.size <= _MOST_PARAMETERS
+    return small and not run.search.has_kinks and run.start.log_kappa < _FARTHEST_START
+
+
+def _groups(runs: list[RunBeside], rows: Iterable[int]) -> list[list[int]]:
+    """These rows, those of one structure together."""
     groups: dict[Hashable, list[int]] = {}
-    for row, (search, start, _, structure) in enumerate(runs):
-        small = search.layout.size <= _MOST_PARAMETERS
-        if small and not search.has_kinks and start.log_kappa < _FARTHEST_START:
-            groups.setdefault(structure, []).append(row)
+    for row in rows:
+        groups.setdefault(runs[row].structure, []).append(row)
     return list(groups.values())
 
 
-def _side_by_side(
-    runs: list[RunBeside], chunk: int | None, mesh: Mesh | None, progress: Any
-) -> dict[int, Limit]:
-    """The limits of the runs that may be beside each other, by their rows."""
+def _all(runs: list[RunBeside], beside: Callable[..., list[Limit | None]]) -> list[Limit]:
+    """The limits of all runs: of those that may be beside each other, then of the others.
+
+    After an interrupt no other run begins, and those without a limit end where they started.
+
+    Args:
+        beside: the limits of runs of one structure; `together`.
+
+    Raises:
+        KeyboardInterrupt: there is nothing yet that could be returned.
+    """
     limits: dict[int, Limit] = {}
-    with reporter(progress, "limits") as report:
-        for rows in _groups(runs):
-            group = [runs[row] for row in rows]
-            limits |= dict(zip(rows, together(group, chunk, mesh, report), strict=True))
-    return limits
+    try:
+        for rows in _groups(runs, (row for row, run in enumerate(runs) if _is_small(run))):
+            found = beside([runs[row] for row in rows])
+            limits |= {row: one for row, one in zip(rows, found, strict=True) if one is not None}
+            _end_if_interrupted(found)
+        for row in sorted(set(range(len(runs))) - set(limits)):
+            limits[row] = _alone(runs[row])
+            _end_if_interrupted([limits[row]])
+    except KeyboardInterrupt:
+        if not limits:
+            raise
+    for rows in _groups(runs, sorted(set(range(len(runs))) - set(limits))):
+        found = beside([runs[row] for row in rows], stopped=True)
+        limits |= {row: one for row, one in zip(rows, found, strict=True) if one is not None}
+    return [limits[row] for row in range(len(runs))]
+
+
+def _end_if_interrupted(limits: Iterable[Limit | None]) -> None:
+    """Goes on with an interrupt that a search has heard, and taken for its own end; see
+    `together`.
+    """
+    if any(limit is None or limit.result_name == "interrupted" for limit in limits):
+        raise KeyboardInterrupt
 
 
 def _alone(run: RunBeside) -> Limit:

@@ -27,13 +27,20 @@ _STEPS = 64
 
 
 def followed(
-    runs: Runs, goals: Goals, paths: np.ndarray, deadline: Deadline, report: Callable[[Lane], None]
+    runs: Runs,
+    goals: Goals,
+    paths: np.ndarray,
+    deadline: Deadline,
+    report: Callable[[Lane], None],
+    *,
+    stopped: bool = False,
 ) -> tuple[Lane, str | None]:
     """Where all runs end, stacked; and "interrupted" or "seconds_spent" where some could not.
 
     Args:
         paths: `(u, log rho)` of the starts. Shape (runs, P + 1).
         report: is called with all runs after every round of segments.
+        stopped: whether an interrupt came before; then no step is made.
     """
     everyone, lanes = np.arange(len(paths)), None
     for meant, padded in runs.pieces(everyone):
@@ -41,6 +48,8 @@ def followed(
         found = taken_rows(_starting(*given, mesh=runs.mesh), np.arange(len(meant)))
         lanes = found if lanes is None else jax.tree.map(_joined, lanes, found)
     assert lanes is not None
+    if stopped:
+        return lanes, "interrupted"
     try:
         for stiff in (False, True):
             while len(rows := _going(runs, lanes, stiff)):

@@ -61,12 +61,11 @@ class Runs(NamedTuple):
         return jax.tree.map(lambda leaf: jax.device_put(leaf, spread), tree)
 
 
-def structure_of(problem: Problem, params: Any) -> Hashable:
+def structure_of(problem: Problem, layout: Layout) -> Hashable:
     """What two runs must share to be parts of one program: all that is compiled into it."""
     leaves, structure = jax.tree.flatten(problem)
     shapes = tuple((np.shape(leaf), str(np.asarray(leaf).dtype)) for leaf in leaves)
-    layout = jax.tree.structure(params), tuple(np.shape(leaf) for leaf in jax.tree.leaves(params))
-    return structure, shapes, layout
+    return structure, shapes, layout.structure, layout.shapes
 
 
 def stacked(trees: Sequence[Any]) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,14 +14,15 @@ from gflow.batch.flow import followed
 from gflow.batch.judging import judged_beside
 from gflow.batch.lanes import ACTIVE, ARRIVED, FAR, Goals, Lane
 from gflow.batch.points import points
-from gflow.batch.stacked import Runs, default_width, stacked
+from gflow.batch.stacked import Runs, default_width, stacked, taken_rows
 from gflow.batch.states import states
 from gflow.limit import Limit
 from gflow.limit.ending import certified_params
-from gflow.limit.search import Search, run
+from gflow.limit.search import Search, judge, run
 from gflow.limit.slopes import limit_or_more
 from gflow.limit.smooth import Smooth
-from gflow.limit.state import Start, State, begun
+from gflow.limit.state import Start, State, begun, taken
+from gflow.results import RESULTS
 
 # What the matrices of runs side by side may take.
 _BYTES = 2**30
@@ -45,8 +47,14 @@ def together(
     chunk: int | None,
     mesh: Mesh | None,
     report: Callable[[dict[str, Any]], None],
-) -> list[Limit]:
-    """The limits of runs of one structure."""
+    *,
+    stopped: bool = False,
+) -> list[Limit | None]:
+    """The limits of runs of one structure; None where an interrupt left nothing of a run.
+
+    Args:
+        stopped: whether an interrupt came before they began, as which all of them end then.
+    """
     searches = [each.search for each in group]
     first = searches[0]
     width = _width(first, len(group), chunk, mesh)
@@ -56,12 +64,16 @@ def together(
     def show(lanes: Lane) -> None:
         report(_progress(lanes))
 
-    lanes, why = followed(runs, _goals(first), paths, first.deadline, show)
+    lanes, why = followed(runs, _goals(first), paths, first.deadline, show, stopped=stopped)
     reached = states(runs, searches, paths, lanes, why)
-    if not why:
+    if why != "seconds_spent":
         reached = _at_points(runs, searches, lanes, reached)
     refiners = judged_beside(runs, searches, reached)
-    ended = [_ended(*each) for each in zip(refiners, group, reached, strict=True)]
+    ended: list[State | None] = []
+    for each in zip(refiners, group, reached, strict=True):
+        ended.append(_ended(*each) if why != "interrupted" else _left(each[0], each[2]))
+        if ended[-1] is not None and ended[-1].result == RESULTS.interrupted:
+            why = "interrupted"
     return _limits(runs, searches, ended)
 
 
@@ -95,13 +107,29 @@ def _ended(refiner: Smooth, each: RunBeside, state: State | None) -> State:
     return run(refiner, begun(each.start, search.cap_logits, search.cap_log_kappa, handover))
 
 
-def _limits(runs: Runs, searches: list[Search], ended: list[State]) -> list[Limit]:
+def _left(refiner: Smooth, state: State | None) -> State | None:
+    """The end of a search after an interrupt: nothing more is followed, and no system solved. A KKT
+    point that has been found is judged.
+    """
+    if state is None or state.result is not None:
+        return state
+    if state.found is not None:
+        state = taken(partial(judge, refiner), state)
+    return state if state.result is not None else state.ended(RESULTS.interrupted, final=True)
+
+
+def _limits(runs: Runs, searches: list[Search], ended: list[State | None]) -> list[Limit | None]:
     """The limits of the last states, certified together."""
-    problems = [search.problem for search in searches]
-    params = [certified_params(*each) for each in zip(searches, ended, strict=True)]
-    certified = certificates(runs, problems, params)
-    every = zip(searches, ended, certified, strict=True)
-    return [limit_or_more(search, state, 0.0, certificate) for search, state, certificate in every]
+    rows = [row for row, state in enumerate(ended) if state is not None]
+    if len(rows) < len(ended):
+        problem = taken_rows(runs.problem, np.array(rows, int))
+        runs, searches = runs._replace(problem=problem), [searches[row] for row in rows]
+    last = [state for state in ended if state is not None]
+    params = [certified_params(*each) for each in zip(searches, last, strict=True)]
+    certified = certificates(runs, [each.problem for each in searches], params) if rows else []
+    every = zip(rows, searches, last, certified, strict=True)
+    found = {row: limit_or_more(search, state, 0.0, at) for row, search, state, at in every}
+    return [found.get(row) for row in range(len(ended))]
 
 
 def _goals(search: Search) -> Goals:

@@ -21,6 +21,18 @@ _DEFAULT_FOLDER = "gflow-run"
 _SWEEP_FOLDER = "gflow-sweep"
 
 
+class _Folder(click.Path):
+    """The path of a folder; an empty one, such as that of a variable that is not set, is none."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, file_okay=False)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value == "":
+            self.fail("the path is empty; `.` is the folder of the shell.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class _RunCommand(click.Command):
     """A command whose help goes on with the fields of the configuration."""
 
@@ -67,7 +79,7 @@ def _output_option(default: str, *names: str) -> Callable[[Any], Any]:
     return click.option(
         "-o",
         *names,
-        type=click.Path(path_type=Path, file_okay=False),
+        type=_Folder(),
         help=f"Folder of the results.  [default: {default}, or the next that is free]",
     )
 
@@ -76,7 +88,7 @@ def _resume_option(what: str) -> Callable[[Any], Any]:
     """The option that goes on with a job or a sweep."""
     return click.option(
         "--resume",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=_Folder(),
         metavar="FOLDER",
         help=f"Go on with the {what} whose results are in FOLDER, after a kill or an interrupt.",
     )
@@ -100,7 +112,7 @@ def _resume_option(what: str) -> Callable[[Any], Any]:
 )
 @click.option(
     "--cache",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=_Folder(),
     help="Keep compiled programs in this folder, so that later runs start sooner.  [default: gflow "
     "in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names one]",
 )
@@ -171,7 +183,7 @@ def run(
 )
 @click.option(
     "--cache",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=_Folder(),
     help="Keep compiled programs in this folder; see `gflow run --help`.",
 )
 @_NO_CACHE
@@ -259,7 +271,7 @@ def report(folder: Path, matrix: Path | None) -> int:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=_Folder(),
     default=Path("gflow-studies"),
     show_default=True,
     help="Folder of the ledger and the figures.",

@@ -5,11 +5,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gflow._files import write_text
 from gflow.commands import working
 from gflow.commands.crew import Crew, set_up_jax
 from gflow.commands.explaining import example_toml
-from gflow.commands.folder import CONFIG_NAME, claimed, write
+from gflow.commands.folder import claimed, prepare, write
 from gflow.commands.job import Job, Options, results_of, what_is_safe, write_results_of
 from gflow.commands.quick import NUM_EXAMPLES, quick
 from gflow.commands.schedule import Listener, run_all
@@ -84,18 +83,17 @@ def _tell_of_large_networks(job: Job) -> None:
 
 
 def _prepare_folder(job: Job) -> None:
-    """The folder as that of this job: without the runs of another, which must not pass for its own,
-    or with its own where it is gone on with.
-    """
-    safe = "Nothing was integrated."
-    folders = _FOLDERS | (_DESCENTS if job.configuration.descent.enabled else {})
-    for name, pattern in folders.items():
-        write(safe, (job.folder / name).mkdir, exist_ok=True)
-        if not job.options.resumed:
-            for path in (job.folder / name).glob(pattern):
-                write(safe, path.unlink)
-    write(safe, write_text, job.folder / CONFIG_NAME, example_toml(job.configuration))
-    if not job.options.resumed:
+    """The folder as that of this job."""
+    options, safe = job.options, "Nothing was integrated."
+    prepare(
+        job.folder,
+        example_toml(job.configuration),
+        _FOLDERS | (_DESCENTS if job.configuration.descent.enabled else {}),
+        overwrite=options.overwrite,
+        resumed=options.resumed,
+        safe=safe,
+    )
+    if not options.resumed:
         write_results_of(job, safe)
 
 

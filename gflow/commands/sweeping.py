@@ -11,11 +11,10 @@ from typing import Any
 
 from rich.console import Console
 
-from gflow._files import write_text
 from gflow.commands.asking import Asked
 from gflow.commands.crew import Programs, set_up_jax
 from gflow.commands.explaining import document_toml
-from gflow.commands.folder import CONFIG_NAME, RUNS, claimed, write
+from gflow.commands.folder import CONFIG_NAME, RUNS, claimed, prepare, write
 from gflow.commands.lists import Entry
 from gflow.commands.reading import UserError
 from gflow.commands.sweep_display import SweepDisplay, print_sweep
@@ -83,7 +82,14 @@ def _run(asked: Asked, folder: Path, console: Console, options: Options) -> int:
         with console.status("Loading JAX, data and networks"):
             set_up_jax(options.programs)
             make = maker(asked.runs)
-        _prepare(asked, folder, options)
+        prepare(
+            folder,
+            document_toml(asked.document, _COMMENT),
+            {RUNS: "*.npz"},
+            overwrite=options.overwrite,
+            resumed=options.resumed,
+            safe="Nothing was searched.",
+        )
         found = _searched(asked, make, folder, console, options)
         return _conclude(asked, found, folder, console, options, time.perf_counter() - begun)
 
@@ -155,19 +161,9 @@ def _key(row: Mapping[str, Any]) -> str:
     return repr(sorted(row.items()))
 
 
-def _prepare(asked: Asked, folder: Path, options: Options) -> None:
-    """The folder as that of this sweep, with its own runs or with none."""
-    safe = "Nothing was searched."
-    write(safe, (folder / RUNS).mkdir, exist_ok=True)
-    if options.resumed:
-        return
-    for path in (folder / RUNS).glob("*.npz"):
-        write(safe, path.unlink)
-    write(safe, write_text, folder / CONFIG_NAME, document_toml(asked.document, _COMMENT))
-
-
 def _searched(asked: Asked, make: Any, folder: Path, console: Console, options: Options) -> Any:
     from gflow.sweeps import sweep
+    from gflow.sweeps.searching import Changed
 
     configuration = asked.runs[0].configuration
     search = {name: getattr(configuration.limit, name) for name in _SEARCH}
@@ -187,6 +183,12 @@ def _searched(asked: Asked, make: Any, folder: Path, console: Console, options: 
                 mesh=_mesh(),
                 **search,
             )
+        except Changed as error:
+            raise UserError(
+                f"`{folder}` holds limits of other problems: for {dict(error.row)} its "
+                f"`{CONFIG_NAME}`, the data or this version of gflow give another one than that "
+                "whose limit is kept. Begin the sweep anew in another folder, or undo the change."
+            ) from error
         except (ValueError, RuntimeError) as error:
             raise UserError(str(error)) from error
 

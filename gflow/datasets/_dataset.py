@@ -115,6 +115,8 @@ def _numbers(values: Any, name: str) -> np.ndarray:
         array = np.asarray(values)
     except Exception as error:  # ragged lists, tensors that refuse to become arrays, ..
         raise TypeError(f"`Dataset(x, y)`: `{name}` is no array of numbers: {error}") from error
+    if array.dtype.kind in "US" and name == "y":
+        raise TypeError(f"`Dataset(x, y)`: `y` holds names, expected numbers. {_NUMBERED}")
     if array.dtype.kind not in "fiub":
         raise TypeError(
             f"`Dataset(x, y)`: `{name}` has dtype {array.dtype}, expected real numbers. If that is "
@@ -161,6 +163,10 @@ def _checked_indices(indices: Any) -> np.ndarray:
     return array
 
 
+_SIGNED = "Convert two classes with `np.where(y == positive, 1, -1)`."
+_NUMBERED = "Number the classes from 0 on with `np.unique(y, return_inverse=True)[1]`."
+
+
 def _checked_labels(y: Any, num_examples: int) -> tuple[np.ndarray, int]:
     labels = _numbers(y, "y")
     if labels.shape != (num_examples,):
@@ -181,5 +187,5 @@ def _checked_labels(y: Any, num_examples: int) -> tuple[np.ndarray, int]:
     shown = ", ".join(f"{value:g}" for value in values[:6]) + (", ..." if len(values) > 6 else "")
     raise ValueError(
         "`Dataset(x, y)`: labels must be -1 and +1, or classes 0, 1, .., k-1 each with an example; "
-        f"found {shown}. Convert two classes with `np.where(y == positive, 1, -1)`."
+        f"found {shown}. {_NUMBERED if len(values) > 2 else _SIGNED}"
     )

@@ -27,7 +27,9 @@ def checked_examples(dataset: Any) -> tuple[Array, Array, int]:
         raise ValueError(
             f"`x` has shape {x.shape} and `y` {y.shape}; expected (n, d) and (n,), n, d >= 1."
         )
-    num_classes = _num_classes(y)
+    # A part of a data set may lack some of its classes, which are rivals all the same.
+    num_classes = getattr(dataset, "num_classes", None)
+    num_classes = _num_classes(y) if num_classes is None else _checked_classes(y, int(num_classes))
     if not np.isfinite(x).all():
         raise ValueError("`x` holds NaN or infinity. Remove or impute those examples.")
     largest = np.abs(x).max()
@@ -37,6 +39,15 @@ def checked_examples(dataset: Any) -> tuple[Array, Array, int]:
             "range of float64. Rescale `x` (and `radius`); the direction does not change."
         )
     return x, y.astype(int), num_classes
+
+
+def _checked_classes(y: Array, num_classes: int) -> int:
+    """The number of classes of a `gflow.Dataset`, whose labels are among them."""
+    known = np.arange(num_classes) if num_classes > 1 else (-1.0, 1.0)
+    if not np.isin(y, known).all():
+        what = f"classes 0 .. {num_classes - 1}" if num_classes > 1 else "labels -1 and +1"
+        raise ValueError(f"`y` must hold the {what} of the data set alone.")
+    return num_classes
 
 
 def _num_classes(y: Array) -> int:

@@ -87,14 +87,26 @@ def kept(job: Job, number: int) -> list[Run] | None:
     return runs
 
 
-def check_same(make: Make, folder: Path, row: Mapping[str, Any], checksum: str) -> None:
-    """Raises ValueError unless `make` still returns what it returned for this run."""
-    if _made(make, row).checksum != checksum:
-        raise ValueError(
+class Changed(ValueError):
+    """`make` returns another problem or start than the one whose limit is kept.
+
+    Attributes:
+        row: the settings for which it does.
+    """
+
+    def __init__(self, folder: Path, row: Mapping[str, Any]):
+        super().__init__(
             f"`gflow.sweep(make, ..., folder={str(folder)!r})`: for {dict(row)} `make` returns "
             "another problem or start than the one whose limit is kept there. It must be a pure "
             "function of its row; after changing it choose another folder."
         )
+        self.row = row
+
+
+def check_same(make: Make, folder: Path, row: Mapping[str, Any], checksum: str) -> None:
+    """Raises `Changed` unless `make` still returns what it returned for this run."""
+    if _made(make, row).checksum != checksum:
+        raise Changed(folder, row)
 
 
 class _Failure(NamedTuple):
