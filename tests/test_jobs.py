@@ -13,7 +13,7 @@ import pytest
 from gflow import load
 from gflow.__main__ import main
 from gflow._files import LOCK_NAME, locked
-from gflow.commands import running, working
+from gflow.commands import folder, working
 from gflow.commands.folder import claimed
 from gflow.commands.reading import UserError
 from gflow.report import read_results
@@ -189,7 +189,7 @@ def test_a_disk_that_is_full_at_the_end(tmp_path, arguments, capsys, monkeypatch
 
 
 def test_a_disk_that_is_full_from_the_start(tmp_path, arguments, capsys, monkeypatch):
-    monkeypatch.setattr(running, "write_text", full)
+    monkeypatch.setattr(folder, "write_text", full)
     assert main(arguments) == 2
     assert "Nothing was integrated" in sentence(capsys)
 

@@ -56,11 +56,13 @@ class Job:
         return list(dict.fromkeys(case.network for case in self.cases))
 
 
-def write_results_of(job: Job, safe: str) -> Path:
-    """Writes `results.json`; `safe` says what is not lost where that fails."""
+def write_results_of(job: Job, safe: str, results: Any = None) -> Path:
+    """Writes `results.json`, of these results or of those at present; `safe` says what is not lost
+    where that fails.
+    """
     from gflow.report.record import write_results
 
-    return write(safe, write_results, results_of(job), job.folder)
+    return write(safe, write_results, results or results_of(job), job.folder)
 
 
 def what_is_safe(job: Job) -> str:

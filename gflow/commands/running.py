@@ -102,7 +102,7 @@ def _conclude(job: Job) -> int:
     from gflow.report.answer import answer
 
     results = results_of(job)
-    paths = [write_results_of(job, what_is_safe(job))]
+    paths = [write_results_of(job, what_is_safe(job), results)]
     evaluations = [job.evaluations[one] for one in job.networks if one in job.evaluations]
     if job.options.report and job.records:
         from gflow.commands.reporting import draw_report
