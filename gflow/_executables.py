@@ -49,6 +49,10 @@ class Kept(NamedTuple):
     places: list[int]
 
 
+# A program in bytes, and whether it calls LAPACK.
+Written = tuple[bytes, bool]
+
+
 class _Folder(NamedTuple):
     path: Path
     max_bytes: int
@@ -98,8 +102,7 @@ def load(name: str, num_arrays: int) -> Kept | None:
 def _read(content: bytes, num_arrays: int) -> Kept:
     from jax.experimental import serialize_executable
 
-    executable, result, places = pickle.loads(zlib.decompress(content))
-    executable, calls_lapack = pickle.loads(executable)
+    (executable, calls_lapack), result, places = pickle.loads(zlib.decompress(content))
     if calls_lapack:
         _load_lapack()
     arguments = jax.tree.structure((([0] * num_arrays,), {}))
@@ -118,7 +121,7 @@ def _load_lapack() -> None:
     jax.jit(jax.lax.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), "float32"))
 
 
-def compiled(jitted: Any, arrays: list[Any]) -> tuple[Any, bytes | None]:
+def compiled(jitted: Any, arrays: list[Any]) -> tuple[Any, Written | None]:
     """The program for these arrays, and the same in bytes; None where it cannot be written."""
     lowered = jitted.lower(arrays)
     called = _CALLED.findall(lowered.as_text())
@@ -130,17 +133,17 @@ def compiled(jitted: Any, arrays: list[Any]) -> tuple[Any, bytes | None]:
     return run, None if hits else _written(run, bool(called))
 
 
-def _written(run: Any, calls_lapack: bool) -> bytes | None:
+def _written(run: Any, calls_lapack: bool) -> Written | None:
     from jax.experimental import serialize_executable
 
     try:
         executable, _, _ = serialize_executable.serialize(run)
     except Exception:  # whatever this version of JAX cannot write
         return None
-    return pickle.dumps((executable, calls_lapack))
+    return executable, calls_lapack
 
 
-def save(name: str, executable: bytes, result: Any, places: list[int]) -> None:
+def save(name: str, executable: Written, result: Any, places: list[int]) -> None:
     """Keeps a program for later processes, if its result can be written and the disk takes it.
 
     Args:

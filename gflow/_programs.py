@@ -5,7 +5,7 @@ dropped, by `gflow._memory_maps`.
 """
 
 import contextlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -71,15 +71,14 @@ class _Call:
             return
         self._executable, written = _executables.compiled(self.jitted, arrays)
         if written is not None:
-            result = jax.tree.unflatten(self._structure, self._numbered())
-            _executables.save(name, written, result, self._places)
+            _executables.save(name, written, self._with(range(len(self._places))), self._places)
 
-    def _numbered(self) -> list[Any]:
-        """The leaves of what is returned, with numbers in place of arrays."""
+    def _with(self, values: Iterable[Any]) -> Any:
+        """What is returned, with these values in the places of its arrays."""
         found = list(self._constants)
-        for number, place in enumerate(self._places):
-            found[place] = number
-        return found
+        for place, value in zip(self._places, values, strict=True):
+            found[place] = value
+        return jax.tree.unflatten(self._structure, found)
 
     def _run(self, arrays: list[Any]) -> list[Any]:
         if self._executable is not None:
@@ -90,11 +89,7 @@ class _Call:
         return self.jitted(arrays)
 
     def __call__(self, arrays: list[Any]) -> Any:
-        values = self._run(arrays)
-        found = list(self._constants)
-        for place, value in zip(self._places, values, strict=True):
-            found[place] = value
-        return jax.tree.unflatten(self._structure, found)
+        return self._with(self._run(arrays))
 
 
 class _Program:
