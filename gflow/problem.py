@@ -389,11 +389,12 @@ class Problem(eqx.Module):
         return self._mapped(self._one.attack, params)
 
     def _attacked_margins(self, params: Params, attack: Attack) -> Array:
-        axes, examples = (None, 0, 0, 0), self._examples()
+        x, y = self._examples()
         if self.one_attack:
-            clean = jax.vmap(self._one.margin, axes[:-1])(params, *examples)
-            return clean + self.network.apply(params, attack.delta)
-        return jax.vmap(self._one.attacked_margin, axes)(params, *examples, attack)
+            # f(x) = <v, x>: the network is evaluated once, and not for every example.
+            predictor = jax.grad(self.network.apply, argnums=1)(params, jnp.zeros_like(x[0]))
+            return y * (x @ predictor) + attack.delta @ predictor
+        return jax.vmap(self._one.attacked_margin, (None, 0, 0, 0))(params, x, y, attack)
 
 
 def by_example(problem: Problem) -> list[Any]:

@@ -112,6 +112,7 @@ FOLDERS = {
     "kkt": [
         {
             "__init__",
+            "batches",
             "certificate",
             "semidefinite",
             "settings",
@@ -120,7 +121,7 @@ FOLDERS = {
             "variables",
         },
         {"switches", "system"},
-        {"kinked_system", "point"},
+        {"kinked_system", "point", "within"},
         {"subgradients"},
         {"curvature", "margin_next_to", "multipliers", "open_coefficients"},
         {"certifying", "second_order"},

@@ -9,7 +9,7 @@ condition; with frozen perturbations it is the stability of the flow, judged by 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -81,16 +81,19 @@ def curvature(
 ) -> Curvature:
     """The eigenvalues at a KKT point off kinks; see above. Costs O(P^3).
 
-    Beyond `sizes.factored` parameters only the 16 nearest to -0.01 are sought, and a few to the
-    left of them, by Arnoldi's method; where it finds none, all.
+    Of a system within a subspace they are those of the directions in it: of all others they are 1.
+    Beyond `sizes.factored` parameters, or dimensions of the subspace, only the 16 nearest to -0.01
+    are sought, and a few to the left of them, by Arnoldi's method; where it finds none, all.
 
     Args:
         at: the KKT system at the point.
         active: its active margins. Shape (m,).
     """
-    large = len(at.stationarity) > sizes.factored
-    few = _smallest(at, active, settings) if large else None
-    return _all(at, active, settings) if few is None else few
+    inner = at.on_basis
+    large = len(inner.hessian) > sizes.factored
+    few = _smallest(inner, active, settings) if large else None
+    found = _all(inner, active, settings) if few is None else few
+    return replace(found, vectors=at.vectors(found.vectors))
 
 
 def _all(at: KKTSystem, active: np.ndarray, settings: CurvatureSettings) -> Curvature:

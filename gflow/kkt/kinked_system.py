@@ -4,7 +4,6 @@ Unknown are the point theta, the multipliers lambda and the angles phi of some s
 (`gflow.kkt.switches`); the equations are those of `gflow.kkt.system` and `v = 0` of these switches.
 """
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,16 +13,17 @@ from jaxtyping import Array, Float
 
 from gflow._layout import Layout
 from gflow._programs import compiled_for_some_calls
-from gflow.kkt.subspace import invariant
+from gflow.kkt.batches import BATCH, by_batches, padded_chunks
+from gflow.kkt.subspace import invariant, of_length_one
 from gflow.kkt.switches import MOST_PASSES, SETTLED, alive, passes, switched_margins
 from gflow.kkt.system import KKTSystem, SwitchBlocks
 from gflow.kkt.variables import Variables
 from gflow.networks import Decided
 from gflow.problem import Problem
 
-# The number of columns of the Jacobian that one call of the program computes: `_SMALL_BATCH` if the
-# Jacobian has at most `_SMALL` columns, else `_BATCH`.
-_BATCH, _SMALL_BATCH, _SMALL = 256, 64, 512
+# The number of columns of the Jacobian that one call of the program computes if it has more than
+# `_SMALL`; else `gflow.kkt.batches.BATCH`.
+_BATCH, _SMALL = 256, 512
 
 
 class Residuals(NamedTuple):
@@ -116,15 +116,15 @@ def kinked_system_within(
     residuals, found = _columns(
         *given, size + used, np.concatenate([np.arange(size + count), size + count + index])
     )
-    columns, rows = found.T, _by_batches(_rows, given, used, size)
+    columns, rows = found.T, by_batches(_rows, given, used, size)
     slopes, gradients = np.zeros((2, count, size))
     slopes[own], gradients[own] = rows[: len(own)], -found[: len(own), :size]
 
     def images(vectors: np.ndarray) -> np.ndarray:
-        return vectors - _by_batches(_products, given, vectors.T, size).T
+        return vectors - by_batches(_products, given, vectors.T, size).T
 
     # By their own lengths: columns of small neurons are short, and so is the force near the end.
-    start = _of_length_one(np.column_stack([columns[:size], force]))
+    start = of_length_one(np.column_stack([columns[:size], force]))
     basis, mapped = invariant(images, start, drop, whole=whole)
     return KKTSystem(
         stationarity=residuals.stationarity,
@@ -142,19 +142,13 @@ def kinked_system_within(
     )
 
 
-def _of_length_one(columns: np.ndarray) -> np.ndarray:
-    """The columns that are not 0, each divided by its length."""
-    lengths = np.linalg.norm(columns, axis=0)
-    return columns[:, lengths > 0] / lengths[lengths > 0]
-
-
 def switch_rows(
     problem: Problem, layout: Layout, variables: Variables, smoothing: float, index: np.ndarray
 ) -> np.ndarray:
     """dv/dtheta of the switches of flat indices. Shape (k, P)."""
     given = problem, layout, variables, np.float64(smoothing)
     places = len(variables.multipliers) + index
-    return _by_batches(_rows, given, places, len(variables.theta))
+    return by_batches(_rows, given, places, len(variables.theta))
 
 
 def settled_angles_at(
@@ -223,33 +217,12 @@ def _columns(
     compiled again for another number of switches.
     """
     across = variables.theta.size + variables.multipliers.size
-    batch = _SMALL_BATCH if across <= _SMALL else _BATCH
+    batch = BATCH if across <= _SMALL else _BATCH
     found, residuals = np.empty((len(columns), len(kept))), ()
     for chunk, padded in padded_chunks(columns, batch, -1):
         residuals, products = _linearized(problem, layout, variables, smoothing, padded)
         found[chunk] = np.asarray(products)[: chunk.stop - chunk.start, kept]
     return Residuals(*map(np.asarray, residuals)), found
-
-
-def _by_batches(
-    program: Any, given: tuple[Any, ...], rows: np.ndarray, size: int
-) -> Float[np.ndarray, "b P"]:
-    """What a program returns for each of these rows, some at a time."""
-    found = np.empty((len(rows), size))
-    for chunk, padded in padded_chunks(rows, _SMALL_BATCH, -1):
-        found[chunk] = np.asarray(program(*given, padded))[: chunk.stop - chunk.start]
-    return found
-
-
-def padded_chunks(rows: np.ndarray, batch: int, filling: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Slices of so many rows, and the rows there, always `batch` of them, so that one program
-    serves: of the last with `filling` in place of those that are missing. A column of -1 stands for
-    none.
-    """
-    for start in range(0, len(rows), batch):
-        chunk = slice(start, min(start + batch, len(rows)))
-        short = [(0, batch - (chunk.stop - start)), *[(0, 0)] * (rows.ndim - 1)]
-        yield chunk, np.pad(rows[chunk], short, constant_values=filling)
 
 
 @compiled_for_some_calls

@@ -26,7 +26,7 @@ from scipy.optimize import linprog
 from gflow._layout import Layout
 from gflow._programs import compiled_for_few_calls
 from gflow._typing import Params
-from gflow.kkt.kinked_system import padded_chunks
+from gflow.kkt.batches import padded_chunks
 from gflow.kkt.subgradients import Pattern, pattern_at
 from gflow.kkt.switches import alone_with, passes, switched_margins
 from gflow.kkt.variables import margins_at

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from gflow._layout import Layout
 from gflow._programs import compiled_for_some_calls
-from gflow.kkt.kinked_system import padded_chunks
+from gflow.kkt.batches import padded_chunks
 from gflow.kkt.point import KKTPoint
 from gflow.kkt.switches import alone_with, switched_margins
 from gflow.problem import Problem

@@ -42,15 +42,20 @@ def invariant(
             shorter than this are left out.
         whole: whether the subspace is to hold the range of B, with probability 1.
     """
-    basis = mapped = np.zeros((len(start), 0))
-    if whole:
-        start = np.column_stack([start, _range(images, len(start), drop)])
+    basis = _range(images, len(start), drop) if whole else np.zeros((len(start), 0))
+    mapped = images(basis) if whole else basis
     fresh, lengths = _independent(start, basis, drop)
     while fresh.shape[1]:
         image = images(fresh)
         basis, mapped = np.column_stack([basis, fresh]), np.column_stack([mapped, image])
         fresh, lengths = _independent(image * lengths, basis, drop)
     return basis, mapped
+
+
+def of_length_one(columns: np.ndarray) -> np.ndarray:
+    """The columns that are not 0, each divided by its length."""
+    lengths = np.linalg.norm(columns, axis=0)
+    return columns[:, lengths > 0] / lengths[lengths > 0]
 
 
 def _range(images: Images, size: int, drop: float) -> np.ndarray:

@@ -80,6 +80,22 @@ class KKTSystem(NamedTuple):
         """Vectors with these coordinates in the basis. Shapes: (s, ...) -> (P, ...)."""
         return columns if self.basis is None else self.basis @ columns
 
+    def entries(self, where: np.ndarray) -> np.ndarray:
+        """The Hessian's entries between some weights. Shapes: (w,) -> (w, w)."""
+        if self.basis is None:
+            return self.hessian[np.ix_(where, where)]
+        rows = self.basis[where]
+        return np.eye(len(where)) - rows @ (np.eye(len(self.hessian)) - self.hessian) @ rows.T
+
+    @property
+    def on_basis(self) -> "KKTSystem":
+        """The system with the coordinates in the basis as its unknowns."""
+        rows = map(self.coordinates, (self.stationarity, self.slopes, self.gradients))
+        stationarity, slopes, gradients = rows
+        return self._replace(
+            stationarity=stationarity, slopes=slopes, gradients=gradients, basis=None
+        )
+
     def bordered(
         self, active: np.ndarray, *, shift: float = 0.0, rows: Any = 1.0, corner: Any = 0.0
     ) -> np.ndarray:
@@ -174,17 +190,16 @@ def kkt_system(
     return KKTSystem(stationarity, margins, hessian, slopes, gradients)
 
 
-def with_hessian(
-    problem: Problem,
-    layout: Layout,
-    theta: np.ndarray,
-    multipliers: np.ndarray,
-    hessian: np.ndarray,
+def with_hessian_of(
+    at: KKTSystem, problem: Problem, layout: Layout, theta: np.ndarray, multipliers: np.ndarray
 ) -> KKTSystem:
-    """`kkt_system` at a point, but with the Hessian that is given, as of a point next to it."""
+    """The system at a point, but with the Hessian of a system at a point next to it."""
     theta = without_dead(theta)
     margins, slopes, gradients = map(np.asarray, margins_and_rows(problem, layout, theta))
-    return KKTSystem(theta - multipliers @ gradients, margins, hessian, slopes, gradients)
+    stationarity = theta - multipliers @ gradients
+    return at._replace(
+        stationarity=stationarity, margins=margins, slopes=slopes, gradients=gradients
+    )
 
 
 def only_pushing(problem: Problem, pushing: np.ndarray) -> tuple[Problem, np.ndarray]:

@@ -25,7 +25,8 @@ from scipy.sparse.csgraph import connected_components
 from gflow._layout import Layout
 from gflow.kkt.curvature import Curvature
 from gflow.kkt.settings import DEAD, SIZES, DeadSettings, Sizes
-from gflow.kkt.system import kkt_system, margins_and_rows, stationarity_and_margins
+from gflow.kkt.system import margins_and_rows, stationarity_and_margins
+from gflow.kkt.within import is_factored, system_at
 from gflow.problem import Problem
 
 # Entries of an eigenvector of norm 1 above this are coordinates of its neurons; another eigenvector
@@ -166,12 +167,12 @@ def _neurons(
             tell, since it may point to where no example activates the neuron.
         where: which weights are dead. Shape (n,).
     """
-    if layout.size > sizes.factored:
+    if not is_factored(problem, layout.size, sizes) or where.size > sizes.factored:
         return np.zeros(where.size, int)
     coupled = np.zeros((where.size, where.size), bool)
     for theta in points:
-        hessian = kkt_system(problem, layout, theta, multipliers, sizes=sizes).hessian
-        block = np.abs(hessian[np.ix_(where, where)])
+        at = system_at(problem, layout, theta, multipliers, sizes=sizes)
+        block = np.abs(at.entries(where))
         coupled |= block > _COUPLED * block.max()
     return connected_components(coupled, directed=False)[1]
 

@@ -17,8 +17,9 @@ import numpy as np
 from gflow._layout import Layout
 from gflow._minimum_norm import by_factors, minimum_norm, reciprocal_condition
 from gflow.kkt.point import KKTPoint, active_residual
-from gflow.kkt.system import KKTSystem, kkt_system, with_hessian
+from gflow.kkt.system import KKTSystem, with_hessian_of
 from gflow.kkt.variables import at_unit_margin, margins_at
+from gflow.kkt.within import is_factored, system_at
 from gflow.limit.cooling import cool, cooled_again
 from gflow.limit.drift import Drift
 from gflow.limit.settings import REFINE, NewtonSettings, RefineSettings
@@ -52,7 +53,7 @@ def polish_capped(
     # is not positive here there is no KKT system.
     if not margins_at(problem, layout, direction).min() > 0:
         return _without_system(direction, weights)
-    newton, large = settings.newton, layout.size > settings.sizes.factored
+    newton, large = settings.newton, not is_factored(problem, layout.size, settings.sizes)
     most = newton.most_iterations_large if large else newton.most_iterations
     cooled = cool(problem, layout, direction, weights, log_kappa, settings=settings)
     if np.isfinite(cooled.temperature):
@@ -135,7 +136,7 @@ def polish_again(
     given, to find out whether there is one; for large networks without dense matrices.
     """
     given = problem, layout, direction, multipliers
-    if layout.size > settings.sizes.factored:
+    if not is_factored(problem, layout.size, settings.sizes):
         return cooled_again(*given, settings=settings)
     return polish(*given, refined=False, settings=settings)
 
@@ -220,7 +221,8 @@ def _iterated(
     """Newton steps and corrections of the active set in turn, until the active set is right."""
     newton, share, before = settings.newton, 1.0, np.inf
     for iteration in itertools.count():
-        at = kkt_system(problem, layout, now.theta, now.multipliers, sizes=settings.sizes)
+        given = problem, layout, now.theta, now.multipliers
+        at = system_at(*given, active=now.active, sizes=settings.sizes)
         error = now.error(at.stationarity, at.margins)
         # Where second derivatives jump, as those of ReLU^2, whole steps may go to and fro: the step
         # is halved where the error did not.
@@ -248,14 +250,13 @@ def _refined(
     """The point after one more step, if that lowers the residual further; with the Hessian of
     before, since it has hardly moved.
     """
-    if not found.converged or layout.size > settings.sizes.factored:
+    if not (found.converged and is_factored(problem, layout.size, settings.sizes)):
         return found
     before = Iterate(found.theta, found.multipliers, found.active)
     now, dropped = _stepped(found.linearized, before, 1.0, settings)
     if dropped:  # rounding may make the equations look inconsistent
         return found
-    hessian = found.linearized.hessian
-    at = with_hessian(problem, layout, now.theta, now.multipliers, hessian)
+    at = with_hessian_of(found.linearized, problem, layout, now.theta, now.multipliers)
     error = now.error(at.stationarity, at.margins)
     right = _mended(at.margins, now, settings.newton) is None
     if not (error < found.residual and right):
@@ -280,7 +281,7 @@ def _stepped(
         the iterate, and whether a margin was dropped.
     """
     newton, active = settings.newton, now.active
-    right = -np.concatenate([at.stationarity, at.margins[active] - 1])
+    right = -np.concatenate([at.coordinates(at.stationarity), at.margins[active] - 1])
     matrix = at.bordered(active)
     if len(right) <= settings.sizes.factored:
         # Along a family of KKT points the matrix is singular up to the order of the residual r. A
@@ -297,6 +298,8 @@ def _stepped(
         fewer = active.copy()
         fewer[np.argmax(np.where(active, at.margins, -np.inf))] = False
         return now.with_active(fewer), True
+    size = len(at.hessian)
+    step = np.concatenate([at.vectors(step[:size]), step[size:]])
     return now.stepped(step, newton.longest_step, most), False
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from gflow.kkt.curvature import Curvature, curvature
 from gflow.kkt.point import KKTPoint
-from gflow.kkt.system import kkt_system
 from gflow.kkt.variables import margins_at
+from gflow.kkt.within import is_factored, system_at
 from gflow.limit.approach import approach, rounding_at, weights_at
 from gflow.limit.basin import Handover
 from gflow.limit.dead import with_dead_at_rest
@@ -63,12 +63,12 @@ class Smooth(Refiner):
         problem, layout = self.search.problem, self.search.layout
         refine = self.search.settings.refine
         theta, at, multipliers = point.theta, point.linearized, point.multipliers
-        if theta.size <= refine.sizes.factored:
+        if is_factored(problem, theta.size, refine.sizes):
             theta = with_dead_as_they_arrived(self.search, state, theta)
         if theta is not point.theta:
-            at = at._replace(
-                hessian=kkt_system(problem, layout, theta, multipliers, sizes=refine.sizes).hessian
-            )
+            given = problem, layout, theta, multipliers
+            there = system_at(*given, active=point.active, sizes=refine.sizes)
+            at = at._replace(hessian=there.hessian, basis=there.basis)
         found = curvature(at, point.active, sizes=refine.sizes, settings=refine.curvature)
         return with_dead_at_rest(problem, layout, theta, multipliers, found, dead=refine.dead)
 

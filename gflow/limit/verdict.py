@@ -20,7 +20,7 @@ from gflow._layout import Layout
 from gflow.kkt.curvature import Curvature, curvature
 from gflow.kkt.open_curvature import open_curvature, with_coefficients
 from gflow.kkt.point import KKTPoint
-from gflow.kkt.system import kkt_system
+from gflow.kkt.within import system_at
 from gflow.limit.dead import growth_elsewhere, with_dead_at_rest
 from gflow.limit.search_settings import DEFAULT, VerdictSettings
 from gflow.limit.settings import REFINE, RefineSettings
@@ -178,6 +178,6 @@ def _total_curvature(
     if point.has_switches:
         held = with_coefficients(total, layout, point, point.variables, point.at_kink)
         return open_curvature(total, layout, held, settings=refine.curvature)
-    at = kkt_system(total, layout, theta, multipliers, sizes=refine.sizes)
+    at = system_at(total, layout, theta, multipliers, active=point.active, sizes=refine.sizes)
     found = curvature(at, point.active, sizes=refine.sizes, settings=refine.curvature)
     return with_dead_at_rest(total, layout, theta, multipliers, found, dead=refine.dead)

@@ -127,6 +127,10 @@ class Clean(AbstractPerturbation):
         return jnp.zeros_like(x)
 
     @property
+    def follows_gradient(self) -> bool:
+        return True
+
+    @property
     def has_named_kinks(self) -> bool:
         return True
 

@@ -16,13 +16,17 @@ from gflow.stiff.operators import Operator, Tangent, Vector
 # A vector from which its components along others were subtracted is orthogonal to these up to
 # rounding if more than this part of its length is left.
 _MUCH = 0.1
+# Directions are read so many at a time, and only those that are there: a step searches some 10 to
+# 25 of the 128 that it has room for, and at 10 000 unknowns reading all took most of its time.
+_BLOCK = 16
 
 
 class Memory(NamedTuple):
     """Directions searched so far in a step, and their images, which are orthonormal.
 
     Attributes:
-        directions: (k, P + b) rows `(x, B x)`, the first `count` of them; the others are 0.
+        directions: (k, P + b) rows `(x, B x)`, the first `count` of them; the others are 0, and k
+            is a multiple of the number that are read at a time.
         images: (k, P) rows, likewise.
         scale: the norm of the largest right-hand side so far. Residuals are measured relative to
             it, since later right-hand sides may be 0 up to rounding.
@@ -54,8 +58,9 @@ class Recycling(NamedTuple):
     def begin(self, like: Vector) -> Memory:
         """No direction yet."""
         beside = jax.eval_shape(self.apply, like)[1].size
-        images, zero = jnp.zeros((self.most, like.size), like.dtype), jnp.zeros((), like.dtype)
-        directions = jnp.zeros((self.most, like.size + beside), like.dtype)
+        room = -(-self.most // self._block) * self._block
+        images, zero = jnp.zeros((room, like.size), like.dtype), jnp.zeros((), like.dtype)
+        directions = jnp.zeros((room, like.size + beside), like.dtype)
         return Memory(directions, images, jnp.zeros((), int), zero, zero)
 
     def solve(self, right: Vector, memory: Memory) -> tuple[Vector, Memory]:
@@ -64,8 +69,9 @@ class Recycling(NamedTuple):
         # them, and the solution is the same combination of the directions.
         right = self.precondition(right)
         scale = jnp.maximum(memory.scale, _length(right))
-        known = memory.images @ right
-        solution, residual = known @ memory.directions, right - known @ memory.images
+        nothing = jnp.zeros_like(memory.directions[0])
+        residual, missing = self._without(right, nothing, memory)
+        solution = -missing
 
         def searching(carry: tuple[Vector, Vector, Memory]) -> Array:
             return (_length(carry[1]) > self.tolerance * scale) & (carry[2].count < self.most)
@@ -95,20 +101,38 @@ class Recycling(NamedTuple):
         """Whether all systems so far were solved, or nearly."""
         return memory.left <= 10 * self.tolerance
 
+    @property
+    def _block(self) -> int:
+        return min(_BLOCK, self.most)
+
+    def _without(self, image: Vector, direction: Vector, memory: Memory) -> tuple[Vector, Vector]:
+        """An image without its components along the images in the memory, and its direction without
+        the same combination of their directions.
+        """
+
+        def next_block(i: Array, left: tuple[Vector, Vector]) -> tuple[Vector, Vector]:
+            images, directions = (
+                lax.dynamic_slice_in_dim(rows, i * self._block, self._block)
+                for rows in (memory.images, memory.directions)
+            )
+            known = images @ left[0]
+            return left[0] - known @ images, left[1] - known @ directions
+
+        blocks = -(-memory.count // self._block)
+        return lax.fori_loop(0, blocks, next_block, (image, direction))
+
     def _orthogonal(self, direction: Vector, memory: Memory) -> tuple[Vector, Vector]:
         """A direction and its image, of norm 1 and orthogonal to all before."""
         image, beside = self.apply(direction)
         direction, image = jnp.concatenate([direction, beside]), self.precondition(image)
         before = _length(image)
-        known = memory.images @ image
-        image = image - known @ memory.images
+        image, direction = self._without(image, direction, memory)
         # Repeated if so little is left that rounding matters in it.
-        image, more = lax.cond(
+        image, direction = lax.cond(
             _length(image) < _MUCH * before,
-            lambda: (image - (memory.images @ image) @ memory.images, memory.images @ image),
-            lambda: (image, jnp.zeros_like(known)),
+            lambda: self._without(image, direction, memory),
+            lambda: (image, direction),
         )
-        direction = direction - (known + more) @ memory.directions
         length = _length(image)
         length = jnp.where(length > 0, length, 1.0)
         return direction / length, image / length
