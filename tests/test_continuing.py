@@ -478,6 +478,19 @@ def test_another_problem_is_refused(part):
         run(first, problem=OTHERS[part])
 
 
+def test_other_rivals_make_another_problem():
+    """With three classes the attack against each rival, or against the worst, is another one."""
+    data = gflow.Dataset(np.eye(3), np.arange(3))
+    options = {"loss": losses.logistic(), "perturbation": perturbations.fgm(0.1)}
+    each, worst = (
+        gflow.Problem(networks.linear(3, num_outputs=3), data, **options, rivals=rivals)
+        for rivals in ("each", "worst")
+    )
+    first = gflow.integrate(each, each.network.init(0), until=Until(log_loss=-1.0))
+    with pytest.raises(ValueError, match="another problem: the rivals"):
+        gflow.integrate(worst, first, until=Until(log_loss=-2.0))
+
+
 def test_the_problem_built_again_is_the_same(whole):
     assert_equal(run(run(until=Until(log_loss=-2.5)), problem=varied()), whole)
 
