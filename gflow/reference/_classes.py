@@ -110,9 +110,7 @@ def _shaped(outcome: MaxMargin, rivals: Rivals) -> MaxMargin:
     )
 
 
-def _best(
-    rivals: Rivals, radius: float, order: float, found: list[Candidate]
-) -> MaxMargin | None:
+def _best(rivals: Rivals, radius: float, order: float, found: list[Candidate]) -> MaxMargin | None:
     """The candidate that its multipliers prove the best; None where none has a positive margin.
 
     Close to the largest radius the margins of several are equal to rounding, and the multipliers of
