@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @contextmanager
 def _ended_as_by_ctrl_c() -> Iterator[None]:
     """Within, what ends a process politely is an interrupt: SIGTERM, of `kill` and of schedulers of
-    clusters, and SIGHUP, of a terminal that is closed. So what was computed is kept, and workers end
-    with the job. A signal that is ignored, as by `nohup`, stays so.
+    clusters, and SIGHUP, of a terminal that is closed. So what was computed is kept, and workers
+    end with the job. A signal that is ignored, as by `nohup`, stays so.
     """
     signals = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
     main_thread = threading.current_thread() is threading.main_thread()
