@@ -93,7 +93,7 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "smoothing could not be led to 0: the branch of KKT points ends or turns before, or none "
         "was found, and the flow along the kinks was lost. Returned is the last point, at the "
         "width `.smoothing`: do not read more into its direction than the certificate's "
-        "stationarity says; `.kinks` names the kinks there. A stage \"circling\" says that the "
+        'stationarity says; `.kinks` names the kinks there. A stage "circling" says that the '
         "flow with rounded kinks did not come to rest, as with frozen perturbations it may not. Of "
         "problems with more than 10 000 parameters only limits at no kink are found."
     )

@@ -11,7 +11,7 @@ Both methods end in plain hard-margin problems (`_least_norm`):
 import math
 
 import numpy as np
-from scipy.linalg import null_space, qr, solve_triangular
+from scipy.linalg import null_space, solve_triangular
 from scipy.optimize import lsq_linear
 
 from gflow._numerics import dual_order
@@ -38,7 +38,7 @@ def newton(rivals: Rivals, radius: float, order: float, start: Candidate) -> Can
         rows = rivals.rows(rivals.attacked(radius, slopes))
         pulls = radius * np.bincount(rivals.pair, multipliers, len(rivals.pairs))
         factor = _metric_root(rivals, order, differences, pulls)
-        step = least_norm(solve_triangular(factor, rows.T, trans="T").T)
+        step = least_norm(solve_triangular(factor, rows.T, trans=1).T)
         if step is None:
             return None
         vector, multipliers = solve_triangular(factor, step[0]), step[1]
@@ -65,8 +65,7 @@ def _metric_root(rivals: Rivals, order: float, differences: Array, pulls: Array)
             block[:, a], block[:, b] = root, -root
             blocks.append(block.reshape(dim, -1))
     # Householder's method keeps small rows beside large ones if these come first.
-    (factor,) = qr(np.concatenate(blocks[::-1]), mode="r")
-    return factor[: num_classes * dim]
+    return np.asarray(np.linalg.qr(np.concatenate(blocks[::-1]), mode="r"))
 
 
 def _root_of_norm_curvature(vector: Array, order: float) -> Array:
