@@ -4,10 +4,12 @@ What the commands are is declared in `gflow.commands.command_line`.
 """
 
 import errno
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -25,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     before, warnings.formatwarning = warnings.formatwarning, warning_sentence
     try:
-        code: Any = cli.main(arguments, prog_name="gflow", standalone_mode=False)
+        with _ended_as_by_ctrl_c():
+            code: Any = cli.main(arguments, prog_name="gflow", standalone_mode=False)
         return code or 0
     except UserError as error:
         click.echo(f"gflow: {error}", err=True)
@@ -43,6 +46,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     finally:
         warnings.formatwarning = before
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Within, what ends a process politely is an interrupt: SIGTERM, of `kill` and of schedulers of
+    clusters, and SIGHUP, of a terminal that is closed. So what was computed is kept, and workers
+    end with the job. A signal that is ignored, as by `nohup`, stays so.
+    """
+    signals = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
+    main_thread = threading.current_thread() is threading.main_thread()
+    taken = [
+        number
+        for number in signals
+        if main_thread and number is not None and signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in taken:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _output_is_full(error: OSError) -> bool:

@@ -210,3 +210,18 @@ def ratio(value: jax.Array, square: jax.Array) -> jax.Array:
     """`value / sqrt(square)`, with value and derivative 0 where the square is 0."""
     zero = square == 0
     return jnp.where(zero, 0.0, value / jnp.sqrt(jnp.where(zero, 1.0, square)))
+
+
+def nearby_direction(params: Params) -> Params:
+    """A direction near that of `params`, at which biases that are still zero do not hide.
+
+    In NumPy, since a normal draw in JAX takes most of a second to compile.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    flat = np.concatenate([np.ravel(leaf) for leaf in leaves])
+    flat = flat / np.max(np.abs(flat))
+    noise = np.random.default_rng(0).normal(size=flat.size)
+    flat = flat / np.linalg.norm(flat) + 0.1 * noise / np.sqrt(flat.size)
+    parts = np.split(flat / np.linalg.norm(flat), np.cumsum([leaf.size for leaf in leaves])[:-1])
+    shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    return structure.unflatten([jnp.asarray(leaf) for leaf in shaped])

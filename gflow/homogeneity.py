@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from gflow._numerics import tree_norm, tree_scale
+from gflow._numerics import nearby_direction, tree_norm, tree_scale
 from gflow._parts import is_of_gflow
 from gflow._programs import compiled_for_few_calls
 from gflow._typing import Params
@@ -30,7 +30,7 @@ def check_degree(problem: Problem, params: Params) -> None:
     near = np.array([1.0, 0.5, 2.0])
     known = is_of_gflow(problem.network)
     factors = near if known else np.append(near, _far_factors(problem, params))
-    error, where = map(float, _degree_error(problem, _nearby_direction(params), factors))
+    error, where = map(float, _degree_error(problem, nearby_direction(params), factors))
     if np.isnan(error):
         raise ValueError(
             "The network gives NaN or infinity at parameters of norm "
@@ -78,45 +78,13 @@ def _degree_error(problem: Problem, direction: Params, factors: Any) -> Any:
     return errors[first], factors[first]
 
 
-def check_gradient(problem: Problem, params: Params) -> None:
-    """Refuses a network whose gradient is not that of its output, by Euler's identity."""
-    error = float(_euler_error(problem, _nearby_direction(params)))
-    if not error <= _DEGREE_TOLERANCE:
-        raise ValueError(
-            f"The gradient of the network violates Euler's identity, <params, grad f> = "
-            f"{problem.degree:g} f, by {error:.1e} of the outputs: it is not the gradient of "
-            "`network.apply(params, x)`. Usually a `jax.lax.stop_gradient`, a rounding or a "
-            "derivative of one's own hides a part of it, or it is NaN where it should be 0."
-        )
-
-
-@compiled_for_few_calls
-def _euler_error(problem: Problem, direction: Params) -> Any:
-    """`|<u, grad s> - L s|` for the sum `s = sum_i c_i f(x_i; u)` with generic coefficients,
-    relative to the sum of the sizes.
-    """
-    inputs = jnp.asarray(problem.dataset.x)[:64]
-
-    def combined(params: Params) -> tuple[Array, Array]:
-        outputs = jax.vmap(problem.network.apply, (None, 0))(params, inputs).ravel()
-        terms = jnp.cos(1 + jnp.arange(outputs.size, dtype=outputs.dtype)) * outputs
-        return jnp.sum(terms), jnp.sum(jnp.abs(terms))
-
-    (value, size), gradient = jax.value_and_grad(combined, has_aux=True)(direction)
-    along = sum(
-        jnp.sum(one * other)
-        for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
-    )
-    return jnp.abs(along - problem.degree * value) / jnp.where(size == 0, 1.0, size)
-
-
 def check_scale_invariance(problem: Problem, params: Params) -> None:
     """Refuses a perturbation that depends on the norm of the parameters.
 
     It is compared with itself at the norm of the start and at several others, from a direction
     nearby, so that rounding at a kink decides nothing.
     """
-    direction = _nearby_direction(params)
+    direction = nearby_direction(params)
     factors = _far_factors(problem, params)
     error, length = map(float, _invariance_error(problem, direction, factors))
     if np.isnan(error):
@@ -187,18 +155,3 @@ def _invariance_error(problem: Problem, direction: Params, factors: Any) -> Any:
     error = jnp.max(jnp.abs(found - found[0])) / jnp.where(largest == 0, 1.0, largest)
     lengths = jnp.linalg.norm(found / jnp.where(largest == 0, 1.0, largest), order, axis=-1)
     return error, largest * jnp.max(lengths)
-
-
-def _nearby_direction(params: Params) -> Params:
-    """A direction near that of `params`, at which biases that are still zero do not hide.
-
-    In NumPy, since a normal draw in JAX takes most of a second to compile.
-    """
-    leaves, structure = jax.tree.flatten(params)
-    flat = np.concatenate([np.ravel(leaf) for leaf in leaves])
-    flat = flat / np.max(np.abs(flat))
-    noise = np.random.default_rng(0).normal(size=flat.size)
-    flat = flat / np.linalg.norm(flat) + 0.1 * noise / np.sqrt(flat.size)
-    parts = np.split(flat / np.linalg.norm(flat), np.cumsum([leaf.size for leaf in leaves])[:-1])
-    shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
-    return structure.unflatten([jnp.asarray(leaf) for leaf in shaped])

@@ -88,12 +88,14 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "margin there. See `.certificate`."
     )
     not_at_kink = (
-        "With its kinks rounded to some relative width (plain ReLU, signs of FGSM) the problem has "
-        "the limit that is returned, but smoothing could not be led to 0 from there: the branch of "
-        "KKT points ends or turns before, and the flow along the kinks was lost. Of problems with "
-        "more than 10 000 parameters only limits at no kink are found. `.smoothing` is the width "
-        "that was reached, and `.kinks` names the kinks there: do not read more into the direction "
-        "than the certificate's stationarity says."
+        "No limit at the kinks was reached (plain ReLU, signs of FGSM, ties of max pooling). The "
+        "flow was followed with its kinks rounded to some relative width; from where it stopped, "
+        "smoothing could not be led to 0: the branch of KKT points ends or turns before, or none "
+        "was found, and the flow along the kinks was lost. Returned is the last point, at the "
+        "width `.smoothing`: do not read more into its direction than the certificate's "
+        'stationarity says; `.kinks` names the kinks there. A stage "circling" says that the '
+        "flow with rounded kinks did not come to rest, as with frozen perturbations it may not. Of "
+        "problems with more than 10 000 parameters only limits at no kink are found."
     )
     drifting = (
         "The flow had not come to rest where the search stopped: it drifts, and no KKT point is "

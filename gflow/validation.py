@@ -12,9 +12,9 @@ from gflow._leaves import is_array_of_numbers
 from gflow._parts import is_of_gflow
 from gflow._programs import is_tracing
 from gflow._typing import Params
+from gflow.gradient_checks import check_gradient
 from gflow.homogeneity import (
     check_degree,
-    check_gradient,
     check_perturbation,
     check_scale_invariance,
 )

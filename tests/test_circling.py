@@ -1,9 +1,17 @@
 """Runs that circle are told from runs that rest, drift, or are thrown to and fro."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 
+from gflow.limit.approach import circles
 from gflow.limit.circling import circling
+from gflow.limit.search import Search
+from gflow.limit.search_settings import DEFAULT
+from gflow.limit.state import Start, begun
+from gflow.results import RESULTS
+from gflow.trajectory import Trajectory
 
 POINTS = 400
 TIME = np.linspace(0.0, 1.0, POINTS)
@@ -70,3 +78,16 @@ def test_rounding_to_and_fro_does_not(seed):
 def test_a_few_points_do_not_tell():
     run = run_of(circle(1e-3, 4))
     assert circling(*(column[:60] for column in run)) is None
+
+
+@pytest.mark.parametrize("has_kinks", [False, True])
+def test_a_search_records_the_turns_and_goes_on_where_kinks_are_rounded(has_kinks):
+    vectors, log_norm, margin = run_of(circle(1e-2, 20))
+    columns = {"vectors": vectors, "log_norm": log_norm, "margin": margin}
+    run = Mock(spec=Trajectory, successful=False, **columns)
+    search = Mock(spec=Search, has_kinks=has_kinks, settings=DEFAULT)
+    state = circles(search, begun(Start(vectors[-1], 5.0), 1e3, 0.0, 1e-3), run)
+    assert [stage.kind for stage in state.stages] == ["circling"]
+    assert state.stages[0].moved == pytest.approx(1e-2, rel=2e-2)
+    assert state.result is (None if has_kinks else RESULTS.circling)
+    assert state.final is not has_kinks

@@ -2,6 +2,7 @@
 and what it does depends neither on seconds nor on what is kept.
 """
 
+import copy
 import dataclasses
 import math
 import threading
@@ -476,6 +477,23 @@ def test_another_problem_is_refused(part):
     first = run(until=Until(log_loss=0.0))
     with pytest.raises(ValueError, match=f"another problem: the {part}"):
         run(first, problem=OTHERS[part])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("rivals", "each", "the rivals"),
+        ("rival_smoothing", 0.1, "the rounding of the choice among rivals"),
+        ("attack_floor", 0.1, "the size of a gradient"),
+        ("attacked_network", NETWORK, "the network whose gradients"),
+    ],
+)
+def test_a_problem_that_differs_in_any_field_is_another(field, value, words):
+    first = run(until=Until(log_loss=0.0))
+    other = copy.copy(PROBLEM)
+    object.__setattr__(other, field, value)
+    with pytest.raises(ValueError, match=f"another problem: {words}"):
+        run(first, problem=other)
 
 
 def test_the_problem_built_again_is_the_same(whole):

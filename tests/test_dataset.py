@@ -95,6 +95,7 @@ REFUSED = {
     "from one": (ValueError, "found 1, 2, 3", X, [1, 2, 3]),
     "halves": (ValueError, r"found 0, 0.5, 1.*`np.unique\(y", X, [0, 0.5, 1]),
     "0 and +-1": (ValueError, "found -1, 0, 1", X, [-1, 0, 1]),
+    "rounded": (ValueError, "found -1, 1.0000000000000002", X, [-1, 1 + 2**-52, -1]),
     "many": (ValueError, r"found 0, 2, 4, 6, 8, 10, \.\.\.", np.ones((9, 1)), 2 * np.arange(9)),
 }
 

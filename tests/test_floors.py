@@ -59,7 +59,7 @@ FLOORS = [
     {"_one_example", "_parts"},
     {"problem"},
     {"_points"},
-    {"accuracy", "homogeneity", "loss_checks", "purity", "sharpness"},
+    {"accuracy", "gradient_checks", "homogeneity", "loss_checks", "purity", "sharpness"},
     {"measures", "reference", "validation"},
     {"kkt"},
     {"checkpoint", "record"},

@@ -4,14 +4,16 @@ import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from importlib import import_module
 
 import pytest
 
 from gflow import load
-from gflow.__main__ import main
+from gflow.__main__ import cli, main
 from gflow._files import LOCK_NAME, locked
 from gflow.commands import folder, working
 from gflow.commands.folder import claimed
@@ -107,6 +109,69 @@ def test_a_run_that_was_killed_keeps_nobody_out(tmp_path):
         assert names(folder) == {LOCK_NAME}
 
 
+CREW = """
+import multiprocessing, sys, time
+from gflow.commands.crew import Crew, Programs
+
+def main():
+    with Crew(2, Programs(kept=False), print) as crew:
+        tasks = [crew.submit(time.sleep, n, 3600) for n in range(2)]
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        tasks[0].result()
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="process ids as of POSIX")
+def test_workers_end_with_a_job_that_was_killed(tmp_path):
+    (tmp_path / "crew.py").write_text(CREW)
+    command = [sys.executable, str(tmp_path / "crew.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        workers = [int(word) for word in process.stdout.readline().split()]
+        assert len(workers) == 2 and all(map(runs, workers))
+        process.kill()
+    deadline = time.monotonic() + 60  # a worker that starts first loads what it needs
+    while any(map(runs, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(runs, workers))
+
+
+def runs(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of POSIX")
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
+def test_a_job_that_is_asked_to_end_is_interrupted(number, monkeypatch, capsys):
+    number = getattr(signal, number)
+
+    def job(*args, **options):
+        os.kill(os.getpid(), number)
+        for _ in range(1000):  # Python runs handlers between two instructions
+            pass
+        pytest.fail("not interrupted")
+
+    monkeypatch.setattr(cli, "main", job)
+    assert main(["run"]) == 130
+    assert capsys.readouterr().err == "gflow: interrupted.\n"
+    assert signal.getsignal(number) is signal.SIG_DFL
+    # As `nohup` leaves it: it is not heard.
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(cli, "main", lambda *args, **options: os.kill(os.getpid(), number))
+        assert main(["run"]) == 0
+    finally:
+        signal.signal(number, before)
+
+
 def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path, arguments):
     with pytest.raises(UserError), claimed(tmp_path / "a" / "b", overwrite=False):
         raise UserError("the data cannot be read")
@@ -196,7 +261,7 @@ def test_a_disk_that_is_full_from_the_start(tmp_path, arguments, capsys, monkeyp
 
 LIMITED = """
 import resource, signal, sys
-from gflow.__main__ import main
+from gflow.__main__ import cli, main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
 sys.exit(main(sys.argv[2:]))

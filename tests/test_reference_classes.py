@@ -117,6 +117,31 @@ def test_the_largest_radius_is_the_edge(order):
     assert beyond.direction.shape == (3, 6) and np.isnan(beyond.direction).all()
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("seed", [1, 4])
+def test_next_to_the_largest_radius_the_margin_is_proved(order, seed):
+    """Random data with the labels of a random classifier, of which some barely hold.
+
+    The margin under attack is `short` of the clean one, which is all that rounding leaves of 16
+    digits: what is proved is better than 1e-6 down to there.
+    """
+    rng = np.random.default_rng(seed)
+    weights, x = rng.normal(size=(3, 5)), rng.normal(size=(48, 5))
+    scores = x @ weights.T
+    gaps = np.diff(np.sort(scores, axis=1)[:, -2:])[:, 0]
+    clearest = np.argsort(-gaps)[:12]
+    dataset = Dataset(x[clearest], scores[clearest].argmax(axis=1))
+    largest = largest_feasible_radius(dataset, order=order)
+    shares = (1e-2, 1e-4, 1e-6, 1e-7)
+    for short in shares if order in (1, math.inf) else (*shares, 1e-8):
+        answer = max_margin(dataset, radius=largest * (1 - short), order=order)
+        attained = margins(dataset, answer.direction, answer.radius, order).min()
+        # Of order inf the l_1 norm adds up five entries, a few times 1e-16 each.
+        assert attained == pytest.approx(answer.margin, rel=2e-14 / short)
+        assert bound(dataset, answer, order) <= answer.margin * (1 + 1e-6)
+        assert answer.duality_gap < 1e-6 and answer.message.startswith("Solved")
+
+
 def test_no_weights_of_ten_classes_withstand_more_by_a_linear_program():
     """Digits, for which margins in units of their own differ most."""
     images, labels = load_digits(return_X_y=True)

@@ -17,7 +17,7 @@ import pytest
 import gflow
 from gflow import losses, networks
 from gflow._selection import select_largest, select_peak
-from gflow.kkt.switches import has_kinks, passes, smoothed, switched_margins
+from gflow.kkt.switches import alive, has_kinks, passes, smoothed, switched_margins
 from gflow.limit.result import unnamed_kinks
 from gflow.networks import Convolution, Dense, MaxPool
 from gflow.networks._convolutional import Convolutional
@@ -324,3 +324,31 @@ def test_with_its_angles_the_total_derivative_is_the_smoothed_one(row):
     generator = np.random.default_rng(2)
     tangent = tuple(generator.normal(size=leaf.shape) for leaf in case.params)
     assert_equal(*along(case.params, tangent))
+
+
+@pytest.mark.parametrize("rivals", ["runner_up", "worst"])
+def test_what_is_alive_does_not_depend_on_the_units_of_the_data(rivals):
+    """Of ReLUs, choices of a rival and signs each has units of its own: with inputs c times as
+    large and parameters c^(-1/2) times, those of signs are 1/c times as large, those of rivals
+    stay.
+    """
+    network = networks.mlp((2, 3, 3))
+    x = np.array([[1.0, 0.2], [-0.3, 1.0], [-1.0, -0.9]])
+    params = network.init(0)
+    dead = (params[0].at[0].multiply(1e-9), *params[1:])
+    found = []
+    for c in (1.0, 2.0**-40, 2.0**40):
+        problem = gflow.Problem(
+            network,
+            gflow.Dataset(c * x, np.arange(3)),
+            loss=losses.logistic(),
+            perturbation=pgd(0.01 * c, num_steps=2),
+            rivals=rivals,
+        )
+        scaled = jax.tree.map(lambda leaf, c=c: leaf / c**0.5, dead)
+        angles = jnp.zeros((3, passes(problem).size))
+        scales = np.asarray(switched_margins(problem, scaled, scaled, angles, 0.0)[1].scales)
+        found.append(alive(problem, scales))
+    assert found[0].any() and not found[0].all()
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])

@@ -210,6 +210,61 @@ def test_losses_without_an_exponential_tail_or_of_parts_that_do_not_fit_are_refu
         check_loss(own_loss(**methods))
 
 
+GENERIC = tuple(np.random.default_rng(0).normal(size=w.shape) for w in WEIGHTS)
+
+
+def quantised(weights):
+    """One of 15 multiples of the largest: homogeneous, with its own gradient almost everywhere."""
+    unit = jnp.max(jnp.abs(weights)) / 7
+    return unit * jnp.round(weights / unit)
+
+
+def straight_through(weights):
+    return weights + jax.lax.stop_gradient(quantised(weights) - weights)
+
+
+@jax.custom_vjp
+def rounded_backwards(value):
+    return value
+
+
+rounded_backwards.defvjp(lambda v: (v, None), lambda _, c: (c.astype(np.float32).astype(c.dtype),))
+
+
+def with_constant_share(params, x):
+    """Its first layer's share of the norm, of degree 0, is held constant."""
+    first, last = (jnp.sum(jnp.square(leaf)) for leaf in params)
+    return params[1][0] @ (params[0] @ x) * jax.lax.stop_gradient(first / (first + last))
+
+
+SOUND = {
+    "ReLU of eight layers": (lambda p, x: deep(p, x, jax.nn.relu), 8, (9, 9, 9, 9, 9, 9, 9)),
+    "deep linear": (lambda p, x: deep(p, x, lambda a: a), 6, (5, 5, 5, 5, 5)),
+    "ReLU^3": (lambda p, x: deep(p, x, lambda a: jax.nn.relu(a) ** 3), 13, (6, 6)),
+    "leaky": (lambda p, x: deep(p, x, lambda a: jnp.where(a > 0, a, 0.01 * a)), 2, (8,)),
+    "wide": (lambda p, x: deep(p, x, jax.nn.relu), 3, (200, 200)),
+    "median": (lambda p, x: jnp.median(p[0] @ x), 1, (7,)),
+    "largest two": (lambda p, x: jnp.sum(jax.lax.top_k(p[0] @ x, 2)[0]), 1, (7,)),
+    "weight normalised": (lambda p, x: jnp.sum(p[1] * (p[0] @ x)) / norm(p[0]), 1, (5,)),
+    "five digits cancel": (lambda p, x: jnp.sum(p[0] @ x) * (1e5 - (1e5 - 1)), 1, (5,)),
+}
+
+
+def deep(params, x, activation):
+    for weights in params[:-1]:
+        x = activation(weights @ x)
+    return params[-1][0] @ x
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_sound_networks_are_accepted(name):
+    """With kinks, many layers, large powers and lost digits."""
+    apply, degree, widths = SOUND[name]
+    generator = np.random.default_rng(0)
+    shapes = zip((*widths, 1), (3, *widths), strict=True)
+    check_start(custom(apply, degree), tuple(generator.normal(size=shape) for shape in shapes))
+
+
 START = {
     "claimed degree": (
         ValueError,
@@ -242,6 +297,44 @@ START = {
         ValueError,
         "gives float32 numbers although",
         lambda: (custom(lambda p, x: jnp.float32(p[1][0] @ (p[0] @ x)), 2), WEIGHTS),
+    ),
+    "float32 inside": (
+        ValueError,
+        "fewer digits than float64 has: its outputs",
+        lambda: (custom(lambda p, x: jnp.float64(jnp.float32(p[1][0] @ (p[0] @ x))), 2), GENERIC),
+    ),
+    "float32 inputs": (
+        ValueError,
+        "fewer digits than float64 has: its gradient by the inputs",
+        lambda: (custom(lambda p, x: p[1][0] @ (p[0] @ jnp.float64(jnp.float32(x))), 2), GENERIC),
+    ),
+    "float32 derivative": (
+        ValueError,
+        "fewer digits than float64 has: its gradient by the parameters",
+        lambda: (custom(lambda p, x: p[1][0] @ rounded_backwards(p[0] @ x), 2), GENERIC),
+    ),
+    "bfloat16 inside": (
+        ValueError,
+        "a rounding or a derivative",
+        lambda: (
+            custom(lambda p, x: jnp.float64((p[1][0] @ (p[0] @ x)).astype(jnp.bfloat16)), 2),
+            GENERIC,
+        ),
+    ),
+    "quantised": (
+        ValueError,
+        r"rounded to a few values \(`jnp.round`",
+        lambda: (custom(lambda p, x: quantised(p[1][0]) @ (quantised(p[0]) @ x), 2), GENERIC),
+    ),
+    "straight through": (
+        ValueError,
+        "derivative of one's own",
+        lambda: (custom(lambda p, x: p[1][0] @ (straight_through(p[0]) @ x), 2), GENERIC),
+    ),
+    "gradient that Euler's identity misses": (
+        ValueError,
+        "difference quotients differ from it",
+        lambda: (custom(with_constant_share, 2), GENERIC),
     ),
     "no array": (
         ValueError,

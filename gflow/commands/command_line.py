@@ -137,8 +137,8 @@ def run(
     The folder of results gets results.json, the trajectories, the limits and report.html.
 
     Exit code 0: every run reached what was asked for; 1: some did not; 2: something in CONFIG or
-    the options is wrong, or the folder cannot be written to; 130: interrupted, with a report of
-    what was computed.
+    the options is wrong, or the folder cannot be written to; 130: interrupted, by Ctrl-C or
+    SIGTERM, with a report of what was computed.
     """
     from gflow.commands.crew import Programs
     from gflow.commands.job import Options
@@ -209,7 +209,7 @@ def sweep(
     every number that was swept, and the limits in runs, which `gflow.Sweep.load` reads.
 
     Exit code 0: every run arrived; 1: some did not; 2: something in CONFIG or the options is wrong,
-    or the folder cannot be written to; 130: interrupted.
+    or the folder cannot be written to; 130: interrupted, by Ctrl-C or SIGTERM.
     """
     from gflow.commands.asking import read_saved, read_sweep
     from gflow.commands.crew import Programs

@@ -1,11 +1,14 @@
 """The workers of a job: processes of their own, or none, where everything runs in this one.
 
 A worker does not hear of Ctrl-C itself. It is told by an event, which every report of progress
-looks at; what is being compiled is compiled to its end first.
+looks at; what is being compiled is compiled to its end first. Where the process of the job is
+killed, its workers end at once: whoever goes on with the job is alone in its folder.
 """
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
+import os
 import signal
 import threading
 import warnings
@@ -101,9 +104,18 @@ class Crew:
 def _begin(messages: Any, stop: Any, programs: Programs) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.formatwarning = warning_sentence
+    threading.Thread(target=_end_with_the_job, daemon=True).start()
     _worker.update(messages=messages, stop=stop)
     with contextlib.suppress(UserError):  # which the process of the job tells
         set_up_jax(programs)
+
+
+def _end_with_the_job() -> None:
+    """Ends this worker when the process that began it has ended: nobody waits for its result."""
+    job = multiprocessing.parent_process()
+    if job is not None:
+        multiprocessing.connection.wait([job.sentinel])
+        os._exit(1)
 
 
 def set_up_jax(programs: Programs) -> None:

@@ -184,7 +184,9 @@ def _checked_labels(y: Any, num_examples: int) -> tuple[np.ndarray, int]:
         )
     if np.array_equal(values, np.arange(len(values))):
         return labels.astype(np.int32), len(values)
-    shown = ", ".join(f"{value:g}" for value in values[:6]) + (", ..." if len(values) > 6 else "")
+    # All digits: 1 + 2e-16 is no label.
+    shown = ", ".join(np.format_float_positional(value, trim="-") for value in values[:6])
+    shown += ", ..." if len(values) > 6 else ""
     raise ValueError(
         "`Dataset(x, y)`: labels must be -1 and +1, or classes 0, 1, .., k-1 each with an example; "
         f"found {shown}. {_NUMBERED if len(values) > 2 else _SIGNED}"

@@ -1,5 +1,6 @@
 """Whether a trajectory is one of the flow of this problem, so that the flow can go on from it."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -21,6 +22,10 @@ _SAME = 1e-6
 _WORDS = {
     "starts": "the random starts of the attack differ",
     "gradient_mode": "the gradient mode differs",
+    "rivals": "the rivals that the attack is made against differ",
+    "rival_smoothing": "the rounding of the choice among rivals differs",
+    "attack_floor": "the size of a gradient at which the attack fades differs",
+    "attacked_network": "the network whose gradients the attack follows differs",
 }
 
 
@@ -43,7 +48,7 @@ def check_continuable(problem: Any, trajectory: Trajectory) -> None:
     if trajectory.problem is None:
         _check_by_its_margins(problem, trajectory)
         return
-    for name in ("network", "dataset", "loss", "perturbation", "starts", "gradient_mode"):
+    for name in (field.name for field in dataclasses.fields(problem)):
         if not _equal(getattr(problem, name), getattr(trajectory.problem, name)):
             raise ValueError(_another(_WORDS.get(name, f"the {name} differs")))
 

@@ -15,7 +15,7 @@ from gflow._layout import Layout
 from gflow._programs import compiled_for_some_calls
 from gflow.kkt.batches import BATCH, by_batches, padded_chunks
 from gflow.kkt.subspace import invariant, of_length_one
-from gflow.kkt.switches import MOST_PASSES, SETTLED, alive, passes, switched_margins
+from gflow.kkt.switches import MOST_PASSES, SETTLED, passes, switched_margins
 from gflow.kkt.system import KKTSystem, SwitchBlocks
 from gflow.kkt.variables import Variables
 from gflow.networks import Decided
@@ -39,11 +39,6 @@ class Residuals(NamedTuple):
     margins: Float[np.ndarray, " m"]
     values: Float[np.ndarray, "n s"]
     scales: Float[np.ndarray, "n s"]
-
-    @property
-    def alive(self) -> np.ndarray:
-        """The switches of living neurons. Shape (n, s)."""
-        return alive(self.scales)
 
 
 def kinked_residuals(

@@ -23,7 +23,14 @@ from gflow._layout import Layout
 from gflow._programs import compiled_for_few_calls
 from gflow._typing import Params
 from gflow.kkt.kinked_system import kinked_residuals
-from gflow.kkt.switches import alive, alone_with, has_kinks, passes, switched_margins
+from gflow.kkt.switches import (
+    alive,
+    alone_with,
+    has_kinks,
+    largest_of_kind,
+    passes,
+    switched_margins,
+)
 from gflow.kkt.system import margins_and_rows
 from gflow.kkt.variables import Variables
 from gflow.problem import Problem
@@ -241,13 +248,14 @@ def pattern_at(problem: Problem, layout: Layout, vector: np.ndarray, given: np.n
         variables = Variables(vector, nothing, np.arcsin(coefficients))
         # By the program of Newton's method, which a search has compiled.
         _, margins, values, scales = kinked_residuals(problem, layout, variables, 0.0)
-        free = np.abs(values) <= _AT_KINK * np.maximum(scales, _NOTHING * scales.max(initial=0.0))
+        least = _NOTHING * largest_of_kind(problem, scales)
+        free = np.abs(values) <= _AT_KINK * np.maximum(scales, least)
         turned = np.where(free, given, np.sign(values))
         if np.array_equal(turned, coefficients):
             break
         coefficients = turned
     shape = given.shape[:1] if problem.dataset.binary else (len(given), rivals)
-    return Pattern(coefficients, free, alive(scales), margins.reshape(shape))
+    return Pattern(coefficients, free, alive(problem, scales), margins.reshape(shape))
 
 
 def probes_about(direction: np.ndarray) -> list[np.ndarray]:

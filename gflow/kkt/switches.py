@@ -303,9 +303,32 @@ def _margins_of(
     return margins, Decided(choice, choice)
 
 
-def alive(scales: np.ndarray) -> np.ndarray:
-    """Switches whose scale w is not close to 0, as that of a dead neuron is. Shapes (n, s)."""
-    return scales > _DEAD * scales.max(initial=0.0)
+def alive(problem: Problem, scales: np.ndarray, dead: float = _DEAD) -> np.ndarray:
+    """Switches whose scale w is not close to 0, as that of a dead neuron is. Shapes (n, s).
+
+    Args:
+        dead: a scale below this part of `largest_of_kind` is close to 0.
+    """
+    return scales > dead * largest_of_kind(problem, scales)
+
+
+def largest_of_kind(problem: Problem, scales: np.ndarray) -> np.ndarray:
+    """The largest scale w among the switches of the same kind. Shapes: (n, s) -> (s,).
+
+    Each kind has units of its own: a neuron those of its input, a choice of a rival those of a
+    margin, a step those of a margin over those of the data.
+    """
+    found = passes(problem)
+    neurons, rivals, steps = 0, 1, 2
+    each = [neurons] * found.num_followed + [rivals] * found.num_rivals
+    gradients, (_, num_steps, num_choices, num_after) = math.prod(found.gradients), found.parts
+    kinds = np.array(
+        each * gradients + [steps] * num_steps + [rivals] * num_choices + [neurons] * num_after
+    )
+    largest = np.zeros(kinds.size)
+    for kind in set(kinds.tolist()):
+        largest[kinds == kind] = scales[:, kinds == kind].max(initial=0.0)
+    return largest
 
 
 def alone_with(problem: Problem, index: Any) -> Problem:

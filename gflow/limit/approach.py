@@ -74,9 +74,10 @@ def num_steps_of(search: Search, state: State) -> int:
 
 def circles(search: Search, state: State, run: Trajectory) -> State:
     """The end of the search, with a stage that records the turns, if the run circles; otherwise the
-    state as it is, and also with rounded kinks: the flow along the exact ones may not circle.
+    state as it is. With rounded kinks the turns are recorded and the search goes on: the flow along
+    the exact ones may not circle.
     """
-    if run.successful or search.has_kinks:
+    if run.successful:
         return state
     points = np.asarray(run.vectors), run.log_norm, run.margin
     found = circling(*points, settings=search.settings.circling)
@@ -92,7 +93,8 @@ def circles(search: Search, state: State, run: Trajectory) -> State:
         log_kappa=state.flow.log_kappa,
         log_growth=found.log_growth,
     )
-    return state.noting(stage).ended(RESULTS.circling, final=True)
+    state = state.noting(stage)
+    return state if search.has_kinks else state.ended(RESULTS.circling, final=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -149,7 +149,8 @@ def judged(newton: KinkedNewton, now: Variables, smoothing: float, at_kink: np.n
         at_kink = at_kink & (np.abs(values) < slack * scales)
         at = newton.linearized(last, smoothing, np.flatnonzero(at_kink), **within)
     pushing = newton.pushing(last.multipliers, smoothing)[:, None]
-    wrong = (np.sin(now.angles) * values < -slack * scales) & pushing & ~at_kink & alive(scales)
+    wrong = (np.sin(now.angles) * values < -slack * scales) & pushing & ~at_kink
+    wrong &= alive(newton.problem, scales)
     beyond = np.abs(now.angles[at_kink]) > np.pi / 2 - 1e-9
     right = not wrong.any() and not beyond.any() and at.margins.min() > 1 - slack
     return KKTPoint(

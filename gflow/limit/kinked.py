@@ -33,7 +33,7 @@ from gflow.flow.outcome import unseparated_result
 from gflow.kkt.curvature import Curvature
 from gflow.kkt.open_curvature import open_curvature
 from gflow.kkt.point import KKTPoint
-from gflow.kkt.switches import smoothed
+from gflow.kkt.switches import alive, smoothed
 from gflow.kkt.variables import Variables, at_unit_margin
 from gflow.limit.approach import weights_at
 from gflow.limit.dead import with_dead_at_rest
@@ -98,7 +98,7 @@ def lies_at_kink(search: Search, point: KKTPoint) -> bool:
     newton = KinkedNewton(problem, layout, float(point.multipliers.max()), settings=settings)
     here = start_at(problem, layout, point.theta, point.multipliers, 0.0)
     at = newton.residuals(here, 0.0)
-    near = (np.abs(at.values) <= settings.smoothing.near * at.scales) & at.alive
+    near = (np.abs(at.values) <= settings.smoothing.near * at.scales) & alive(problem, at.scales)
     return bool(np.any(near & newton.pushing(point.multipliers, 0.0)[:, None]))
 
 

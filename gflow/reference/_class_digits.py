@@ -11,7 +11,7 @@ Both methods end in plain hard-margin problems (`_least_norm`):
 import math
 
 import numpy as np
-from scipy.linalg import cholesky, null_space, solve_triangular
+from scipy.linalg import null_space, solve_triangular
 from scipy.optimize import lsq_linear
 
 from gflow._numerics import dual_order
@@ -20,8 +20,9 @@ from gflow.reference._norms import Array, lp_norm, signed_power
 from gflow.reference._rivals import Candidate, Rivals, slopes_at
 
 # Entries of `W_a - W_b` this close to a kink of its norm, relative to the largest, are at it.
-# Clarabel leaves some 1e-6 of the multipliers' size where an entry is 0.
-_AT_KINK = 1e-6
+# Clarabel leaves some 1e-6 of the multipliers' size where an entry is 0, and more close to the
+# largest radius: each of these is tried.
+AT_KINK = (1e-8, 1e-6, 1e-4)
 
 _NEWTON_STEPS = 30
 _SETTLED = 1e-15
@@ -36,11 +37,11 @@ def newton(rivals: Rivals, radius: float, order: float, start: Candidate) -> Can
         slopes = slopes_at(differences, order)
         rows = rivals.rows(rivals.attacked(radius, slopes))
         pulls = radius * np.bincount(rivals.pair, multipliers, len(rivals.pairs))
-        factor = cholesky(_metric(rivals, order, differences, pulls), lower=True)
-        step = least_norm(solve_triangular(factor, rows.T, lower=True).T)
+        factor = _metric_root(rivals, order, differences, pulls)
+        step = least_norm(solve_triangular(factor, rows.T, trans=1).T)
         if step is None:
             return None
-        vector, multipliers = solve_triangular(factor.T, step[0]), step[1]
+        vector, multipliers = solve_triangular(factor, step[0]), step[1]
         moved = np.linalg.norm(vector - weights.ravel()) / np.linalg.norm(vector)
         weights = vector.reshape(weights.shape)
         if moved < _SETTLED or (moved < 1e-10 and moved >= last):
@@ -49,38 +50,53 @@ def newton(rivals: Rivals, radius: float, order: float, start: Candidate) -> Can
     return Candidate(weights, slopes_at(rivals.differences(weights), order), multipliers)
 
 
-def _metric(rivals: Rivals, order: float, differences: Array, pulls: Array) -> Array:
-    """Second derivative of `1/2 |W|^2 + sum_ab pulls_ab |W_a - W_b|_q`. Shape (k d, k d)."""
+def _metric_root(rivals: Rivals, order: float, differences: Array, pulls: Array) -> Array:
+    """R, upper triangular, of `R^T R = I + second derivative of sum_ab pulls_ab |W_a - W_b|_q`.
+
+    From a QR factorisation of roots of the terms. Close to the largest radius the pulls are some
+    1/margin, and the identity would be lost in a sum with them. Shape (k d, k d).
+    """
     num_classes, dim = rivals.shape
-    metric = np.eye(num_classes * dim).reshape(num_classes, dim, num_classes, dim)
+    blocks = [np.eye(num_classes * dim)]
     for (a, b), difference, pull in zip(rivals.pairs, differences, pulls, strict=True):
         if pull > 0:
-            curved = pull * _norm_curvature(difference, dual_order(order))
-            for one, other, sign in ((a, a, 1), (b, b, 1), (a, b, -1), (b, a, -1)):
-                metric[one, :, other] += sign * curved
-    return metric.reshape(num_classes * dim, -1)
+            block = np.zeros((dim, num_classes, dim))
+            root = math.sqrt(pull) * _root_of_norm_curvature(difference, dual_order(order))
+            block[:, a], block[:, b] = root, -root
+            blocks.append(block.reshape(dim, -1))
+    # Householder's method keeps small rows beside large ones if these come first.
+    return np.asarray(np.linalg.qr(np.concatenate(blocks[::-1]), mode="r"))
 
 
-def _norm_curvature(vector: Array, order: float) -> Array:
-    """Second derivative of `|v|_q`, 1 < q < inf: `(q - 1) (diag |u|^(q-2) - s s^T) / |v|_q`.
+def _root_of_norm_curvature(vector: Array, order: float) -> Array:
+    """B with `B^T B` the second derivative of `|v|_q`, 1 < q < inf.
 
-    With `u = v / |v|_q` and `s = sign(u) |u|^(q-1)`. Where q < 2 and an entry is 0 it is infinite
-    there; a small entry in its place keeps the entry where it is.
+    That is `(q - 1) (diag |u|^(q-2) - s s^T) / |v|_q` with `u = v / |v|_q` and
+    `s = sign(u) |u|^(q-1)`, and `B` a multiple of `(I - r r^T) diag |u|^(q/2-1)`, where
+    `r = sign(u) |u|^(q/2)` has length 1. Where q < 2 and an entry is 0 it is infinite there; a
+    small entry in its place keeps the entry where it is.
     """
     length = lp_norm(vector, order)
     unit = vector / length
-    slope = signed_power(unit, order - 1)
-    sizes = np.maximum(np.abs(unit), 1e-12) ** (order - 2)
-    return (order - 1) / length * (np.diag(sizes) - np.outer(slope, slope))
+    root = signed_power(unit, order / 2)
+    sizes = np.maximum(np.abs(unit), 1e-12) ** (order / 2 - 1)
+    projected = np.diag(sizes) - np.outer(root, root * sizes)
+    return math.sqrt((order - 1) / length) * projected
 
 
-def on_faces(rivals: Rivals, radius: float, order: float, start: Candidate) -> Candidate | None:
-    """The solution on the face of the norms on which Clarabel's lies, for q = 1 and q = inf."""
+def on_faces(
+    rivals: Rivals, radius: float, order: float, start: Candidate, near: float
+) -> Candidate | None:
+    """The solution on the face of the norms on which Clarabel's lies, for q = 1 and q = inf.
+
+    Args:
+        near: one of `AT_KINK`.
+    """
     differences = rivals.differences(start.weights)
     largest = np.abs(differences).max(axis=1, keepdims=True)
-    at_kink = np.abs(differences) <= _AT_KINK * largest.max()
+    at_kink = np.abs(differences) <= near * largest.max()
     if order == 1:
-        at_kink = np.abs(differences) >= (1 - _AT_KINK) * largest
+        at_kink = np.abs(differences) >= (1 - near) * largest
     signs = np.sign(differences)
     basis = _face_basis(rivals, order, at_kink, signs)
     shares = at_kink / np.maximum(at_kink.sum(axis=1, keepdims=True), 1)

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from gflow.reference._class_cones import by_cones
-from gflow.reference._class_digits import newton, on_faces
+from gflow.reference._class_digits import AT_KINK, newton, on_faces
 from gflow.reference._least_norm import inseparable, least_norm
-from gflow.reference._norms import Array
+from gflow.reference._norms import Array, lp_norm
 from gflow.reference._rivals import (
     Candidate,
     Rivals,
@@ -49,14 +49,15 @@ def max_margin_of_classes(
         return _shaped(infeasible(x, radius, order, clean.bound, _SEPARATOR), rivals)
     if radius == 0:
         slopes = slopes_at(rivals.differences(clean.solution.weights), order)
-        best = clean.solution._replace(slopes=slopes)
+        found = [clean.solution._replace(slopes=slopes)]
     else:
-        best = _solved(clean.rivals, radius / clean.unit, order)
-    if best is None:
+        found = _solved(clean.rivals, radius / clean.unit, order)
+    answer = _best(rivals, radius, order, found)
+    if answer is None:
         largest = clean.unit * _largest_radius(clean.rivals, order, clean.solution.weights)
         outcome = unsolved if radius < largest else infeasible
         return _shaped(outcome(x, radius, order, largest), rivals)
-    return _certified(rivals, radius, order, best)
+    return answer
 
 
 def largest_radius_of_classes(x: Array, y: Array, num_classes: int, order: float) -> float:
@@ -109,9 +110,25 @@ def _shaped(outcome: MaxMargin, rivals: Rivals) -> MaxMargin:
     )
 
 
+def _best(rivals: Rivals, radius: float, order: float, found: list[Candidate]) -> MaxMargin | None:
+    """The candidate that its multipliers prove the best; None where none has a positive margin.
+
+    Close to the largest radius the margins of several are equal to rounding, and the multipliers of
+    some are not right.
+    """
+    answers = [
+        _certified(rivals, radius, order, one)
+        for one in found
+        if smallest_margin(rivals, radius, order, one.weights) > 0
+    ]
+    return min(answers, key=lambda one: (not one.feasible, one.duality_gap), default=None)
+
+
 def _certified(rivals: Rivals, radius: float, order: float, found: Candidate) -> MaxMargin:
     """`found` in the normalisation of `MaxMargin`: `certified` sees W as one vector."""
-    attacked = rivals.attacked(radius, found.slopes)
+    lengths = np.array([lp_norm(slope, order) for slope in found.slopes])
+    slopes = found.slopes / np.maximum(1.0, lengths)[:, None]
+    attacked = rivals.attacked(radius, slopes)
     exact = rivals._replace(x=rivals.x.astype(np.longdouble))
     margin = smallest_margin(exact, radius, order, found.weights)
     answer = certified_margin(
@@ -128,7 +145,7 @@ def _certified(rivals: Rivals, radius: float, order: float, found: Candidate) ->
         answer,
         direction=answer.direction.reshape(rivals.shape),
         multipliers=multipliers,
-        subgradient=found.slopes,
+        subgradient=slopes,
         support=np.argwhere(multipliers > 0),
     )
 
@@ -156,30 +173,33 @@ def _largest_radius(rivals: Rivals, order: float, separator: Array) -> float:
     return largest
 
 
-def _solved(rivals: Rivals, radius: float, order: float) -> Candidate | None:
-    """The solution at a positive radius, in units in which the clean margin is 1."""
-    found = _refined(rivals, radius, order)
+def _solved(rivals: Rivals, radius: float, order: float) -> list[Candidate]:
+    """Candidates at a positive radius, in units in which the clean margin is 1."""
+    found = _refined(rivals, radius, order, by_cones(rivals, radius, order))
     # Close to the largest radius the weights are long. In units of the margin they are not.
     if _margin_left(rivals, radius, order, found) < _SMALL_MARGIN:
         longest = by_cones(rivals, radius, order, units=np.ones(len(rivals.x)))
         found += [] if longest is None else [longest]
         unit = _margin_left(rivals, radius, order, found)
         if unit > 0:
-            found += _refined(rivals._replace(x=rivals.x / unit), radius / unit, order)
-    if not _margin_left(rivals, radius, order, found) > 0:
-        return None
-    return max(found, key=lambda one: smallest_margin(rivals, radius, order, one.weights))
+            scaled, left = rivals._replace(x=rivals.x / unit), radius / unit
+            for start in (by_cones(scaled, left, order), longest):
+                found += _refined(scaled, left, order, start)
+    return found
 
 
 def _margin_left(rivals: Rivals, radius: float, order: float, found: list[Candidate]) -> float:
     return max((smallest_margin(rivals, radius, order, one.weights) for one in found), default=0.0)
 
 
-def _refined(rivals: Rivals, radius: float, order: float) -> list[Candidate]:
+def _refined(
+    rivals: Rivals, radius: float, order: float, start: Candidate | None
+) -> list[Candidate]:
     """Clarabel's solution, and what the last digits make of it."""
-    start = by_cones(rivals, radius, order)
     if start is None:
         return []
-    refine = on_faces if order == 1 or math.isinf(order) else newton
-    better = refine(rivals, radius, order, start)
-    return [start] if better is None else [start, better]
+    if 1 < order < math.inf:
+        better = [newton(rivals, radius, order, start)]
+    else:
+        better = [on_faces(rivals, radius, order, start, near) for near in AT_KINK]
+    return [start, *(one for one in better if one is not None)]
