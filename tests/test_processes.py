@@ -43,8 +43,14 @@ def free_port():
         return listener.getsockname()[1]
 
 
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """What the processes of this file compile, once for all of them."""
+    return tmp_path_factory.mktemp("programs")
+
+
 @pytest.fixture
-def begin(tmp_path):
+def begin(programs):
     """Begins two processes of the same command; they are killed at the end."""
     environment = os.environ | {
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -52,7 +58,7 @@ def begin(tmp_path):
         # What jaxlib logs where one process reads a program that the other has written.
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
-    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
     children = []
 
     def begun(arguments, slow=None):
