@@ -35,7 +35,7 @@ import gflow
 from gflow._archive import read_archive
 from gflow.report.end import load_end
 
-KILLS, FEW_KILLS = 50, 3
+KILLS, FEW_KILLS = 50, 1
 ONLY: str | None = None
 CHUNK = 4
 COLUMNS = ("target", "kill", "seconds", "kept", "begun", "lost")
