@@ -66,7 +66,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(trylast=True)  # after what is not asked for was taken out
 def pytest_collection_modifyitems(items):
-    """The longest files first, so that processes that take turns (`--dist loadfile`) end together."""
+    """The longest files first, so that processes that take them in turn end together."""
     counts = collections.Counter(item.path for item in items)
     items.sort(key=lambda item: (item.path.name not in _LONG, -counts[item.path], item.path))
 
