@@ -100,13 +100,9 @@ COLUMNS += ("warm_seconds", "programs", "instructions", "result")
 
 
 def measure(smoke: bool) -> dict[str, Any]:
-    """The yardstick, and a row for every case and mode.
-
-    A small run compiles as its environment says, and a full one as a user's process does.
-    """
-    flags = os.environ.get("XLA_FLAGS", "") if smoke else ""
+    """The yardstick, and a row for every case and mode."""
     yardstick = statistics.median(
-        run_process(YARDSTICK, flags)["cpu_seconds"] for _ in range(1 if smoke else 5)
+        run_process(YARDSTICK)["cpu_seconds"] for _ in range(1 if smoke else 5)
     )
     rows = []
     show({}, COLUMNS, header=True)
@@ -114,7 +110,7 @@ def measure(smoke: bool) -> dict[str, Any]:
         large = size[1] >= LARGE
         repeats = 1 if smoke or large else REPEATS
         further = 1 if smoke else FURTHER_LARGE if large else FURTHER
-        for row in rows_of(kind, size, repeats, further, flags):
+        for row in rows_of(kind, size, repeats, further):
             row["ratio"] = row["cpu_seconds"] / yardstick
             rows.append(row)
             show(row, COLUMNS)
@@ -132,7 +128,7 @@ def cases(smoke: bool) -> list[tuple[str, tuple]]:
     return [("integrate", SIZES[0]), *(("find_limit", size) for size in SIZES)]
 
 
-def rows_of(kind: str, size: tuple, repeats: int, further: int, flags: str) -> list[dict[str, Any]]:
+def rows_of(kind: str, size: tuple, repeats: int, further: int) -> list[dict[str, Any]]:
     """A case cold, cached, and with further runs in the same process."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -141,14 +137,14 @@ def rows_of(kind: str, size: tuple, repeats: int, further: int, flags: str) -> l
             count = further if mode == "further" else 0
             code = CASE.format(arguments=(*size, kind, count, cache))
             if mode == "cached":  # this one fills it
-                run_process(code, flags)
-            runs = [run_process(code, flags) for _ in range(1 if mode == "further" else repeats)]
+                run_process(code)
+            runs = [run_process(code) for _ in range(1 if mode == "further" else repeats)]
             runs.sort(key=lambda run: run["cpu_seconds"])
             row = {"kind": kind, "smooth": size[0], "size": "x".join(map(str, size[1:]))}
             row |= {"mode": mode, "all_cpu_seconds": [run["cpu_seconds"] for run in runs]}
             row |= runs[len(runs) // 2] | {"result": runs[0]["results"][0]}
             if mode == "cold":
-                row["instructions"] = num_instructions(code, Path(folder, "dump"), flags)
+                row["instructions"] = num_instructions(code, Path(folder, "dump"))
             rows.append(row)
     return rows
 
@@ -181,16 +177,16 @@ def kept_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k.split("_")[0] not in ("JAX", "XLA", "GFLOW")}
 
 
-def num_instructions(code: str, folder: Path, flags: str) -> int:
+def num_instructions(code: str, folder: Path) -> int:
     """Of all optimised programs of a process."""
-    run_process(code, f"{flags} --xla_dump_to={folder} --xla_dump_hlo_as_text")
+    run_process(code, XLA_FLAGS=f"--xla_dump_to={folder} --xla_dump_hlo_as_text")
     texts = folder.glob("*after_optimizations.txt")
     return sum(line.count(" = ") for text in texts for line in text.read_text().splitlines())
 
 
-def run_process(code: str, flags: str = "") -> dict[str, Any]:
-    """What a fresh interpreter that runs `code` prints last; `flags` are those of XLA."""
-    return printed_by(["-c", code], kept_environment() | {"XLA_FLAGS": flags})
+def run_process(code: str, **variables: str) -> dict[str, Any]:
+    """What a fresh interpreter that runs `code` prints last."""
+    return printed_by(["-c", code], kept_environment() | variables)
 
 
 if __name__ == "__main__":
