@@ -43,14 +43,8 @@ def free_port():
         return listener.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory):
-    """What the processes of this file compile, once for all of them."""
-    return tmp_path_factory.mktemp("programs")
-
-
 @pytest.fixture
-def begin(programs):
+def begin(tmp_path):
     """Begins two processes of the same command; they are killed at the end."""
     environment = os.environ | {
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -58,7 +52,7 @@ def begin(programs):
         # What jaxlib logs where one process reads a program that the other has written.
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
-    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
     children = []
 
     def begun(arguments, slow=None):
