@@ -160,7 +160,7 @@ def distances(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def growing(smoke: bool) -> list[int]:
-    return [2, 4] if smoke else [16, 64, 256, 1024]
+    return [2] if smoke else [16, 64, 256, 1024]
 
 
 def growth(num_runs: int) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Found(NamedTuple):
 def measure(smoke: bool) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     show({}, COLUMNS, header=True)
-    for network in NETWORKS:
+    for network in list(NETWORKS)[: 1 if smoke else None]:
         for attack in list(ATTACKS)[: 1 if smoke else None]:
             for seed in range(1 if smoke else NUM_SEEDS):
                 problem = {"network": network, "attack": attack, "seed": seed}

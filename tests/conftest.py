@@ -4,6 +4,7 @@ The persistent compilation cache stays off: a test that passes only because an o
 found on disk would be worth nothing.
 """
 
+import collections
 import gc
 import os
 
@@ -51,6 +52,23 @@ from gflow import _memory_maps  # noqa: E402
 
 # Tracing makes many objects that live long, and collections walk all of them.
 gc.set_threshold(50_000, 20, 50)
+
+
+# Files that take minutes, with their slow tests, but hold few tests.
+_LONG = ("test_notebooks.py", "test_studies.py", "test_subspace.py", "test_batch.py")
+_LONG += ("test_processes.py", "test_examples.py", "test_checkpoints.py")
+
+
+def pytest_configure(config):
+    """Lets pytest-xdist take the files in the order that they are given."""
+    config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)  # after what is not asked for was taken out
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that processes that take them in turn end together."""
+    counts = collections.Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.name not in _LONG, -counts[item.path], item.path))
 
 
 @pytest.fixture(scope="module", autouse=True)
