@@ -1,7 +1,8 @@
 """Large networks: steps of the flow, and what a step costs in gradients of the loss.
 
 Digits 3 against 8, MLP 64-64-1 (4 160 weights, 357 images) to far beyond any floating-point kappa,
-and to the limit; limits of plain ReLU networks by width, on 60 of the images; and one step with the
+and to the limit; limits of plain ReLU networks by width, on 60 of the images; limits of deep linear
+networks on 200 points of 100 inputs, beside the max-margin direction; and one step with the
 dense Jacobian beside one without, by size. A gradient is one of the adversarial loss, perturbation
 included, compiled, timed in the same process between segments of the flow.
 """
@@ -29,6 +30,12 @@ DIGITS_ATTACKS = {
 }
 # Attacks and widths of plain ReLU networks.
 KINKED = (("clean", 16), ("clean", 33), ("clean", 77), ("FGM 0.3", 16), ("FGM 0.3", 33))
+# Attacks and widths of deep linear networks.
+DEEP_LINEAR = tuple(
+    (attack, widths)
+    for widths in ((100, 10, 1), (100, 30, 30, 1), (100, 100, 1))
+    for attack in ("clean", "FGM 0.1")
+)
 # Stages of a search whose steps are systems.
 NEWTON = ("newton", "kinks", "sliding")
 # Of initial weights, for the limits.
@@ -43,6 +50,7 @@ def measure(smoke: bool) -> dict[str, Any]:
         "digits": digits_rows(smoke),
         "digits_limits": limit_rows(smoke),
         "limits_at_kinks": kinked_rows(smoke),
+        "deep_linear": deep_linear_rows(smoke),
         "dense_or_not": crossover(smoke),
     }
 
@@ -116,6 +124,43 @@ def kinked_row(attack: str, width: int, num_images: int) -> dict[str, Any]:
     problem = gflow.Problem(network, data, loss=losses.logistic(), perturbation=chosen_attack)
     row = found_row(problem, network.init(0))
     return {"parameters": 65 * width, **row}
+
+
+def deep_linear_rows(smoke: bool) -> list[dict[str, Any]]:
+    """`find_limit` of deep linear networks, whose product tends to the max-margin direction."""
+    columns = ("attack", "widths", "parameters", "result", "verdict", "num_steps", "stationarity")
+    columns += ("error", "first", "further", "peak_gb")
+    show({}, columns, header=True)
+    rows = []
+    for attack, widths in [("clean", (8, 130, 1))] if smoke else DEEP_LINEAR:
+        row = in_fresh_process(deep_linear_row, attack, widths, 12 if smoke else 200)
+        rows.append({"attack": attack, "widths": widths, **row})
+        show(rows[-1], columns)
+    return rows
+
+
+def deep_linear_row(attack: str, widths: tuple[int, ...], num_examples: int) -> dict[str, Any]:
+    """CPU seconds of the first call, compilation included, and of a further one; the error is the
+    distance of the product's direction from that of `max_margin`.
+    """
+    network, radius = networks.deep_linear(widths), 0.0 if attack == "clean" else 0.1
+    data = gflow.datasets.gaussian(num_examples, widths[0], gap=0.5, seed=0)
+    problem = gflow.Problem(
+        network, data, loss=losses.exponential(), perturbation=perturbations.fgm(radius)
+    )
+    seconds, start = [], network.init(0)
+    for _ in range(2):
+        begin = time.process_time()
+        limit = gflow.find_limit(problem, start, throw=False)
+        seconds.append(time.process_time() - begin)
+    predictor = np.asarray(network.predictor(limit.direction))
+    best = gflow.max_margin(data, radius=radius, order=2)
+    row: dict[str, Any] = {"first": seconds[0], "further": seconds[1], "peak_gb": peak_gb()}
+    row |= {"parameters": sum(leaf.size for leaf in jax.tree.leaves(start))}
+    row |= {"result": limit.result_name, "verdict": limit.verdict, "basin": limit.basin}
+    row |= {"num_steps": limit.num_flow_steps, "stationarity": limit.certificate.stationarity}
+    row["error"] = float(np.linalg.norm(predictor / np.linalg.norm(predictor) - best.direction))
+    return row | {"seconds_by_stage": [(stage.kind, stage.seconds) for stage in limit.stages]}
 
 
 def found_row(problem: gflow.Problem, start: Any) -> dict[str, Any]:
