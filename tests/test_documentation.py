@@ -129,6 +129,7 @@ def test_the_sizes_are_those_of_the_code():
         f"At kinks the systems are formed up to {SIZES.formed_at_kinks} parameters; beyond, only",
         f"led to 0 for at most {SIZES.at_kinks} parameters",
         f"Limits are sought for at most {SIZES.judged} parameters",
+        f"linear in their inputs for at most {SIZES.judged_within};",
     ):
         assert told in page
 

@@ -113,4 +113,8 @@ def test_too_large_networks_are_refused_before_anything_is_computed():
         gflow.find_limit(problem, start, progress=told.append)
     with pytest.raises(ValueError, match="`find_limits.*" + match):
         gflow.find_limits([problem], [start], progress=told.append)
+    linear = networks.deep_linear((3, SIZES.judged_within, 1))
+    problem = gflow.Problem(linear, DATA, loss=losses.exponential())
+    with pytest.raises(ValueError, match=r"320000 parameters, .* at most 80000"):
+        gflow.find_limit(problem, linear.init(0), progress=told.append)
     assert not told

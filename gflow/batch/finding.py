@@ -117,7 +117,8 @@ def _searches(
         layout, start = _checked(row, problem, params)
         structure = structure_of(problem, layout)
         if structure not in layouts:
-            check_size(layout.size, options["settings"], "find_limits(problems, starts)")
+            settings, call = options["settings"], "find_limits(problems, starts)"
+            check_size(problem, layout.size, settings, call)
             layouts[structure], kinks[structure] = layout, has_kinks(problem)
         search = Search(
             problem=problem,

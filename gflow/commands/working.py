@@ -94,9 +94,10 @@ def carry_out(configuration: Configuration, order: Order, report: Report) -> Any
 
 def too_many_weights(case: Any) -> bool:
     """Whether the network of a case is too large for `find_limit`: its flow is followed alone."""
-    from gflow.kkt.settings import SIZES
+    from gflow.kkt.within import judged_at_most
 
-    return num_weights(case) > SIZES.judged
+    size = num_weights(case)
+    return size > judged_at_most(case.problem, size)
 
 
 def num_weights(case: Any) -> int:

@@ -39,6 +39,11 @@ def is_factored(problem: Problem, size: int, sizes: Sizes = SIZES) -> bool:
     return size <= sizes.factored or is_within(problem, size, sizes)
 
 
+def judged_at_most(problem: Problem, size: int, sizes: Sizes = SIZES) -> int:
+    """Up to how many weights limits of such networks are sought; `size` is that of this one."""
+    return sizes.judged_within if is_within(problem, size, sizes) else sizes.judged
+
+
 def system_at(
     problem: Problem,
     layout: Layout,

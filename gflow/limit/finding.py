@@ -134,7 +134,7 @@ def find_limit(
     layout, place = started(problem, start)
     if isinstance(start, Limit) and start.successful and eqx.tree_equal(start.problem, problem):
         return start
-    check_size(layout.size, settings, "find_limit(problem, start)")
+    check_size(problem, layout.size, settings, "find_limit(problem, start)")
     search = Search(
         problem=problem,
         layout=layout,

@@ -7,7 +7,9 @@ from typing import Any
 import diffrax
 
 from gflow._checks import is_integer, is_real
+from gflow.kkt.within import is_within, judged_at_most
 from gflow.limit.search_settings import DEFAULT, LimitSettings
+from gflow.problem import Problem
 from gflow.stiff.rosenbrock import Rosenbrock
 from gflow.stiff.traits import traits_of
 
@@ -46,7 +48,7 @@ def check_options(
             raise ValueError(f"`find_limit({name}={value!r})` must be an integer of at least 1.")
 
 
-def check_size(size: int, settings: LimitSettings, call: str) -> None:
+def check_size(problem: Problem, size: int, settings: LimitSettings, call: str) -> None:
     """Refuses networks whose limits need more memory than ordinary machines have.
 
     Args:
@@ -55,14 +57,17 @@ def check_size(size: int, settings: LimitSettings, call: str) -> None:
     Raises:
         ValueError: there are too many.
     """
-    most = settings.refine.sizes.judged
+    sizes = settings.refine.sizes
+    most = judged_at_most(problem, size, sizes)
     if size > most:
+        name, takes = "judged", f"matrices of {size} x {size} numbers, {8e-9 * size**2:.0f} GB each"
+        if is_within(problem, size, sizes):
+            name, takes = "judged_within", "some ten matrices of so many rows and 1000 columns"
         raise ValueError(
             f"`{call}`: the network has {size} parameters, and finding and judging a limit takes "
-            f"matrices of {size} x {size} numbers, {8e-9 * size**2:.0f} GB each; at most {most} "
-            "parameters are tried. `gflow.integrate(..., kappa_cap=...)` follows the flow of a "
-            "network of any size; its `stationarity` says how far from a limit it is. On a machine "
-            "with the memory, raise `settings.refine.sizes.judged`."
+            f"{takes}; at most {most} parameters are tried. `gflow.integrate(..., kappa_cap=...)` "
+            "follows the flow of a network of any size; its `stationarity` says how far from a "
+            f"limit it is. On a machine with the memory, raise `settings.refine.sizes.{name}`."
         )
 
 
