@@ -78,6 +78,36 @@ def _degree_error(problem: Problem, direction: Params, factors: Any) -> Any:
     return errors[first], factors[first]
 
 
+def check_linearity(problem: Problem, params: Params) -> None:
+    """Refuses a network that declares `linear_in_inputs` and is not linear in x: its margins would
+    be those of another network, since it is evaluated once for all examples.
+    """
+    if not problem.network.linear_in_inputs:
+        return
+    error = float(_linearity_error(problem, nearby_direction(params)))
+    if not error <= _DEGREE_TOLERANCE:
+        raise ValueError(
+            "The network says `linear_in_inputs`, but f(x + 2 z; params) differs from "
+            f"f(x; params) + 2 f(z; params) by {error:.1e}, relative to the largest term. Usually "
+            "an activation, or a constant that is added, makes it nonlinear: let "
+            "`linear_in_inputs` be False."
+        )
+
+
+@compiled_for_few_calls
+def _linearity_error(problem: Problem, direction: Params) -> Any:
+    """The largest `|f(x + 2 z; u) - f(x; u) - 2 f(z; u)|` relative to the largest term, with
+    another example as z; with a single example, that example.
+    """
+    apply = jax.vmap(problem.network.apply, (None, 0))
+    x = jnp.asarray(problem.dataset.x)[:64]
+    z = jnp.roll(x, 1, axis=0)
+    whole, first, second = (apply(direction, at) for at in (x + 2 * z, x, z))
+    largest = jnp.max(jnp.abs(jnp.stack([whole, first, 2 * second])))
+    error = jnp.max(jnp.abs(whole - first - 2 * second))
+    return error / jnp.where(largest == 0, 1.0, largest)
+
+
 def check_scale_invariance(problem: Problem, params: Params) -> None:
     """Refuses a perturbation that depends on the norm of the parameters.
 

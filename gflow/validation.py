@@ -15,6 +15,7 @@ from gflow._typing import Params
 from gflow.gradient_checks import check_gradient
 from gflow.homogeneity import (
     check_degree,
+    check_linearity,
     check_perturbation,
     check_scale_invariance,
 )
@@ -43,8 +44,9 @@ def check_start(problem: Problem, params: Params) -> Params:
             the call stands within `jax.jit`, `jax.vmap` or `jax.grad`.
         ValueError: x64 is off; `params` is empty, zero, NaN, infinite or masked, or does not fit
             the network; the output has the wrong shape or is not real; the network is not
-            homogeneous of its degree; a perturbation of the user's own is not scale invariant; one
-            of them is not pure; a loss of the user's own has no exponential tail.
+            homogeneous of its degree, or not linear in its inputs as it says; a perturbation of the
+            user's own is not scale invariant; one of them is not pure; a loss of the user's own has
+            no exponential tail.
     """
     check_x64()
     check_problem(problem)
@@ -65,6 +67,7 @@ def check_start(problem: Problem, params: Params) -> Params:
         check_pure(problem, params)
     if not known:
         check_degree(problem, params)
+        check_linearity(problem, params)
         check_gradient(problem, params)
     if not is_of_gflow(problem.loss):
         check_loss(problem.loss)

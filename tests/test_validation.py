@@ -213,6 +213,15 @@ def test_losses_without_an_exponential_tail_or_of_parts_that_do_not_fit_are_refu
 GENERIC = tuple(np.random.default_rng(0).normal(size=w.shape) for w in WEIGHTS)
 
 
+class SaysLinear(type(networks.linear(3))):
+    """A deep linear network, but for what is done with its output."""
+
+    after: Callable = eqx.field(static=True, default=lambda output: output)
+
+    def apply(self, params, x):
+        return self.after(super().apply(params, x))
+
+
 def quantised(weights):
     """One of 15 multiples of the largest: homogeneous, with its own gradient almost everywhere."""
     unit = jnp.max(jnp.abs(weights)) / 7
@@ -336,6 +345,11 @@ START = {
         "difference quotients differ from it",
         lambda: (custom(with_constant_share, 2), GENERIC),
     ),
+    "not linear as it says": (
+        ValueError,
+        "`linear_in_inputs`, but",
+        lambda: (problem(SaysLinear((3, 2, 1), jnp.abs)), GENERIC),
+    ),
     "no array": (
         ValueError,
         "gives shape None",
@@ -389,6 +403,10 @@ START = {
         lambda: (problem(), (WEIGHTS[0].astype(object), WEIGHTS[1])),
     ),
 }
+
+
+def test_a_network_that_is_linear_as_it_says_is_taken():
+    check_start(problem(SaysLinear((3, 2, 1))), GENERIC)
 
 
 @pytest.mark.parametrize(("error", "words", "make"), START.values(), ids=START)

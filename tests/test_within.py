@@ -133,7 +133,6 @@ def test_classes_have_such_systems_too():
 
 def test_the_radius_moves_the_margin_alike():
     problem = problem_of((5, 8, 1), "fgm")
-    settings = gflow.LimitSettings(refine=dataclasses.replace(REFINE, sizes=SIZES))
     linear = gflow.Problem(
         networks.linear(5), problem.dataset, loss=problem.loss, perturbation=problem.perturbation
     )

@@ -34,7 +34,7 @@ from gflow.rivals import margins_of_worst, own_margins
 
 # A switch whose scale w is below this part of the largest scale belongs to a dead neuron: no slope
 # matters there, and none is defined.
-_DEAD = 1e-6
+DEAD_SCALE = 1e-6
 SETTLED, MOST_PASSES = 1e-12, 1000
 """Angles that change by less than the first have settled. They settle within a number of passes
 that is the length of the longest chain of switches deciding each other, far below the second."""
@@ -303,7 +303,7 @@ def _margins_of(
     return margins, Decided(choice, choice)
 
 
-def alive(problem: Problem, scales: np.ndarray, dead: float = _DEAD) -> np.ndarray:
+def alive(problem: Problem, scales: np.ndarray, dead: float = DEAD_SCALE) -> np.ndarray:
     """Switches whose scale w is not close to 0, as that of a dead neuron is. Shapes (n, s).
 
     Args:

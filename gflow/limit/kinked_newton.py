@@ -17,7 +17,7 @@ from gflow.kkt.kinked_system import (
     kinked_system_within,
     switch_rows,
 )
-from gflow.kkt.switches import alive
+from gflow.kkt.switches import DEAD_SCALE, alive
 from gflow.kkt.system import KKTSystem
 from gflow.kkt.variables import Variables
 from gflow.limit.complementarity import FREE, Anchor, ComplementaritySystem, far_from_active
@@ -83,8 +83,8 @@ class KinkedNewton:
 
     def alive(self, at: Residuals) -> np.ndarray:
         """The switches of living neurons. Shape (n, s)."""
-        dead = {"dead": self.settings.dead} if self.large else {}
-        return alive(self.problem, at.scales, **dead)
+        dead = self.settings.dead if self.large else DEAD_SCALE
+        return alive(self.problem, at.scales, dead)
 
     def pushing(self, multipliers: np.ndarray, smoothing: float) -> np.ndarray:
         """Which examples push: those with a multiplier that is not negligible. Shape (n,)."""

@@ -69,8 +69,10 @@ class AbstractNetwork(eqx.Module):
 
     @property
     def linear_in_inputs(self) -> bool:
-        """Whether f is linear in x, so that an attack on every example is the same up to its label;
-        see `gflow.perturbations.AbstractPerturbation.follows_gradient`.
+        """Whether f is linear in x. Then it is evaluated once for all examples, an attack on every
+        example is the same up to its label
+        (`gflow.perturbations.AbstractPerturbation.follows_gradient`), and KKT systems are formed
+        within a subspace (`gflow.kkt.within`).
         """
         return False
 
