@@ -51,7 +51,6 @@ def system_at(
     multipliers: np.ndarray,
     *,
     active: np.ndarray | None = None,
-    force: np.ndarray | None = None,
     sizes: Sizes = SIZES,
 ) -> KKTSystem:
     """The KKT system at a point: whole, or within a subspace where `is_within`.
@@ -59,24 +58,28 @@ def system_at(
     Args:
         active: margins that have a row in the bordered matrix; those with a multiplier by default.
             Shape (m,).
-        force: the part of theta in the right-hand side that the system is solved for; the
-            stationarity by default. Shape (P,).
     """
     if not is_within(problem, theta.size, sizes):
         return kkt_system(problem, layout, theta, multipliers, sizes=sizes)
     rows = multipliers != 0 if active is None else active
-    return _system_within(problem, layout, without_dead(theta), multipliers, rows, force)
+    return system_within(problem, layout, theta, multipliers, rows)
 
 
-def _system_within(
+def system_within(
     problem: Problem,
     layout: Layout,
     theta: np.ndarray,
     multipliers: np.ndarray,
     active: np.ndarray,
-    force: np.ndarray | None,
+    force: np.ndarray | None = None,
 ) -> KKTSystem:
-    """`system_at` within a subspace of s dimensions. Memory: 8 (3 P s + s^2 + 2 m P) bytes."""
+    """The same within a subspace of s dimensions. Memory: 8 (3 P s + s^2 + 2 m P) bytes.
+
+    Args:
+        force: the part of theta in the right-hand side that the system is solved for; the
+            stationarity by default. Shape (P,).
+    """
+    theta = without_dead(theta)
     margins, slopes, gradients = map(np.asarray, margins_and_rows(problem, layout, theta))
     stationarity = theta - multipliers @ gradients
     fewer, kept = only_pushing(problem, multipliers != 0)

@@ -26,7 +26,7 @@ from gflow.kkt.point import KKTPoint
 from gflow.kkt.subspace import EXACT
 from gflow.kkt.switches import named_for
 from gflow.kkt.system import stationarity_and_margins
-from gflow.kkt.within import system_at
+from gflow.kkt.within import system_within
 from gflow.limit.result import Limit
 from gflow.limit.verdict import STRICT
 from gflow.problem import Problem
@@ -121,7 +121,7 @@ def _solved(problem: Problem, layout: Layout, found: KKTPoint, right: np.ndarray
     across, others = np.split(right, [layout.size])
     if at.basis is not None and not found.has_switches:
         given = problem, layout, found.theta, found.multipliers
-        at = system_at(*given, active=found.active, force=across)
+        at = system_within(*given, found.active, force=across)
     elif at.basis is not None:  # within a subspace of this right-hand side
         named, index = named_for(problem, found.coefficients), np.flatnonzero(found.at_kink)
         given = named, layout, found.variables, 0.0, index

@@ -128,7 +128,7 @@ class Clean(AbstractPerturbation):
 
     @property
     def follows_gradient(self) -> bool:
-        return True
+        return True  # the perturbation 0 turns round with any gradient
 
     @property
     def has_named_kinks(self) -> bool:
